@@ -1,0 +1,35 @@
+.PHONY: help run test check setup setup-test serve conformance bench lock
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON ?= python3
+BIN := .venv/bin
+
+help: ## Say what can be made
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1|\2/' | column -t -s '|'
+
+run: setup ## Set up, then have an MCP client scan two services on loopback through the real server
+	@$(BIN)/python scripts/demo.py
+
+test: setup-test ## Set up what the tests need, then run all of them
+	@scripts/test.sh
+
+check: setup-test ## Lint, types, import layers, documentation
+	@scripts/check.sh
+
+setup: ## Install what running needs: nmap, and this package in .venv
+	@scripts/setup.sh run
+
+setup-test: ## Install what the tests need: the lab's services, Node, the development packages
+	@scripts/setup.sh test
+
+serve: setup ## Serve MCP and REST on http://127.0.0.1:8080
+	@exec $(BIN)/mcp-network-tools serve --transport http
+
+conformance: setup-test ## Run the official MCP conformance suite against our transport
+	@scripts/conformance.sh
+
+bench: setup-test ## Measure speed as ratios against floors taken in the same run
+	@$(BIN)/python -m bench
+
+lock: setup-test ## Resolve the dependencies again and write requirements/*.lock
+	@scripts/lock.sh

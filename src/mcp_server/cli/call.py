@@ -1,0 +1,176 @@
+"""``call``: one tool call from the shell, down the same road as every other call."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mcp_server.cli.output import Json, fail, print_json, print_table, reporting, run_async
+from mcp_server.errors import ArgumentError, NetworkToolsError
+
+if TYPE_CHECKING:
+    from mcp_server.base_tool import ToolOutput
+    from mcp_server.steps.answer import Answer
+    from mcp_server.steps.run import Progress
+
+ALL_HOSTS = 1000
+
+
+def _tool_names(incomplete: str) -> list[str]:
+    from mcp_server.config import get_config
+    from mcp_server.server import build_toolbox
+
+    return [name for name in build_toolbox(get_config()).tools if name.startswith(incomplete)]
+
+
+def call(
+    tool: Annotated[str, typer.Argument(help="A tool's name; 'tools' lists them.", autocompletion=_tool_names)],
+    parameters: Annotated[
+        list[str] | None, typer.Argument(help="key=value; repeat a key, or separate by commas, for a list.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Run a tool and print what it found."""
+    with reporting(as_json=as_json):
+        answer, output = run_async(_call(tool, parameters or [], quiet=as_json))
+    if answer.error is not None:
+        if not as_json:
+            _show(answer, output)
+        fail(answer.error, as_json=as_json, extra={"result": output.model_dump(mode="json", exclude_none=True)})
+    if as_json:
+        print_json(output.model_dump(mode="json", exclude_none=True))
+    else:
+        _show(answer, output)
+
+
+async def _call(tool: str, parameters: list[str], *, quiet: bool) -> tuple[Answer, ToolOutput]:
+    from mcp_server.doors.views import tool_output
+    from mcp_server.model.run import Actor
+    from mcp_server.server import EnhancedMCPServer
+
+    server = EnhancedMCPServer()
+    try:
+        schema = server.pipeline.toolbox.get(tool).parameters.model_json_schema()
+        arguments = read_parameters(parameters, schema)
+        bar, progress = _progress_bar(quiet=quiet)
+        with bar:
+            answer = await server.pipeline.call(tool, arguments, Actor(getpass.getuser(), "cli"), progress)
+        if answer.digest is None:
+            return answer, tool_output(answer)
+        page = await (await server.store()).hosts(answer.run.id, limit=ALL_HOSTS)
+        return answer, tool_output(answer, list(page.items), page.total)
+    finally:
+        await server.cleanup()
+
+
+def read_parameters(words: list[str], schema: dict[str, Any]) -> dict[str, Any]:
+    """Read ``key=value`` words into the types the tool's schema names; raises ArgumentError.
+
+    The tool's own strict model judges the result: a value that does not fit is handed on as it was typed.
+    """
+    found: dict[str, Any] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or not key:
+            raise ArgumentError(f"{word!r} is not of the form key=value")
+        typed = _typed(value, schema.get("properties", {}).get(key, {}))
+        if key not in found:
+            found[key] = typed
+        else:
+            found[key] = [*_as_list(found[key]), *_as_list(typed)]
+    return found
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _typed(value: str, node: dict[str, Any]) -> Any:
+    kinds = {branch.get("type") for branch in [node, *node.get("anyOf", [])]}
+    if "array" in kinds and (value.startswith("[") or "string" not in kinds or "," in value):
+        if not value.startswith("["):
+            return value.split(",")
+    elif not kinds & {"integer", "number", "boolean"}:
+        return value
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
+
+
+def _progress_bar(*, quiet: bool) -> tuple[AbstractContextManager[Any], Progress | None]:
+    """A bar on standard error; it appears with the first report, which comes after a second."""
+    if quiet or not sys.stderr.isatty():
+        return nullcontext(), None
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bar
+
+    bar = Bar(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
+    task = bar.add_task("", total=1.0, visible=False)
+
+    async def report(share: float, message: str) -> None:
+        bar.update(task, completed=share, description=message, visible=True)
+
+    return bar, report
+
+
+def _show(answer: Answer, output: ToolOutput) -> None:
+    if output.hosts is None:
+        sys.stdout.write(output.stdout.rstrip("\n") + "\n" if output.stdout else "")
+    else:
+        rows = [row for host in output.hosts for row in host_rows(host)]
+        if rows:
+            print_table(("HOST", "PORT", "STATE", "SERVICE", "VERSION"), rows)
+        if output.hosts_total and output.hosts_total > len(output.hosts):
+            print(f"{output.hosts_total - len(output.hosts)} hosts more: mcp-network-tools runs show {answer.run.id}")
+    print(summary(answer))
+
+
+def host_rows(host: dict[str, Any]) -> list[tuple[str, str, str, str, str]]:
+    """Table rows of one host: its ports that are not closed, or one row that says how the host is."""
+    name = host["address"] + (f" ({host['names'][0]})" if host.get("names") else "")
+    rows = [
+        (name, f"{port['number']}/{port['transport']}", port["state"], *_service(port.get("service") or {}))
+        for port in host.get("ports", [])
+        if port["state"] != "closed"
+    ]
+    if rows:
+        return rows
+    state = "given up: not looked at in full" if host.get("timed_out") else host["state"]
+    return [(name, "-", state, "", "")]
+
+
+def _service(service: dict[str, Any]) -> tuple[str, str]:
+    name = service.get("name", "")
+    if service.get("tunnel"):
+        name = f"{service['tunnel']}/{name}"
+    words = (service.get(key, "") for key in ("product", "version", "extra_info"))
+    return name, " ".join(word for word in words if word)
+
+
+def summary(answer: Answer) -> str:
+    """One line: outcome, what was covered, the run's id."""
+    run, coverage = answer.run, answer.run.coverage
+    parts = [f"{run.tool} {run.outcome.value} in {answer.seconds:.1f} s"]
+    if coverage:
+        parts.append(f"looked at {coverage.looked_at} of {coverage.planned} addresses")
+        parts += [f"{ports.count} {ports.transport} ports ({ports.method})" for ports in coverage.ports]
+        if coverage.not_looked_at_count:
+            parts.append(f"{coverage.not_looked_at_count} addresses not looked at")
+    return "; ".join([*parts, f"run {run.id}"])
+
+
+__all__ = ["NetworkToolsError", "call", "host_rows", "read_parameters", "summary"]

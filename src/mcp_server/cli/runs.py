@@ -1,0 +1,118 @@
+"""``runs``: what is remembered."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import typer
+
+from mcp_server.cli.call import host_rows
+from mcp_server.cli.output import Json, print_json, print_table, reporting, run_async
+
+if TYPE_CHECKING:
+    from mcp_server.store.base import Store
+
+app = typer.Typer(help="Runs that were made: list, show, raw output.", no_args_is_help=True)
+T = TypeVar("T")
+
+Limit = Annotated[int, typer.Option(min=1, max=1000, help="How many to show.")]
+Cursor = Annotated[str | None, typer.Option(help="Go on from the cursor of the page before.")]
+CHUNK_BYTES = 256 * 1024
+
+
+async def _with_store(work: Callable[[Store], Awaitable[T]]) -> T:
+    from mcp_server.server import EnhancedMCPServer
+
+    server = EnhancedMCPServer()
+    try:
+        return await work(await server.store())
+    finally:
+        await server.cleanup()
+
+
+@app.command("list")
+def list_runs(limit: Limit = 20, cursor: Cursor = None, tool: str | None = None, as_json: Json = False) -> None:
+    """List runs, newest first."""
+    from mcp_server.model.codec import to_dict
+
+    with reporting(as_json=as_json):
+        page = run_async(_with_store(lambda store: store.list_runs(limit=limit, cursor=cursor, tool=tool)))
+    if as_json:
+        print_json({"runs": [to_dict(run) for run in page.items], "total": page.total, "next_cursor": page.next_cursor})
+        return
+    print_table(
+        ("RUN", "TOOL", "STARTED", "OUTCOME", "UP", "OPEN", "TARGETS"),
+        [
+            (
+                run.id,
+                run.tool,
+                f"{run.started:%Y-%m-%d %H:%M:%SZ}",
+                run.outcome.value,
+                str(run.hosts_up),
+                str(run.open_ports),
+                " ".join(run.coverage.addresses[:4]) if run.coverage else "",
+            )
+            for run in page.items
+        ],
+    )
+    if page.next_cursor:
+        print(f"{page.total} in all; next page: --cursor {page.next_cursor}")
+
+
+@app.command("show")
+def show(run_id: str, limit: Limit = 100, cursor: Cursor = None, as_json: Json = False) -> None:
+    """Show one run: how it ended, what it covered, and the hosts it saw."""
+    from mcp_server.model.codec import to_dict
+
+    async def read(store: Store) -> dict[str, object]:
+        run = await store.get_run(run_id)
+        page = await store.hosts(run_id, limit=limit, cursor=cursor)
+        return {
+            "run": to_dict(run),
+            "hosts": [to_dict(host) for host in page.items],
+            "hosts_total": page.total,
+            "next_cursor": page.next_cursor,
+        }
+
+    with reporting(as_json=as_json):
+        body = run_async(_with_store(read))
+    if as_json:
+        print_json(body)
+        return
+    run, hosts = body["run"], body["hosts"]
+    if not isinstance(run, dict) or not isinstance(hosts, list):
+        raise TypeError("the codec gives a dict for a run and the list it was given")
+    for key, value in run.items():
+        print(f"{key:15} {value}")
+    print_table(("HOST", "PORT", "STATE", "SERVICE", "VERSION"), [row for host in hosts for row in host_rows(host)])
+    if body["next_cursor"]:
+        print(f"{body['hosts_total']} hosts in all; next page: --cursor {body['next_cursor']}")
+
+
+@app.command("raw")
+def raw(run_id: str, as_json: Json = False) -> None:
+    """Write the tool's own output: byte for byte into a pipe or file, with active characters escaped on a terminal.
+
+    With --json, print only the hash and sizes of what is kept.
+    """
+    from mcp_server.errors import NotFoundError
+    from mcp_server.model.codec import to_dict
+    from mcp_server.steps.answer import neutralise_lines
+
+    async def copy(store: Store) -> None:
+        run = await store.get_run(run_id)
+        if run.raw is None:
+            raise NotFoundError(f"run {run.id} has no raw output (it is {run.outcome.value})", code="unknown_run")
+        if as_json:
+            print_json(to_dict(run.raw))
+            return
+        offset = 0
+        while data := await store.read_raw(run.raw, offset, CHUNK_BYTES):
+            offset += len(data)
+            sys.stdout.buffer.write(neutralise_lines(data).encode() if sys.stdout.isatty() else data)
+        sys.stdout.flush()
+
+    with reporting(as_json=as_json):
+        run_async(_with_store(copy))

@@ -1,0 +1,146 @@
+"""What every configuration section is: strict, validated on assignment, and aware of where its values came from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from reprlib import Repr
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal, get_args, get_origin
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic.fields import FieldInfo
+
+from mcp_server.config.redact import redact
+from mcp_server.errors import ConfigError
+
+Source = Literal["default", "file", "env", "code"]
+
+LATER: Final[dict[str, Any]] = {"status": "later"}
+"""Marks a key that is accepted and shown, but that nothing reads yet."""
+
+_bounded = Repr()  # a value may be a tree that repr() would blow up
+_bounded.maxstring = _bounded.maxother = 80
+_MAX_PROBLEMS = 10
+
+
+def _as_path(value: Any) -> Any:
+    # Absolute from the start: a later change of the working folder must not move the state.
+    if isinstance(value, str):
+        return Path(value).expanduser().absolute() if value else None
+    return value
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+FilePath = Annotated[Path, BeforeValidator(_as_path)]
+OptionalPath = Annotated[Path | None, BeforeValidator(_as_path)]
+# Tuples, because appending to a list would get past the validation on assignment.
+Words = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_as_tuple)]
+
+
+class Section(BaseModel):
+    """One section of the configuration; an assignment is validated and refused with `ConfigError` when it is bad."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, validate_assignment=True, allow_inf_nan=False, defer_build=True
+    )
+    section: ClassVar[str] = ""
+
+    _sources: dict[str, Source] = PrivateAttr(default_factory=dict)
+
+    def source_of(self, key: str) -> Source:
+        """Where the present value of ``key`` came from; ``code`` is an assignment."""
+        return self._sources.get(key, "default")
+
+    def is_set(self, key: str) -> bool:
+        """Whether ``key`` was given by anyone, as opposed to standing at its default."""
+        return key in self.model_fields_set
+
+    def set_source(self, key: str, source: Source) -> None:
+        """Record where the value of ``key`` came from; the loader's part."""
+        self._sources[key] = source
+
+    if not TYPE_CHECKING:  # a visible __setattr__ would stop a type checker from seeing misspelt keys
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            self._assign(name, value)
+
+    def _assign(self, name: str, value: Any) -> None:
+        if name.startswith("_"):
+            super().__setattr__(name, value)
+            return
+        fields = type(self).model_fields
+        if name not in fields:
+            raise ConfigError(
+                f"unknown key {dotted(self.section, name)!r}; the nearest known name is "
+                f"{dotted(self.section, nearest(name, fields))!r}"
+            )
+        # A check across keys runs after pydantic has already stored the value, so the whole is tried on a copy first.
+        present = {field: getattr(self, field) for field in fields}
+        try:
+            type(self).model_validate(present | {name: value})
+        except ValidationError as error:
+            raise refusal(error, section=self.section) from None
+        super().__setattr__(name, value)
+        self._sources[name] = "code"
+
+    def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
+        for name, value in super().__repr_args__():
+            yield name, redact(name or "", value)
+
+
+def dotted(section: str, key: str) -> str:
+    """The full name of a key, e.g. ``server.port``."""
+    return f"{section}.{key}" if section else key
+
+
+def bounds(field: FieldInfo) -> tuple[float, float] | None:
+    """The closed range of a number's field, or None where it has none."""
+    low = next((m.ge for m in field.metadata if getattr(m, "ge", None) is not None), None)
+    high = next((m.le for m in field.metadata if getattr(m, "le", None) is not None), None)
+    return None if low is None or high is None else (low, high)
+
+
+def extra(field: FieldInfo) -> dict[str, Any]:
+    """What the model says of a key beside its type: ``status``, ``env`` (short names), ``default_text``."""
+    found = field.json_schema_extra
+    return found if isinstance(found, dict) else {}
+
+
+def choices(field: FieldInfo) -> tuple[str, ...]:
+    """The words a key may hold, or () where any value of its type will do."""
+    return get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The name in ``known`` (not empty) most like ``name``."""
+    from difflib import get_close_matches  # only needed for an error
+
+    return get_close_matches(name[:80], list(known), n=1, cutoff=0.0)[0]
+
+
+def shown(name: str, value: Any) -> str:
+    """``value`` for a message: secrets redacted, long ones cut in the middle."""
+    return _bounded.repr(redact(name, value))
+
+
+def refusal(error: ValidationError, *, section: str = "", places: dict[str, str] | None = None) -> ConfigError:
+    """Translate pydantic's errors into one `ConfigError` that names every key, its value and where that stood.
+
+    ``places`` maps a dotted key to a file or an environment variable.
+    """
+    problems, keys = [], []
+    for item in error.errors(include_url=False)[:_MAX_PROBLEMS]:
+        path = [part for part in (section, *item["loc"]) if part != ""]
+        name = ".".join(str(part) for part in path if isinstance(part, str))
+        message = item["msg"].removeprefix("Value error, ").replace("valid tuple", "valid list")
+        where = f" from {places[name]}" if places and name in places else ""
+        is_whole_section = isinstance(item["input"], (dict, BaseModel))
+        got = "" if is_whole_section else f" (got {shown(str(path[-1]), item['input'])}{where})"
+        problems.append(f"{name}: {message}{got}")
+        keys.append(name)
+    if error.error_count() > _MAX_PROBLEMS:
+        problems.append(f"and {error.error_count() - _MAX_PROBLEMS} more")
+    return ConfigError("; ".join(problems), keys=keys)

@@ -1,0 +1,100 @@
+"""The rules of single values that a type and a range cannot say. Each raises ValueError with what is allowed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from ipaddress import IPv4Network, ip_address, ip_network
+from typing import Final
+
+Check = Callable[[str], str]
+
+_LABEL: Final = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+_SUFFIX: Final = re.compile(rf"(?:\.{_LABEL})+")
+_NAME: Final = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
+_AUTHORITY: Final = re.compile(rf"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|{_LABEL}(?:\.{_LABEL})*)(?::(?P<port>[0-9]{{1,5}}))?")
+_MODULE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z_][A-Za-z0-9_]*)*")
+_IPV4_LOOPBACK: Final = IPv4Network("127.0.0.0/8")
+
+SCOPE_WORDS: Final = ("RFC1918", "loopback")
+DATABASE_SCHEMES: Final = ("sqlite", "sqlite+aiosqlite", "postgresql", "postgresql+asyncpg")
+
+
+def check_scope_entry(entry: str) -> str:
+    """Accept ``RFC1918``, ``loopback``, a CIDR without host bits, or a name suffix such as ``.lab.internal``."""
+    if entry in SCOPE_WORDS or _SUFFIX.fullmatch(entry):
+        return entry
+    address, slash, prefix = entry.partition("/")
+    allowed = "write RFC1918, loopback, a CIDR such as 10.0.0.0/24 or fd00::/64, or a suffix such as .lab.internal"
+    # Only decimal prefixes: ipaddress would also read netmasks and host masks, and a zone id is never a network.
+    if not slash or not (prefix.isascii() and prefix.isdigit()) or "%" in address:
+        raise ValueError(f"{entry!r} is not a scope; {allowed}")
+    try:
+        ip_network(entry, strict=True)
+    except ValueError as error:
+        raise ValueError(f"{entry!r} is not a scope: {error}; {allowed}") from None
+    return entry
+
+
+def check_bind_host(host: str) -> str:
+    """Accept an address (IPv6 without brackets) or a host name to listen on."""
+    try:
+        ip_address(host)
+    except ValueError:
+        # A name of digits and dots only is a mistyped address, which a resolver may read in its own way.
+        if not _NAME.fullmatch(host) or not re.search("[A-Za-z]", host):
+            raise ValueError(
+                f"{host!r} is neither an address nor a host name; write 127.0.0.1, ::1 or a name"
+            ) from None
+    return host
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a server bound to ``host`` can be reached from this machine only: 127.0.0.0/8, ::1 or localhost."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return False
+    return address in _IPV4_LOOPBACK if address.version == 4 else str(address) == "::1"
+
+
+def check_authority(value: str) -> str:
+    """Accept an exact ``host[:port]`` as a Host header has it; returned in lower case. No wildcards."""
+    if not _is_authority(value):
+        raise ValueError(f"{value!r} is not an exact host:port, such as 127.0.0.1:8080 or scan.lab.internal:443")
+    return value.lower()
+
+
+def check_origin(value: str) -> str:
+    """Accept an exact origin (RFC 6454): scheme http or https, host, port if not the default; no path."""
+    scheme, separator, authority = value.partition("://")
+    if not separator or scheme.lower() not in {"http", "https"} or not _is_authority(authority):
+        raise ValueError(f"{value!r} is not an exact origin, such as http://127.0.0.1:8080")
+    return value.lower()
+
+
+def check_module(name: str) -> str:
+    """Accept a dotted Python package name."""
+    if not _MODULE.fullmatch(name):
+        raise ValueError(f"{name!r} is not a package name, such as acme.network_tools")
+    return name
+
+
+def check_database_url(url: str | None) -> str | None:
+    """Accept a SQLAlchemy URL of a store this project has; the URL itself is never part of the message."""
+    scheme, separator, _ = (url or "").partition("://")
+    if url is not None and (not separator or scheme not in DATABASE_SCHEMES):
+        raise ValueError(f"the URL must start with one of {', '.join(s + '://' for s in DATABASE_SCHEMES)}")
+    return url
+
+
+def _is_authority(text: str) -> bool:
+    match = _AUTHORITY.fullmatch(text)
+    if match is None or not 1 <= int(match["port"] or 1) <= 65535:
+        return False
+    try:
+        return match["v6"] is None or ip_address(match["v6"]).version == 6
+    except ValueError:
+        return False

@@ -1,0 +1,57 @@
+"""The list of every key, read off the models: its names, its variables and whether anything reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+
+from pydantic.fields import FieldInfo
+
+from mcp_server.config.base import Section, dotted, extra
+from mcp_server.config.model import Config
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One key as the models define it; ``section`` is empty at the top level."""
+
+    section: str
+    name: str
+    field: FieldInfo
+
+    @property
+    def dotted(self) -> str:
+        """The full name, e.g. ``server.port``."""
+        return dotted(self.section, self.name)
+
+    @property
+    def env(self) -> tuple[str, ...]:
+        """The environment variables that set it: ``MCP_<SECTION>_<KEY>``, then its short names."""
+        words = ("MCP", self.section, self.name) if self.section else ("MCP", self.name)
+        return ("_".join(words).upper(), *extra(self.field).get("env", ()))
+
+    @property
+    def is_live(self) -> bool:
+        """Whether anything reads it."""
+        return extra(self.field).get("status") != "later"
+
+
+@cache
+def keys() -> dict[tuple[str, str], Key]:
+    """Every key, by section and name, in the order of the documentation."""
+    return {(key.section, key.name): key for key in _walk()}
+
+
+def sections() -> tuple[str, ...]:
+    """The names of the sections."""
+    return tuple(dict.fromkeys(section for section, _ in keys() if section))
+
+
+def _walk() -> Iterator[Key]:
+    for name, field in Config.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, Section):
+            yield from (Key(name, key, inner) for key, inner in kind.model_fields.items())
+        else:
+            yield Key("", name, field)

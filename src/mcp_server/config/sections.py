@@ -1,0 +1,326 @@
+"""The sections of the configuration. ``Field(description=…)`` is the only documentation of a key.
+
+`docs/configuration.md` is written from these models. Keys marked `LATER` are accepted, checked and shown, and
+loading warns that nothing reads them yet.
+"""
+
+from typing import Annotated, ClassVar, Literal, Self
+
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from mcp_server.config import checks
+from mcp_server.config.base import LATER, OptionalPath, Section, Words
+
+MIB = 1024 * 1024
+GIB = 1024 * MIB
+
+
+def _each(check: checks.Check) -> AfterValidator:
+    return AfterValidator(lambda values: tuple(check(value) for value in values))
+
+
+def _any_case(*words: str) -> BeforeValidator:
+    by_folded = {word.lower(): word for word in words}
+    return BeforeValidator(lambda value: by_folded.get(value.lower(), value) if isinstance(value, str) else value)
+
+
+class ServerConfig(Section):
+    """Where the server listens and who may knock."""
+
+    section: ClassVar[str] = "server"
+
+    host: Annotated[str, AfterValidator(checks.check_bind_host)] = Field(
+        "127.0.0.1", description="Address or name the HTTP doors listen on. Any address but loopback needs auth=token."
+    )
+    port: int = Field(8080, ge=1, le=65535, description="TCP port the HTTP doors listen on.")
+    transport: Literal["stdio", "http"] = Field(
+        "stdio", description="Door to open: stdio for a client that starts the server itself, or http."
+    )
+    workers: int = Field(1, ge=1, le=16, description="Server processes.", json_schema_extra=LATER)
+    max_connections: int = Field(
+        100, ge=1, le=10000, description="HTTP connections open at the same time.", json_schema_extra=LATER
+    )
+    shutdown_grace_period: int = Field(
+        30, ge=0, le=300, description="Seconds that running calls get to end when the server stops."
+    )
+    auth: Literal["token", "none"] = Field(
+        "token", description="token: every HTTP door asks for the bearer token. none: refused unless host is loopback."
+    )
+    allowed_hosts: Annotated[Words, _each(checks.check_authority)] = Field(
+        (), description="Exact Host header values the HTTP doors accept. Empty: derived from host and port."
+    )
+    allowed_origins: Annotated[Words, _each(checks.check_origin)] = Field(
+        (), description="Exact Origin header values the HTTP doors accept. Empty: derived from host and port."
+    )
+    answer_text: Literal["short", "full"] = Field(
+        "short", description="How much text goes with the structured content of an MCP answer."
+    )
+
+    @model_validator(mode="after")
+    def _open_door_stays_local(self) -> Self:
+        if self.auth == "none" and not checks.is_loopback(self.host):
+            raise ValueError(
+                f"server.auth 'none' is refused with server.host {self.host!r}, which is not a loopback address"
+            )
+        return self
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """The exact Host values to accept: ``allowed_hosts``, or else the names of the bound address.
+
+        A wildcard address has no name of its own: there only loopback is derived, and the owner lists the rest.
+        """
+        if self.allowed_hosts:
+            return self.allowed_hosts
+        if checks.is_loopback(self.host) or self.host in {"0.0.0.0", "::"}:  # noqa: S104 - compared, not bound
+            names = dict.fromkeys(("127.0.0.1", "localhost", "[::1]"))
+        else:
+            names = {}
+        if self.host not in {"0.0.0.0", "::"}:  # noqa: S104 - compared, not bound
+            names[f"[{self.host}]" if ":" in self.host else self.host.lower()] = None
+        # Clients leave the port out of Host where it is the scheme's own (RFC 9110, section 7.2).
+        bare = tuple(names) if self.port == 80 else ()
+        return (*(f"{name}:{self.port}" for name in names), *bare)
+
+    @property
+    def origins(self) -> tuple[str, ...]:
+        """The exact Origin values to accept: ``allowed_origins``, or else ``http://`` before each derived host."""
+        return self.allowed_origins or tuple(f"http://{host}" for host in self.hosts)
+
+
+class SecurityConfig(Section):
+    """The line the owner draws. A key set here wins over its namesake in ``limits`` and ``tool``, whoever set that."""
+
+    section: ClassVar[str] = "security"
+
+    allowed_targets: Annotated[Words, _each(checks.check_scope_entry)] = Field(
+        ("RFC1918", ".lab.internal"),
+        description="The scope: RFC1918, loopback, CIDRs (no host bits), name suffixes with a leading dot. "
+        "Empty: nothing may be touched.",
+    )
+    max_args_length: int = Field(
+        2048,
+        ge=1,
+        le=10240,
+        description="Longest extra_args in characters. Set here, it wins over limits.max_args_len.",
+    )
+    max_output_size: int = Field(
+        MIB,
+        ge=1024,
+        le=10 * MIB,
+        description="Bytes of standard output shown with a result. Set here, it wins over limits.max_stdout_bytes.",
+    )
+    timeout_seconds: int = Field(
+        300,
+        ge=1,
+        le=3600,
+        description="Seconds a run may take. Set here, it is the default and the ceiling of every run, and wins over "
+        "limits.default_timeout_sec and tool.default_timeout.",
+    )
+    concurrency_limit: int = Field(
+        2,
+        ge=1,
+        le=100,
+        description="Runs of one tool at the same time. Set here, it is the default and the ceiling of every tool, and "
+        "wins over limits.default_concurrency and tool.default_concurrency.",
+    )
+    allow_intrusive: bool = Field(
+        default=False, description="Allow flags, scripts and tools that may disturb their target."
+    )
+
+
+class CircuitBreakerConfig(Section):
+    """When a failing tool is left alone for a while."""
+
+    section: ClassVar[str] = "circuit_breaker"
+
+    failure_threshold: int = Field(
+        5, ge=1, le=100, description="Failures in a row that open the breaker.", json_schema_extra=LATER
+    )
+    recovery_timeout: int = Field(
+        60, ge=1, le=600, description="Seconds until an open breaker lets one call through.", json_schema_extra=LATER
+    )
+    half_open_success_threshold: int = Field(
+        1, ge=1, le=10, description="Successes that close a half-open breaker.", json_schema_extra=LATER
+    )
+
+
+class HealthConfig(Section):
+    """What is looked at, and when it counts as too much."""
+
+    section: ClassVar[str] = "health"
+
+    check_interval: int = Field(30, ge=5, le=300, description="Seconds between health checks.", json_schema_extra=LATER)
+    cpu_threshold: float = Field(
+        80.0, ge=0, le=100, description="Per cent of CPU in use that degrades health.", json_schema_extra=LATER
+    )
+    memory_threshold: float = Field(
+        80.0, ge=0, le=100, description="Per cent of memory in use that degrades health.", json_schema_extra=LATER
+    )
+    disk_threshold: float = Field(
+        80.0,
+        ge=0,
+        le=100,
+        description="Per cent of the state disk in use that degrades health.",
+        json_schema_extra=LATER,
+    )
+    timeout: int = Field(10, ge=1, le=60, description="Seconds one check may take.", json_schema_extra=LATER)
+    dependencies: Words = Field((), description="Python modules that must be importable.", json_schema_extra=LATER)
+
+
+class MetricsConfig(Section):
+    """What is counted and where it can be read."""
+
+    section: ClassVar[str] = "metrics"
+
+    enabled: bool = Field(default=True, description="Collect metrics.", json_schema_extra=LATER)
+    prometheus_enabled: bool = Field(
+        default=True, description="Offer the metrics in Prometheus' text format.", json_schema_extra=LATER
+    )
+    prometheus_port: int = Field(
+        9090, ge=1, le=65535, description="TCP port of the metrics page over stdio.", json_schema_extra=LATER
+    )
+    collection_interval: int = Field(
+        15, ge=5, le=300, description="Seconds between readings of the process's own use.", json_schema_extra=LATER
+    )
+
+
+class LoggingConfig(Section):
+    """What is logged and where; standard output never holds a log line."""
+
+    section: ClassVar[str] = "logging"
+
+    level: Annotated[
+        Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"],
+        _any_case("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"),
+    ] = Field(
+        "INFO", description="Least severity that is logged; either case.", json_schema_extra={"env": ["LOG_LEVEL"]}
+    )
+    format: Annotated[Literal["json", "console"], _any_case("json", "console")] = Field(
+        "json",
+        description="json: one object a line. console: for people. Either case.",
+        json_schema_extra={"env": ["LOG_FORMAT"]},
+    )
+    file_path: OptionalPath = Field(
+        None, description="File that is written beside standard error. Empty: standard error only."
+    )
+    max_file_size: int = Field(
+        10 * MIB, ge=1024, le=100 * MIB, description="Bytes after which the log file is rotated."
+    )
+    backup_count: int = Field(5, ge=0, le=100, description="Rotated log files that are kept.")
+
+
+class ToolConfig(Section):
+    """Which tools are offered, and what those without numbers of their own get."""
+
+    section: ClassVar[str] = "tool"
+
+    include_patterns: Words = Field(
+        ("*",),
+        description="Shell patterns of tool names that are offered. Empty: none.",
+        json_schema_extra={"env": ["TOOL_INCLUDE"]},
+    )
+    exclude_patterns: Words = Field(
+        (),
+        description="Shell patterns of tool names that are left out; wins over include_patterns.",
+        json_schema_extra={"env": ["TOOL_EXCLUDE"]},
+    )
+    packages: Annotated[Words, _each(checks.check_module)] = Field(
+        (),
+        description="Python packages searched for tools beside the built-in ones.",
+        json_schema_extra={"env": ["TOOLS_PACKAGE"]},
+    )
+    default_timeout: int = Field(
+        300,
+        ge=1,
+        le=3600,
+        description="Seconds for tools that name none. limits.default_timeout_sec and security.timeout_seconds win.",
+    )
+    default_concurrency: int = Field(
+        2,
+        ge=1,
+        le=100,
+        description="Runs at the same time for tools that name no number. limits.default_concurrency and "
+        "security.concurrency_limit win.",
+    )
+
+
+class DatabaseConfig(Section):
+    """Where runs and observations are remembered."""
+
+    section: ClassVar[str] = "database"
+
+    url: Annotated[str | None, AfterValidator(checks.check_database_url)] = Field(
+        None, description="SQLAlchemy URL of the store (sqlite or postgresql). Empty: SQLite in the state folder."
+    )
+    pool_size: int = Field(10, ge=1, le=100, description="Connections kept open (Postgres).")
+    max_overflow: int = Field(20, ge=0, le=100, description="Further connections under load (Postgres).")
+    pool_timeout: int = Field(30, ge=1, le=300, description="Seconds to wait for a connection (Postgres).")
+    pool_recycle: int = Field(
+        3600, ge=60, le=7200, description="Seconds after which a connection is replaced (Postgres)."
+    )
+
+
+class LimitsConfig(Section):
+    """Bounds of one run. A namesake that is set in ``security`` wins over these."""
+
+    section: ClassVar[str] = "limits"
+
+    max_args_len: int = Field(
+        2048,
+        ge=1,
+        le=10240,
+        description="Longest extra_args in characters, unless security.max_args_length is set.",
+        json_schema_extra={"env": ["MCP_MAX_ARGS_LEN"]},
+    )
+    max_stdout_bytes: int = Field(
+        MIB,
+        ge=1024,
+        le=10 * MIB,
+        description="Bytes of standard output shown with a result, unless security.max_output_size is set.",
+        json_schema_extra={"env": ["MCP_MAX_STDOUT_BYTES"]},
+    )
+    max_stderr_bytes: int = Field(
+        256 * 1024,
+        ge=1024,
+        le=10 * MIB,
+        description="Bytes of standard error kept with a run.",
+        json_schema_extra={"env": ["MCP_MAX_STDERR_BYTES"]},
+    )
+    default_timeout_sec: int = Field(
+        300,
+        ge=1,
+        le=3600,
+        description="Seconds for tools that name none, unless security.timeout_seconds is set; wins over "
+        "tool.default_timeout.",
+        json_schema_extra={"env": ["MCP_DEFAULT_TIMEOUT_SEC"]},
+    )
+    default_concurrency: int = Field(
+        2,
+        ge=1,
+        le=100,
+        description="Runs at the same time for tools that name no number, unless security.concurrency_limit is set; "
+        "wins over tool.default_concurrency.",
+        json_schema_extra={"env": ["MCP_DEFAULT_CONCURRENCY"]},
+    )
+    max_memory_mb: int = Field(
+        512,
+        ge=32,
+        le=65536,
+        description="MiB of address space one process of a tool may use.",
+        json_schema_extra={"env": ["MCP_MAX_MEMORY_MB"]},
+    )
+    max_file_descriptors: int = Field(
+        256,
+        ge=16,
+        le=65536,
+        description="Files and sockets one process of a tool may hold open.",
+        json_schema_extra={"env": ["MCP_MAX_FILE_DESCRIPTORS"]},
+    )
+    max_raw_bytes: int = Field(
+        GIB,
+        ge=MIB,
+        le=16 * GIB,
+        description="Bytes of raw output kept per run, before compression.",
+        json_schema_extra={"env": ["MCP_MAX_RAW_BYTES"]},
+    )

@@ -1,0 +1,165 @@
+"""The configuration for people: what each key is and where its value came from, and the page of documentation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+
+from mcp_server.config.base import Section, Source, bounds, choices, extra
+from mcp_server.config.keys import Key, keys, sections
+from mcp_server.config.model import Config
+from mcp_server.config.redact import redact
+from mcp_server.config.sources import CLIENT_VARIABLES, FILE_VARIABLE
+
+EXAMPLE = """\
+state_dir: /var/lib/mcp-network-tools
+server:
+  transport: http
+  port: 8443
+security:
+  allowed_targets: [10.20.0.0/16, fd00:20::/48, .lab.internal]
+  timeout_seconds: 600
+tool:
+  exclude_patterns: [masscan]
+"""
+"""A file for the page of documentation; a test loads it."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyInfo:
+    """One key for ``config show``. ``value`` is ready for JSON and redacted; ``section`` is empty at the top level.
+
+    ``env`` is the variable's long name, ``env_aliases`` its short ones; ``range`` is text such as ``1 to 65535``
+    or ``stdio, http``, or empty. A ``status`` of ``later`` means that nothing reads the key yet.
+    """
+
+    section: str
+    key: str
+    env: str
+    env_aliases: tuple[str, ...]
+    type: str
+    default: Any
+    range: str
+    value: Any
+    source: Source
+    status: Literal["live", "later"]
+    description: str
+
+
+def describe(config: Config) -> list[KeyInfo]:
+    """One `KeyInfo` for every key, in the order of the documentation."""
+    dumped = config.model_dump(mode="json")
+    found = []
+    for key in keys().values():
+        holder: Section = getattr(config, key.section) if key.section else config
+        value = dumped[key.section][key.name] if key.section else dumped[key.name]
+        found.append(
+            KeyInfo(
+                section=key.section,
+                key=key.name,
+                env=key.env[0],
+                env_aliases=key.env[1:],
+                type=_type_name(key.field),
+                default=_default(key),
+                range=_range(key.field),
+                value=redact(key.name, value),
+                source=holder.source_of(key.name),
+                status="live" if key.is_live else "later",
+                description=key.field.description or "",
+            )
+        )
+    return found
+
+
+def configuration_table() -> str:
+    """The text of ``docs/configuration.md``, written from the models."""
+    return "\n".join(_page())
+
+
+def _page() -> Iterator[str]:
+    yield from (
+        "# Configuration",
+        "",
+        "Defaults, then a file, then the environment: each source wins over the one before it, key by key.",
+        "",
+        f"- The file is named by `{FILE_VARIABLE}` and holds sections with keys. It is read as JSON where its name",
+        "  ends in `.json`, as YAML otherwise.",
+        "- Every key has a variable `MCP_<SECTION>_<KEY>`; the short names in the tables mean the same key, and lose",
+        "  against the long one. Lists in variables are comma separated, and an empty variable is an empty list.",
+        "- A number outside its range is moved to the nearest bound, and the log says so (`config.value_clamped`).",
+        "- An unknown section, key or `MCP_` variable, and a value of the wrong type, is an error (`config_invalid`).",
+        "- Where keys of several sections set the same limit, a set `security` key wins over a set `limits` key, and",
+        "  that over a set `tool` key, whatever source each came from.",
+        "- Keys marked *later* are checked and shown, but nothing reads them yet; setting one logs",
+        "  `config.not_yet_used`.",
+        "- Passwords in URLs, and keys named token, secret, password or key, are shown as `***`.",
+        "",
+        "```yaml",
+        *EXAMPLE.splitlines(),
+        "```",
+        "",
+        "## Top level",
+        "",
+        *_table(""),
+    )
+    for section in sections():
+        kind = Config.model_fields[section].annotation
+        yield from ("", f"## {section}", "", (kind.__doc__ or "").strip().replace("``", "`"), "", *_table(section))
+    yield from (
+        "",
+        "## Variables that are not ours",
+        "",
+        "These begin with `MCP_` too, but belong to clients that hand their environment to the servers they start.",
+        "They are ignored.",
+        "",
+        ", ".join(f"`{name}`" for name in sorted(CLIENT_VARIABLES)),
+        "",
+    )
+
+
+def _table(section: str) -> Iterator[str]:
+    yield "| key | type | default | allowed | variables | meaning |"
+    yield "|---|---|---|---|---|---|"
+    for key in keys().values():
+        if key.section == section:
+            variables = ", ".join(f"`{name}`" for name in key.env)
+            meaning = (key.field.description or "") + ("" if key.is_live else " *later*")
+            cells = (f"`{key.name}`", _type_name(key.field), _default_text(key), _range(key.field), variables, meaning)
+            yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _default(key: Key) -> Any:
+    special = extra(key.field).get("default_text")
+    if special:
+        return special
+    default = key.field.default
+    return list(default) if isinstance(default, tuple) else default
+
+
+def _default_text(key: Key) -> str:
+    default = _default(key)
+    if default is None or default == []:
+        return "empty"
+    if "default_text" in extra(key.field):
+        return str(default)
+    text = ",".join(default) if isinstance(default, list) else str(default)
+    return f"`{text.lower() if isinstance(default, bool) else text}`"
+
+
+def _range(field: FieldInfo) -> str:
+    limits = bounds(field)
+    return f"{limits[0]} to {limits[1]}" if limits else ", ".join(choices(field))
+
+
+def _type_name(field: FieldInfo) -> str:
+    kind = field.annotation
+    if get_origin(kind) is tuple:
+        return "list"
+    if get_origin(kind) is Literal:
+        return "choice"
+    names: dict[Any, str] = {bool: "boolean", int: "integer", float: "number", str: "text", Path: "path"}
+    return next((names[part] for part in (kind, *get_args(kind)) if part in names), "text")

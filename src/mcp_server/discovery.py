@@ -1,0 +1,161 @@
+"""How tools are found: built-in modules, the packages the owner names, and entry points of installed packages.
+
+A module's own subclasses of `MCPBaseTool` are its tools. A class is left out, with a logged reason, when its
+name marks it as scaffolding, when it has no command, or when the owner's patterns exclude it. A module that
+cannot be imported costs its own tools only.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import logging
+import pkgutil
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from types import ModuleType
+
+from mcp_server.base_tool import MCPBaseTool, ToolPolicy
+from mcp_server.errors import NotFoundError
+from mcp_server.model.untrusted import neutralise
+
+logger = logging.getLogger(__name__)
+
+BUILT_IN = "mcp_server.tools"
+ENTRY_POINT_GROUP = "mcp_server.tools"
+
+_SCAFFOLD_PREFIX = re.compile(r"^(_|(Test|Mock|Abstract|Example)(?=[A-Z0-9]|$)(?!Free))")
+"""Whole words only: ``Testament`` is a name, and an ``ExampleFree`` tool says that it is not an example."""
+_SCAFFOLD_SUFFIX = re.compile(r"(?:^|(?<=[a-z0-9]))(Base|Mixin|Interface)$")
+"""Whole words only: ``Database`` does not end in ``Base``."""
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A class or module that gave no tool, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Toolbox:
+    """The tools of one configuration, by name in alphabetical order, and what was left out."""
+
+    tools: dict[str, MCPBaseTool]
+    left_out: tuple[LeftOut, ...] = ()
+
+    def get(self, name: str) -> MCPBaseTool:
+        """Return a tool by its name or its class name; raises NotFoundError ``unknown_tool``."""
+        if name in self.tools:
+            return self.tools[name]
+        for tool in self.tools.values():
+            if type(tool).__name__ == name:
+                return tool
+        raise NotFoundError(
+            f"there is no tool {neutralise(name, 64)!r}",
+            code="unknown_tool",
+            hint=f"Tools: {', '.join(self.tools) or 'none'}.",
+        )
+
+
+def discover(
+    policy: ToolPolicy, *, packages: Iterable[str] = (), include: Iterable[str] = ("*",), exclude: Iterable[str] = ()
+) -> Toolbox:
+    """Find every tool and build it for ``policy``; the first of two with one name wins, built-in ones first."""
+    include, exclude = tuple(include), tuple(exclude)
+    found: dict[str, MCPBaseTool] = {}
+    left_out: list[LeftOut] = []
+    for candidate in _candidates((BUILT_IN, *packages)):
+        if isinstance(candidate, LeftOut):
+            left_out.append(candidate)
+            continue
+        reason = why_left_out(candidate, include, exclude)
+        name = candidate.tool_name()
+        if reason is None and name in found:
+            if type(found[name]) is candidate:
+                continue
+            reason = f"another tool is already called {name!r}"
+        if reason is None:
+            found[name] = candidate(policy)
+        else:
+            left_out.append(LeftOut(f"{candidate.__module__}.{candidate.__qualname__}", reason))
+    for item in left_out:
+        logger.info("tool.left_out name=%s reason=%s", item.name, item.reason)
+    return Toolbox({name: found[name] for name in sorted(found)}, tuple(left_out))
+
+
+def why_left_out(candidate: type[MCPBaseTool], include: Iterable[str], exclude: Iterable[str]) -> str | None:
+    """Return the reason a class is no tool, or None when it is one."""
+    name = candidate.__name__
+    names = (candidate.tool_name(), name)
+
+    def matches(patterns: Iterable[str]) -> bool:
+        return any(fnmatchcase(each, pattern) for pattern in patterns for each in names)
+
+    reasons = (
+        (_SCAFFOLD_PREFIX.search(name) is not None, "its name starts like scaffolding"),
+        (_SCAFFOLD_SUFFIX.search(name) is not None, "its name ends like scaffolding"),
+        (inspect.isabstract(candidate), "it is abstract"),
+        (not candidate.command_name, "it names no command"),
+        (not matches(include), "no include pattern names it"),
+        (matches(exclude), "an exclude pattern names it"),
+    )
+    return next((reason for applies, reason in reasons if applies), None)
+
+
+def _candidates(packages: Iterable[str]) -> Iterator[type[MCPBaseTool] | LeftOut]:
+    for package in packages:
+        for module in _modules(package):
+            yield from [module] if isinstance(module, LeftOut) else _classes(module)
+    yield from _entry_points()
+
+
+def _modules(package_name: str) -> Iterator[ModuleType | LeftOut]:
+    package = _import(package_name)
+    yield package
+    if isinstance(package, LeftOut) or not hasattr(package, "__path__"):
+        return
+    for info in pkgutil.iter_modules(package.__path__):
+        # Built-in helpers stand beside the tools; only the files named for a tool are imported at start.
+        if package_name != BUILT_IN or info.name.endswith("_tool"):
+            yield _import(f"{package_name}.{info.name}")
+
+
+def _import(name: str) -> ModuleType | LeftOut:
+    try:
+        return importlib.import_module(name)
+    except Exception as error:  # noqa: BLE001 - a foreign module may raise anything, and costs only its own tools
+        logger.warning("tool.import_failed module=%s error=%s", name, error)
+        return LeftOut(name, f"it cannot be imported: {error}")
+
+
+def _classes(module: ModuleType) -> Iterator[type[MCPBaseTool]]:
+    for _, value in sorted(vars(module).items()):
+        if (
+            isinstance(value, type)
+            and issubclass(value, MCPBaseTool)
+            and value is not MCPBaseTool
+            and value.__module__ == module.__name__
+        ):
+            yield value
+
+
+def _entry_points() -> Iterator[type[MCPBaseTool] | LeftOut]:
+    from importlib.metadata import entry_points
+
+    for point in sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda each: (each.name, each.value)):
+        try:
+            loaded = point.load()
+        except Exception as error:  # noqa: BLE001 - as for modules
+            logger.warning("tool.import_failed entry_point=%s error=%s", point.value, error)
+            yield LeftOut(point.value, f"it cannot be loaded: {error}")
+            continue
+        if isinstance(loaded, ModuleType):
+            yield from _classes(loaded)
+        elif isinstance(loaded, type) and issubclass(loaded, MCPBaseTool):
+            yield loaded
+        else:
+            yield LeftOut(point.value, "it is neither a module nor a subclass of MCPBaseTool")

@@ -1,0 +1,148 @@
+"""What is missing on this host, what still works without it, and the command that mends it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+from mcp_server.errors import NetworkToolsError
+from mcp_server.execution.commands import resolve_command
+from mcp_server.execution.privilege import can_open_raw_sockets
+
+if TYPE_CHECKING:
+    from mcp_server.config import Config
+    from mcp_server.discovery import Toolbox
+    from mcp_server.store.base import Store
+
+LOW_DISK_BYTES = 256 * 1024 * 1024
+
+
+class State(StrEnum):
+    """How a check came out: fine, works with less, or does not work."""
+
+    OK = "ok"
+    DEGRADED = "degraded"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One finding: what was looked at, how it is, what still works, and what mends it."""
+
+    name: str
+    state: State
+    detail: str
+    works: str = ""
+    remedy: str = ""
+
+
+async def examine(config: Config, toolbox: Toolbox, open_store: Callable[[], Awaitable[Store]]) -> list[Check]:
+    """Run every check, in a fixed order; none raises."""
+    return [
+        *(_binary(name, tool.command_name) for name, tool in toolbox.tools.items()),
+        *(
+            Check(f"tool class {item.name}", State.DEGRADED, item.reason, "every other tool", "")
+            for item in toolbox.left_out
+            if item.reason.startswith("it cannot be")
+        ),
+        _raw_sockets(),
+        _state_dir(config),
+        _disk(config),
+        await _store(config, open_store),
+        _scope(config),
+    ]
+
+
+def overall(checks: list[Check]) -> State:
+    """The worst state among the checks."""
+    order = list(State)
+    return max((check.state for check in checks), key=order.index, default=State.OK)
+
+
+def _binary(tool: str, command: str) -> Check:
+    try:
+        found = resolve_command(command)
+    except NetworkToolsError as error:
+        return Check(f"tool {tool}", State.FAILED, error.message, "every other tool", error.hint)
+    return Check(f"tool {tool}", State.OK, str(found.path))
+
+
+def _raw_sockets() -> Check:
+    if can_open_raw_sockets():
+        return Check("raw sockets", State.OK, "SYN scans, UDP scans and OS detection are available")
+    return Check(
+        "raw sockets",
+        State.DEGRADED,
+        "this process may not open raw sockets (CAP_NET_RAW)",
+        "connect scans (-sT), service detection and scripts",
+        "sudo mcp-network-tools serve",
+    )
+
+
+def _state_dir(config: Config) -> Check:
+    folder = config.state_dir
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        return Check(
+            "state folder",
+            State.FAILED,
+            f"{folder} cannot be written",
+            "nothing runs: no decision could be logged",
+            f"sudo install -d -m 700 -o $(id -un) {folder}",
+        )
+    mode = folder.stat().st_mode & 0o777
+    if mode & 0o077:
+        return Check(
+            "state folder",
+            State.DEGRADED,
+            f"{folder} is open to others (mode {mode:o})",
+            "everything",
+            f"chmod 700 {folder}",
+        )
+    return Check("state folder", State.OK, str(folder))
+
+
+def _disk(config: Config) -> Check:
+    try:
+        free = shutil.disk_usage(config.state_dir).free
+    except OSError as error:
+        return Check("disk", State.FAILED, f"{config.state_dir}: {error.strerror}")
+    detail = f"{free // (1024 * 1024)} MiB free"
+    if free < LOW_DISK_BYTES:
+        return Check("disk", State.DEGRADED, detail, "short scans", f"free space on the disk of {config.state_dir}")
+    return Check("disk", State.OK, detail)
+
+
+async def _store(config: Config, open_store: Callable[[], Awaitable[Store]]) -> Check:
+    kind = "Postgres" if config.database.url and "postgres" in str(config.database.url) else "SQLite"
+    try:
+        page = await (await open_store()).list_runs(limit=1)
+    except NetworkToolsError as error:
+        return Check("store", State.FAILED, error.message, "nothing runs: no result could be kept", error.hint)
+    return Check("store", State.OK, f"{kind}, {page.total} runs")
+
+
+def _scope(config: Config) -> Check:
+    entries = ", ".join(config.security.allowed_targets)
+    return Check("scope", State.OK, f"{entries}; enforced on arguments, before a process is started")
+
+
+def as_dicts(checks: list[Check]) -> list[dict[str, Any]]:
+    """The checks as JSON-ready objects, without empty fields."""
+    return [
+        {
+            key: str(value)
+            for key, value in (
+                ("name", check.name),
+                ("state", check.state),
+                ("detail", check.detail),
+                ("works", check.works),
+                ("remedy", check.remedy),
+            )
+            if value
+        }
+        for check in checks
+    ]

@@ -1,0 +1,40 @@
+"""The HTTP application: MCP and REST side by side behind the same checks."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import TYPE_CHECKING, Any
+
+from mcp_server.doors.auth import load_or_create_token
+
+if TYPE_CHECKING:
+    from mcp_server.server import EnhancedMCPServer
+
+logger = logging.getLogger(__name__)
+
+
+def build_application(server: EnhancedMCPServer, port: int) -> Any:
+    """Compose the ASGI application of every HTTP door on ``port``; prints a token it had to make, once."""
+    from mcp_server.doors.guards import allowed_hosts, allowed_origins
+    from mcp_server.doors.http import compose, mcp_app
+    from mcp_server.doors.mcp import build_mcp_server
+    from mcp_server.doors.rest import build_rest
+
+    settings = server.config.server
+    token: str | None = None
+    if settings.auth == "none":
+        logger.warning("auth.none every process on this host can use every tool: server.auth is 'none'")
+    else:
+        token, made = load_or_create_token(server.config.state_dir)
+        if made:
+            print(f"Token, shown once and kept in {server.config.state_dir / 'token'}: {token}", file=sys.stderr)
+    hosts = allowed_hosts(settings.host, port, settings.allowed_hosts)
+    origins = allowed_origins(hosts) | frozenset(settings.allowed_origins)
+    return compose(
+        mcp_app(build_mcp_server(server.pipeline, "http"), hosts=hosts, origins=origins),
+        build_rest(server),
+        token=token,
+        hosts=hosts,
+        origins=origins,
+    )

@@ -1,0 +1,208 @@
+"""The HTTP doors on one port: MCP at /mcp in both wire eras, the REST API elsewhere, one set of guards before both.
+
+Every request passes, in this order: `HostGuard` (is it meant for this server?), `BearerAuth` (is the caller known?),
+`BodyLimit` (is it small enough to be read?). Nothing of an unknown caller's body is kept.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import signal
+import socket
+import threading
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from mcp_server.doors.auth import BearerAuth
+from mcp_server.doors.guards import MAX_BODY, BodyLimit, HostGuard
+from mcp_server.doors.problems import ASGIApp, Receive, Scope, Send
+from mcp_server.errors import ConfigError, NetworkToolsError, PlatformError
+
+if TYPE_CHECKING:
+    from mcp.server.lowlevel import Server
+    from starlette.applications import Starlette
+
+MCP_PATH: Final = "/mcp"
+
+MAX_SESSIONS: Final = 512
+SESSION_IDLE_SEC: Final = 15 * 60.0
+"""Bounds of the 2025-era sessions: clients rarely end theirs, so an idle one is forgotten. Later eras have none."""
+
+
+def mcp_app(
+    server: Server[Any],
+    *,
+    hosts: Collection[str],
+    origins: Collection[str],
+    max_sessions: int = MAX_SESSIONS,
+    session_idle_sec: float = SESSION_IDLE_SEC,
+    max_body: int = MAX_BODY,
+) -> Starlette:
+    """``server`` at /mcp on the SDK's streamable HTTP transport, which picks the wire era per request.
+
+    Answers are streams where a call reports progress or asks the client something, and plain JSON otherwise. The
+    lists are the ones of `HostGuard`, given to the SDK's own check too. The app's lifespan enters the server's.
+    """
+    from mcp.server.transport_security import TransportSecuritySettings
+
+    return server.streamable_http_app(
+        streamable_http_path=MCP_PATH,
+        json_response=False,
+        max_request_body_size=max_body,
+        session_idle_timeout=session_idle_sec,
+        max_sessions=max_sessions,
+        transport_security=TransportSecuritySettings(allowed_hosts=sorted(hosts), allowed_origins=sorted(origins)),
+    )
+
+
+def compose(
+    mcp: Starlette,
+    rest: Starlette | None,
+    *,
+    token: str | None,
+    hosts: Collection[str],
+    origins: Collection[str],
+    max_body: int = MAX_BODY,
+) -> ASGIApp:
+    """One app of the two: /mcp goes to ``mcp`` and all else to ``rest``, behind the guards.
+
+    ``token`` None leaves authentication out. Both apps' lifespans run, ``mcp``'s outermost. Without ``rest`` every
+    other path is a 404 of the MCP app.
+    """
+    app: ASGIApp = BodyLimit(_Doors(mcp, rest), max_body)
+    if token is not None:
+        app = BearerAuth(app, token)
+    return HostGuard(app, frozenset(hosts), frozenset(origins))
+
+
+class _Doors:
+    """Chooses the app by path. No mount, because a mount would rewrite the path that the apps see."""
+
+    def __init__(self, mcp: Starlette, rest: Starlette | None) -> None:
+        from starlette.routing import Router
+
+        self._mcp = mcp
+        self._rest = rest or mcp
+        self._lifespan = Router(lifespan=self._both_lifespans)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._lifespan(scope, receive, send)
+        elif scope["path"].rstrip("/") == MCP_PATH:
+            await self._mcp({**scope, "path": MCP_PATH}, receive, send)
+        else:
+            await self._rest(scope, receive, send)
+
+    @asynccontextmanager
+    async def _both_lifespans(self, _: Any) -> AsyncIterator[None]:
+        async with AsyncExitStack() as stack:
+            for app in dict.fromkeys((self._mcp, self._rest)):
+                await stack.enter_async_context(app.router.lifespan_context(app))
+            yield
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """A bound and listening socket. ``port`` is the real one, also where 0 was asked for."""
+
+    sock: socket.socket
+    host: str
+    port: int
+
+    @property
+    def url(self) -> str:
+        """The base address to give to a client on this machine, without a trailing slash."""
+        host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104 - a wildcard is no address to connect to
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+
+    def close(self) -> None:
+        """Stop listening; for a caller that never came to `serve_http`."""
+        self.sock.close()
+
+
+def listen(host: str, port: int, *, backlog: int = 128) -> Listener:
+    """Bind ``host`` (an address or a name; a name's first address is taken) and ``port`` (0: any free one).
+
+    Raises `ConfigError` for a port in use or an address this machine does not have, `PlatformError` where binding is
+    not permitted.
+    """
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        sock = socket.create_server(address[:2], family=family, backlog=backlog)
+    except OSError as exc:
+        raise _bind_error(host, port, exc) from exc
+    return Listener(sock, host, sock.getsockname()[1])
+
+
+def _bind_error(host: str, port: int, exc: OSError) -> NetworkToolsError:
+    where = f"server.host {host!r} with server.port {port}"
+    if exc.errno == errno.EADDRINUSE:
+        return ConfigError(
+            f"{where}: the port is in use by another process",
+            hint="Choose another port with --port or MCP_SERVER_PORT, or stop the process that listens there.",
+        )
+    if exc.errno in {errno.EACCES, errno.EPERM}:
+        return PlatformError(
+            f"{where}: binding is not permitted ({exc.strerror})", hint="Choose a port of 1024 or above."
+        )
+    return ConfigError(f"{where} cannot be bound: {exc.strerror}", hint="Give an address of this machine.")
+
+
+async def serve_http(
+    app: ASGIApp,
+    listener: Listener,
+    *,
+    shutdown_grace: float = 30.0,
+    max_connections: int = 100,
+    ready: Callable[[str], None] | None = None,
+) -> None:
+    """Serve ``app`` on ``listener`` until SIGTERM or SIGINT, then return.
+
+    ``ready`` gets the base address once requests are answered. The first signal ends the listening and gives requests
+    under way ``shutdown_grace`` seconds, after which they are cancelled; a second SIGINT cancels them at once. Over
+    ``max_connections`` connections a request is answered with 503. Raises `NetworkToolsError` where the app does not
+    start; the log has the reason.
+    """
+    import uvicorn
+
+    class Uvicorn(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            if ready is not None:
+                ready(listener.url)
+
+        @contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            # uvicorn's own raises the signal again after a clean end, which would kill the process before its owner
+            # could close the store and the audit log.
+            if threading.current_thread() is not threading.main_thread():
+                yield
+                return
+            before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+            try:
+                yield
+            finally:
+                for number, handler in before.items():
+                    signal.signal(number, handler)
+
+    config = uvicorn.Config(
+        app,
+        http="h11",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        limit_concurrency=max_connections,
+        timeout_graceful_shutdown=math.ceil(shutdown_grace),
+    )
+    try:
+        await Uvicorn(config).serve([listener.sock])
+    except SystemExit as exc:
+        raise NetworkToolsError("the HTTP server could not start; the log above has the reason") from exc
+    finally:
+        listener.close()

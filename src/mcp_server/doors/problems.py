@@ -1,0 +1,81 @@
+"""Refusals of the HTTP doors, written before any framework is involved: RFC 9457 problem bodies over plain ASGI."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from contextlib import suppress
+from http import HTTPStatus
+from typing import Any, Final, TypeAlias
+
+from mcp_server.errors import NetworkToolsError
+
+Scope: TypeAlias = MutableMapping[str, Any]
+Message: TypeAlias = MutableMapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[Message]]
+Send: TypeAlias = Callable[[Message], Awaitable[None]]
+ASGIApp: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
+"""The shapes of the ASGI specification, spelled out so that a guard need not import a framework."""
+
+PROBLEM_JSON: Final = "application/problem+json"
+
+_CLOSE_POLICY_VIOLATION: Final = 1008  # RFC 6455 section 7.4.1
+
+_DISCARD_SEC: Final = 2.0
+_DISCARD_BYTES: Final = 64 * 1024 * 1024
+
+
+def problem_body(error: NetworkToolsError) -> dict[str, Any]:
+    """The body of an error: RFC 9457's ``type``, ``title`` and ``status``, and code, message, hint, retryable."""
+    status = error.spec.http
+    # 499 (client closed request) is nobody's standard, and has no phrase.
+    title = HTTPStatus(status).phrase if status != 499 else "Client Closed Request"
+    return {"type": "about:blank", "title": title, "status": status, **error.as_dict()}
+
+
+async def send_problem(
+    scope: Scope, receive: Receive, send: Send, error: NetworkToolsError, headers: Iterable[tuple[bytes, bytes]] = ()
+) -> None:
+    """Answer the request in ``scope`` with ``error``: its HTTP status, and code, message, hint and retryable as body.
+
+    A websocket is closed instead. The answer goes out at once and is never cached; what the caller still sends is
+    thrown away for a moment, because closing on unread data would reset the connection and take the answer with it
+    (RFC 9112 section 9.6).
+    """
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.close", "code": _CLOSE_POLICY_VIOLATION, "reason": error.code})
+        return
+    body = json.dumps(error.as_dict()).encode()
+    await send(
+        {
+            "type": "http.response.start",
+            "status": error.spec.http,
+            "headers": [
+                (b"content-type", PROBLEM_JSON.encode()),
+                (b"content-length", str(len(body)).encode()),
+                (b"cache-control", b"no-store"),
+                *headers,
+            ],
+        }
+    )
+    await send(
+        {"type": "http.response.body", "body": b"" if scope.get("method") == "HEAD" else body, "more_body": True}
+    )
+    await _discard_body(receive)
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def _discard_body(receive: Receive) -> None:
+    discarded = 0
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_DISCARD_SEC):
+            message: Message = {"more_body": True}
+            while message.get("more_body", False) and discarded < _DISCARD_BYTES:
+                message = await receive()
+                discarded += len(message.get("body", b""))
+
+
+def header_values(scope: Scope, name: bytes) -> list[bytes]:
+    """Every value of the header ``name`` (lower case); the list shows duplicates that a mapping would fold away."""
+    return [value for key, value in scope["headers"] if key == name]

@@ -1,0 +1,146 @@
+"""Runs as MCP resources: ``run://{id}`` is the record with its hosts in pages, ``run://{id}/raw`` the raw output.
+
+Every page is bounded; the next one is named in the page itself (``next``) and in the contents' ``_meta``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, quote, urlsplit
+
+import mcp_types as types
+from mcp.shared.exceptions import MCPError
+
+from mcp_server.errors import ArgumentError, NetworkToolsError, NotFoundError
+from mcp_server.model.untrusted import neutralise
+
+if TYPE_CHECKING:
+    from mcp.server.context import ServerRequestContext
+
+    from mcp_server.model.run import Run
+    from mcp_server.store.base import Store
+
+HOSTS_PER_PAGE = 50
+RAW_PAGE_BYTES = 64 * 1024
+RUNS_PER_PAGE = 50
+
+
+class RunResources:
+    """The resource handlers of the MCP door, over a store that is opened at the first use."""
+
+    def __init__(self, open_store: Callable[[], Awaitable[Store]]) -> None:
+        self._open_store = open_store
+
+    async def list_templates(
+        self, _ctx: ServerRequestContext[Any], _params: types.PaginatedRequestParams | None
+    ) -> types.ListResourceTemplatesResult:
+        """Name the two kinds of address."""
+        return types.ListResourceTemplatesResult(
+            resource_templates=[
+                types.ResourceTemplate(
+                    name="run",
+                    uri_template="run://{run_id}{?cursor}",
+                    description="A run: outcome, coverage and every host it saw, in pages.",
+                    mime_type="application/json",
+                ),
+                types.ResourceTemplate(
+                    name="run_raw",
+                    uri_template="run://{run_id}/raw{?offset}",
+                    description="The tool's own output, in pages of 64 KiB, with active characters escaped.",
+                    mime_type="text/plain",
+                ),
+            ]
+        )
+
+    async def list_resources(
+        self, _ctx: ServerRequestContext[Any], params: types.PaginatedRequestParams | None
+    ) -> types.ListResourcesResult:
+        """List runs, newest first."""
+        store = await self._open_store()
+        try:
+            page = await store.list_runs(limit=RUNS_PER_PAGE, cursor=params.cursor if params else None)
+        except NetworkToolsError as error:
+            raise _protocol_error(error) from None
+        return types.ListResourcesResult(
+            resources=[
+                types.Resource(
+                    uri=f"run://{run.id}",
+                    name=run.id,
+                    title=f"{run.tool} {run.outcome.value} {run.started:%Y-%m-%d %H:%M:%SZ}",
+                    mime_type="application/json",
+                )
+                for run in page.items
+            ],
+            next_cursor=page.next_cursor,
+        )
+
+    async def read(
+        self, _ctx: ServerRequestContext[Any], params: types.ReadResourceRequestParams
+    ) -> types.ReadResourceResult:
+        """Read one page of a run or of its raw output."""
+        try:
+            return await self._read(str(params.uri))
+        except NetworkToolsError as error:
+            raise _protocol_error(error) from None
+
+    async def _read(self, uri: str) -> types.ReadResourceResult:
+        run_id, raw, query = parse_run_uri(uri)
+        store = await self._open_store()
+        run = await store.get_run(run_id)
+        if raw:
+            text, following = await self._raw_page(store, run, query)
+            mime = "text/plain"
+        else:
+            text, following = await self._run_page(store, run, query)
+            mime = "application/json"
+        meta = {"next": following} if following else None
+        return types.ReadResourceResult(
+            contents=[types.TextResourceContents(uri=uri, mime_type=mime, text=text, _meta=meta)]
+        )
+
+    @staticmethod
+    async def _run_page(store: Store, run: Run, query: dict[str, str]) -> tuple[str, str | None]:
+        from mcp_server.model.codec import to_dict
+
+        page = await store.hosts(run.id, limit=HOSTS_PER_PAGE, cursor=query.get("cursor"))
+        following = f"run://{run.id}?cursor={quote(page.next_cursor, safe='')}" if page.next_cursor else None
+        body: dict[str, Any] = {
+            "run": to_dict(run),
+            "hosts": [to_dict(host) for host in page.items],
+            "hosts_total": page.total,
+        }
+        if following:
+            body["next"] = following
+        return json.dumps(body, separators=(",", ":"), ensure_ascii=False), following
+
+    @staticmethod
+    async def _raw_page(store: Store, run: Run, query: dict[str, str]) -> tuple[str, str | None]:
+        if run.raw is None:
+            raise NotFoundError(f"run {run.id} has no raw output", code="unknown_run")
+        offset = _offset(query.get("offset", "0"))
+        data = await store.read_raw(run.raw, offset, RAW_PAGE_BYTES)
+        end = offset + len(data)
+        following = f"run://{run.id}/raw?offset={end}" if end < run.raw.size else None
+        text = data.decode("utf-8", "surrogateescape")
+        return "\n".join(neutralise(line, 8 * RAW_PAGE_BYTES) for line in text.split("\n")), following
+
+
+def parse_run_uri(uri: str) -> tuple[str, bool, dict[str, str]]:
+    """Split ``run://{id}[/raw][?query]`` into id, whether it is raw, and the query; raises NotFoundError."""
+    parts = urlsplit(uri)
+    if parts.scheme != "run" or not parts.netloc or parts.path.rstrip("/") not in {"", "/raw"} or parts.fragment:
+        raise NotFoundError(f"there is no resource {neutralise(uri, 80)!r}", code="unknown_run")
+    return parts.netloc, parts.path.startswith("/raw"), dict(parse_qsl(parts.query))
+
+
+def _offset(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 15):
+        raise ArgumentError(f"offset {neutralise(text, 32)!r} is not a number of bytes")
+    return int(text)
+
+
+def _protocol_error(error: NetworkToolsError) -> MCPError:
+    code = types.INTERNAL_ERROR if error.spec.http >= 500 else types.INVALID_PARAMS
+    return MCPError(code=code, message=error.message, data=error.as_dict())

@@ -1,0 +1,261 @@
+"""The REST door: the same pipeline as plain HTTP resources, with its OpenAPI page at ``/docs``."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+from fastapi import Body, FastAPI, Query, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from starlette.exceptions import HTTPException
+
+from mcp_server import __version__
+from mcp_server.base_tool import ToolOutput
+from mcp_server.config import describe
+from mcp_server.doctor import State, as_dicts, examine, overall
+from mcp_server.doors import mcp as mcp_door
+from mcp_server.doors.problems import PROBLEM_JSON, problem_body
+from mcp_server.doors.views import tool_output
+from mcp_server.errors import ArgumentError, NetworkToolsError, NotFoundError
+from mcp_server.model.codec import to_dict
+from mcp_server.model.run import Actor, Outcome
+from mcp_server.model.untrusted import neutralise
+
+if TYPE_CHECKING:
+    from mcp_server.server import EnhancedMCPServer
+    from mcp_server.steps.answer import Answer
+
+HOSTS_IN_ANSWER = 100
+CHUNK_BYTES = 256 * 1024
+T = TypeVar("T")
+
+_PROBLEM: dict[str, Any] = {
+    "description": "A problem: code, message, hint, retryable",
+    "content": {PROBLEM_JSON: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+}
+_PROBLEM_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "required": ["status", "code", "message", "hint", "retryable"],
+    "properties": {
+        "type": {"type": "string"},
+        "title": {"type": "string"},
+        "status": {"type": "integer"},
+        "code": {"type": "string", "description": "A row of the error table"},
+        "message": {"type": "string"},
+        "hint": {"type": "string"},
+        "retryable": {"type": "boolean"},
+        "details": {"type": "object"},
+        "result": {"type": "object", "description": "What a run that failed or was cut short still gave"},
+    },
+}
+
+
+def _responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    return dict.fromkeys((*statuses, 401, 403, 422, 500, 503), _PROBLEM)
+
+
+def build_rest(server: EnhancedMCPServer) -> FastAPI:
+    """Build the REST application over a server's pipeline."""
+    app = FastAPI(
+        title="MCP Network Tools",
+        version=__version__,
+        description="Network discovery and assessment inside the owner's scope.",
+        docs_url="/docs",
+        redoc_url=None,
+    )
+    _add_problem_handlers(app)
+    _add_server_routes(app, server)
+    _add_tool_routes(app, server)
+    _add_run_routes(app, server)
+    _document_problems(app)
+    return app
+
+
+def _problem_response(error: NetworkToolsError, extra: dict[str, Any] | None = None) -> JSONResponse:
+    return JSONResponse({**problem_body(error), **(extra or {})}, status_code=error.spec.http, media_type=PROBLEM_JSON)
+
+
+def _add_problem_handlers(app: FastAPI) -> None:
+    @app.exception_handler(NetworkToolsError)
+    async def known(_request: Request, error: NetworkToolsError) -> JSONResponse:
+        return _problem_response(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_request: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        place = ".".join(neutralise(str(part), 64) for part in first["loc"])
+        return _problem_response(ArgumentError(f"{place}: {neutralise(str(first['msg']), 200)}"))
+
+    @app.exception_handler(HTTPException)
+    async def http(request: Request, error: HTTPException) -> JSONResponse:
+        known_error = NotFoundError(f"{request.method} {neutralise(request.url.path, 200)}: {error.detail}")
+        body = problem_body(known_error) | {"status": error.status_code, "title": error.detail}
+        return JSONResponse(body, status_code=error.status_code, media_type=PROBLEM_JSON, headers=error.headers)
+
+
+def _add_server_routes(app: FastAPI, server: EnhancedMCPServer) -> None:
+    started = time.monotonic()
+
+    @app.get("/", summary="What this is and where to look", responses=_responses())
+    async def root() -> dict[str, Any]:
+        return {
+            "name": "mcp-network-tools",
+            "version": __version__,
+            "mcp": "/mcp",
+            "tools": "/tools",
+            "runs": "/runs",
+            "health": "/health",
+            "documentation": "/docs",
+        }
+
+    @app.get("/health", summary="Whether the server can do its work, check by check", responses=_responses())
+    async def health() -> JSONResponse:
+        pipeline = server.pipeline
+        checks = await examine(pipeline.config, pipeline.toolbox, pipeline.open_store)
+        state = overall(checks)
+        words = {State.OK: "healthy", State.DEGRADED: "degraded", State.FAILED: "unhealthy"}
+        body = {
+            "status": words[state],
+            "version": __version__,
+            "uptime_sec": round(time.monotonic() - started, 1),
+            "checks": as_dicts(checks),
+        }
+        return JSONResponse(body, status_code=503 if state is State.FAILED else 200)
+
+    @app.get("/config", summary="The configuration in force, secrets redacted", responses=_responses())
+    async def config() -> dict[str, Any]:
+        current = server.pipeline.config
+        later = [f"{key.section}.{key.key}" for key in describe(current) if key.status == "later"]
+        return {"config": current.redacted(), "not_used_yet": later}
+
+
+def _add_tool_routes(app: FastAPI, server: EnhancedMCPServer) -> None:
+    @app.get("/tools", summary="The tools, with their parameters", responses=_responses())
+    async def tools() -> dict[str, Any]:
+        return {
+            "tools": [
+                mcp_door.describe(tool).model_dump(by_alias=True, mode="json", exclude_none=True)
+                | {"class": type(tool).__name__, "command": tool.command_name, "flags": sorted(tool.flags())}
+                for tool in server.pipeline.toolbox.tools.values()
+            ]
+        }
+
+    @app.post(
+        "/tools/{tool_name}/execute",
+        summary="Run a tool and wait for its result",
+        response_model=ToolOutput,
+        response_model_exclude_none=True,
+        responses=_responses(400, 404, 409, 413, 429, 502, 504, 507),
+    )
+    async def execute(
+        request: Request,
+        tool_name: str,
+        arguments: Annotated[dict[str, Any], Body(examples=[{"target": "192.168.1.10", "ports": "top:100"}])],
+    ) -> Any:
+        actor = Actor("token", "rest", request.headers.get("user-agent", "")[:128])
+        answer = await _unless_disconnected(request, server.pipeline.call(tool_name, arguments, actor))
+        output = await _tool_output(server, answer)
+        if answer.error is not None:
+            return _problem_response(answer.error, {"result": output.model_dump(mode="json", exclude_none=True)})
+        return output
+
+
+async def _tool_output(server: EnhancedMCPServer, answer: Answer) -> ToolOutput:
+    if answer.digest is None:
+        return tool_output(answer)
+    page = await (await server.store()).hosts(answer.run.id, limit=HOSTS_IN_ANSWER)
+    return tool_output(answer, list(page.items), page.total)
+
+
+async def _unless_disconnected(request: Request, work: Awaitable[T]) -> T:
+    """Await ``work``, and cancel it when the client goes away: nobody is left to read what it would find."""
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    working, watching = asyncio.ensure_future(work), asyncio.create_task(gone())
+    try:
+        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            working.cancel()
+        return await working
+    except asyncio.CancelledError:
+        if asyncio.current_task() is not None and working.cancelled():
+            raise NetworkToolsError("the client went away", code="cancelled") from None
+        raise
+    finally:
+        for task in (working, watching):
+            task.cancel()
+        with suppress(asyncio.CancelledError):
+            await watching
+
+
+def _add_run_routes(app: FastAPI, server: EnhancedMCPServer) -> None:
+    @app.get("/runs", summary="Runs, newest first, in pages", responses=_responses())
+    async def runs(
+        limit: Annotated[int, Query(ge=1, le=1000)] = 50,
+        cursor: str | None = None,
+        tool: str | None = None,
+        outcome: Outcome | None = None,
+    ) -> dict[str, Any]:
+        page = await (await server.store()).list_runs(limit=limit, cursor=cursor, tool=tool, outcome=outcome)
+        return {"runs": [to_dict(run) for run in page.items], "total": page.total, "next_cursor": page.next_cursor}
+
+    @app.get("/runs/{run_id}", summary="One run with a page of the hosts it saw", responses=_responses(404))
+    async def run(
+        run_id: str, limit: Annotated[int, Query(ge=1, le=1000)] = HOSTS_IN_ANSWER, cursor: str | None = None
+    ) -> dict[str, Any]:
+        store = await server.store()
+        record = await store.get_run(run_id)
+        page = await store.hosts(run_id, limit=limit, cursor=cursor)
+        return {
+            "run": to_dict(record),
+            "hosts": [to_dict(host) for host in page.items],
+            "hosts_total": page.total,
+            "next_cursor": page.next_cursor,
+        }
+
+    @app.get(
+        "/runs/{run_id}/raw",
+        summary="The tool's own output, byte for byte",
+        response_class=Response,
+        responses=_responses(404, 409) | {200: {"content": {"application/octet-stream": {}}}},
+    )
+    async def raw(run_id: str) -> Response:
+        store = await server.store()
+        record = await store.get_run(run_id)
+        kept = record.raw
+        if kept is None:
+            if record.outcome is Outcome.RUNNING:
+                raise NetworkToolsError(f"run {record.id} is still going on", code="run_not_finished")
+            raise NotFoundError(f"run {record.id} has no raw output", code="unknown_run")
+
+        async def chunks() -> AsyncIterator[bytes]:
+            offset = 0
+            while data := await store.read_raw(kept, offset, CHUNK_BYTES):
+                offset += len(data)
+                yield data
+
+        headers = {
+            # What a scanned host wrote must never be rendered by a browser as a page of this server.
+            "Content-Disposition": f'attachment; filename="{record.id}.raw"',
+            "X-Content-Type-Options": "nosniff",
+            "X-Content-SHA256": kept.sha256,
+        }
+        return StreamingResponse(chunks(), media_type="application/octet-stream", headers=headers)
+
+
+def _document_problems(app: FastAPI) -> None:
+    original = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        schema = original()
+        schema.setdefault("components", {}).setdefault("schemas", {})["Problem"] = _PROBLEM_SCHEMA
+        return schema
+
+    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend the page

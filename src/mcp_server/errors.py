@@ -1,0 +1,260 @@
+"""Every error of the project: one tree, one table from code to HTTP status, MCP answer and exit code.
+
+::
+
+    NetworkToolsError
+    ├── ConfigError             the configuration cannot be used
+    ├── RefusedError            the caller must change something; no process was started
+    │   ├── ArgumentError       a parameter is unknown, mistyped, out of bounds or unsafe
+    │   ├── TargetError         a target is malformed, unresolvable or out of scope
+    │   ├── AccessError   authentication, role, risk tier or approval is missing
+    │   ├── NotFoundError       there is no such tool, run or page
+    │   ├── ConflictError       the thing exists but cannot be used in its present state
+    │   └── BusyError           rate limit, concurrency or queue; try again later
+    └── ToolError             the call was allowed, and running it failed
+        └── PlatformError  the host cannot run it: binary, disk, permission
+
+Each error has a stable ``code`` (a row of `ERRORS`), a message that names the offending value, a hint that
+says what to do, and whether the same call may succeed later. Doors translate errors by the table only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final
+
+
+class ToolErrorType(StrEnum):
+    """The kinds of failure a `ToolOutput` reports."""
+
+    TIMEOUT = "timeout"
+    NOT_FOUND = "not_found"
+    VALIDATION_ERROR = "validation_error"
+    EXECUTION_ERROR = "execution_error"
+    RESOURCE_EXHAUSTED = "resource_exhausted"
+    CIRCUIT_BREAKER_OPEN = "circuit_breaker_open"
+    UNKNOWN = "unknown"
+
+
+class ExitCode:
+    """Exit codes of the command line, by what the caller can do about them."""
+
+    OK: Final = 0
+    INTERNAL: Final = 1
+    USAGE: Final = 2
+    REFUSED: Final = 3
+    NOT_FOUND: Final = 4
+    TOOL_FAILED: Final = 5
+    INCOMPLETE: Final = 6
+    BUSY: Final = 7
+    CONFIG: Final = 8
+    ENVIRONMENT: Final = 9
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorSpec:
+    """One row of the table: how every door answers an error code."""
+
+    http: int
+    exit: int
+    type: ToolErrorType
+    retryable: bool
+    hint: str
+
+
+_V, _X, _U = ToolErrorType.VALIDATION_ERROR, ToolErrorType.EXECUTION_ERROR, ToolErrorType.UNKNOWN
+_RES = ToolErrorType.RESOURCE_EXHAUSTED
+
+ERRORS: Final[dict[str, ErrorSpec]] = {
+    # the call
+    "invalid_arguments": ErrorSpec(
+        422, ExitCode.USAGE, _V, False, "Correct the named parameter; the tool's input schema lists them all."
+    ),
+    "forbidden_characters": ErrorSpec(
+        400, ExitCode.REFUSED, _V, False, "Remove the named character; values are typed, never shell text."
+    ),
+    "argument_not_allowed": ErrorSpec(
+        400, ExitCode.REFUSED, _V, False, "Use only the flags in the tool's table, spelled exactly."
+    ),
+    "arguments_too_long": ErrorSpec(400, ExitCode.REFUSED, _V, False, "Shorten the value below the stated limit."),
+    "body_too_large": ErrorSpec(413, ExitCode.REFUSED, _V, False, "Send less than 4 MiB."),
+    "unknown_tool": ErrorSpec(404, ExitCode.NOT_FOUND, _V, False, "List the tools and use one of those names."),
+    "unknown_run": ErrorSpec(404, ExitCode.NOT_FOUND, _V, False, "List the runs and use one of those ids."),
+    "not_found": ErrorSpec(404, ExitCode.NOT_FOUND, _V, False, "Check the address against the API page."),
+    "run_not_finished": ErrorSpec(409, ExitCode.BUSY, _V, True, "Wait until the run has ended and ask again."),
+    # the target
+    "invalid_target": ErrorSpec(
+        400,
+        ExitCode.REFUSED,
+        _V,
+        False,
+        "Write addresses in canonical form: 10.0.0.1, 10.0.0.0/24, fd00::1 or host.lab.internal.",
+    ),
+    "target_out_of_scope": ErrorSpec(
+        400,
+        ExitCode.REFUSED,
+        _V,
+        False,
+        "Choose a target inside the scope; only its owner can widen it, in the configuration.",
+    ),
+    "target_unresolvable": ErrorSpec(400, ExitCode.REFUSED, _V, True, "Check the name, or give the address."),
+    "too_many_targets": ErrorSpec(400, ExitCode.REFUSED, _V, False, "Split the call into smaller networks."),
+    # permission
+    "unauthorized": ErrorSpec(
+        401, ExitCode.REFUSED, _V, False, "Send 'Authorization: Bearer TOKEN'; the token is in the state folder."
+    ),
+    "forbidden_origin": ErrorSpec(
+        403, ExitCode.REFUSED, _V, False, "Use a Host and Origin that the server's lists name."
+    ),
+    "intrusive_not_allowed": ErrorSpec(
+        403, ExitCode.REFUSED, _V, False, "The owner can set security.allow_intrusive to true."
+    ),
+    # admission
+    "too_many_requests": ErrorSpec(
+        429, ExitCode.BUSY, _RES, True, "Wait for the running calls to end, then try again."
+    ),
+    # running
+    "binary_not_found": ErrorSpec(
+        503,
+        ExitCode.ENVIRONMENT,
+        ToolErrorType.NOT_FOUND,
+        False,
+        "Install the program; 'mcp-network-tools doctor' prints the command.",
+    ),
+    "permission_denied": ErrorSpec(
+        503,
+        ExitCode.ENVIRONMENT,
+        _X,
+        False,
+        "Run 'mcp-network-tools doctor' to see which privilege or folder is missing.",
+    ),
+    "disk_full": ErrorSpec(507, ExitCode.ENVIRONMENT, _RES, True, "Free space in the state folder and try again."),
+    "audit_unavailable": ErrorSpec(
+        503, ExitCode.ENVIRONMENT, _X, True, "Make the log in the state folder writable; nothing runs without it."
+    ),
+    "store_unavailable": ErrorSpec(
+        503,
+        ExitCode.ENVIRONMENT,
+        _X,
+        True,
+        "Make the store reachable and writable; 'mcp-network-tools doctor' shows where it is.",
+    ),
+    "timeout": ErrorSpec(
+        504, ExitCode.INCOMPLETE, ToolErrorType.TIMEOUT, True, "Raise timeout_sec, or scan fewer addresses or ports."
+    ),
+    "tool_failed": ErrorSpec(
+        502, ExitCode.TOOL_FAILED, _X, False, "Read stderr in the result; the raw output is kept with the run."
+    ),
+    "output_exceeded": ErrorSpec(
+        502, ExitCode.INCOMPLETE, _RES, False, "Ask for less at once, or raise limits.max_raw_bytes."
+    ),
+    "cancelled": ErrorSpec(
+        499, ExitCode.INCOMPLETE, _X, True, "Call again; what was found so far is kept with the run."
+    ),
+    "internal_error": ErrorSpec(
+        500, ExitCode.INTERNAL, _U, False, "This is a defect of the server; its log holds the details."
+    ),
+    # configuration
+    "config_invalid": ErrorSpec(
+        500, ExitCode.CONFIG, _V, False, "Correct the named key; 'mcp-network-tools config check' tests a file."
+    ),
+}
+"""Code to answer. `docs/errors.md` has a line for each row, and a test compares them."""
+
+
+class NetworkToolsError(Exception):
+    """The root of every error this project raises on purpose.
+
+    ``code`` is a key of `ERRORS`; ``hint`` defaults to that row's hint; ``details`` holds JSON-ready
+    facts such as the parameter's name or the limit that was passed.
+    """
+
+    default_code = "internal_error"
+
+    def __init__(self, message: str, *, code: str | None = None, hint: str | None = None, **details: Any) -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code or self.default_code
+        self.hint = hint or self.spec.hint
+        self.details = details
+
+    @property
+    def spec(self) -> ErrorSpec:
+        """The table row of this error's code."""
+        return ERRORS[self.code]
+
+    @property
+    def retryable(self) -> bool:
+        """Whether the same call may succeed later without a change."""
+        return self.spec.retryable
+
+    def as_dict(self) -> dict[str, Any]:
+        """The problem body every door shows: code, message, hint, retryable and the details, if any."""
+        body: dict[str, Any] = {
+            "code": self.code,
+            "message": self.message,
+            "hint": self.hint,
+            "retryable": self.retryable,
+        }
+        if self.details:
+            body["details"] = self.details
+        return body
+
+
+class ConfigError(NetworkToolsError):
+    """The configuration cannot be used; the message names the section and key."""
+
+    default_code = "config_invalid"
+
+
+class RefusedError(NetworkToolsError):
+    """The call was refused before any process was started."""
+
+
+class ArgumentError(RefusedError):
+    """A parameter is unknown, mistyped, out of bounds or unsafe."""
+
+    default_code = "invalid_arguments"
+
+
+class TargetError(RefusedError):
+    """A target is malformed, unresolvable or out of scope."""
+
+    default_code = "invalid_target"
+
+
+class AccessError(RefusedError):
+    """Authentication, role, risk tier or approval is missing."""
+
+    default_code = "unauthorized"
+
+
+class NotFoundError(RefusedError):
+    """There is no such tool, run or page."""
+
+    default_code = "not_found"
+
+
+class ConflictError(RefusedError):
+    """The thing exists but cannot be used in its present state."""
+
+    default_code = "run_not_finished"
+
+
+class BusyError(RefusedError):
+    """A limit on rate, concurrency or queue length was reached."""
+
+    default_code = "too_many_requests"
+
+
+class ToolError(NetworkToolsError):
+    """The call was allowed, and running it failed."""
+
+    default_code = "tool_failed"
+
+
+class PlatformError(ToolError):
+    """The host cannot run the tool: a binary, disk space or a permission is missing."""
+
+    default_code = "permission_denied"

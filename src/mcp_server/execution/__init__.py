@@ -1,0 +1,1 @@
+"""How a process is run: command lookup, limits, sandbox, admission."""

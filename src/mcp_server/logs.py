@@ -1,0 +1,93 @@
+"""Logs: structured lines on stderr and, where the owner names one, in a rotating file. Never on stdout.
+
+Every line of the standard library's loggers (the SDK's, uvicorn's, ours) goes through the same structlog
+processors, so one format holds for all of them.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mcp_server.model.untrusted import neutralise
+
+if TYPE_CHECKING:
+    from mcp_server.config.sections import LoggingConfig
+
+
+class _LazyFormatter(logging.Formatter):
+    """Makes structlog's formatter at the first line: a quiet start does not pay for its import."""
+
+    def __init__(self, style: str, *, colour: bool) -> None:
+        super().__init__()
+        self._wanted = style
+        self._colour = colour
+        self._inner: logging.Formatter | None = None
+
+    def format(self, record: logging.LogRecord) -> str:
+        if self._inner is None:
+            self._inner = self._make()
+        return self._inner.format(record)
+
+    def _make(self) -> logging.Formatter:
+        import structlog
+
+        renderer: Any = (
+            structlog.dev.ConsoleRenderer(colors=self._colour)
+            if self._wanted == "console"
+            else structlog.processors.JSONRenderer()
+        )
+        shared: list[Any] = [
+            structlog.stdlib.add_logger_name,
+            structlog.stdlib.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+        ]
+        return structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.format_exc_info,
+                _visible,
+                renderer,
+            ],
+        )
+
+
+def _visible(_logger: Any, _name: str, event: Any) -> Any:
+    """Escape what a terminal or a log viewer would act on; a traceback keeps its line breaks."""
+    return {
+        key: "\n".join(neutralise(line, 8192) for line in value.split("\n")) if isinstance(value, str) else value
+        for key, value in event.items()
+    }
+
+
+def configure_logging(settings: LoggingConfig) -> None:
+    """Send all logging to stderr and the configured file; replaces what was configured before."""
+    handlers: list[logging.Handler] = [
+        _handler(logging.StreamHandler(sys.stderr), settings, colour=sys.stderr.isatty())
+    ]
+    if settings.file_path:
+        from logging.handlers import RotatingFileHandler
+
+        path = Path(settings.file_path)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        rotating = RotatingFileHandler(
+            path, maxBytes=settings.max_file_size, backupCount=settings.backup_count, encoding="utf-8"
+        )
+        handlers.append(_handler(rotating, settings, colour=False))
+    root = logging.getLogger()
+    for old in root.handlers[:]:
+        root.removeHandler(old)
+        old.close()
+    for handler in handlers:
+        root.addHandler(handler)
+    root.setLevel(settings.level)
+    # Alembic tells of every plugin it loads; what it does to the schema is ours to say.
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+
+
+def _handler(handler: logging.Handler, settings: LoggingConfig, *, colour: bool) -> logging.Handler:
+    handler.setFormatter(_LazyFormatter(settings.format, colour=colour))
+    return handler

@@ -1,0 +1,1 @@
+"""What is known: targets, runs and their coverage, assets."""

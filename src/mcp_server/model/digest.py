@@ -1,0 +1,241 @@
+"""The small answer for an agent: what a run found, counted as it arrives and written within a budget.
+
+For few hosts there is a line each, ports with the same service factored together; for many there are groups
+of hosts with the same open ports. Neither loses an open port without saying so. Everything a target chose is
+confined to the service text of a line, where it cannot imitate the notation around it.
+"""
+
+from __future__ import annotations
+
+import json
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+
+from mcp_server.model.addresses import Address, addresses_text, ipv4_items, ipv6_items, joined
+from mcp_server.model.asset import Host
+from mcp_server.model.summary import host_line, open_ports_text
+
+LINE_HOSTS = 1000
+"""Hosts whose line is kept; a run with more of them is shown as groups."""
+PORT_SETS_CHARS = 1_000_000
+"""Characters kept of all distinct port sets; hosts with further ones share a group that says so."""
+
+NOTHING_OPEN = "no open ports"
+TIMED_OUT = "timed out"
+NOT_KEPT = "open ports not kept here"
+_NOTHING, _TIMED, _UNKEPT = range(3)
+_LEAST = 24
+
+
+@dataclass(frozen=True, slots=True)
+class DigestView:
+    """One rendering of a digest: ``hosts`` or ``groups``, whichever ``kind`` says; the other is None.
+
+    ``hosts`` maps an address to what is open on it; hosts with nothing to tell share one entry, whose key is
+    written in the notation of `mcp_server.model.addresses`. Each group has ``ports``, ``count`` and ``addresses``
+    in that notation. ``omitted`` hosts are in neither; ``up`` leaves out the ``timed_out`` ones.
+    """
+
+    kind: str
+    hosts: dict[str, str] | None
+    groups: list[dict[str, str]] | None
+    omitted: int
+    up: int
+    open_ports: int
+    timed_out: int
+
+
+class HostDigest:
+    """Collects the hosts of one run, each added once, in about 20 bytes a host."""
+
+    def __init__(self) -> None:
+        self.up = 0
+        self.open_ports = 0
+        self.timed_out = 0
+        self._v4, self._v4_set = array("I"), array("I")
+        self._v6_high, self._v6_low, self._v6_set = array("Q"), array("Q"), array("I")
+        self._sets: dict[str, int] = {NOTHING_OPEN: _NOTHING, TIMED_OUT: _TIMED, NOT_KEPT: _UNKEPT}
+        self._room = PORT_SETS_CHARS
+        self._lines: dict[Address, str] | None = {}
+
+    def add(self, host: Host) -> None:
+        """Count one host, and keep what its line and its group need; a host that is not up is passed over."""
+        if host.state != "up":
+            return
+        self.open_ports += sum(port.state == "open" for port in host.ports)
+        if host.timed_out:
+            self.timed_out += 1
+        else:
+            self.up += 1
+        address = IPv6Address(host.address) if ":" in host.address else IPv4Address(host.address)
+        self._keep(address, self._port_set(host))
+        if self._lines is None:
+            return
+        line = host_line(host)
+        if line:
+            self._lines[address] = line
+        if len(self._lines) > LINE_HOSTS:
+            self._lines = None
+
+    def view(self, budget_chars: int) -> DigestView:
+        """Return lines if they fit ``budget_chars`` characters of JSON, else groups, cut where even they do not."""
+        hosts, omitted = self.lines(budget_chars)
+        groups: list[dict[str, str]] | None = None
+        if omitted:
+            groups, omitted = self.groups(budget_chars)
+        return DigestView(
+            kind="hosts" if groups is None else "groups",
+            hosts=hosts if groups is None else None,
+            groups=groups,
+            omitted=omitted,
+            up=self.up,
+            open_ports=self.open_ports,
+            timed_out=self.timed_out,
+        )
+
+    def lines(self, budget_chars: int) -> tuple[dict[str, str], int]:
+        """Return address to line in numeric order, IPv4 first, and how many hosts did not fit.
+
+        Past `LINE_HOSTS` hosts no lines are kept, and all hosts are among those that did not fit.
+        """
+        total = self.up + self.timed_out
+        if self._lines is None:
+            return {}, total
+        room = budget_chars - 2
+        shown: dict[str, str] = {}
+        told = 0
+        entries = [(str(address), self._lines[address], 1) for address in sorted(self._lines, key=_order)]
+        for text, numbers in self._grouped().items():
+            v4, v6 = self._without_line(numbers)
+            if v4 or v6:
+                entries.append((addresses_text(v4, v6), text, len(v4) + len(v6)))
+        for key, text, hosts in entries:
+            cost = _quoted(key) + _quoted(text) + 2
+            if cost > room:
+                break
+            room -= cost
+            shown[key] = text
+            told += hosts
+        return shown, total - told
+
+    def groups(self, budget_chars: int) -> tuple[list[dict[str, str]], int]:
+        """Return hosts grouped by their open ports, by lowest address, and how many hosts did not fit.
+
+        Where not all fit, every port set is named before any list of addresses is written out, and a list
+        that is cut ends with ``+N`` for the addresses it leaves out.
+        """
+        groups = [_Group(text, *numbers) for text, numbers in self._grouped().items()]
+        room = budget_chars - 2
+        kept: list[_Group] = []
+        for group in sorted(groups, key=lambda group: -group.count):
+            if group.overhead > room:
+                break
+            room -= group.overhead
+            kept.append(group)
+        # The shortest lists first: each gets an equal share of what the ones before it left.
+        for index, group in enumerate(sorted(kept, key=lambda group: group.size)):
+            room -= group.fit(room // (len(kept) - index))
+        chosen = {id(group) for group in kept}
+        shown = [group for group in groups if id(group) in chosen]
+        return [group.entry() for group in shown], self.up + self.timed_out - sum(group.shown for group in shown)
+
+    def _port_set(self, host: Host) -> int:
+        text = open_ports_text(host)
+        if host.timed_out:
+            text = f"{text} ({TIMED_OUT})" if text else TIMED_OUT
+        known = self._sets.get(text or NOTHING_OPEN)
+        if known is None:
+            if len(text) > self._room:
+                return _UNKEPT
+            # What the dictionary costs for each text is counted with it.
+            self._room -= len(text) + 100
+            known = self._sets[text] = len(self._sets)
+        return known
+
+    def _keep(self, address: Address, port_set: int) -> None:
+        number = int(address)
+        if address.version == 4:
+            self._v4.append(number)
+            self._v4_set.append(port_set)
+        else:
+            self._v6_high.append(number >> 64)
+            self._v6_low.append(number & 0xFFFFFFFFFFFFFFFF)
+            self._v6_set.append(port_set)
+
+    def _grouped(self) -> dict[str, tuple[list[int], list[int]]]:
+        """Return port set to sorted IPv4 and IPv6 numbers; by lowest address, the sets without ports last."""
+        found: dict[int, tuple[list[int], list[int]]] = {}
+        for number, port_set in sorted(zip(self._v4, self._v4_set, strict=True)):
+            found.setdefault(port_set, ([], []))[0].append(number)
+        for number, port_set in sorted(zip(self._v6_numbers(), self._v6_set, strict=True)):
+            found.setdefault(port_set, ([], []))[1].append(number)
+        texts = list(self._sets)
+        last = (_UNKEPT, _NOTHING, _TIMED)
+        order = [port_set for port_set in found if port_set not in last] + [one for one in last if one in found]
+        return {texts[port_set]: found[port_set] for port_set in order}
+
+    def _v6_numbers(self) -> Iterator[int]:
+        return (high << 64 | low for high, low in zip(self._v6_high, self._v6_low, strict=True))
+
+    def _without_line(self, numbers: tuple[list[int], list[int]]) -> tuple[list[int], list[int]]:
+        lines = self._lines or {}
+        v4, v6 = numbers
+        return (
+            [number for number in v4 if IPv4Address(number) not in lines],
+            [number for number in v6 if IPv6Address(number) not in lines],
+        )
+
+
+class _Group:
+    """The hosts with one port set, and as much of their list as fits."""
+
+    def __init__(self, ports: str, v4: list[int], v6: list[int]) -> None:
+        self.ports = ports
+        self.count = len(v4) + len(v6)
+        self.items = [*ipv4_items(v4), *ipv6_items(v6)]
+        self.text = "; ".join(joined(prefix, pieces) for prefix, pieces, _ in self.items)
+        self.size = len(self.text)
+        self.shown = self.count
+        self.mark = f"; +{self.count}"
+        # Naming a group is of use only with room for an address, or for saying how many there are.
+        self.reserve = max(len(self.mark), min(self.size, _LEAST))
+        rest = {"ports": ports, "count": str(self.count), "addresses": "x" * self.reserve}
+        self.overhead = len(json.dumps(rest, ensure_ascii=False)) + 2
+
+    def fit(self, room: int) -> int:
+        """Cut the list to ``room`` characters beside the reserve, if need be; return how many of them it takes."""
+        allowed = self.reserve + room
+        if self.size > allowed:
+            self._cut(allowed - len(self.mark))
+        return max(0, len(self.text) - self.reserve)
+
+    def _cut(self, room: int) -> None:
+        kept: list[str] = []
+        self.shown = 0
+        for prefix, pieces, sizes in self.items:
+            room -= len(prefix) + 4
+            taken = 0
+            for piece in pieces:
+                if len(piece) + 1 > room:
+                    break
+                room -= len(piece) + 1
+                taken += 1
+            if taken:
+                kept.append(joined(prefix, pieces[:taken]))
+                self.shown += sum(sizes[:taken])
+            if taken < len(pieces):
+                break
+        self.text = "; ".join([*kept, f"+{self.count - self.shown}"])
+
+    def entry(self) -> dict[str, str]:
+        return {"ports": self.ports, "count": str(self.count), "addresses": self.text}
+
+
+def _order(address: Address) -> tuple[int, int]:
+    return address.version, int(address)
+
+
+def _quoted(text: str) -> int:
+    return len(json.dumps(text, ensure_ascii=False))

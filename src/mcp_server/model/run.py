@@ -1,0 +1,110 @@
+"""A run: who had which tool do what, what of it was really tested, and how it ended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import IntEnum, StrEnum
+from typing import Any
+
+
+class Risk(IntEnum):
+    """How much a call may disturb its target, in rising order."""
+
+    PASSIVE = 0
+    PROBE = 1
+    SCAN = 2
+    INTRUSIVE = 3
+
+    def __str__(self) -> str:
+        return self.name.lower()
+
+
+class Outcome(StrEnum):
+    """How a call ended. `running` is the state before any of the others."""
+
+    RUNNING = "running"
+    COMPLETED = "completed"
+    PARTIAL = "partial"
+    FAILED = "failed"
+    REFUSED = "refused"
+    CANCELLED = "cancelled"
+    INTERRUPTED = "interrupted"
+
+
+@dataclass(frozen=True, slots=True)
+class Actor:
+    """Who calls, and through which door: stdio, http, rest or cli."""
+
+    name: str
+    door: str
+    client: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PortsTested:
+    """One transport's tested ports: ``spec`` in canonical ranges (``1-1024,3389``), ``count`` of them, and the method."""
+
+    transport: str
+    spec: str
+    count: int
+    method: str
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """Exactly which addresses and ports a run tested, and how.
+
+    ``addresses`` are canonical targets. ``planned`` is how many addresses they hold; ``looked_at`` how many the
+    tool finished with (up or down). ``not_looked_at`` lists addresses it gave up or never reached (bounded to
+    the first 256, ``not_looked_at_count`` is exact): such an address is never "closed".
+    """
+
+    addresses: tuple[str, ...]
+    planned: int
+    ports: tuple[PortsTested, ...] = ()
+    looked_at: int = 0
+    up: int = 0
+    down: int = 0
+    not_looked_at: tuple[str, ...] = ()
+    not_looked_at_count: int = 0
+    complete: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Raw:
+    """Raw output kept by hash: sizes in bytes before and after compression; ``truncated`` when the cap was reached."""
+
+    sha256: str
+    size: int
+    stored: int
+    truncated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """The record of one call that was allowed. Times are UTC; ``argv`` is what was executed, canonical."""
+
+    id: str
+    tool: str
+    parameters: dict[str, Any]
+    actor: Actor
+    correlation_id: str
+    scope_hash: str
+    risk: Risk
+    argv: tuple[str, ...]
+    started: datetime
+    outcome: Outcome = Outcome.RUNNING
+    tool_version: str = ""
+    vantage: str = "local"
+    enforcement: str = "argument"
+    ended: datetime | None = None
+    returncode: int | None = None
+    error_code: str | None = None
+    error_message: str | None = None
+    coverage: Coverage | None = None
+    raw: Raw | None = None
+    stderr: str = ""
+    hosts_up: int = 0
+    open_ports: int = 0
+    metadata: dict[str, Any] = field(default_factory=dict)

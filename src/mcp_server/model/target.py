@@ -1,0 +1,53 @@
+"""Targets as a caller gave them and as they were pinned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network
+
+Network = IPv4Network | IPv6Network
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One target, resolved once: what was typed and the canonical networks a tool is given instead.
+
+    ``given`` is the caller's text, for messages only. ``networks`` is what is touched (one address is a /32
+    or /128). ``name`` is the A-label that was resolved, or None where an address or network was given.
+    """
+
+    given: str
+    networks: tuple[Network, ...]
+    name: str | None = None
+
+    @property
+    def count(self) -> int:
+        """How many addresses this target covers."""
+        return sum(network.num_addresses for network in self.networks)
+
+    def canonical(self) -> tuple[str, ...]:
+        """The numeric strings a tool receives: plain addresses for single hosts, CIDR otherwise."""
+        return tuple(
+            str(network.network_address) if network.num_addresses == 1 else str(network) for network in self.networks
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """All targets of one call, pinned; the only form in which a target reaches an argv."""
+
+    items: tuple[Target, ...]
+
+    @property
+    def count(self) -> int:
+        """How many addresses all targets cover together (overlaps are collapsed when they are pinned)."""
+        return sum(item.count for item in self.items)
+
+    @property
+    def versions(self) -> frozenset[int]:
+        """Which IP versions occur: a subset of {4, 6}."""
+        return frozenset(network.version for item in self.items for network in item.networks)
+
+    def canonical(self) -> tuple[str, ...]:
+        """Every numeric target string, in the order given."""
+        return tuple(text for item in self.items for text in item.canonical())

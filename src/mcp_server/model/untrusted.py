@@ -1,0 +1,71 @@
+r"""The one function that text from a target passes before anyone sees it.
+
+Control, format, bidirectional, tag, private and unassigned characters become visible escapes; nothing is
+removed silently. Text is not normalised: evidence stays what it was. Categories are those of Unicode UAX #44
+as Python's ``unicodedata`` has them; the invisible letters are those of its Default_Ignorable_Code_Point.
+
+The escapes cannot be forged, because what they are made of is itself escaped: a backslash is doubled, and an
+ellipsis, which marks a cut, is written ``\u2026``. They can be read back: ``\xNN`` is a control character
+below 0x80 or an undecodable byte from 0x80 up, ``\uNNNN`` and ``\UNNNNNNNN`` are code points.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from functools import lru_cache
+
+FIELD_LIMIT = 512
+"""Characters of output allowed for one field, before the mark of a cut."""
+
+_ESCAPED_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+# Letters and marks that render as nothing: the grapheme joiner, Hangul fillers, Khmer inherent vowels,
+# Mongolian variation selectors, the blank braille pattern and the null notehead.
+_INVISIBLE = frozenset(
+    {0x34F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x180B, 0x180C, 0x180D, 0x180F, 0x2800, 0x3164, 0xFFA0, 0x1D159}
+)
+_CUT = "…"
+
+
+@lru_cache(maxsize=4096)
+def _escape(char: str) -> str:
+    code = ord(char)
+    if char == "\\":
+        return "\\\\"
+    if 0xDC80 <= code <= 0xDCFF:  # an undecodable byte, kept by surrogateescape
+        return f"\\x{code - 0xDC00:02x}"
+    category = unicodedata.category(char)
+    hidden = (
+        category in _ESCAPED_CATEGORIES
+        or 0xE0000 <= code <= 0xE0FFF  # tags and variation selectors supplement
+        or 0xFE00 <= code <= 0xFE0F  # variation selectors
+        or (category == "Zs" and code != 0x20)
+        or code in _INVISIBLE
+        or char == _CUT
+    )
+    if not hidden:
+        return char
+    if code < 0x80:  # from 0x80 up this form stands for a byte, so that the two cannot be confused
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def neutralise(text: str | bytes, limit: int = FIELD_LIMIT) -> str:
+    """Return ``text`` with everything invisible or active made visible, at most ``limit`` characters of it.
+
+    Bytes are read as UTF-8. A cut is marked with ``…`` and the number of input characters left out, e.g.
+    ``…[+65024]``, which comes on top of the limit; an escape is never cut in two.
+    """
+    if isinstance(text, bytes):
+        text = text.decode("utf-8", "surrogateescape")
+    # ASCII and printable is exactly 0x20 to 0x7e; this is what nearly every string is.
+    if len(text) <= limit and text.isascii() and text.isprintable() and "\\" not in text:
+        return text
+    out: list[str] = []
+    used = 0
+    for index, char in enumerate(text):
+        piece = _escape(char)
+        used += len(piece)
+        if used > limit:
+            return f"{''.join(out)}{_CUT}[+{len(text) - index}]"
+        out.append(piece)
+    return "".join(out)

@@ -1,0 +1,97 @@
+"""The road every call takes, whichever door it came in by."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from mcp_server.audit import AuditLog
+from mcp_server.config import Config
+from mcp_server.discovery import Toolbox
+from mcp_server.errors import NetworkToolsError, PlatformError
+from mcp_server.execution.admission import Admission
+from mcp_server.model.run import Actor, Outcome
+from mcp_server.scope.policy import ScopePolicy
+from mcp_server.scope.resolver import Resolver
+from mcp_server.steps.answer import Answer, conclude, make_answer
+from mcp_server.steps.authorise import Authorised, authorise, log_refusal
+from mcp_server.steps.call import read_call
+from mcp_server.steps.plan import Plan, plan
+from mcp_server.steps.remember import Recorder, new_run
+from mcp_server.steps.run import Progress, run
+
+if TYPE_CHECKING:
+    from mcp_server.store.base import Store
+
+
+@dataclass(slots=True)
+class Pipeline:
+    """Everything the steps need; a reload replaces ``config``, ``policy`` and ``toolbox`` for calls that come after."""
+
+    config: Config
+    policy: ScopePolicy
+    toolbox: Toolbox
+    resolver: Resolver
+    admission: Admission
+    audit: AuditLog
+    open_store: Callable[[], Awaitable[Store]]
+
+    async def call(
+        self, name: str, arguments: Mapping[str, Any], actor: Actor, progress: Progress | None = None
+    ) -> Answer:
+        """Take one call down the road.
+
+        Returns an `Answer`, also for a run that failed or was cut short (its ``error`` says why). Raises
+        RefusedError or PlatformError where nothing was started; every such refusal is on the decision log.
+        """
+        config, policy = self.config, self.policy
+        async with AsyncExitStack() as admitted:
+            try:
+                call = read_call(self.toolbox.get(name), arguments, actor)
+                planned = await plan(call, config, policy, self.resolver)
+                authorised = await authorise(planned, config, policy, self.audit)
+                await admitted.enter_async_context(self.admission.slot(call.tool.tool_name()))
+            except NetworkToolsError as error:
+                if error.code != "audit_unavailable":
+                    await log_refusal(self.audit, policy, actor, name, arguments, error)
+                raise
+            return await self._run(authorised, progress)
+
+    async def plan(self, name: str, arguments: Mapping[str, Any], actor: Actor) -> Plan:
+        """Plan a call without running it: what would be done, and what it would cost."""
+        return await plan(read_call(self.toolbox.get(name), arguments, actor), self.config, self.policy, self.resolver)
+
+    async def _run(self, authorised: Authorised, progress: Progress | None) -> Answer:
+        from mcp_server.store.blobs import RawSpool
+
+        store = await self.open_store()
+        recorder = Recorder(store, self.audit, new_run(authorised))
+        spool = RawSpool(self.config.state_dir, recorder.run.id, authorised.plan.limits.output_bytes)
+        await recorder.begin()
+        try:
+            execution = await run(
+                authorised, recorder, spool, head_bytes=self.config.effective.stdout_bytes, progress=progress
+            )
+        except BaseException as error:
+            # Whatever ends a run early, its row must say so and keep what was found.
+            await asyncio.shield(self._end_early(recorder, spool.finish(), error))
+            raise
+        finished, problem = conclude(recorder.run, authorised.plan, execution)
+        return make_answer(await recorder.finish(finished), execution, problem)
+
+    @staticmethod
+    async def _end_early(recorder: Recorder, raw: Any, error: BaseException) -> None:
+        cancelled = isinstance(error, asyncio.CancelledError)
+        known = error if isinstance(error, NetworkToolsError) else PlatformError(str(error), code="internal_error")
+        await recorder.finish(
+            replace(
+                recorder.run,
+                outcome=Outcome.CANCELLED if cancelled else Outcome.FAILED,
+                error_code="cancelled" if cancelled else known.code,
+                error_message="the call was cancelled" if cancelled else known.message,
+                raw=raw,
+            )
+        )

@@ -1,0 +1,1 @@
+"""What may be touched: the scope policy, target reading and resolution."""

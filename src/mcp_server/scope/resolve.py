@@ -1,0 +1,137 @@
+"""Pinning: the texts of a call become the numeric targets a tool is given, and nothing is resolved again later."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Iterator, Sequence
+from ipaddress import ip_network
+from itertools import islice
+from typing import Final
+
+from mcp_server.errors import TargetError
+from mcp_server.model.target import Network, Target, Targets
+from mcp_server.scope.policy import ScopePolicy
+from mcp_server.scope.reading import ParsedTarget, read_target
+from mcp_server.scope.resolver import Resolver, SystemResolver
+
+__all__ = ["Resolver", "SystemResolver", "pin_targets"]
+
+LOOKUPS_AT_ONCE: Final = 16
+"""Names asked in one batch; the first batch with a failure ends the call, so a dead server costs one lifetime."""
+
+
+async def pin_targets(texts: Sequence[str], policy: ScopePolicy, resolver: Resolver, *, max_addresses: int) -> Targets:
+    """Read, judge, resolve and count the targets of one call.
+
+    Every text is read and judged before the first lookup, so a call that is refused leaks no question. Each
+    name is looked up once and *all* its addresses are pinned: a tool that takes only the first would report on
+    another host than was asked for. One address out of scope refuses the whole call.
+
+    No address occurs twice in the result. A network that another one holds is left out of its target; such a
+    target stays in ``items`` with empty ``networks``.
+
+    Raises:
+        ArgumentError: a text is unsafe or too long.
+        TargetError: ``invalid_target``, ``target_out_of_scope``, ``target_unresolvable`` or ``too_many_targets``.
+    """
+    parsed = [read_target(text) for text in texts]
+    if not parsed:
+        raise TargetError("no target was given", parameter="target")
+    for target in parsed:
+        _judge(target, policy)
+    names = list(dict.fromkeys(target.name for target in parsed if target.name is not None))
+    given = _without_overlaps([_literal(target) for target in parsed])
+    _check_count(len(names), max_addresses, "names")  # this also bounds the lookups
+    _check_count(_size(given), max_addresses)
+
+    addresses: dict[str, tuple[Network, ...]] = {}
+    for batch in _batches(names, LOOKUPS_AT_ONCE):
+        addresses |= await _resolve_all(batch, policy, resolver)
+
+    networks = _without_overlaps([addresses[t.name] if t.name is not None else _literal(t) for t in parsed])
+    _check_count(_size(networks), max_addresses)
+    return Targets(
+        tuple(
+            Target(given=target.given, networks=pinned, name=target.name)
+            for target, pinned in zip(parsed, networks, strict=True)
+        )
+    )
+
+
+def _judge(target: ParsedTarget, policy: ScopePolicy) -> None:
+    if target.name is not None:
+        policy.check_name(target.name).require()
+    elif target.network is not None:
+        policy.check_network(target.network).require()
+
+
+def _literal(target: ParsedTarget) -> tuple[Network, ...]:
+    return () if target.network is None else (target.network,)
+
+
+async def _resolve_all(names: list[str], policy: ScopePolicy, resolver: Resolver) -> dict[str, tuple[Network, ...]]:
+    """Resolve names side by side; where several fail, the one given first is reported."""
+    answers = await asyncio.gather(*(resolver.lookup(name) for name in names), return_exceptions=True)
+    result: dict[str, tuple[Network, ...]] = {}
+    for name, answer in zip(names, answers, strict=True):
+        if isinstance(answer, BaseException):
+            raise answer
+        if not answer:
+            raise TargetError(f"{name} has no address", code="target_unresolvable", parameter="target")
+        # Servers rotate their answers; sorted, the same answer always makes the same plan.
+        for address in (ordered := sorted(set(answer), key=lambda a: (a.version, int(a)))):
+            verdict = policy.check_address(address)
+            if not verdict.allowed:
+                raise TargetError(
+                    f"{name} resolves out of scope: {verdict.reason}", code=verdict.code, parameter="target"
+                )
+        result[name] = tuple(ip_network(address) for address in ordered)
+    return result
+
+
+def _without_overlaps(groups: Sequence[tuple[Network, ...]]) -> list[tuple[Network, ...]]:
+    """Leave each address in one network only: the widest that holds it, the first of equals.
+
+    CIDR networks are disjoint or nested, so nothing needs to be cut.
+    """
+    seen: set[Network] = set()
+    given = {network for group in groups for network in group}
+    prefixes: set[tuple[int, int]] = {(network.version, network.prefixlen) for network in given}
+    result: list[tuple[Network, ...]] = []
+    for group in groups:
+        kept: list[Network] = []
+        for network in group:
+            if network not in seen and not _held_by_wider(network, given, prefixes):
+                kept.append(network)
+            seen.add(network)
+        result.append(tuple(kept))
+    return result
+
+
+def _held_by_wider(network: Network, given: set[Network], prefixes: set[tuple[int, int]]) -> bool:
+    return any(
+        network.supernet(new_prefix=prefix) in given
+        for version, prefix in prefixes
+        if version == network.version and prefix < network.prefixlen
+    )
+
+
+def _size(groups: Iterable[tuple[Network, ...]]) -> int:
+    return sum(network.num_addresses for group in groups for network in group)
+
+
+def _check_count(count: int, limit: int, what: str = "addresses") -> None:
+    if count > limit:
+        raise TargetError(
+            f"the targets hold {count} {what}; the limit for this call is {limit}",
+            code="too_many_targets",
+            parameter="target",
+            count=count,
+            limit=limit,
+        )
+
+
+def _batches(names: list[str], size: int) -> Iterator[list[str]]:
+    rest = iter(names)
+    while batch := list(islice(rest, size)):
+        yield batch

@@ -1,0 +1,166 @@
+"""EnhancedMCPServer builds everything a door needs from a configuration, starts it, and stops it.
+
+``python -m mcp_server.server`` serves over the configured transport, as ``mcp-network-tools serve`` does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from mcp_server.audit import AuditLog
+from mcp_server.base_tool import ToolPolicy
+from mcp_server.config import Config, get_config
+from mcp_server.discovery import Toolbox, discover
+from mcp_server.errors import NetworkToolsError, PlatformError
+from mcp_server.execution.admission import Admission
+from mcp_server.execution.privilege import can_open_raw_sockets
+from mcp_server.logs import configure_logging
+from mcp_server.pipeline import Pipeline
+from mcp_server.scope.policy import ScopePolicy
+from mcp_server.scope.resolver import SystemResolver
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mcp_server.store.base import Store
+
+logger = logging.getLogger(__name__)
+
+
+class EnhancedMCPServer:
+    """One server: the pipeline, its store, and the door it is asked to open.
+
+    Building it touches the state folder only (made with mode 0700); the store is opened at its first use, so
+    that a client is answered before a database library is imported.
+    """
+
+    def __init__(self, config: Config | None = None) -> None:
+        self.config = config or get_config()
+        prepare_state_dir(self.config)
+        self._store: Store | None = None
+        self._opening = asyncio.Lock()
+        self.pipeline = Pipeline(
+            config=self.config,
+            policy=ScopePolicy.from_entries(self.config.security.allowed_targets),
+            toolbox=build_toolbox(self.config),
+            resolver=SystemResolver(),
+            admission=Admission(self._concurrency_of, lambda: self.config.effective.concurrency_ceiling),
+            audit=AuditLog(self.config.state_dir),
+            open_store=self.store,
+        )
+
+    def reload(self, config: Config) -> None:
+        """Use ``config`` for every call that comes after; running calls keep what they started with."""
+        policy = ScopePolicy.from_entries(config.security.allowed_targets)
+        toolbox = build_toolbox(config)
+        self.config = self.pipeline.config = config
+        self.pipeline.policy, self.pipeline.toolbox = policy, toolbox
+
+    def _concurrency_of(self, tool_name: str) -> int:
+        return self.config.effective.concurrency_for(self.pipeline.toolbox.get(tool_name).concurrency)
+
+    async def store(self) -> Store:
+        """The open store; raises PlatformError ``store_unavailable`` where it cannot be opened."""
+        async with self._opening:
+            if self._store is None:
+                from mcp_server.store import open_store
+
+                database = self.config.database
+                # The first call imports the database library, which would stop the loop for a quarter of a second.
+                store = await asyncio.to_thread(
+                    open_store,
+                    database.url,
+                    self.config.state_dir,
+                    pool_size=database.pool_size,
+                    max_overflow=database.max_overflow,
+                    pool_timeout=database.pool_timeout,
+                    pool_recycle=database.pool_recycle,
+                )
+                interrupted = await store.open()
+                if interrupted:
+                    logger.warning("store.interrupted_runs count=%d", interrupted)
+                self._store = store
+            return self._store
+
+    async def serve(self, *, ready: Callable[[str], None] | None = None) -> None:
+        """Serve the configured transport until its input ends or a signal asks to stop, then clean up."""
+        try:
+            if self.config.server.transport == "stdio":
+                await self._serve_stdio()
+            else:
+                await self._serve_http(ready)
+        finally:
+            await self.cleanup()
+
+    async def _serve_stdio(self) -> None:
+        from mcp_server.doors.mcp import build_mcp_server
+        from mcp_server.doors.stdio import serve_stdio
+
+        serving = asyncio.create_task(serve_stdio(build_mcp_server(self.pipeline, "stdio")))
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, serving.cancel)
+        with suppress(asyncio.CancelledError):
+            await serving
+
+    async def _serve_http(self, ready: Callable[[str], None] | None) -> None:
+        from mcp_server.doors.application import build_application
+        from mcp_server.doors.http import listen, serve_http
+
+        settings = self.config.server
+        listener = listen(settings.host, settings.port)
+        try:
+            application = build_application(self, listener.port)
+        except BaseException:
+            listener.close()
+            raise
+        await serve_http(application, listener, shutdown_grace=settings.shutdown_grace_period, ready=ready)
+
+    async def cleanup(self) -> None:
+        """Release everything; safe to call twice."""
+        store, self._store = self._store, None
+        if store is not None:
+            await store.close()
+
+
+def build_toolbox(config: Config) -> Toolbox:
+    """Discover the tools of a configuration, rebuilt from their base lists."""
+    policy = ToolPolicy(allow_intrusive=config.security.allow_intrusive, raw_sockets=can_open_raw_sockets())
+    return discover(
+        policy,
+        packages=config.tool.packages,
+        include=config.tool.include_patterns,
+        exclude=config.tool.exclude_patterns,
+    )
+
+
+def prepare_state_dir(config: Config) -> None:
+    """Make the state folder, mode 0700; raises PlatformError ``permission_denied`` where that fails."""
+    try:
+        config.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise PlatformError(
+            f"the state folder {config.state_dir} cannot be made: {error.strerror}",
+            hint="Set MCP_STATE_DIR to a folder that this user can write.",
+        ) from error
+
+
+def main() -> int:
+    """Run the server as the environment configures it; returns an exit code of `errors.ExitCode`."""
+    try:
+        config = get_config()
+        configure_logging(config.logging)
+        asyncio.run(EnhancedMCPServer(config).serve(ready=lambda url: print(url, file=sys.stderr)))
+    except NetworkToolsError as error:
+        print(f"{error.code}: {error.message}\n{error.hint}", file=sys.stderr)
+        return error.spec.exit
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,80 @@
+"""Step 3, authorise: the owner's policy decides on the plan, and the decision is on the log before a spawn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mcp_server.audit import AuditLog, printable
+from mcp_server.config import Config
+from mcp_server.errors import AccessError, NetworkToolsError
+from mcp_server.model.run import Actor, Risk
+from mcp_server.scope.policy import ScopePolicy
+from mcp_server.steps.plan import Plan
+
+ENFORCEMENT = "argument"
+"""How the scope is enforced: addresses are checked before the spawn. Stands on every run and record."""
+
+
+@dataclass(frozen=True, slots=True)
+class Authorised:
+    """A plan that may run, and the policy it was allowed under."""
+
+    plan: Plan
+    scope_hash: str
+    enforcement: str = ENFORCEMENT
+
+
+async def authorise(plan: Plan, config: Config, policy: ScopePolicy, audit: AuditLog) -> Authorised:
+    """Check the compiled plan against the policy and log the acceptance; raises TargetError or AccessError."""
+    for target in plan.targets.items:
+        for network in target.networks:
+            policy.check_network(network).require()
+    if plan.invocation.risk >= Risk.INTRUSIVE and not config.security.allow_intrusive:
+        raise AccessError(f"{plan.call.tool.tool_name()}: this call is intrusive", code="intrusive_not_allowed")
+    call = plan.call
+    await audit.append(
+        "decision",
+        decision="accept",
+        run_id=call.id,
+        correlation_id=call.correlation_id,
+        **_who(call.actor),
+        tool=call.tool.tool_name(),
+        arguments=printable(call.parameters.model_dump(mode="json", exclude_defaults=True)),
+        targets=[
+            {"given": printable(target.given), "pinned": list(target.canonical())} for target in plan.targets.items
+        ],
+        argv=list(plan.argv),
+        risk=str(plan.invocation.risk),
+        addresses=plan.targets.count,
+        scope_hash=policy.hash,
+        enforcement=ENFORCEMENT,
+    )
+    return Authorised(plan, policy.hash)
+
+
+async def log_refusal(
+    audit: AuditLog,
+    policy: ScopePolicy,
+    actor: Actor,
+    tool: str,
+    arguments: Mapping[str, Any],
+    error: NetworkToolsError,
+) -> None:
+    """Put a refused call on the log with its code and reason, arguments as given but bounded and escaped."""
+    await audit.append(
+        "decision",
+        decision="deny",
+        **_who(actor),
+        tool=printable(tool, 64),
+        arguments=printable(dict(arguments), 256),
+        code=error.code,
+        reason=printable(error.message, 512),
+        scope_hash=policy.hash,
+        enforcement=ENFORCEMENT,
+    )
+
+
+def _who(actor: Actor) -> dict[str, str]:
+    return {"actor": actor.name, "door": actor.door, "client": str(printable(actor.client, 128))}

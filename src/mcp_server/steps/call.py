@@ -1,0 +1,63 @@
+"""Step 1, call: who asks for which tool with which parameters, read strictly into types."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from mcp_server.base_tool import MCPBaseTool, ToolParameters
+from mcp_server.errors import ArgumentError
+from mcp_server.model.run import Actor
+from mcp_server.model.untrusted import neutralise
+
+MAX_ARGUMENT_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call as it was understood: the tool, its typed parameters, the actor and the ids that follow it."""
+
+    id: str
+    tool: MCPBaseTool
+    parameters: ToolParameters
+    actor: Actor
+    correlation_id: str
+
+
+def new_run_id() -> str:
+    """An unguessable run id, sortable by nothing: ``r_`` and 96 random bits."""
+    return "r_" + secrets.token_hex(12)
+
+
+def read_call(tool: MCPBaseTool, arguments: Mapping[str, Any], actor: Actor) -> Call:
+    """Read ``arguments`` into the tool's parameter model; nothing is coerced.
+
+    Raises ArgumentError naming the first wrong parameter, with all of them in ``details``.
+    """
+    run_id = new_run_id()
+    try:
+        parameters = tool.parameters.model_validate(dict(arguments))
+    except ValidationError as error:
+        raise _argument_error(tool, error) from None
+    return Call(run_id, tool, parameters, actor, parameters.correlation_id or run_id)
+
+
+def _argument_error(tool: MCPBaseTool, error: ValidationError) -> ArgumentError:
+    problems = [_problem(item) for item in error.errors(include_url=False, include_context=False)[:8]]
+    known = ", ".join(tool.parameters.model_fields)
+    return ArgumentError(f"{tool.tool_name()}: {problems[0]}", hint=f"Known parameters: {known}.", problems=problems)
+
+
+def _problem(item: Any) -> str:
+    name = ".".join(neutralise(str(part), 64) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        return f"unknown parameter {name!r}"
+    if item["type"] == "missing":
+        return f"parameter {name!r} is required"
+    given = item["input"]
+    shown = neutralise(given, 60) if isinstance(given, str) else type(given).__name__
+    return f"parameter {name!r}: {item['msg']} (given: {shown})"

@@ -1,0 +1,84 @@
+"""Step 6, remember: the run's row before the spawn, observations while it goes on, its end with raw bytes by hash."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from mcp_server.audit import AuditLog
+from mcp_server.model.asset import Host
+from mcp_server.model.digest import HostDigest
+from mcp_server.model.run import Coverage, Run
+
+if TYPE_CHECKING:
+    from mcp_server.steps.authorise import Authorised
+    from mcp_server.store.base import Store
+
+BATCH = 256
+"""Hosts written together; fewer are written when the run ends."""
+
+
+def new_run(authorised: Authorised) -> Run:
+    """The record of an authorised plan that is about to start."""
+    plan, call = authorised.plan, authorised.plan.call
+    return Run(
+        id=call.id,
+        tool=call.tool.tool_name(),
+        parameters=call.parameters.model_dump(mode="json", exclude_defaults=True),
+        actor=call.actor,
+        correlation_id=call.correlation_id,
+        scope_hash=authorised.scope_hash,
+        enforcement=authorised.enforcement,
+        risk=plan.invocation.risk,
+        argv=plan.argv,
+        started=datetime.now(UTC),
+    )
+
+
+class Recorder:
+    """Keeps one run: collects hosts into batches and writes them in order, then the end."""
+
+    def __init__(self, store: Store, audit: AuditLog, run: Run) -> None:
+        self.run = run
+        self._store = store
+        self._audit = audit
+        self._pending: list[Host] = []
+
+    async def begin(self) -> None:
+        """Write the row of a run that is about to start."""
+        await self._store.begin(self.run)
+
+    def see(self, hosts: Iterable[Host]) -> None:
+        """Take hosts from the parser; cheap, no I/O."""
+        self._pending.extend(hosts)
+
+    async def flush(self, *, at_least: int = 1) -> None:
+        """Write what has been collected, if it is at least that many hosts."""
+        while len(self._pending) >= at_least:
+            batch, self._pending = self._pending[:BATCH], self._pending[BATCH:]
+            if not batch:
+                return
+            await self._store.add_hosts(self.run, batch)
+
+    def cut_short(self, coverage: Coverage, digest: HostDigest) -> None:
+        """Note what a run that is being ended early had covered."""
+        self.run = replace(self.run, coverage=coverage, hosts_up=digest.up, open_ports=digest.open_ports)
+
+    async def finish(self, run: Run) -> Run:
+        """Write the last hosts, the end of the run and its record on the decision log."""
+        await self.flush()
+        run = replace(run, ended=run.ended or datetime.now(UTC))
+        await self._store.finish(run)
+        self.run = run
+        await self._audit.append(
+            "end",
+            run_id=run.id,
+            correlation_id=run.correlation_id,
+            outcome=run.outcome.value,
+            returncode=run.returncode,
+            code=run.error_code,
+            raw=run.raw.sha256 if run.raw else None,
+        )
+        return run

@@ -1,0 +1,161 @@
+"""However a run ends, everything it started is gone, in every tier."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tests.support import processes
+from tests.support.processes import alive, binary, detaching, marker, run_script, until
+
+from mcp_server.execution.launcher import Launcher, Tier, containment
+from mcp_server.execution.process import Limits, run_process
+
+TIERS = [Tier.PID_NAMESPACE, Tier.USER_NAMESPACE, Tier.SUPERVISOR]
+ROOT = Path(__file__).parents[2]
+
+SERVER = """
+import asyncio, sys
+from mcp_server.execution.process import Limits, run_process
+from tests.support.processes import launcher
+
+asyncio.run(run_process(("/bin/sh", "-c", sys.argv[2]), Limits(60),
+    lambda data: print(data.decode(), end="", flush=True), launcher=launcher(sys.argv[1])))
+"""
+
+
+@pytest.fixture(params=TIERS)
+def launcher(request: pytest.FixtureRequest) -> Launcher:
+    return processes.launcher(request.param)
+
+
+async def test_time_limit_ends_the_whole_tree(launcher: Launcher) -> None:
+    mark = marker()
+    started = time.monotonic()
+    ended, output = await run_script(detaching(mark), Limits(1), launcher)
+    assert time.monotonic() - started < 1.5
+    assert (ended.returncode, ended.timed_out, output) == (124, True, b"ready\n")
+    assert ended.stderr == b""
+    assert alive(mark) == []
+
+
+async def test_cancellation_ends_the_whole_tree_and_is_raised_afterwards(launcher: Launcher) -> None:
+    mark, output = marker(), bytearray()
+    task = asyncio.create_task(
+        run_process((binary("sh"), "-c", detaching(mark)), Limits(30), output.extend, launcher=launcher)
+    )
+    while not output:
+        await asyncio.sleep(0.02)
+    assert until(mark, 4) == 4
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert alive(mark) == []
+
+
+async def test_a_second_cancellation_does_not_leave_anything_behind(launcher: Launcher) -> None:
+    mark, output = marker(), bytearray()
+    script = f"trap '' TERM; {detaching(mark)}"
+    task = asyncio.create_task(run_process((binary("sh"), "-c", script), Limits(30), output.extend, launcher=launcher))
+    while not output:
+        await asyncio.sleep(0.02)
+    for _ in range(3):
+        task.cancel()
+        await asyncio.sleep(0.01)
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert alive(mark) == []
+
+
+async def test_cancelled_right_after_the_spawn(launcher: Launcher) -> None:
+    mark = marker()
+    for delay in (0.0, 0.001, 0.002, 0.004, 0.008, 0.016):
+        task = asyncio.create_task(run_process((binary("sleep"), mark), Limits(30), lambda _: None, launcher=launcher))
+        await asyncio.sleep(delay)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert alive(mark) == []
+
+
+async def test_a_program_that_ends_leaves_nothing_and_does_not_hang_on_its_pipe(launcher: Launcher) -> None:
+    mark = marker()
+    ended, output = await run_script(f"setsid sleep {mark} & sleep 0.1; echo done", Limits(30), launcher)
+    assert (ended.returncode, output) == (0, b"done\n")
+    assert ended.seconds < 5
+    assert alive(mark) == []
+
+
+async def test_sigterm_comes_first_and_its_output_is_kept(launcher: Launcher) -> None:
+    script = "trap 'echo flushed; exit 3' TERM; while :; do sleep 0.05; done"
+    ended, output = await run_script(script, Limits(1), launcher)
+    assert output == b"flushed\n"
+    assert (ended.returncode, ended.timed_out) == (124, True)
+
+
+async def test_a_program_deaf_to_sigterm_is_killed_within_the_limit(launcher: Launcher) -> None:
+    started = time.monotonic()
+    ended, _ = await run_script("trap '' TERM; while :; do sleep 0.05; done", Limits(1), launcher)
+    assert ended.timed_out
+    assert 0.9 < time.monotonic() - started < 1.5
+
+
+async def test_death_by_signal_is_128_and_its_number(launcher: Launcher) -> None:
+    for number in (signal.SIGSEGV, signal.SIGABRT, signal.SIGKILL, signal.SIGPIPE):
+        ended, _ = await run_script(f"kill -{number} $$", Limits(10), launcher)
+        assert ended.returncode == 128 + number
+
+
+async def test_exit_codes_pass_unchanged(launcher: Launcher) -> None:
+    for code in (0, 1, 42, 124, 126, 127, 255):
+        ended, _ = await run_script(f"exit {code}", Limits(10), launcher)
+        assert (ended.returncode, ended.timed_out) == (code, False)
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_nothing_is_left_when_the_server_is_killed(tier: Tier) -> None:
+    mark = marker()
+    with subprocess.Popen(
+        [sys.executable, "-c", SERVER, tier, detaching(mark)], stdout=subprocess.PIPE, cwd=ROOT
+    ) as server:
+        assert server.stdout is not None
+        ready = server.stdout.readline()
+        before = until(mark, 4)
+        server.kill()
+    assert (ready, before) == (b"ready\n", 4)
+    assert until(mark, 0) == 0
+
+
+def test_nothing_is_left_when_the_server_leaves_without_cleaning_up() -> None:
+    mark = marker()
+    script = SERVER.replace("import asyncio, sys", "import asyncio, os, sys").replace(
+        'print(data.decode(), end="", flush=True)', "os._exit(7)"
+    )
+    server = subprocess.run([sys.executable, "-c", script, containment().tier, detaching(mark)], cwd=ROOT, check=False)
+    assert server.returncode == 7
+    assert until(mark, 0) == 0
+
+
+async def test_no_zombie_and_no_descriptor_is_left_after_200_runs() -> None:
+    await run_script("true", Limits(10))
+    before = sorted(Path("/proc/self/fd").iterdir())
+    for turn in range(200):
+        ended, _ = await run_script(f"setsid true & exit {turn % 2}", Limits(10))
+        assert ended.returncode == turn % 2
+    assert sorted(Path("/proc/self/fd").iterdir()) == before
+    assert processes.children() == []
+
+
+async def test_twenty_runs_at_once_do_not_mix() -> None:
+    async def one(number: int) -> tuple[int, bytes]:
+        ended, output = await run_script(f"echo {number}; sleep 0.1; echo {number}; exit {number}", Limits(30))
+        return ended.returncode, output
+
+    results = await asyncio.gather(*(one(number) for number in range(20)))
+    assert results == [(number, f"{number}\n{number}\n".encode()) for number in range(20)]
+    assert processes.children() == []

@@ -1,0 +1,114 @@
+"""Output is streamed, bounded, and never held whole."""
+
+from __future__ import annotations
+
+import resource
+import time
+
+import pytest
+from tests.support import processes
+from tests.support.processes import alive, binary, marker, run_script
+
+from mcp_server.execution.launcher import Launcher, Tier
+from mcp_server.execution.process import Limits, run_process
+
+GIB = 1 << 30
+
+
+@pytest.fixture(params=[Tier.PID_NAMESPACE, Tier.SUPERVISOR])
+def launcher(request: pytest.FixtureRequest) -> Launcher:
+    return processes.launcher(request.param)
+
+
+class Count:
+    def __init__(self) -> None:
+        self.total = self.largest = 0
+
+    def __call__(self, data: bytes) -> None:
+        self.total += len(data)
+        self.largest = max(self.largest, len(data))
+
+
+async def test_a_gigabyte_passes_in_flat_memory() -> None:
+    count = Count()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    argv = (binary("head"), "-c", str(GIB), "/dev/zero")
+    ended = await run_process(argv, Limits(60, output_bytes=GIB), count)
+    grown_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert (ended.returncode, ended.output_exceeded, count.total) == (0, False, GIB)
+    assert count.largest <= 65536
+    assert grown_kib < 4096
+
+
+async def test_output_over_the_limit_is_cut_exactly_and_ends_the_tree(launcher: Launcher) -> None:
+    count, mark = Count(), marker()
+    script = f"setsid sleep {mark} & cat /dev/zero"
+    argv = (binary("sh"), "-c", script)
+    ended = await run_process(argv, Limits(60, output_bytes=1_000_001), count, launcher=launcher)
+    assert ended.output_exceeded
+    assert not ended.timed_out
+    assert ended.returncode == 137
+    assert ended.stderr == b""
+    assert count.total == 1_000_001
+    assert ended.seconds < 10
+    assert alive(mark) == []
+
+
+async def test_output_of_exactly_the_limit_is_whole() -> None:
+    count = Count()
+    ended = await run_process((binary("head"), "-c", "5000", "/dev/zero"), Limits(10, output_bytes=5000), count)
+    assert (ended.returncode, ended.output_exceeded, count.total) == (0, False, 5000)
+
+
+async def test_output_arrives_while_the_program_runs() -> None:
+    arrived: list[tuple[float, bytes]] = []
+    argv = (binary("sh"), "-c", "echo one; sleep 0.4; echo two")
+    await run_process(argv, Limits(10), lambda data: arrived.append((time.monotonic(), data)))
+    assert [data for _, data in arrived] == [b"one\n", b"two\n"]
+    assert arrived[1][0] - arrived[0][0] > 0.3
+
+
+async def test_a_slow_reader_holds_the_writer_back_and_loses_nothing() -> None:
+    count = Count()
+
+    def slow(data: bytes) -> None:
+        time.sleep(0.02)
+        count(data)
+
+    script = "head -c 1000000 /dev/zero; echo written >&2"
+    started = time.monotonic()
+    ended = await run_process((binary("sh"), "-c", script), Limits(30), slow)
+    assert count.total == 1_000_000
+    assert ended.stderr == b"written\n"
+    assert time.monotonic() - started > 0.02 * 1_000_000 / 65536
+
+
+async def test_stderr_keeps_its_beginning_and_is_read_to_its_end(launcher: Launcher) -> None:
+    script = "echo first >&2; head -c 5000000 /dev/zero >&2; echo over"
+    ended, output = await run_script(script, Limits(30, stderr_bytes=10), launcher)
+    assert output == b"over\n"
+    assert ended.stderr == b"first\n\0\0\0\0"
+    assert ended.stderr_truncated
+    short, _ = await run_script("printf 0123456789 >&2", Limits(30, stderr_bytes=10), launcher)
+    assert (short.stderr, short.stderr_truncated) == (b"0123456789", False)
+
+
+async def test_an_error_of_the_reader_ends_the_tree_and_is_raised(launcher: Launcher) -> None:
+    mark = marker()
+
+    def refuse(data: bytes) -> None:
+        raise KeyError(data)
+
+    argv = (binary("sh"), "-c", f"setsid sleep {mark} & echo x; sleep {mark}")
+    with pytest.raises(KeyError) as caught:
+        await run_process(argv, Limits(30), refuse, launcher=launcher)
+    assert caught.value.args == (b"x\n",)
+    assert alive(mark) == []
+
+
+async def test_an_error_of_the_reader_counts_even_when_the_program_is_done() -> None:
+    def refuse(data: bytes) -> None:
+        raise KeyError(data)
+
+    with pytest.raises(KeyError):
+        await run_process((binary("echo"), "x"), Limits(30), refuse)

@@ -1,0 +1,1 @@
+"""Programs of ours that run as hosts of the lab."""

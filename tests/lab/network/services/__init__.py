@@ -1,0 +1,31 @@
+"""The lab's daemons: real programs of the distribution with configurations of our own, one file for each kind.
+
+A function takes the truth, writes the files its daemons need and yields them; slow preparations happen on the way,
+so `build` runs these functions side by side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from tests.lab.network.daemons import Daemon
+from tests.lab.network.services.databases import mariadb_daemons, postgres_daemons
+from tests.lab.network.services.files import file_daemons
+from tests.lab.network.services.names import name_daemons
+from tests.lab.network.services.pretenders import pretender_daemons
+from tests.lab.network.services.shell import ssh_daemons
+from tests.lab.network.services.system import system_daemons
+from tests.lab.network.services.web import web_daemons
+from tests.lab.network.truth import Truth
+
+SERVICES: Final[tuple[Callable[[Truth], Iterable[Daemon]], ...]] = (
+    mariadb_daemons,  # the slowest first
+    postgres_daemons,
+    pretender_daemons,
+    system_daemons,
+    name_daemons,
+    file_daemons,
+    ssh_daemons,
+    web_daemons,
+)

@@ -1,0 +1,232 @@
+"""What the lab holds: every host, port, service and version, decided here before anything is built.
+
+Both sides read it: `topology` and `services` build it, tests compare answers with it. Service and product names are
+spelled as nmap 7.93 prints them (its nmap-service-probes file is the vocabulary).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import cached_property
+from typing import Final
+
+from tests.lab.network.fleet import FLEET_NETWORK, FleetHost, make_fleet
+from tests.lab.network.versions import Versions, installed_versions
+
+DOMAIN: Final = "lab.internal"
+RESOLVER: Final = "10.77.1.1"
+SCANNER_IPV4: Final = "10.77.1.250"
+SCANNER_IPV6: Final = "fd77:1::fa"
+SEGMENTS: Final = ("10.77.1.0/24", "10.77.2.0/24")
+SEGMENTS_IPV6: Final = ("fd77:1::/64", "fd77:2::/64")
+
+
+class Behaviour(StrEnum):
+    """How a host treats what is sent to it, beyond its open ports."""
+
+    PLAIN = "plain"
+    DROPS = "drops all but its open ports, ping too"
+    DARK = "drops everything"
+    REJECTS = "answers with ICMP admin-prohibited"
+    RATE_LIMITED = "takes 10 new connections a second and drops the rest"
+    TARPIT = "accepts on every TCP port and never speaks"
+    SLOW = "is 150 ms away in each direction and loses 5 % of packets"
+    HOSTILE = "sends banners made to harm whoever reads them"
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """The certificate a TLS port shows. All of the lab's are self-signed."""
+
+    common_name: str
+    expired: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One open port.
+
+    ``product`` and ``version`` are what nmap -sV prints; None means that the truth makes no statement, because nmap
+    has no stable answer there. ``version`` "" means that nmap knows the product and prints no version. ``state`` is the
+    most a scanner can know of the port. ``ipv6`` is false where the daemon listens on IPv4 only.
+    """
+
+    transport: str
+    port: int
+    service: str
+    product: str | None = None
+    version: str | None = None
+    tunnel: str = ""
+    certificate: Certificate | None = None
+    ipv6: bool = True
+    state: str = "open"
+
+    @property
+    def key(self) -> str:
+        """The port as people write it: ``80/tcp``."""
+        return f"{self.port}/{self.transport}"
+
+
+@dataclass(frozen=True, slots=True)
+class LabHost:
+    """One host with its own network namespace of the same name.
+
+    ``unlisted`` is the state of every TCP port that is not in ``endpoints``; ``also`` are further addresses that
+    answer with the same ports; ``hops`` counts routers and the host itself, seen from the scanner.
+    """
+
+    name: str
+    segment: int
+    octet: int
+    endpoints: tuple[Endpoint, ...] = ()
+    behaviour: Behaviour = Behaviour.PLAIN
+    unlisted: str = "closed"
+    has_ipv4: bool = True
+    also: tuple[str, ...] = ()
+
+    @property
+    def fqdn(self) -> str:
+        """The name that both of the lab's name servers know."""
+        return f"{self.name}.{DOMAIN}"
+
+    @property
+    def ipv4(self) -> str | None:
+        """The IPv4 address, or None for the host that has only IPv6."""
+        return f"10.77.{self.segment}.{self.octet}" if self.has_ipv4 else None
+
+    @property
+    def ipv6(self) -> str:
+        """The IPv6 twin of the same segment and octet, canonical."""
+        return str(ipaddress.ip_address(f"fd77:{self.segment}::{self.octet:x}"))
+
+    @property
+    def mac(self) -> str:
+        """The hardware address, which the scanner sees on segment 1 only. The router has one for each segment."""
+        return f"02:77:{self.segment:02x}:00:00:{self.octet:02x}"
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Every address that answers as this host."""
+        return tuple(filter(None, (self.ipv4, self.ipv6))) + self.also
+
+    @property
+    def hops(self) -> int:
+        """1 on the scanner's own link and for the router on it, else 2."""
+        return 1 if self.segment == 1 else 2
+
+    @property
+    def answers_ping(self) -> bool:
+        """Whether ICMP echo is answered."""
+        return self.behaviour not in {Behaviour.DROPS, Behaviour.DARK}
+
+    def open_ports(self, transport: str, *, ipv6: bool = False) -> dict[int, Endpoint]:
+        """The open ports of a transport, by number; on an IPv6 address some listeners are absent."""
+        return {e.port: e for e in self.endpoints if e.transport == transport and (e.ipv6 or not ipv6)}
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Everything that is in the lab. ``fleet`` is keyed by IPv4 address."""
+
+    hosts: dict[str, LabHost]
+    fleet: dict[str, FleetHost] = field(default_factory=dict)
+
+    @cached_property
+    def _by_address(self) -> dict[str, LabHost]:
+        return {address: host for host in self.hosts.values() for address in host.addresses}
+
+    def __getitem__(self, name: str) -> LabHost:
+        return self.hosts[name]
+
+    def at(self, address: str) -> LabHost | FleetHost | None:
+        """Who answers at an address, or None where nobody lives."""
+        canonical = str(ipaddress.ip_address(address))
+        return self._by_address.get(canonical) or self.fleet.get(canonical)
+
+    def live(self, network: str) -> Iterator[str]:
+        """The addresses of a network where a host lives, the scanner's own included."""
+        inside = ipaddress.ip_network(network)
+        for address in (*self._by_address, *self.fleet, SCANNER_IPV4, SCANNER_IPV6):
+            parsed = ipaddress.ip_address(address)
+            if parsed.version == inside.version and parsed in inside:
+                yield address
+
+    def busiest_network(self) -> str:
+        """The fleet's /24 with the most live hosts."""
+        counts: dict[str, int] = {}
+        for address in self.fleet:
+            prefix = address.rpartition(".")[0]
+            counts[prefix] = counts.get(prefix, 0) + 1
+        return max(counts, key=lambda prefix: counts[prefix]) + ".0/24"
+
+
+def make_truth(*, fleet: int = 2000, databases: bool = True) -> Truth:
+    """The truth for a lab with ``fleet`` fleet hosts (0 to 20,000), with or without the two database hosts.
+
+    Versions are asked of the installed programs, so that a security update of the distribution is no test failure.
+    """
+    hosts = _hosts(installed_versions(databases=databases))
+    if not databases:
+        hosts = [host for host in hosts if host.name not in {"pg1", "maria1"}]
+    return Truth({host.name: host for host in hosts}, make_fleet(fleet))
+
+
+def _hosts(v: Versions) -> list[LabHost]:
+    ssh = Endpoint("tcp", 22, "ssh", "OpenSSH", v.openssh)
+    web = Endpoint("tcp", 80, "http", "nginx", v.nginx)
+    old, new = Certificate(f"old.{DOMAIN}", expired=True), Certificate(f"web1.{DOMAIN}", expired=False)
+    return [
+        LabHost("r1", 1, 1, _dns("dnsmasq", v.dnsmasq), also=("10.77.2.1", "fd77:2::1")),
+        LabHost("web1", 1, 10, (web, _https(443, v.nginx, new), _https(8443, v.nginx, old))),
+        LabHost("ssh1", 1, 11, (ssh, Endpoint("tcp", 2222, "ssh", "OpenSSH", v.openssh))),
+        LabHost("redis1", 1, 12, (Endpoint("tcp", 6379, "redis", "Redis key-value store", v.redis),)),
+        LabHost("pg1", 1, 13, (Endpoint("tcp", 5432, "postgresql", "PostgreSQL DB", "9.6.0 or later"),)),
+        LabHost("maria1", 1, 14, (Endpoint("tcp", 3306, "mysql", "MySQL", v.mariadb),)),
+        LabHost("ftp1", 1, 15, (Endpoint("tcp", 21, "ftp", "vsftpd", v.vsftpd),)),
+        LabHost("mail1", 1, 16, (Endpoint("tcp", 25, "smtp", "OpenSMTPD", ""),)),
+        LabHost("snmp1", 1, 17, _SNMP),
+        LabHost(
+            "smb1", 1, 18, tuple(Endpoint("tcp", port, "netbios-ssn", "Samba smbd", "4.6.2") for port in (139, 445))
+        ),
+        LabHost("udp1", 1, 19, (*_dns("ISC BIND", v.bind), *_UDP)),
+        LabHost("dual1", 1, 20, (ssh, web)),
+        LabHost("v6only", 1, 21, (web,), has_ipv4=False),
+        LabHost("web2", 2, 10, (web, Endpoint("tcp", 8080, "http", "nginx", v.nginx, ipv6=False))),
+        LabHost("drop1", 2, 20, (ssh,), Behaviour.DROPS, "filtered"),
+        LabHost("dark1", 2, 21, (), Behaviour.DARK, "filtered"),
+        LabHost("rej1", 2, 22, (web,), Behaviour.REJECTS, "filtered"),
+        LabHost("rate1", 2, 23, (ssh, web), Behaviour.RATE_LIMITED),
+        LabHost("tarpit", 2, 24, (), Behaviour.TARPIT, "open"),
+        LabHost("slow1", 2, 25, (ssh, web), Behaviour.SLOW),
+        LabHost("evil1", 2, 26, _HOSTILE, Behaviour.HOSTILE),
+        LabHost("rst1", 2, 27),
+    ]
+
+
+_SNMP = (
+    Endpoint("udp", 161, "snmp", "SNMPv1 server; net-snmp SNMPv3 server", ""),
+    Endpoint("tcp", 199, "smux", "Linux SNMP multiplexer", "", ipv6=False),
+)
+_UDP = (
+    Endpoint("udp", 69, "tftp", ipv6=False, state="open|filtered"),  # it answers from another port, as TFTP does
+    Endpoint("udp", 123, "ntp", "NTP", "v4"),
+)
+_HOSTILE = (
+    Endpoint("tcp", 80, "http", "Apache httpd", "2.4"),
+    Endpoint("tcp", 2323, "telnet"),
+    Endpoint("tcp", 9000, "unknown"),
+)
+
+
+def _dns(product: str, version: str) -> tuple[Endpoint, ...]:
+    return tuple(Endpoint(transport, 53, "domain", product, version) for transport in ("tcp", "udp"))
+
+
+def _https(port: int, version: str, certificate: Certificate) -> Endpoint:
+    return Endpoint("tcp", port, "http", "nginx", version, tunnel="ssl", certificate=certificate)
+
+
+__all__ = ["FLEET_NETWORK", "Behaviour", "Certificate", "Endpoint", "FleetHost", "LabHost", "Truth", "make_truth"]

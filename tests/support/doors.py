@@ -1,0 +1,153 @@
+"""One call through every door of a real server, with the answers brought to one form."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx2
+from mcp import Client
+from mcp.client.stdio import StdioServerParameters
+from mcp.client.streamable_http import streamable_http_client
+from mcp.shared.exceptions import MCPError
+
+SCOPE = "loopback,RFC1918,.lab.internal"
+DOORS = ("stdio", "http", "rest", "cli")
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a door answered: ``error`` is the problem (code, message, hint, retryable) or None, ``body`` the rest.
+
+    ``status`` is the HTTP status or the exit code, where the door has one.
+    """
+
+    error: dict[str, Any] | None
+    body: dict[str, Any]
+    text: str = ""
+    status: int | None = None
+
+    @property
+    def code(self) -> str | None:
+        return self.error["code"] if self.error else None
+
+
+def environment(state: Path, **extra: str) -> dict[str, str]:
+    """The environment of a server under test: this one's, without any of the project's own settings."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("MCP_", "TOOL", "LOG_"))}
+    return kept | {"MCP_STATE_DIR": str(state), "MCP_SECURITY_ALLOWED_TARGETS": SCOPE} | extra
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def http_server(env: Mapping[str, str], *arguments: str) -> Iterator[tuple[str, str, subprocess.Popen[str]]]:
+    """Serve HTTP in a child; gives its base address, its token, and the process."""
+    port = free_port()
+    command = [sys.executable, "-m", "mcp_server", "serve", "--transport", "http", "--port", str(port), *arguments]
+    log = Path(env["MCP_STATE_DIR"]).parent / f"server-{port}.log"
+    with log.open("w") as stderr:
+        process = subprocess.Popen(command, env=dict(env), stderr=stderr, stdout=subprocess.DEVNULL, text=True)
+    try:
+        deadline = time.monotonic() + 30
+        while "Listening on" not in log.read_text():
+            assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+            time.sleep(0.05)
+        token_file = Path(env["MCP_STATE_DIR"]) / "token"
+        yield f"http://127.0.0.1:{port}", token_file.read_text().strip() if token_file.exists() else "", process
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(15)
+        finally:
+            process.kill()
+
+
+@dataclass(slots=True)
+class Doors:
+    """A stdio server, an HTTP server (MCP and REST) and the command line, over one state folder."""
+
+    env: dict[str, str]
+    stdio: Client
+    http: Client
+    rest: httpx2.AsyncClient
+    token: str
+    base: str
+    logs: list[str] = field(default_factory=list)
+
+    async def call(self, door: str, tool: str, arguments: dict[str, Any]) -> Reply:
+        """Call a tool through one door."""
+        match door:
+            case "stdio":
+                return await over_mcp(self.stdio, tool, arguments)
+            case "http":
+                return await over_mcp(self.http, tool, arguments)
+            case "rest":
+                return await over_rest(self.rest, tool, arguments)
+            case _:
+                return await over_cli(self.env, tool, arguments)
+
+
+async def over_mcp(client: Client, tool: str, arguments: dict[str, Any]) -> Reply:
+    """Call over MCP; protocol errors and tool errors come out alike."""
+    try:
+        result = await client.call_tool(tool, arguments)
+    except MCPError as error:
+        return Reply(error=error.error.data, body={}, text=error.error.message, status=error.error.code)
+    body = result.structured_content or {}
+    text = "\n".join(getattr(block, "text", "") for block in result.content)
+    assert result.is_error == ("error" in body), "isError and the structure must agree"
+    return Reply(error=body.get("error"), body=body, text=text)
+
+
+async def over_rest(client: httpx2.AsyncClient, tool: str, arguments: dict[str, Any]) -> Reply:
+    """Call over REST; a problem body is the error."""
+    response = await client.post(f"/tools/{tool}/execute", json=arguments, timeout=120)
+    body = response.json()
+    is_problem = response.headers["content-type"].startswith("application/problem+json")
+    assert is_problem == (response.status_code >= 400)
+    return Reply(error=body if is_problem else None, body=body, text=response.text, status=response.status_code)
+
+
+async def over_cli(env: Mapping[str, str], tool: str, arguments: dict[str, Any]) -> Reply:
+    """Call through the command line of another process, with ``--json``."""
+    words = [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in arguments.items()]
+    command = [sys.executable, "-m", "mcp_server", "call", tool, *words, "--json"]
+    process = await asyncio.create_subprocess_exec(
+        *command, env=dict(env), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    out, err = await process.communicate()
+    assert out, err.decode()
+    body = json.loads(out)
+    return Reply(error=body.get("error") if process.returncode else None, body=body, text=out.decode(), status=process.returncode)
+
+
+@asynccontextmanager
+async def open_doors(state: Path, **extra: str) -> AsyncIterator[Doors]:
+    """Start a server for each door over one state folder and connect to them."""
+    env = environment(state, **extra)
+    parameters = StdioServerParameters(command=sys.executable, args=["-m", "mcp_server.server"], env=env)
+    with http_server(env) as (base, token, _):
+        headers = {"Authorization": f"Bearer {token}"}
+        async with (
+            httpx2.AsyncClient(headers=headers, timeout=120) as wire,
+            httpx2.AsyncClient(base_url=base, headers=headers) as rest,
+            Client(parameters) as stdio,
+            Client(streamable_http_client(f"{base}/mcp", http_client=wire)) as http,
+        ):
+            yield Doors(env, stdio, http, rest, token, base)

@@ -1,0 +1,221 @@
+"""Every key against a table written by hand: default, range, variables, and what happens outside the range."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from mcp_server.config import ClampedValue, Config, load_config
+from mcp_server.config.keys import keys
+from mcp_server.errors import ConfigError
+
+MIB = 1024 * 1024
+GIB = 1024 * MIB
+
+
+class Row(NamedTuple):
+    section: str
+    key: str
+    default: Any
+    low: float | None = None
+    high: float | None = None
+    short: str = ""
+    live: bool = True
+
+    @property
+    def env(self) -> str:
+        return f"MCP_{self.section}_{self.key}".upper()
+
+
+ROWS = [
+    Row("server", "host", "127.0.0.1"),
+    Row("server", "port", 8080, 1, 65535),
+    Row("server", "transport", "stdio"),
+    Row("server", "workers", 1, 1, 16, live=False),
+    Row("server", "max_connections", 100, 1, 10000, live=False),
+    Row("server", "shutdown_grace_period", 30, 0, 300),
+    Row("server", "auth", "token"),
+    Row("server", "allowed_hosts", ()),
+    Row("server", "allowed_origins", ()),
+    Row("server", "answer_text", "short"),
+    Row("security", "allowed_targets", ("RFC1918", ".lab.internal")),
+    Row("security", "max_args_length", 2048, 1, 10240),
+    Row("security", "max_output_size", 1048576, 1024, 10485760),
+    Row("security", "timeout_seconds", 300, 1, 3600),
+    Row("security", "concurrency_limit", 2, 1, 100),
+    Row("security", "allow_intrusive", False),
+    Row("circuit_breaker", "failure_threshold", 5, 1, 100, live=False),
+    Row("circuit_breaker", "recovery_timeout", 60, 1, 600, live=False),
+    Row("circuit_breaker", "half_open_success_threshold", 1, 1, 10, live=False),
+    Row("health", "check_interval", 30, 5, 300, live=False),
+    Row("health", "cpu_threshold", 80.0, 0, 100, live=False),
+    Row("health", "memory_threshold", 80.0, 0, 100, live=False),
+    Row("health", "disk_threshold", 80.0, 0, 100, live=False),
+    Row("health", "timeout", 10, 1, 60, live=False),
+    Row("health", "dependencies", (), live=False),
+    Row("metrics", "enabled", True, live=False),
+    Row("metrics", "prometheus_enabled", True, live=False),
+    Row("metrics", "prometheus_port", 9090, 1, 65535, live=False),
+    Row("metrics", "collection_interval", 15, 5, 300, live=False),
+    Row("logging", "level", "INFO", short="LOG_LEVEL"),
+    Row("logging", "format", "json", short="LOG_FORMAT"),
+    Row("logging", "file_path", None),
+    Row("logging", "max_file_size", 10 * MIB, 1024, 100 * MIB),
+    Row("logging", "backup_count", 5, 0, 100),
+    Row("tool", "include_patterns", ("*",), short="TOOL_INCLUDE"),
+    Row("tool", "exclude_patterns", (), short="TOOL_EXCLUDE"),
+    Row("tool", "packages", (), short="TOOLS_PACKAGE"),
+    Row("tool", "default_timeout", 300, 1, 3600),
+    Row("tool", "default_concurrency", 2, 1, 100),
+    Row("database", "url", None),
+    Row("database", "pool_size", 10, 1, 100),
+    Row("database", "max_overflow", 20, 0, 100),
+    Row("database", "pool_timeout", 30, 1, 300),
+    Row("database", "pool_recycle", 3600, 60, 7200),
+    Row("limits", "max_args_len", 2048, 1, 10240, "MCP_MAX_ARGS_LEN"),
+    Row("limits", "max_stdout_bytes", MIB, 1024, 10485760, "MCP_MAX_STDOUT_BYTES"),
+    Row("limits", "max_stderr_bytes", 256 * 1024, 1024, 10485760, "MCP_MAX_STDERR_BYTES"),
+    Row("limits", "default_timeout_sec", 300, 1, 3600, "MCP_DEFAULT_TIMEOUT_SEC"),
+    Row("limits", "default_concurrency", 2, 1, 100, "MCP_DEFAULT_CONCURRENCY"),
+    Row("limits", "max_memory_mb", 512, 32, 65536, "MCP_MAX_MEMORY_MB"),
+    Row("limits", "max_file_descriptors", 256, 16, 65536, "MCP_MAX_FILE_DESCRIPTORS"),
+    Row("limits", "max_raw_bytes", GIB, MIB, 16 * GIB, "MCP_MAX_RAW_BYTES"),
+]
+NUMBERS = [row for row in ROWS if row.low is not None]
+
+
+def name(row: Row) -> str:
+    return f"{row.section}.{row.key}"
+
+
+def value_of(config: Config, row: Row) -> Any:
+    return getattr(getattr(config, row.section), row.key)
+
+
+def other_value(row: Row) -> tuple[str, Any]:
+    """A text for the environment that is valid and not the default, and the value it stands for."""
+    special: dict[str, tuple[str, Any]] = {
+        "server.host": ("::1", "::1"),
+        "server.transport": ("http", "http"),
+        "server.auth": ("none", "none"),
+        "server.allowed_hosts": ("a.lab:1, b.lab", ("a.lab:1", "b.lab")),
+        "server.allowed_origins": ("https://a.lab", ("https://a.lab",)),
+        "server.answer_text": ("full", "full"),
+        "security.allowed_targets": ("loopback,10.0.0.0/8", ("loopback", "10.0.0.0/8")),
+        "health.dependencies": ("json", ("json",)),
+        "logging.level": ("debug", "DEBUG"),
+        "logging.format": ("console", "console"),
+        "logging.file_path": ("/var/log/x.log", Path("/var/log/x.log")),
+        "database.url": ("postgresql://db/x", "postgresql://db/x"),
+    }
+    if row.low is not None:
+        number = row.default + 1 if row.default < (row.high or 0) else row.default - 1
+        return str(number), number
+    if isinstance(row.default, bool):
+        return ("false", False) if row.default else ("true", True)
+    return special.get(name(row), ("a,b", ("a", "b")))
+
+
+def test_the_table_holds_every_key() -> None:
+    assert [name(row) for row in ROWS] == [key.dotted for key in keys().values() if key.section]
+    assert [key.dotted for key in keys().values() if not key.section] == ["state_dir"]
+
+
+@pytest.mark.parametrize("row", ROWS, ids=name)
+def test_default_range_names_and_status(row: Row) -> None:
+    info = next(i for i in load_config(env={}).describe() if (i.section, i.key) == (row.section, row.key))
+    value = value_of(load_config(env={}), row)
+    assert value == row.default
+    assert type(value) is type(row.default)
+    assert (info.env, info.env_aliases) == (row.env, (row.short,) if row.short else ())
+    assert info.status == ("live" if row.live else "later")
+    if row.low is not None:
+        assert info.range == f"{row.low} to {row.high}"
+    assert info.description.endswith(".")
+
+
+@pytest.mark.parametrize("row", ROWS, ids=name)
+def test_each_variable_sets_its_key(row: Row) -> None:
+    text, value = other_value(row)
+    assert value != row.default
+    for variable in (row.env, row.short):
+        if variable:
+            config = load_config(env={variable: text})
+            assert value_of(config, row) == value
+            assert getattr(config, row.section).source_of(row.key) == "env"
+
+
+@pytest.mark.parametrize("row", ROWS, ids=name)
+def test_a_file_sets_each_key(row: Row, tmp_path: Path) -> None:
+    _, value = other_value(row)
+    plain = str(value) if isinstance(value, Path) else value
+    file = tmp_path / "c.json"
+    file.write_text(json.dumps({row.section: {row.key: plain}}))
+    config = load_config(file, env={})
+    assert value_of(config, row) == value
+    assert getattr(config, row.section).source_of(row.key) == "file"
+
+
+@pytest.mark.parametrize("side", ["below", "above"])
+@pytest.mark.parametrize("row", NUMBERS, ids=name)
+def test_out_of_range_is_moved_and_reported(
+    row: Row, side: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert row.low is not None
+    assert row.high is not None
+    original, bound = (row.low - 1, row.low) if side == "below" else (row.high + 1, row.high)
+    file = tmp_path / "c.json"
+    file.write_text(json.dumps({row.section: {row.key: original}}))
+    for path, env in ((file, {}), (None, {row.env: str(original)})):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, logger="mcp_server.config"):
+            config = load_config(path, env=env)
+        assert value_of(config, row) == bound
+        assert config.clamped == (ClampedValue(row.section, row.key, original, bound, (row.low, row.high)),)
+        (record,) = (r for r in caplog.records if "value_clamped" in r.getMessage())
+        assert record.getMessage() == (
+            f"config.value_clamped section={row.section} key={row.key} original={original} adjusted={bound} "
+            f"valid_range=[{row.low}, {row.high}]"
+        )
+        assert (record.name, record.levelno) == ("mcp_server.config", logging.WARNING)
+
+
+@pytest.mark.parametrize("row", NUMBERS, ids=name)
+def test_out_of_range_is_refused_on_assignment(row: Row) -> None:
+    config = load_config(env={})
+    for bad in (row.low - 1, row.high + 1):  # type: ignore[operator]  # NUMBERS holds only rows with a range
+        with pytest.raises(ConfigError, match=name(row)) as caught:
+            setattr(getattr(config, row.section), row.key, bad)
+        assert caught.value.code == "config_invalid"
+        assert value_of(config, row) == row.default
+    assert config.clamped == ()
+
+
+@pytest.mark.parametrize("row", ROWS, ids=name)
+def test_the_wrong_type_is_refused_by_name(row: Row, tmp_path: Path) -> None:
+    file = tmp_path / "c.json"
+    file.write_text(json.dumps({row.section: {row.key: {"not": "this"}}}))
+    with pytest.raises(ConfigError, match=rf"^{name(row)}: "):
+        load_config(file, env={})
+
+
+@pytest.mark.parametrize("row", ROWS, ids=name)
+def test_keys_without_a_reader_are_flagged_when_set(row: Row, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, logger="mcp_server.config"):
+        config = load_config(env={row.env: other_value(row)[0]})
+    expected = [] if row.live else [f"config.not_yet_used section={row.section} key={row.key}"]
+    assert [str(key) for key in config.not_yet_used] == expected
+    assert [record.getMessage() for record in caplog.records] == expected
+
+
+def test_state_dir_is_the_platforms_or_the_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    assert load_config(env={}).state_dir == tmp_path / "mcp-network-tools"
+    assert load_config(env={"MCP_STATE_DIR": ""}).state_dir == tmp_path / "mcp-network-tools"
+    assert load_config(env={"MCP_STATE_DIR": "/srv/state"}).state_dir == Path("/srv/state")
+    monkeypatch.chdir(tmp_path)
+    assert load_config(env={"MCP_STATE_DIR": "here"}).state_dir == tmp_path / "here"
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert load_config(env={"MCP_STATE_DIR": "~/state"}).state_dir == Path("/home/somebody/state")

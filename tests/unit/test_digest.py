@@ -1,0 +1,279 @@
+from __future__ import annotations
+
+import json
+import time
+from ipaddress import ip_address
+
+import psutil
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.lab.network.fleet import make_fleet
+from tests.unit.notation import read_addresses, read_cut, read_ports
+
+from mcp_server.model.asset import ExtraPorts, Host, OsMatch, Port, Script, Service
+from mcp_server.model.digest import LINE_HOSTS, NOT_KEPT, NOTHING_OPEN, PORT_SETS_CHARS, TIMED_OUT, HostDigest
+
+Open = set[tuple[str, str, int]]
+
+
+def probed(name: str, product: str = "", version: str = "", tunnel: str = "") -> Service:
+    return Service(name, product, version, tunnel=tunnel, method="probed", conf=10)
+
+
+def tcp(number: int, service: Service | None = None, state: str = "open") -> Port:
+    return Port("tcp", number, state, "syn-ack", service)
+
+
+def up(address: str, *ports: Port, **more: object) -> Host:
+    return Host(address=address, state="up", ports=ports, **more)  # type: ignore[arg-type]  # keyword fields of Host
+
+
+def digest_of(*hosts: Host) -> HostDigest:
+    digest = HostDigest()
+    for host in hosts:
+        digest.add(host)
+    return digest
+
+
+def size(value: object) -> int:
+    return len(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
+
+
+def fleet_hosts(count: int) -> list[Host]:
+    return [up(host.address, *map(tcp, host.tcp)) for host in make_fleet(count).values()]
+
+
+NGINX = probed("http", "nginx", "1.22.1")
+NGINX_TLS = probed("http", "nginx", "1.22.1", tunnel="ssl")
+SSH = probed("ssh", "OpenSSH", "9.2p1 Debian 2+deb12u3")
+
+
+def test_a_line_factors_ports_by_service() -> None:
+    view = digest_of(up("10.0.0.1", tcp(22, SSH), tcp(80, NGINX), tcp(443, NGINX_TLS), tcp(8080, NGINX))).view(1000)
+    assert view.kind == "hosts"
+    assert view.hosts == {
+        "10.0.0.1": "22/tcp ssh OpenSSH 9.2p1 Debian 2+deb12u3; 80,8080/tcp http nginx 1.22.1; "
+        "443/tcp ssl/http nginx 1.22.1"
+    }
+    assert (view.up, view.open_ports, view.timed_out, view.omitted, view.groups) == (1, 4, 0, 0, None)
+
+
+def test_lines_stand_in_numeric_order_and_bare_hosts_share_one() -> None:
+    hosts, omitted = digest_of(
+        up("fd77::1", tcp(80)),
+        up("10.0.0.10", tcp(80)),
+        up("10.0.0.9", tcp(443, state="closed")),
+        up("10.0.0.2", tcp(22)),
+        up("10.0.0.4"),
+        up("10.0.0.5"),
+        up("10.0.0.7", timed_out=True),
+        Host("10.0.0.6", "down"),
+    ).lines(1000)
+    assert list(hosts.items()) == [
+        ("10.0.0.2", "22/tcp"),
+        ("10.0.0.10", "80/tcp"),
+        ("fd77::1", "80/tcp"),
+        ("10.0.0.4,5,9", NOTHING_OPEN),
+        ("10.0.0.7", TIMED_OUT),
+    ]
+    assert omitted == 0
+
+
+def test_names_os_scripts_and_giving_up_are_told() -> None:
+    hosts, _ = digest_of(
+        up("10.0.0.1", names=("web1.lab.internal",)),
+        up("10.0.0.2", tcp(80), os=(OsMatch("Linux 5.0 - 5.14", 96),), scripts=(Script("a", "b"),)),
+        up("10.0.0.3", tcp(22), names=("bad name; 1/tcp",), timed_out=True),
+    ).lines(1000)
+    assert hosts == {
+        "10.0.0.1": "web1.lab.internal: no open ports",
+        "10.0.0.2": "80/tcp; os Linux 5.0 - 5.14 96%; 1 script",
+        "10.0.0.3": "22/tcp; timed out",
+    }
+
+
+def test_a_name_from_the_port_table_is_not_told_as_found() -> None:
+    hosts, _ = digest_of(up("10.0.0.1", tcp(9100, Service("jetdirect", method="table", conf=3)))).lines(100)
+    assert hosts == {"10.0.0.1": "9100/tcp"}
+
+
+def test_perhaps_open_ports_are_listed_while_few_and_counted_when_many() -> None:
+    maybe = tuple(Port("udp", number, "open|filtered") for number in (67, 68, 69))
+    many = tuple(Port("udp", number, "open|filtered") for number in range(1000))
+    hosts, _ = digest_of(
+        up("10.0.0.1", Port("udp", 53, "open"), *maybe),
+        up("10.0.0.2", *many, extra_ports=(ExtraPorts("open|filtered", 500), ExtraPorts("closed", 7))),
+    ).lines(1000)
+    assert hosts == {"10.0.0.1": "53/udp; 67-69/udp?", "10.0.0.2": "1500 ports open|filtered"}
+
+
+def test_a_banner_cannot_write_another_ports_entry() -> None:
+    evil = probed("http", "x; 22/tcp ssh OpenSSH", "1; 23/tcp")
+    hosts, _ = digest_of(up("10.0.0.1", tcp(80, evil))).lines(1000)
+    parts = hosts["10.0.0.1"].split("; ")
+    assert parts == [r"80/tcp http x\x3b 22/tcp ssh OpenSSH 1\x3b 23/tcp"]
+
+
+def test_a_long_banner_is_cut_outside_its_escapes() -> None:
+    for length in range(180, 200):
+        hosts, _ = digest_of(up("10.0.0.1", tcp(80, probed("a" * length + r"\u202e" * 9)))).lines(1000)
+        text = hosts["10.0.0.1"]
+        assert text.endswith("…")
+        assert text.removesuffix("…").replace(r"\u202e", "").count("\\") == 0
+
+
+def test_a_host_that_answers_on_every_port_stays_small_and_says_what_it_leaves_out() -> None:
+    tarpit = up("10.0.0.1", *(tcp(number, probed(f"s{number}")) for number in range(1, 65536)))
+    hosts, _ = digest_of(tarpit).lines(10_000)
+    assert hosts == {"10.0.0.1": "1-65535/tcp; services left out"}
+    odd = up("10.0.0.1", *(tcp(number) for number in range(1, 65536, 2)))
+    hosts, _ = digest_of(odd).lines(10_000)
+    text, _, left = hosts["10.0.0.1"].partition("/tcp and ")
+    assert len(text) <= 1000
+    assert len(text.split(",")) + int(left.removesuffix(" more")) == 32768
+
+
+def test_the_busy_segment_costs_a_quarter_of_nmaps_own_text() -> None:
+    lab = {
+        1: [tcp(53, probed("domain", "dnsmasq", "2.89"))],
+        10: [tcp(80, NGINX), tcp(443, NGINX_TLS), tcp(8443, NGINX_TLS)],
+        11: [tcp(22, SSH), tcp(2222, SSH)],
+        12: [tcp(6379, probed("redis", "Redis key-value store", "7.0.15"))],
+        13: [tcp(5432, probed("postgresql", "PostgreSQL DB", "9.6.0 or later"))],
+        14: [tcp(3306, probed("mysql", "MySQL", "5.5.5-10.11.6-MariaDB-0+deb12u1"))],
+        15: [tcp(21, probed("ftp", "vsftpd", "3.0.3"))],
+        16: [tcp(25, probed("smtp", "OpenSMTPD"))],
+        17: [tcp(199, probed("smux", "Linux SNMP multiplexer"))],
+        18: [tcp(port, probed("netbios-ssn", "Samba smbd", "4.6.2")) for port in (139, 445)],
+        19: [tcp(53, probed("domain", "ISC BIND", "9.18.28-1~deb12u2"))],
+        20: [tcp(22, SSH), tcp(80, NGINX)],
+        250: [],
+    }
+    view = digest_of(*(up(f"10.77.1.{octet}", *ports) for octet, ports in lab.items())).view(1090)
+    assert view.kind == "hosts"
+    assert view.omitted == 0
+    assert size(view.hosts) <= 800
+
+
+def test_two_thousand_hosts_cost_less_than_three_thousand_tokens_and_lose_no_port() -> None:
+    hosts = fleet_hosts(2000)
+    view = digest_of(*hosts).view(12_000)
+    assert view.kind == "groups"
+    assert view.omitted == 0
+    assert size(view.groups) <= 12_000
+    assert told(view.groups or []) == {
+        (host.address, port.transport, port.number) for host in hosts for port in host.ports
+    }
+    assert sum(int(group["count"]) for group in view.groups or []) == 2000
+
+
+def test_a_view_of_two_thousand_hosts_takes_milliseconds() -> None:
+    digest = digest_of(*fleet_hosts(2000))
+    times = []
+    for _ in range(5):
+        began = time.perf_counter()
+        digest.view(12_000)
+        times.append(time.perf_counter() - began)
+    assert min(times) < 0.010
+
+
+def test_groups_that_do_not_fit_name_every_port_set_and_count_what_they_omit() -> None:
+    digest = digest_of(*fleet_hosts(2000))
+    view = digest.view(4000)
+    groups = view.groups or []
+    assert size(groups) <= 4000
+    assert len(groups) == 11
+    shown = 0
+    for group in groups:
+        named, left = read_cut(group["addresses"])
+        assert len(named) + left == int(group["count"])
+        shown += len(named)
+    assert view.omitted == 2000 - shown > 0
+
+
+def test_groups_too_many_to_name_are_counted() -> None:
+    digest = digest_of(*(up(f"10.0.{i >> 8}.{i & 255}", tcp(i + 1)) for i in range(2000)))
+    view = digest.view(1000)
+    assert size(view.groups) <= 1000
+    shown = [read_cut(group["addresses"]) for group in view.groups or []]
+    assert all(len(named) == 1 and not left for named, left in shown)
+    assert view.omitted == 2000 - len(shown)
+    assert len(shown) >= 10
+
+
+def test_nothing_found_is_an_empty_view() -> None:
+    view = HostDigest().view(100)
+    assert (view.kind, view.hosts, view.omitted) == ("hosts", {}, 0)
+    assert HostDigest().groups(100) == ([], 0)
+
+
+def test_a_hundred_thousand_hosts_take_little_memory_even_with_as_many_port_sets() -> None:
+    ports = [tcp(number) for number in range(65536)]
+    before = psutil.Process().memory_info().rss
+    digest = HostDigest()
+    for i in range(100_000):
+        digest.add(up(f"10.{i >> 16}.{i >> 8 & 255}.{i & 255}", ports[i % 300], *ports[300 + i // 300 :: 20_000]))
+    assert psutil.Process().memory_info().rss - before < 10_000_000
+    view = digest.view(12_000)
+    assert view.up == 100_000
+    assert size(view.groups) <= 12_000
+    assert next(group for group in view.groups or [] if group["ports"] == NOT_KEPT)["count"] > "0"
+    assert sum(map(len, digest._sets)) < PORT_SETS_CHARS + 100
+
+
+def test_past_the_line_limit_every_host_is_in_a_group() -> None:
+    digest = digest_of(*(up(f"10.0.{i >> 8}.{i & 255}", tcp(22)) for i in range(LINE_HOSTS + 1)))
+    assert digest.lines(1_000_000) == ({}, LINE_HOSTS + 1)
+    assert digest.view(1_000_000).groups == [
+        {"ports": "22/tcp", "count": str(LINE_HOSTS + 1), "addresses": "10.0.{0-2.0-255 3.0-232}"}
+    ]
+
+
+def told(groups: list[dict[str, str]]) -> Open:
+    """The (address, transport, port) triples that groups name, read back from their notation."""
+    return {
+        (str(address), transport, number)
+        for group in groups
+        for address in read_addresses(group["addresses"])
+        for transport, number in read_ports(group["ports"])
+    }
+
+
+ADDRESSES = st.one_of(
+    st.integers(0x0A4E0000, 0x0A4E0410).map(lambda number: str(ip_address(number))),
+    st.integers(0xFD77 << 112, (0xFD77 << 112) + 40).map(lambda number: str(ip_address(number))),
+)
+PORTS = st.sets(st.tuples(st.sampled_from(["tcp", "udp"]), st.integers(1, 30)), max_size=6)
+FOUND = st.dictionaries(ADDRESSES, PORTS, max_size=60)
+
+
+@given(FOUND)
+def test_groups_lose_and_invent_nothing(found: dict[str, set[tuple[str, int]]]) -> None:
+    hosts = [up(address, *(Port(t, n, "open") for t, n in sorted(ports))) for address, ports in found.items()]
+    groups, omitted = digest_of(*hosts).groups(1_000_000)
+    assert omitted == 0
+    assert told(groups) == {(address, t, n) for address, ports in found.items() for t, n in ports}
+    named = [address for group in groups for address in read_addresses(group["addresses"])]
+    assert len(named) == len(set(named)) == len(found)
+
+
+@given(FOUND)
+def test_lines_lose_and_invent_nothing(found: dict[str, set[tuple[str, int]]]) -> None:
+    hosts = [up(address, *(Port(t, n, "open") for t, n in sorted(ports))) for address, ports in found.items()]
+    lines, omitted = digest_of(*hosts).lines(1_000_000)
+    assert omitted == 0
+    read = {(str(a), t, n) for key, text in lines.items() for a in read_addresses(key) for t, n in read_ports(text)}
+    assert read == {(address, t, n) for address, ports in found.items() for t, n in ports}
+
+
+@given(FOUND, st.integers(0, 400))
+def test_no_budget_is_exceeded_and_no_host_is_lost_silently(
+    found: dict[str, set[tuple[str, int]]], budget: int
+) -> None:
+    digest = digest_of(*(up(a, *(Port(t, n, "open") for t, n in sorted(ports))) for a, ports in found.items()))
+    groups, omitted = digest.groups(budget)
+    assert size(groups) <= max(budget, 2)
+    assert sum(len(read_cut(group["addresses"])[0]) for group in groups) + omitted == len(found)
+    lines, omitted = digest.lines(budget)
+    assert size(lines) <= max(budget, 2)
+    assert sum(len(read_addresses(key)) for key in lines) + omitted == len(found)

@@ -1,0 +1,123 @@
+"""Which classes become tools, under which names, and why others do not."""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+from importlib.metadata import EntryPoint, EntryPoints
+from pathlib import Path
+
+import pytest
+
+from mcp_server.base_tool import MCPBaseTool, ToolPolicy
+from mcp_server.discovery import discover, why_left_out
+from mcp_server.errors import NotFoundError
+
+
+def named(name: str, command: str = "true") -> type[MCPBaseTool]:
+    return type(name, (MCPBaseTool,), {"command_name": command})
+
+
+@pytest.mark.parametrize(
+    ("name", "tool_name"),
+    [
+        ("NmapTool", "nmap"),
+        ("DatabaseTool", "database"),
+        ("ExampleFreeTool", "example_free"),
+        ("TestamentTool", "testament"),
+        ("MockingbirdTool", "mockingbird"),
+        ("TLSCheckTool", "tls_check"),
+        ("Http2ProbeTool", "http2_probe"),
+        ("Ping", "ping"),
+    ],
+)
+def test_tools_are_kept_and_named_in_snake_case(name: str, tool_name: str) -> None:
+    assert why_left_out(named(name), ["*"], []) is None
+    assert named(name).tool_name() == tool_name
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["TestTool", "TestNmapTool", "MockTool", "AbstractTool", "_HiddenTool", "ExampleTool", "Example", "ScannerBase",
+     "PingMixin", "ScanInterface"],
+)  # fmt: skip
+def test_scaffolding_is_left_out(name: str) -> None:
+    assert "scaffolding" in (why_left_out(named(name), ["*"], []) or "")
+
+
+def test_a_class_without_a_command_is_left_out() -> None:
+    assert why_left_out(named("EmptyTool", ""), ["*"], []) == "it names no command"
+
+
+@pytest.mark.parametrize(
+    ("include", "exclude", "kept"),
+    [(["*"], [], True), (["n*"], [], True), (["NmapTool"], [], True), (["p*"], [], False), (["*"], ["nm*"], False), ([], [], False)],
+)  # fmt: skip
+def test_the_owners_patterns_decide(include: list[str], exclude: list[str], kept: bool) -> None:
+    assert (why_left_out(named("NmapTool"), include, exclude) is None) is kept
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
+    name = f"site_tools_{abs(hash(request.node.name))}"
+    folder = tmp_path / name
+    folder.mkdir()
+    (folder / "__init__.py").write_text("")
+    (folder / "echo.py").write_text(
+        textwrap.dedent("""
+        from mcp_server.base_tool import MCPBaseTool
+
+        class EchoTool(MCPBaseTool):
+            command_name = "echo"
+            allowed_flags = ["-n"]
+        """)
+    )
+    (folder / "broken.py").write_text("import a_module_that_is_not_there")
+    (folder / "clash.py").write_text(
+        "from mcp_server.base_tool import MCPBaseTool\nclass NmapTool(MCPBaseTool):\n    command_name = 'echo'\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    yield name  # type: ignore[misc]  # a fixture that cleans up
+    for module in [each for each in sys.modules if each.startswith(name)]:
+        del sys.modules[module]
+
+
+def test_a_package_gives_its_tools_beside_the_built_in_ones(package: str, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        toolbox = discover(ToolPolicy(), packages=[package])
+    assert list(toolbox.tools) == sorted(toolbox.tools)
+    assert toolbox.get("echo").command_name == "echo"
+    assert toolbox.get("EchoTool") is toolbox.get("echo")
+    assert toolbox.get("nmap").command_name == "nmap"
+    reasons = {item.name.rpartition(".")[2]: item.reason for item in toolbox.left_out}
+    assert "a_module_that_is_not_there" in reasons["broken"]
+    assert reasons["NmapTool"] == "another tool is already called 'nmap'"
+    assert "tool.left_out" in caplog.text
+
+
+def test_an_entry_point_gives_a_class_or_a_whole_module(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    points = [
+        EntryPoint("echo", f"{package}.echo:EchoTool", "mcp_server.tools"),
+        EntryPoint("broken", f"{package}.broken", "mcp_server.tools"),
+        EntryPoint("number", "math:pi", "mcp_server.tools"),
+    ]
+    monkeypatch.setattr(
+        "importlib.metadata.entry_points", lambda group: EntryPoints(p for p in points if p.group == group)
+    )
+    toolbox = discover(ToolPolicy())
+    assert "echo" in toolbox.tools
+    assert {item.name for item in toolbox.left_out} >= {f"{package}.broken", "math:pi"}
+
+
+def test_an_unknown_tool_is_refused_with_the_names_there_are() -> None:
+    with pytest.raises(NotFoundError, match="no tool 'nmpa'") as caught:
+        discover(ToolPolicy()).get("nmpa")
+    assert caught.value.code == "unknown_tool"
+    assert "nmap" in caught.value.hint
+
+
+def test_building_the_toolbox_again_does_not_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = discover(ToolPolicy(allow_intrusive=True)), discover(ToolPolicy())
+    third = discover(ToolPolicy(allow_intrusive=True))
+    assert first.get("nmap").flags() == third.get("nmap").flags()
+    assert len(second.get("nmap").flags()) < len(first.get("nmap").flags())

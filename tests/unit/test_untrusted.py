@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import re
+import sys
+import unicodedata
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mcp_server.model.untrusted import FIELD_LIMIT, neutralise
+
+# Default_Ignorable_Code_Point of Unicode's DerivedCoreProperties, and the blanks that are letters or symbols.
+INVISIBLE_RANGES = (
+    (0x00AD, 0x00AD),
+    (0x034F, 0x034F),
+    (0x061C, 0x061C),
+    (0x115F, 0x1160),
+    (0x17B4, 0x17B5),
+    (0x180B, 0x180F),
+    (0x200B, 0x200F),
+    (0x202A, 0x202E),
+    (0x2060, 0x206F),
+    (0x2800, 0x2800),
+    (0x3164, 0x3164),
+    (0xFE00, 0xFE0F),
+    (0xFEFF, 0xFEFF),
+    (0xFFA0, 0xFFA0),
+    (0xFFF0, 0xFFF8),
+    (0x1BCA0, 0x1BCA3),
+    (0x1D159, 0x1D159),
+    (0x1D173, 0x1D17A),
+    (0xE0000, 0xE0FFF),
+)
+ESCAPE = re.compile(r"\\(?:\\|x([0-9a-f]{2})|u([0-9a-f]{4})|U([0-9a-f]{8}))")
+
+
+def read_back(text: str) -> str:
+    """Undo the escapes, the way a reader of the module's docstring would."""
+
+    def one(match: re.Match[str]) -> str:
+        byte, short, long = match.groups()
+        if byte is not None:
+            return chr(int(byte, 16)) if int(byte, 16) < 0x80 else chr(0xDC00 + int(byte, 16))
+        return chr(int(short or long, 16)) if short or long else "\\"
+
+    return ESCAPE.sub(one, text)
+
+
+def test_no_code_point_comes_through_hidden_or_changed() -> None:
+    seen: set[str] = set()
+    covered = 0
+    for start in range(0, sys.maxunicode + 1, 4096):
+        block = "".join(map(chr, range(start, start + 4096)))
+        safe = neutralise(block, limit=10 * len(block))
+        assert read_back(safe) == block
+        seen.update(safe)
+        covered += len(block)
+    assert covered == 1_114_112
+    assert {char for char in seen if not char.isprintable()} == set()
+    hidden = {chr(code) for first, last in INVISIBLE_RANGES for code in range(first, last + 1)}
+    assert seen & hidden == set()
+    assert {unicodedata.category(char) for char in seen} & {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"} == set()
+    # What is left alone is what people write with.
+    assert {"é", "中", "ß", "🙂", "\u05d0"} <= seen
+
+
+def test_the_usual_attacks_are_visible() -> None:
+    assert neutralise("\x1b]0;pwn\x07") == r"\x1b]0;pwn\x07"
+    assert neutralise("a\u202egnp.exe") == r"a\u202egnp.exe"
+    assert neutralise("\U000e0041") == r"\U000e0041"
+    assert neutralise("a\x00b\r\n") == r"a\x00b\x0d\x0a"
+
+
+def test_undecodable_bytes_stay_apart_from_the_characters_of_the_same_number() -> None:
+    assert neutralise(b"\x85\xff") == r"\x85\xff"
+    assert neutralise("\x85") == r"\u0085"
+
+
+def test_escapes_and_the_mark_of_a_cut_cannot_be_forged() -> None:
+    assert neutralise(r"\x1b") == r"\\x1b"
+    assert neutralise("…[+5]") == r"\u2026[+5]"
+
+
+def test_a_cut_says_how_much_is_missing_and_never_splits_an_escape() -> None:
+    assert neutralise("a" * 70_000) == "a" * FIELD_LIMIT + f"…[+{70_000 - FIELD_LIMIT}]"
+    assert neutralise("abc\x1bdef", limit=5) == "abc…[+4]"
+    assert neutralise("abc", limit=0) == "…[+3]"
+
+
+@given(st.text(), st.integers(0, 40))
+def test_any_text_is_kept_up_to_the_limit(text: str, limit: int) -> None:
+    safe = neutralise(text, limit=limit)
+    kept, cut, rest = safe.partition("…")
+    assert len(kept) <= limit
+    shown = read_back(kept)
+    assert text.startswith(shown)
+    assert (rest == f"[+{len(text) - len(shown)}]") if cut else (shown == text)
+
+
+@given(st.binary())
+def test_any_bytes_can_be_read_back(data: bytes) -> None:
+    assert read_back(neutralise(data, limit=100_000)).encode("utf-8", "surrogateescape") == data
