@@ -18,11 +18,14 @@ from mcp.server.caching import CacheHint
 from mcp.server.lowlevel import Server
 from mcp.server.subscriptions import ListenHandler
 from mcp.shared.exceptions import MCPError
+from tests.contract import wire_tools
 from tests.contract.everything_tools import BUS, FIXTURES, PNG, Context, answered, ask_user, embedded
 
 from mcp_server.doors.guards import allowed_hosts, allowed_origins
 from mcp_server.doors.http import compose, listen, mcp_app, serve_http
 from mcp_server.doors.stdio import serve_stdio
+
+assert wire_tools.__name__, "imported because importing it registers its tools"
 
 _TEXT = "test://static-text"
 _BINARY = "test://static-binary"

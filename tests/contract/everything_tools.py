@@ -1,4 +1,4 @@
-"""The tools that the official conformance suite calls by name, and a few that the wire tests need.
+"""The tools that the official conformance suite calls by name.
 
 What each must do stands in the suite itself (`conformance list`, and the description of each scenario).
 """
@@ -13,10 +13,8 @@ import secrets
 import warnings
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeAlias
 
-import anyio
 import mcp_types as t
 from mcp.server.context import ServerRequestContext
 from mcp.server.subscriptions import InMemorySubscriptionBus, PromptsListChanged, ToolsListChanged
@@ -371,47 +369,3 @@ async def test_missing_capability(ctx: Context, params: Params) -> Answer:
 async def test_streaming_elicitation(ctx: Context, params: Params) -> Answer:
     await ctx.session.report_progress(1, 2)
     return await test_input_required_result_elicitation(ctx, params)
-
-
-# What follows is for the wire tests, not for the suite.
-
-
-@fixture("Runs a child process until cancelled, and writes its pid", schema=strings("pid_file"))
-async def run_child(ctx: Context, params: Params) -> Answer:
-    process = await asyncio.create_subprocess_exec("sleep", "300", stdin=None)
-    try:
-        Path((params.arguments or {})["pid_file"]).write_text(str(process.pid))
-        return text_result(f"ended with {await process.wait()}")
-    finally:
-        if process.returncode is None:
-            process.kill()
-            # The SDK cancels by scope: without a shield every further await would be cancelled as well.
-            with anyio.CancelScope(shield=True):
-                await process.wait()
-
-
-@fixture("Writes to standard output and reads standard input, as a careless library would")
-async def stray_output(ctx: Context, params: Params) -> Answer:
-    print("stray line of the server")  # noqa: T201 - this is the carelessness
-    process = await asyncio.create_subprocess_exec("sh", "-c", "echo stray line of a child; cat | wc -c >&2")
-    return text_result(f"child ended with {await process.wait()}")
-
-
-@fixture("Waits", schema={"type": "object", "properties": {"seconds": {"type": "number"}}})
-async def wait(ctx: Context, params: Params) -> Answer:
-    await asyncio.sleep((params.arguments or {}).get("seconds", 0.0))
-    return text_result("waited")
-
-
-@fixture("Answers with a long text", schema={"type": "object", "properties": {"size": {"type": "integer"}}})
-async def long_text(ctx: Context, params: Params) -> Answer:
-    return text_result("x" * (params.arguments or {}).get("size", 0))
-
-
-@fixture("Says which descriptors a child inherits that asks for all of them")
-async def inherited_descriptors(ctx: Context, params: Params) -> Answer:
-    process = await asyncio.create_subprocess_exec(
-        "/bin/ls", "-l", "/proc/self/fd", stdout=asyncio.subprocess.PIPE, close_fds=False
-    )
-    listing, _ = await process.communicate()
-    return text_result(listing.decode())

@@ -118,7 +118,8 @@ async def test_exit_codes_pass_unchanged(launcher: Launcher) -> None:
 
 
 @pytest.mark.parametrize("tier", TIERS)
-def test_nothing_is_left_when_the_server_is_killed(tier: Tier) -> None:
+def test_nothing_is_left_when_the_server_is_killed(tier: Tier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     mark = marker()
     with subprocess.Popen(
         [sys.executable, "-c", SERVER, tier, detaching(mark)], stdout=subprocess.PIPE, cwd=ROOT
@@ -131,7 +132,10 @@ def test_nothing_is_left_when_the_server_is_killed(tier: Tier) -> None:
     assert until(mark, 0) == 0
 
 
-def test_nothing_is_left_when_the_server_leaves_without_cleaning_up() -> None:
+def test_nothing_is_left_when_the_server_leaves_without_cleaning_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     mark = marker()
     script = SERVER.replace("import asyncio, sys", "import asyncio, os, sys").replace(
         'print(data.decode(), end="", flush=True)', "os._exit(7)"

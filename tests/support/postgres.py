@@ -6,7 +6,6 @@ run as root, so root starts it as the user ``postgres`` that the package makes.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import pwd
 import shutil
@@ -19,8 +18,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-import asyncpg
 
 START_SECONDS = 60
 _FAST = ("fsync=off", "synchronous_commit=off", "full_page_writes=off", "shared_buffers=32MB", "autovacuum=off")
@@ -59,9 +56,8 @@ class PostgresServer:
 
     def create(self) -> None:
         """Make the cluster."""
-        argv = [self._bin / "initdb", "-D", self._folder / "data", "-U", "tester", "-A", "trust", "-E", "UTF8"]
-        argv += ["--locale=C", "--no-sync", "--no-instructions"]
-        subprocess.run(argv, check=True, capture_output=True, timeout=START_SECONDS, cwd=self._folder, **self._as)
+        options = ("-U", "tester", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync", "--no-instructions")
+        self._run("initdb", "-D", str(self._folder / "data"), *options)
 
     def start(self) -> None:
         """Start the server and wait until it answers."""
@@ -71,9 +67,8 @@ class PostgresServer:
             argv += ["-c", setting]
         with (self._folder.parent / f"{self._folder.name}.log").open("ab") as log:
             self._process = subprocess.Popen(argv, stdout=log, stderr=log, cwd=self._folder, **self._as)
-        ready = [self._bin / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(self.port)]
         until = time.monotonic() + START_SECONDS
-        while subprocess.run(ready, check=False).returncode != 0:
+        while self._run("pg_isready", "-q", "-h", "127.0.0.1", "-p", str(self.port), check=False) != 0:
             if self._process.poll() is not None or time.monotonic() > until:
                 raise RuntimeError(f"PostgreSQL did not start: {self.log()}")
             time.sleep(0.05)
@@ -93,19 +88,21 @@ class PostgresServer:
         """Make an empty database and return its URL."""
         self._databases += 1
         name = f"test{self._databases}"
-        asyncio.run(self._execute(f"CREATE DATABASE {name}"))
+        self._run(
+            "psql", "-h", "127.0.0.1", "-p", str(self.port), "-U", "tester", "-c", f"CREATE DATABASE {name}", "postgres"
+        )
         return self.url(name)
 
     def url(self, name: str) -> str:
         """The URL of a database of this server."""
         return f"postgresql://tester@127.0.0.1:{self.port}/{name}"
 
-    async def _execute(self, statement: str) -> None:
-        connection = await asyncpg.connect(self.url("postgres"))
-        try:
-            await connection.execute(statement)
-        finally:
-            await connection.close()
+    def _run(self, program: str, *arguments: str, check: bool = True) -> int:
+        argv = [str(self._bin / program), *arguments]
+        ended = subprocess.run(
+            argv, check=check, capture_output=True, timeout=START_SECONDS, cwd=self._folder, **self._as
+        )
+        return int(ended.returncode)
 
 
 @contextmanager

@@ -37,7 +37,7 @@ def problem_body(error: NetworkToolsError) -> dict[str, Any]:
 async def send_problem(
     scope: Scope, receive: Receive, send: Send, error: NetworkToolsError, headers: Iterable[tuple[bytes, bytes]] = ()
 ) -> None:
-    """Answer the request in ``scope`` with ``error``: its HTTP status, and code, message, hint and retryable as body.
+    """Answer the request in ``scope`` with ``error``: its HTTP status, and `problem_body` as the body.
 
     A websocket is closed instead. The answer goes out at once and is never cached; what the caller still sends is
     thrown away for a moment, because closing on unread data would reset the connection and take the answer with it
@@ -46,7 +46,7 @@ async def send_problem(
     if scope["type"] == "websocket":
         await send({"type": "websocket.close", "code": _CLOSE_POLICY_VIOLATION, "reason": error.code})
         return
-    body = json.dumps(error.as_dict()).encode()
+    body = json.dumps(problem_body(error)).encode()
     await send(
         {
             "type": "http.response.start",

@@ -38,13 +38,13 @@ class _State:
 class Admission:
     """Lets a bounded number of runs through; the rest wait in order, and those beyond the queue are refused.
 
-    ``per_tool`` gives the cap of a tool and ``total`` the cap over all tools; both are asked at every decision,
+    ``per_tool`` gives the cap of a tool and ``total`` the cap over all tools, if any; both are asked at every decision,
     so a reloaded configuration holds from the next call on. ``max_waiting`` bounds the queue of each tool, so
     that a busy tool cannot shut the others out. Caps count per event loop, and a loop's state goes with it.
     """
 
     def __init__(
-        self, per_tool: Callable[[str], int], total: Callable[[], int], *, max_waiting: int = MAX_WAITING
+        self, per_tool: Callable[[str], int], total: Callable[[], int] | None = None, *, max_waiting: int = MAX_WAITING
     ) -> None:
         self._per_tool = per_tool
         self._total = total
@@ -101,13 +101,13 @@ class Admission:
 
     def _grant(self, state: _State) -> None:
         """Give free places to those who wait, first come first; a full tool does not hold up the others."""
-        free = self._total() - state.running.total()
         kept: deque[tuple[str, asyncio.Future[None]]] = deque()
         while state.waiting:
             tool, granted = state.waiting.popleft()
-            if free > 0 and not granted.done() and state.running[tool] < self._per_tool(tool):
+            free = self._total is None or state.running.total() < self._total()
+            able = not granted.done() and not granted.get_loop().is_closed()
+            if able and free and state.running[tool] < self._per_tool(tool):
                 state.running[tool] += 1
-                free -= 1
                 granted.set_result(None)
             else:
                 kept.append((tool, granted))

@@ -12,17 +12,16 @@ import contextlib
 import errno
 import math
 import os
-import shutil
 import signal
 import subprocess
-import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, Final
 
 from mcp_server.errors import ArgumentError, BusyError, NetworkToolsError, PlatformError, ToolError
 from mcp_server.execution.launcher import SYSTEM_PATH, Bounds, Launcher, launcher_for
+from mcp_server.execution.scratch import scratch_folder
 from mcp_server.execution.streams import Bounded, Head, LimitError, Pump
 
 GRACE_SEC: Final = 0.5
@@ -97,9 +96,12 @@ async def run_process(
     started = time.perf_counter()
     _check(argv)
     launcher = launcher or launcher_for(argv[0])
-    async with _scratch() as home:
-        words = launcher.wrap(argv, limits.bounds())
-        popen = _spawn(words, argv[0], home)
+    async with contextlib.AsyncExitStack() as folder:
+        try:
+            home = await folder.enter_async_context(scratch_folder())
+            popen = _spawn(launcher.wrap(argv, limits.bounds()), home)
+        except OSError as error:
+            raise _unusable(argv[0], error) from error
         run = _Run(popen, launcher, limits, on_stdout)
         try:
             await run.carry_out()
@@ -166,7 +168,7 @@ class _Run:
             raise self.stdout.error
         code = self.exited.result()
         if code in {126, 127} and self.head.kept.startswith(self._launcher.refusal):
-            raise _unusable(path, errno.ENOENT if code == 127 else errno.EACCES)
+            raise _unusable(path, _os_error(errno.ENOENT if code == 127 else errno.EACCES))
 
     def close(self) -> None:
         """Let go of every descriptor, whatever happened before."""
@@ -257,53 +259,40 @@ def _check(argv: tuple[str, ...]) -> None:
     if nul := next((word for word in argv if "\0" in word), None):
         raise ArgumentError(f"the argument {nul!r} holds a NUL byte", code="forbidden_characters")
     if not os.path.isfile(path):  # noqa: PTH113 - one stat; this is on the way of every run
-        raise _unusable(path, errno.ENOENT)
+        raise _unusable(path, _os_error(errno.ENOENT))
     if not os.access(path, os.X_OK):
-        raise _unusable(path, errno.EACCES)
+        raise _unusable(path, _os_error(errno.EACCES))
 
 
-def _spawn(words: tuple[str, ...], path: str, home: str) -> subprocess.Popen[bytes]:
+def _spawn(words: tuple[str, ...], home: str) -> subprocess.Popen[bytes]:
     """Start the launcher in a session of its own, with a clean environment and no descriptor but its three."""
-    try:
-        return subprocess.Popen(
-            words,
-            bufsize=0,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            cwd=home,
-            env={"PATH": SYSTEM_PATH, "LC_ALL": "C", "HOME": home},
-            start_new_session=True,
-        )
-    except OSError as error:
-        raise _unusable(path, error.errno or 0) from error
+    return subprocess.Popen(
+        words,
+        bufsize=0,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=home,
+        env={"PATH": SYSTEM_PATH, "LC_ALL": "C", "HOME": home},
+        start_new_session=True,
+    )
 
 
-def _unusable(path: str, number: int) -> NetworkToolsError:
-    """The typed error for an errno of starting ``path``."""
-    reason = os.strerror(number)
+def _os_error(number: int) -> OSError:
+    return OSError(number, os.strerror(number))
+
+
+def _unusable(path: str, error: OSError) -> NetworkToolsError:
+    """The typed error for what the system said when ``path`` was to be started."""
+    number, reason = error.errno, str(error.strerror)
+    if error.filename not in {None, path}:
+        reason = f"{error.filename}: {reason}"
     if number == errno.ENOENT:
-        return PlatformError(f"{path}: there is no such program", code="binary_not_found")
+        return PlatformError(f"{path} cannot be started: {reason}", code="binary_not_found")
     if number == errno.E2BIG:
-        return ArgumentError(f"{path}: {reason}", code="arguments_too_long")
+        return ArgumentError(f"{path} was not started: {reason}", code="arguments_too_long")
     if number in {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}:
         return BusyError(f"{path} was not started: {reason}", hint="The machine is short of it; try again later.")
     if number in {errno.ENOSPC, errno.EDQUOT}:
         return PlatformError(f"{path} was not started: {reason}", code="disk_full")
-    return PlatformError(f"{path} cannot be executed: {reason}", code="permission_denied")
-
-
-@contextlib.asynccontextmanager
-async def _scratch() -> AsyncIterator[str]:
-    """An empty folder of mode 0700, removed with all that was put into it."""
-    try:
-        folder = tempfile.mkdtemp(prefix="mcp-run-")
-    except OSError as error:
-        raise _unusable(tempfile.gettempdir(), error.errno or 0) from error
-    try:
-        yield folder
-    finally:
-        try:
-            os.rmdir(folder)  # noqa: PTH106 - nearly always empty, and then this is all
-        except OSError:
-            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+    return PlatformError(f"{path} cannot be started: {reason}", code="permission_denied")

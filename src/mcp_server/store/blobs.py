@@ -104,6 +104,7 @@ class RawSpool:
             # Replaces a file of the same content, which also mends one that was damaged.
             self._path.replace(final)
         except OSError as error:
+            self._failed = True
             raise explain_os_error(error, str(final)) from error
         return Raw(sha256, self._size, stored, self._truncated)
 
@@ -218,3 +219,6 @@ def _decompressed(path: Path) -> Iterator[bytes]:
                 if chunk:
                     yield chunk
                 data = inflate.unconsumed_tail
+        # All input may be taken in before all output has been given out.
+        while not inflate.eof and (chunk := inflate.decompress(b"", _CHUNK)):
+            yield chunk

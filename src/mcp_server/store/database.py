@@ -68,7 +68,7 @@ class Database(ABC):
         return self._engine(self._writer).dialect
 
     async def close(self) -> None:
-        """Let writes under way end, then close every connection; safe to call twice."""
+        """Let what is under way end, then close every connection; safe to call twice."""
         while self._pending:
             await asyncio.wait(tuple(self._pending))
         reader, writer, self._reader, self._writer = self._reader, self._writer, None, None
@@ -78,19 +78,26 @@ class Database(ABC):
 
     async def read(self, work: Work[T]) -> T:
         """Run ``work`` on one snapshot of the database."""
-        return await self._guarded(self._read(work))
+        return await self._whole(self._read(work))
 
     async def write(self, work: Work[T]) -> T:
-        """Run ``work`` in one transaction, to its end even where the caller is cancelled meanwhile."""
-        task = asyncio.ensure_future(self._guarded(self._write(work)))
+        """Run ``work`` in one transaction."""
+        return await self._whole(self._write(work))
+
+    async def _whole(self, transaction: Coroutine[Any, Any, T]) -> T:
+        """Run a transaction to its end even where the caller is cancelled meanwhile.
+
+        A connection that was left in the middle of one could not be used again.
+        """
+        task = asyncio.ensure_future(self._guarded(transaction))
         self._pending.add(task)
-        task.add_done_callback(self._written)
+        task.add_done_callback(self._ended)
         return await asyncio.shield(task)
 
-    def _written(self, task: asyncio.Task[Any]) -> None:
+    def _ended(self, task: asyncio.Task[Any]) -> None:
         self._pending.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            logger.debug("store.write_failed: %s", error)
+            logger.debug("store.transaction_failed: %s", error)
 
     async def _read(self, work: Work[T]) -> T:
         try:

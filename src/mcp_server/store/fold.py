@@ -127,11 +127,17 @@ class FoldWorker:
 
     async def settle(self) -> None:
         """Wait until everything that was written before this call is folded."""
+        if self._task is None:
+            return
         self._hurry.set()
+        idle = asyncio.ensure_future(self._idle.wait())
         try:
-            await self._idle.wait()
+            await asyncio.wait({idle, self._task}, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            idle.cancel()
             self._hurry.clear()
+        if self._task is not None and self._task.done():
+            self._task.result()  # a worker that has ended cannot have settled anything
 
     async def stop(self, grace: float) -> None:
         """Fold for at most ``grace`` seconds more, then stop; what is left is folded at the next start."""
@@ -181,7 +187,9 @@ class FoldWorker:
 
         async def look(connection: AsyncConnection) -> tuple[Any, list[tuple[int, bytes, int, str]]]:
             query = select(runs.c.network, runs.c.folded, runs.c.outcome).where(runs.c.seq == seq)
-            run = (await connection.execute(query)).one()
+            run = (await connection.execute(query)).one_or_none()
+            if run is None:
+                return None, []
             columns = observations.c
             observed = await connection.execute(
                 select(columns.id, columns.address, columns.observed_at, columns.payload)
@@ -192,6 +200,8 @@ class FoldWorker:
             return run, [tuple(row) for row in observed]
 
         run, observed = await self._database.read(look)
+        if run is None:
+            return False
         piece = fold(run.network, observed)
         over = len(observed) == 0 and run.outcome != Outcome.RUNNING
         if observed or over:

@@ -49,6 +49,8 @@ class SqlStore:
 
     async def open(self) -> int:
         """Create or migrate the schema, mark runs of dead owners ``interrupted``, and return how many those were."""
+        if self._owner is not None:
+            return 0
         try:
             make_private(self._state_dir)
             self._owner = Owner.claim(self._state_dir)

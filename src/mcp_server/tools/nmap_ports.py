@@ -52,6 +52,7 @@ SERVICE_PORTS: Final[dict[str, int]] = {
     "isakmp": 500,
     "iscsi": 3260,
     "kerberos": 88,
+    "kerberos-sec": 88,
     "kubernetes": 6443,
     "ldap": 389,
     "ldaps": 636,
@@ -105,8 +106,9 @@ SERVICE_PORTS: Final[dict[str, int]] = {
     "winrms": 5986,
     "x11": 6000,
     "xmpp": 5222,
+    "xmpp-client": 5222,
 }
-"""Service name to its usual port; where nmap-services knows the name too, the port is one of its ports."""
+"""Service name to its usual port, after nmap-services and, where people mean another port, IANA's registry."""
 
 _NUMBER = re.compile(r"[0-9]{1,9}\Z")
 _RANGE = re.compile(r"([0-9]{1,9})-([0-9]{1,9})\Z")

@@ -154,6 +154,7 @@ def test_names_mean_what_nmap_services_says_where_it_knows_them() -> None:
             known.setdefault(match[1], set()).add(int(match[2]))
     shared = known.keys() & SERVICE_PORTS.keys()
     assert len(shared) >= 30
-    assert {name for name in shared if SERVICE_PORTS[name] not in known[name]} == set()
+    # Here nmap-services has other ports than IANA's registry (88, 5222, 6000) and Microsoft's own (5985).
+    assert {name for name in shared if SERVICE_PORTS[name] not in known[name]} == {"kerberos", "winrm", "x11", "xmpp"}
     assert len(SERVICE_PORTS) >= 60
     assert all(re.fullmatch(r"[a-z][a-z0-9-]*", name) for name in SERVICE_PORTS)

@@ -1,0 +1,136 @@
+"""Finding programs by name."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mcp_server.errors import PlatformError
+from mcp_server.execution import commands
+from mcp_server.execution.commands import install_hint, invalidate_command_cache, resolve_command
+
+
+@pytest.fixture(autouse=True)
+def empty_cache() -> Iterator[None]:
+    invalidate_command_cache()
+    yield
+    invalidate_command_cache()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}/usr/bin")
+    return tmp_path
+
+
+def program(folder: Path, name: str, text: str = "#!/bin/sh\n", mode: int = 0o755) -> Path:
+    path = folder / name
+    path.write_text(text)
+    path.chmod(mode)
+    return path
+
+
+def test_nmap_is_found_with_its_real_file() -> None:
+    nmap = resolve_command("nmap")
+    assert (nmap.name, nmap.path) == ("nmap", "/usr/bin/nmap")
+    assert nmap.realpath == os.path.realpath("/usr/bin/nmap")
+    assert nmap.sha256() == hashlib.sha256(Path(nmap.realpath).read_bytes()).hexdigest()
+
+
+def test_the_sbin_folders_are_searched_without_being_in_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert resolve_command("ldconfig").path in {"/usr/sbin/ldconfig", "/sbin/ldconfig"}
+
+
+def test_the_first_executable_file_wins(folder: Path) -> None:
+    (folder / "nmap").mkdir()
+    assert resolve_command("nmap").path == "/usr/bin/nmap"
+    (folder / "nmap").rmdir()
+    invalidate_command_cache()
+    program(folder, "nmap", mode=0o644)
+    assert resolve_command("nmap").path == "/usr/bin/nmap"
+    invalidate_command_cache()
+    (folder / "nmap").chmod(0o755)
+    assert resolve_command("nmap").path == str(folder / "nmap")
+
+
+def test_relative_entries_of_path_are_not_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program(tmp_path, "odd-tool")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", os.pathsep.join(("", ".", "../" + tmp_path.name)))
+    with pytest.raises(PlatformError):
+        resolve_command("odd-tool")
+
+
+def test_the_answer_is_cached_until_told_otherwise(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = program(folder, "some-tool")
+    assert resolve_command("some-tool") is resolve_command("some-tool")
+    other = folder / "other"
+    other.mkdir()
+    second = program(other, "some-tool")
+    monkeypatch.setenv("PATH", str(other))
+    assert resolve_command("some-tool").path == str(first)
+    invalidate_command_cache()
+    assert resolve_command("some-tool").path == str(second)
+
+
+def test_a_cached_program_that_has_gone_is_noticed(folder: Path) -> None:
+    path = program(folder, "some-tool")
+    resolve_command("some-tool")
+    path.unlink()
+    with pytest.raises(PlatformError) as caught:
+        resolve_command("some-tool")
+    assert caught.value.code == "binary_not_found"
+
+
+def test_a_replaced_program_has_another_hash(folder: Path) -> None:
+    path = program(folder, "some-tool", "#!/bin/sh\necho 1\n")
+    before = resolve_command("some-tool").sha256()
+    path.write_text("#!/bin/sh\necho 22\n")
+    assert resolve_command("some-tool").sha256() == hashlib.sha256(path.read_bytes()).hexdigest() != before
+
+
+def test_the_hash_of_a_program_that_has_gone_is_an_error(folder: Path) -> None:
+    path = program(folder, "some-tool")
+    command = resolve_command("some-tool")
+    path.unlink()
+    with pytest.raises(PlatformError, match="some-tool cannot be read"):
+        command.sha256()
+
+
+def test_a_link_is_followed_to_its_file(folder: Path) -> None:
+    target = program(folder, "real-tool")
+    (folder / "some-tool").symlink_to(target)
+    found = resolve_command("some-tool")
+    assert (found.path, found.realpath) == (str(folder / "some-tool"), os.path.realpath(target))
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "/usr/bin/nmap", "../nmap", "a/b", "-n", "a b", "a;b", "a\0b", "a\n", "nmáp", "x" * 65]
+)
+def test_what_is_no_name_is_refused(name: str) -> None:
+    with pytest.raises(PlatformError) as caught:
+        resolve_command(name)
+    assert caught.value.code == "binary_not_found"
+    assert repr(name) in caught.value.message
+
+
+def test_a_missing_program_names_its_package() -> None:
+    with pytest.raises(PlatformError) as caught:
+        resolve_command("no-such-tool")
+    assert caught.value.code == "binary_not_found"
+    assert "no-such-tool" in caught.value.hint
+    assert install_hint("dig").endswith("apt-get install bind9-dnsutils")
+    assert all(commands._NAME.fullmatch(name) for name in commands._DEBIAN_PACKAGES)
+
+
+def test_a_file_that_may_not_be_executed_is_another_error(folder: Path) -> None:
+    path = program(folder, "some-tool", mode=0o644)
+    with pytest.raises(PlatformError) as caught:
+        resolve_command("some-tool")
+    assert caught.value.code == "permission_denied"
+    assert caught.value.hint == f"Allow it: chmod a+x {path}"

@@ -1,0 +1,297 @@
+"""NmapTool: exact argv for good parameters, the ports and cost known beforehand, and what the schema costs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from ipaddress import ip_network
+from typing import Any
+
+import pytest
+
+from mcp_server.base_tool import Invocation, ToolPolicy
+from mcp_server.errors import AccessError, ArgumentError
+from mcp_server.flags import Flag, Setting, read
+from mcp_server.model.run import PortsTested, Risk
+from mcp_server.model.target import Target, Targets
+from mcp_server.tools.nmap_scripts import CATEGORIES, SAFE_NAMES
+from mcp_server.tools.nmap_tool import NmapInput, NmapTool
+
+LOCAL = "127.0.0.1"
+PLAIN = ToolPolicy()
+RAW = ToolPolicy(raw_sockets=True)
+ALL = ToolPolicy(raw_sockets=True, allow_intrusive=True)
+OPEN = ToolPolicy(allow_intrusive=True)
+START = "-n -oX - --noninteractive --no-stylesheet --stats-every 2s"
+DEFAULT_SCRIPTS = ",".join(sorted(CATEGORIES["default"]))
+SAFE_SCRIPTS = ",".join(sorted(SAFE_NAMES))
+VULN_SCRIPTS = ",".join(sorted(CATEGORIES["vuln"]))
+
+
+def pin(*networks: str) -> Targets:
+    return Targets(tuple(Target(text, (ip_network(text),)) for text in networks))
+
+
+def compile_call(policy: ToolPolicy, networks: tuple[str, ...], parameters: dict[str, Any]) -> Invocation:
+    """Compile a call as the plan step does: parameters validated, flags read, targets pinned."""
+    tool = NmapTool(policy)
+    typed = NmapInput.model_validate({"target": list(networks), **parameters})
+    settings = read(typed.extra_args, tool.flags(), max_length=2048)
+    return tool.compile(typed, pin(*networks), settings)
+
+
+@dataclass(frozen=True)
+class Good:
+    """Parameters, and the argv between the fixed beginning and the targets."""
+
+    expected: str
+    parameters: dict[str, Any] = field(default_factory=dict)
+    policy: ToolPolicy = PLAIN
+    targets: tuple[str, ...] = (LOCAL,)
+    risk: Risk = Risk.SCAN
+
+    @property
+    def argv(self) -> list[str]:
+        privilege = "--privileged" if self.policy.raw_sockets else "--unprivileged"
+        plain = [text.removesuffix("/32") for text in self.targets]
+        return [*START.split(), privilege, *self.expected.split(), *plain]
+
+
+def flags(text: str) -> dict[str, Any]:
+    return {"extra_args": text}
+
+
+GOOD = [
+    # modes
+    Good("-T3 -sT --top-ports 1000 -sV --max-hostgroup 16"),
+    Good("-T3 -sS --top-ports 1000 -sV --max-hostgroup 16", policy=RAW),
+    Good("-T3 -sT --top-ports 1000 -sV --max-hostgroup 16", {"mode": "services"}),
+    Good("-T3 -sn", {"mode": "discover"}, risk=Risk.PROBE),
+    Good("-T3 -sn", {"mode": "discover"}, policy=RAW, risk=Risk.PROBE),
+    Good("-T3 -sT --top-ports 1000 --max-hostgroup 64", {"mode": "ports"}),
+    Good("-T3 -sS --top-ports 1000 -O --max-hostgroup 16", {"mode": "os"}, policy=RAW),
+    Good(f"-T3 -sT --top-ports 1000 -sV --script {DEFAULT_SCRIPTS} --max-hostgroup 16", {"mode": "scripts"}),
+    # templates
+    Good("-T4 -sT --top-ports 100 --max-hostgroup 64", {"template": "quick"}),
+    Good("-T3 -sT --top-ports 1000 -sV --max-hostgroup 16", {"template": "standard"}),
+    Good("-T4 -sT -p 1-65535 -sV --version-intensity 9 --max-hostgroup 16", {"template": "thorough"}),
+    Good("-T4 -sn", {"template": "discovery"}, risk=Risk.PROBE),
+    Good("-T4 -sT --top-ports 100 -sV --version-intensity 9 --max-hostgroup 16", {"template": "version"}),
+    Good(f"-T4 -sT --top-ports 1000 -sV --script {DEFAULT_SCRIPTS} --max-hostgroup 16", {"template": "script"}),
+    # what is written wins over the template, and a template's value that does not apply is dropped
+    Good(
+        "-T2 -sT -p 22 -sV --max-hostgroup 16",
+        {"template": "quick", "mode": "services", "ports": "22", "timing": 2},
+    ),
+    Good("-T4 -sT --top-ports 100 --max-hostgroup 64", {"template": "version", "mode": "ports"}),
+    Good("-T4 -sT -p 80 --max-hostgroup 64", {"template": "discovery", "mode": "ports", "ports": "80"}),
+    Good("-T1 -sT --top-ports 100 --max-hostgroup 64", {"template": "quick", **flags("-T1")}),
+    Good("-T4 -sT --top-ports 100 -sV --max-hostgroup 16", {"template": "quick", **flags("-sV")}),
+    # transport
+    Good("-T3 -sU --top-ports 100 --max-hostgroup 64", {"mode": "ports", "transport": "udp"}, policy=RAW),
+    Good("-T3 -sS -sU --top-ports 100 --max-hostgroup 64", {"mode": "ports", "transport": "both"}, policy=RAW),
+    Good("-T3 -sT -sU -p 53 -sV --max-hostgroup 16", {"ports": "53", **flags("-sT -sU")}, policy=RAW),
+    Good("-T3 -sU -p 53 -sV --max-hostgroup 16", {"ports": "53", **flags("-sU")}, policy=RAW),
+    Good("-T3 -sS -sU -p 53 -sV --max-hostgroup 16", {"ports": "dns", "transport": "both", **flags("-sU")}, policy=RAW),
+    Good("-T3 -sT -p 53 -sV --max-hostgroup 16", {"ports": "53", "transport": "tcp", **flags("-sT")}, policy=RAW),
+    # single parameters
+    Good("-T3 -sT -p 22,80-90,443 -sV --max-hostgroup 16", {"ports": "https,80-90,ssh,85"}),
+    Good("-T0 -sT --top-ports 7 -sV --max-hostgroup 16", {"ports": "top:7", "timing": 0}),
+    Good("-T3 -sT --top-ports 1000 -sV --max-hostgroup 64 -Pn", {"ping": False}),
+    Good("-T3 -sT --top-ports 1000 -sV --max-hostgroup 16", {"ping": True}),
+    Good("-T3 -sT --top-ports 1000 -sV --max-hostgroup 16 --host-timeout 90s", {"host_timeout_sec": 90}),
+    Good(
+        "-T3 -sT --top-ports 1000 -sV --script banner,ssl-cert --max-hostgroup 16", {"scripts": ["ssl-cert", "banner"]}
+    ),
+    Good(
+        f"-T3 -sT -p 80 --script {SAFE_SCRIPTS} --max-hostgroup 16",
+        {"mode": "ports", "ports": "80", "scripts": ["safe"]},
+    ),
+    # extra flags, each to its field
+    Good("-T3 -sn", flags("-sn"), risk=Risk.PROBE),
+    Good("-T3 -sT -p 1-10 -sV --max-hostgroup 16", flags("-sT -p 1-10 -sV")),
+    Good("-T3 -sS -p 1-65535 -sV --max-hostgroup 16", flags("-sS -p all"), policy=RAW),
+    Good("-T3 -sT --top-ports 10 -sV --max-hostgroup 16", flags("--top-ports 10")),
+    Good("-T3 -sT --top-ports 100 -sV --max-hostgroup 16", flags("-F")),
+    Good("-T3 -sT --top-ports 100 -sV --max-hostgroup 16", flags("-F --top-ports 100 -p top:100")),
+    Good("-T4 -sT --top-ports 1000 -sV --max-hostgroup 64 -Pn", flags("-T4 -Pn")),
+    Good("-T3 -sT --top-ports 1000 -sV --version-intensity 2 --max-hostgroup 16", flags("--version-light")),
+    Good("-T3 -sT --top-ports 1000 -sV --version-intensity 9 --max-hostgroup 16", flags("--version-all")),
+    Good("-T3 -sT --top-ports 1000 -sV --version-intensity 0 --max-hostgroup 16", flags("--version-intensity 0")),
+    Good("-T3 -sS --top-ports 1000 -sV -O --max-hostgroup 16 --osscan-limit", flags("-O --osscan-limit"), policy=RAW),
+    Good(
+        "-T3 -sS -p 80 -O --max-hostgroup 16 --osscan-guess",
+        {"mode": "os", "ports": "80", **flags("--osscan-guess")},
+        policy=RAW,
+    ),
+    Good(f"-T3 -sT --top-ports 1000 -sV --script {DEFAULT_SCRIPTS} --max-hostgroup 16", flags("-sC")),
+    Good(
+        "-T3 -sT --top-ports 1000 -sV --script http-title,ssl-cert --max-hostgroup 16",
+        flags("--script ssl-cert,http-title"),
+    ),
+    Good("-T3 -sT --top-ports 1000 -sV --max-hostgroup 4", flags("--max-hostgroup 4")),
+    Good("-T3 -sT --top-ports 1000 -sV --max-hostgroup 16 --host-timeout 1500ms", flags("--host-timeout 1500ms")),
+    Good(
+        "-T3 -sT --top-ports 1000 -sV --max-hostgroup 16 -r --max-retries 2 --min-rate 10 --max-rate 100 "
+        "--scan-delay 5ms --max-scan-delay 10ms --initial-rtt-timeout 100ms --max-rtt-timeout 1s --reason",
+        flags(
+            "--reason --max-rtt-timeout 1s --initial-rtt-timeout 100ms --max-scan-delay 10ms --scan-delay 5ms "
+            "--max-rate 100 --min-rate 10 --max-retries 2 -r"
+        ),
+    ),
+    Good("-T3 -sT --top-ports 1000 -sV --max-hostgroup 16 --max-retries 0", flags("--max-retries 0")),
+    # the same thing said twice in two ways
+    Good("-T3 -sT -p 80 --max-hostgroup 64", {"mode": "ports", "ports": "80", **flags("-p http")}),
+    Good(
+        "-T4 -sT --top-ports 1000 -sV --max-hostgroup 16 --host-timeout 30s",
+        {"timing": 4, "host_timeout_sec": 30, **flags("-T4 --host-timeout 30s")},
+    ),
+    # what the owner allowed
+    Good(
+        f"-T3 -sS --top-ports 1000 -sV -O --script {DEFAULT_SCRIPTS} --max-hostgroup 16",
+        flags("-A"),
+        policy=ALL,
+        risk=Risk.INTRUSIVE,
+    ),
+    Good("-T5 -sT --top-ports 1000 -sV --max-hostgroup 16", {"timing": 5}, policy=OPEN, risk=Risk.INTRUSIVE),
+    Good(
+        f"-T3 -sT --top-ports 1000 -sV --script {VULN_SCRIPTS} --max-hostgroup 16",
+        {"scripts": ["vuln"]},
+        policy=OPEN,
+        risk=Risk.INTRUSIVE,
+    ),
+    Good(
+        "-T3 -sT --top-ports 1000 -sV --script ssl-cert,ssl-heartbleed --max-hostgroup 16",
+        flags("--script ssl-heartbleed,ssl-cert"),
+        policy=OPEN,
+        risk=Risk.INTRUSIVE,
+    ),
+    # targets
+    Good("-T3 -6 -sT --top-ports 1000 -sV --max-hostgroup 16", targets=("::1",)),
+    Good("-T3 -6 -sn", flags("-6 -sn"), targets=("::1",), risk=Risk.PROBE),
+    Good(
+        "-T3 -sT --top-ports 1000 -sV --max-hostgroup 16 --host-timeout 300s",
+        targets=("127.0.0.0/24", "127.0.1.1/32"),
+    ),
+    Good(
+        "-T3 -sn --host-timeout 30s",
+        {"mode": "discover", "timeout_sec": 60},
+        targets=("127.0.0.0/22",),
+        risk=Risk.PROBE,
+    ),
+    Good("-T3 -sn", {"mode": "discover", "timeout_sec": 19}, targets=("127.0.0.0/22",), risk=Risk.PROBE),
+    Good(
+        "-T3 -sn --host-timeout 2s",
+        {"mode": "discover", "host_timeout_sec": 2},
+        targets=("127.0.0.0/30",),
+        risk=Risk.PROBE,
+    ),
+]
+
+
+@pytest.mark.parametrize("case", GOOD, ids=[f"{index}" for index, _ in enumerate(GOOD)])
+def test_good_parameters_give_exactly_this_argv(case: Good) -> None:
+    invocation = compile_call(case.policy, case.targets, case.parameters)
+    assert list(invocation.args) == case.argv
+    assert invocation.risk is case.risk
+    assert invocation.needs_raw_sockets == bool({"-sS", "-sU", "-O"}.intersection(invocation.args))
+
+
+def test_parameters_left_out_and_null_mean_the_same() -> None:
+    nulls = {"template": None, "ports": None, "timing": None, "host_timeout_sec": None, "scripts": None}
+    assert compile_call(PLAIN, (LOCAL,), nulls) == compile_call(PLAIN, (LOCAL,), {})
+
+
+def test_targets_are_taken_as_one_or_as_a_list() -> None:
+    tool = NmapTool()
+    assert tool.targets_of(NmapInput(target="10.0.0.1")) == ("10.0.0.1",)
+    assert tool.targets_of(NmapInput(target=["10.0.0.1", "fd00::/120"])) == ("10.0.0.1", "fd00::/120")
+
+
+@pytest.mark.parametrize(
+    ("parameters", "ports"),
+    [
+        ({"mode": "discover"}, ()),
+        ({}, (PortsTested("tcp", "top:1000", 1000, "syn"),)),
+        ({"ports": "80,22,81", **flags("-sT")}, (PortsTested("tcp", "22,80-81", 3, "connect"),)),
+        ({"transport": "udp"}, (PortsTested("udp", "top:100", 100, "udp"),)),
+        (
+            {"transport": "both", "ports": "53"},
+            (PortsTested("tcp", "53", 1, "syn"), PortsTested("udp", "53", 1, "udp")),
+        ),
+    ],
+)
+def test_the_ports_that_will_be_tested_are_known_exactly(
+    parameters: dict[str, Any], ports: tuple[PortsTested, ...]
+) -> None:
+    assert compile_call(RAW, (LOCAL,), parameters).ports == ports
+
+
+def test_the_estimate_grows_with_addresses_ports_and_detail() -> None:
+    one = compile_call(PLAIN, (LOCAL,), {"mode": "ports", "ports": "1-100"}).estimate
+    assert (one.addresses, one.ports, one.probes) == (1, 100, 104)
+    silent = compile_call(PLAIN, (LOCAL,), {"mode": "ports", "ports": "1-100", "ping": False}).estimate
+    assert silent.probes == 100
+    many = compile_call(RAW, ("127.0.0.0/24",), {"transport": "both", "ports": "1-100"}).estimate
+    assert (many.addresses, many.ports, many.probes) == (256, 200, 256 * 204)
+    assert compile_call(PLAIN, ("127.0.0.0/24",), {"mode": "discover"}).estimate.probes == 1024
+    seconds = [
+        compile_call(PLAIN, (LOCAL,), {"mode": "ports", "ports": "1-100", "timing": timing}).estimate.seconds
+        for timing in range(5)
+    ]
+    assert seconds == sorted(seconds, reverse=True)
+    assert seconds[0] > 3600
+    slow = compile_call(PLAIN, (LOCAL,), {"mode": "ports", "ports": "1-100", **flags("--max-rate 1")}).estimate
+    assert slow.seconds == pytest.approx(104.1)
+    assert compile_call(PLAIN, (LOCAL,), {}).estimate.seconds > one.seconds
+
+
+def test_the_tables_are_rebuilt_for_each_policy_and_never_grow() -> None:
+    before = tuple(NmapTool.allowed_flags)
+    names = [flag.name for flag in before]
+    for policy in (PLAIN, ALL, PLAIN, ALL, PLAIN):
+        table = NmapTool(policy).flags()
+        assert list(table) == names
+        assert table["-A"].locked is not policy.allow_intrusive
+    assert tuple(NmapTool.allowed_flags) == before
+    with pytest.raises(AccessError):
+        compile_call(PLAIN, (LOCAL,), {"scripts": ["vuln"]})
+
+
+def test_a_flag_without_a_field_is_refused_rather_than_dropped() -> None:
+    stray = (Setting(Flag("-x")),)
+    with pytest.raises(ArgumentError, match="-x sets nothing"):
+        NmapTool().compile(NmapInput(target=LOCAL), pin(LOCAL), stray)
+
+
+def test_every_parser_is_a_fresh_one() -> None:
+    tool = NmapTool()
+    invocation = compile_call(PLAIN, (LOCAL,), {})
+    first, second = (tool.parser(NmapInput(target=LOCAL), pin(LOCAL), invocation) for _ in range(2))
+    assert first is not second
+    assert not first.close().complete
+
+
+def test_the_tool_is_called_nmap_and_bounded_as_documented() -> None:
+    assert NmapTool.tool_name() == NmapTool.command_name == "nmap"
+    assert (NmapTool.max_addresses, NmapTool.concurrency, NmapTool.default_timeout_sec) == (1024, 1, 600.0)
+
+
+def test_what_an_agent_reads_to_choose_the_tool_is_short_and_whole() -> None:
+    schema = NmapInput.model_json_schema()
+    entry = {
+        "name": NmapTool.tool_name(),
+        "title": NmapTool.title,
+        "description": NmapTool.description,
+        "inputSchema": schema,
+        "annotations": NmapTool.annotations,
+    }
+    assert len(json.dumps(entry)) <= 4800 - 1400
+    assert schema["additionalProperties"] is False
+    assert schema["required"] == ["target"]
+    assert set(schema["properties"]) == set(NmapInput.model_fields)
+    assert all(part["description"] for part in schema["properties"].values())
+    assert '"null"' not in json.dumps(schema)
+    assert '"title"' not in json.dumps(schema)
+    assert schema["properties"]["timing"]["maximum"] == 5
+    assert schema["properties"]["mode"]["default"] == "services"
