@@ -8,7 +8,9 @@ cannot be written raises `PlatformError` and the call stops there.
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
+import math
 import os
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,17 +23,29 @@ ARGUMENT_LIMIT = 4096
 """Characters of one argument kept in a record; a longer one is cut with its length noted."""
 
 
-def printable(value: Any, limit: int = ARGUMENT_LIMIT) -> Any:
-    """Return JSON-ready ``value`` with every string neutralised and bounded, at most 64 entries a level."""
-    if isinstance(value, str):
-        return neutralise(value, limit)
+def printable(value: Any, limit: int = ARGUMENT_LIMIT, *, levels: int = 8) -> Any:
+    """Return JSON-ready ``value`` with every string neutralised and bounded, 64 entries a level, ``levels`` deep.
+
+    What JSON has no number for (NaN, infinity, integers beyond 64 bits) is described in words instead.
+    """
+    if not isinstance(value, dict | list | tuple):
+        return _scalar(value, limit)
+    if not levels:
+        return f"a {type(value).__name__} nested too deeply"
     if isinstance(value, dict):
-        return {neutralise(str(key), 64): printable(item, limit) for key, item in list(value.items())[:64]}
-    if isinstance(value, list | tuple):
-        return [printable(item, limit) for item in value[:64]]
-    if value is None or isinstance(value, bool | int | float):
+        entries = list(value.items())[:64]
+        return {neutralise(str(key), 64): printable(item, limit, levels=levels - 1) for key, item in entries}
+    return [printable(item, limit, levels=levels - 1) for item in value[:64]]
+
+
+def _scalar(value: Any, limit: int) -> Any:
+    if value is None or isinstance(value, bool):
         return value
-    return neutralise(repr(value), limit)
+    if isinstance(value, int):
+        return value if value.bit_length() <= 64 else f"an integer of {value.bit_length()} bits"
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    return neutralise(value if isinstance(value, str) else repr(value), limit)
 
 
 class AuditLog:
@@ -58,7 +72,8 @@ class AuditLog:
                 os.close(descriptor)
         except OSError as error:
             raise PlatformError(
-                f"the decision log {self.path} cannot be written: {error.strerror}", code="audit_unavailable"
+                f"the decision log {self.path} cannot be written: {error.strerror}",
+                code="disk_full" if error.errno in {errno.ENOSPC, errno.EDQUOT} else "audit_unavailable",
             ) from error
 
     @staticmethod
@@ -67,4 +82,4 @@ class AuditLog:
         if os.write(descriptor, line) != len(line):
             # A torn line must not be mistaken for a record: take it back, then report the full disk.
             os.ftruncate(descriptor, start)
-            raise OSError(28, "No space left on device")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

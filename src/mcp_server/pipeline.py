@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
@@ -25,6 +26,9 @@ from mcp_server.steps.run import Progress, run
 
 if TYPE_CHECKING:
     from mcp_server.store.base import Store
+    from mcp_server.store.blobs import RawSpool
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -70,28 +74,36 @@ class Pipeline:
         store = await self.open_store()
         recorder = Recorder(store, self.audit, new_run(authorised))
         spool = RawSpool(self.config.state_dir, recorder.run.id, authorised.plan.limits.output_bytes)
-        await recorder.begin()
         try:
+            await recorder.begin()
             execution = await run(
                 authorised, recorder, spool, head_bytes=self.config.effective.stdout_bytes, progress=progress
             )
         except BaseException as error:
             # Whatever ends a run early, its row must say so and keep what was found.
-            await asyncio.shield(self._end_early(recorder, spool.finish(), error))
+            await asyncio.shield(self._end_early(recorder, spool, error))
+            if isinstance(error, NetworkToolsError):
+                error.details.setdefault("run_id", recorder.run.id)
             raise
         finished, problem = conclude(recorder.run, authorised.plan, execution)
-        return make_answer(await recorder.finish(finished), execution, problem)
+        # What is done stays done: a caller that goes away in this moment does not undo it.
+        return make_answer(await asyncio.shield(recorder.finish(finished)), execution, problem)
 
     @staticmethod
-    async def _end_early(recorder: Recorder, raw: Any, error: BaseException) -> None:
+    async def _end_early(recorder: Recorder, spool: RawSpool, error: BaseException) -> None:
         cancelled = isinstance(error, asyncio.CancelledError)
         known = error if isinstance(error, NetworkToolsError) else PlatformError(str(error), code="internal_error")
-        await recorder.finish(
-            replace(
-                recorder.run,
-                outcome=Outcome.CANCELLED if cancelled else Outcome.FAILED,
-                error_code="cancelled" if cancelled else known.code,
-                error_message="the call was cancelled" if cancelled else known.message,
-                raw=raw,
+        try:
+            await recorder.finish(
+                replace(
+                    recorder.run,
+                    outcome=Outcome.CANCELLED if cancelled else Outcome.FAILED,
+                    error_code="cancelled" if cancelled else known.code,
+                    error_message="the call was cancelled" if cancelled else known.message,
+                    raw=spool.finish(),
+                )
             )
-        )
+        except NetworkToolsError as failure:
+            # The caller is told what ended the run. Its row reads `running` until a later start finds its owner gone,
+            # and the raw output waits in the spool until then.
+            logger.error("run.end_not_recorded run=%s: %s", recorder.run.id, failure.message)  # noqa: TRY400 - no traceback: the failure is a disk or a database

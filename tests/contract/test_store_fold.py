@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,12 +30,21 @@ def postgres() -> Iterator[PostgresServer]:
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[SqlStore]:
-    url = None
-    if request.param == "postgresql":
-        url = request.getfixturevalue("postgres").new_database()
-    opened = open_store(url, tmp_path)
-    assert isinstance(opened, SqlStore)
+def another(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], SqlStore]:
+    """Makes stores that all share one database and one state folder."""
+    url = request.getfixturevalue("postgres").new_database() if request.param == "postgresql" else None
+
+    def make() -> SqlStore:
+        store = open_store(url, tmp_path)
+        assert isinstance(store, SqlStore)
+        return store
+
+    return make
+
+
+@pytest.fixture
+async def store(another: Callable[[], SqlStore]) -> AsyncIterator[SqlStore]:
+    opened = another()
     await opened.open()
     yield opened
     await opened.close()
@@ -126,26 +135,24 @@ async def test_a_fold_larger_than_a_piece_is_complete_and_lets_the_run_go(store:
     assert (run["owner"], run["owner_folder"]) == (None, None)
 
 
-async def test_a_fold_that_was_cut_off_goes_on_at_the_next_start(store: SqlStore, tmp_path: Path) -> None:
-    other = SqlStore(store._database, tmp_path)  # the same database under another owner, whose worker never ran
-    run = make_run("r1")
-    await store.begin(run)
+async def test_a_fold_that_was_cut_off_goes_on_at_the_next_start(
+    store: SqlStore, another: Callable[[], SqlStore]
+) -> None:
     assert store._fold is not None
-    store._fold.add = lambda *_seqs: None  # type: ignore[method-assign] # what a kill -9 does to the worker
-    await store.add_hosts(run, [make_host("10.0.0.1")])
-    await store.finish(ended(run))
     assert store._owner is not None
+    store._fold.add = lambda *_seqs: None  # type: ignore[method-assign] # the worker never gets to it
+    await scan(store, "r1", make_host("10.0.0.1"))
     store._owner.release()
     assert await rows(store, schema.addresses) == []
+    other = another()
     assert await other.open() == 0
     await other.settle()
     assert len(await rows(other, schema.services)) == 1
     await other.close()
 
 
-async def test_two_processes_fold_the_same_addresses_at_once(store: SqlStore, tmp_path: Path) -> None:
-    other = open_store(None if "store.db" in store.location else str(store._database._url), tmp_path)  # type: ignore[attr-defined] # one of two subclasses
-    assert isinstance(other, SqlStore)
+async def test_two_processes_fold_the_same_addresses_at_once(store: SqlStore, another: Callable[[], SqlStore]) -> None:
+    other = another()
     await other.open()
     addresses = [f"10.0.0.{n}" for n in range(200)]
     await asyncio.gather(

@@ -34,7 +34,7 @@ ROWS = [
     Row("server", "port", 8080, 1, 65535),
     Row("server", "transport", "stdio"),
     Row("server", "workers", 1, 1, 16, live=False),
-    Row("server", "max_connections", 100, 1, 10000, live=False),
+    Row("server", "max_connections", 100, 1, 10000),
     Row("server", "shutdown_grace_period", 30, 0, 300),
     Row("server", "auth", "token"),
     Row("server", "allowed_hosts", ()),

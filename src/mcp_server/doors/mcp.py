@@ -7,11 +7,13 @@ an unknown tool is a protocol error, as the specification says.
 
 from __future__ import annotations
 
+import asyncio
 import getpass
 import logging
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import anyio
 import mcp_types as types
 from mcp.server.caching import CacheHint
 from mcp.server.lowlevel import Server
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from mcp_server.pipeline import Pipeline
     from mcp_server.steps.run import Progress
 
+T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 INSTRUCTIONS = (
@@ -113,7 +116,9 @@ class _Handlers:
     ) -> types.CallToolResult:
         actor = Actor(self._user, self._door, _client_name(ctx))
         try:
-            answer = await self._pipeline.call(params.name, params.arguments or {}, actor, _progress(ctx))
+            answer = await _with_cleanup(
+                self._pipeline.call(params.name, params.arguments or {}, actor, _progress(ctx))
+            )
         except NotFoundError as error:
             raise MCPError(code=types.INVALID_PARAMS, message=error.message, data=error.as_dict()) from None
         except NetworkToolsError as error:
@@ -125,6 +130,21 @@ class _Handlers:
         body, view = views.structured(answer)
         full = self._pipeline.config.server.answer_text == "full" or ctx.protocol_version < _STRUCTURED_SINCE
         return _result(views.text(answer, view, full=full), body, is_error=answer.error is not None)
+
+
+async def _with_cleanup(work: Coroutine[Any, Any, T]) -> T:
+    """Await ``work``, and where this request is cancelled, until it has cleaned up.
+
+    The SDK cancels by anyio scope, which cancels every further await in it too: the work is a task of its own.
+    """
+    task = asyncio.create_task(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        task.cancel()
+        with anyio.CancelScope(shield=True):
+            await asyncio.wait({task})
+        raise
 
 
 def _result(text: str, body: dict[str, Any], *, is_error: bool) -> types.CallToolResult:

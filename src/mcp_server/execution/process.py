@@ -99,7 +99,7 @@ async def run_process(
     async with contextlib.AsyncExitStack() as folder:
         try:
             home = await folder.enter_async_context(scratch_folder())
-            popen = _spawn(launcher.wrap(argv, limits.bounds()), home)
+            popen = _spawn(launcher.wrap(argv, limits.bounds(), home), home)
         except OSError as error:
             raise _unusable(argv[0], error) from error
         run = _Run(popen, launcher, limits, on_stdout)

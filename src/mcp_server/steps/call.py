@@ -47,14 +47,27 @@ def read_call(tool: MCPBaseTool, arguments: Mapping[str, Any], actor: Actor) -> 
 
 
 def _argument_error(tool: MCPBaseTool, error: ValidationError) -> ArgumentError:
-    problems = [_problem(item) for item in error.errors(include_url=False, include_context=False)[:8]]
+    problems = [_problem(item) for item in _telling(error.errors(include_url=False, include_context=False))][:8]
     known = ", ".join(tool.parameters.model_fields)
     return ArgumentError(f"{tool.tool_name()}: {problems[0]}", hint=f"Known parameters: {known}.", problems=problems)
 
 
+def _telling(errors: list[Any]) -> list[Any]:
+    """Leave out the complaints about other types where a parameter has several and one of them nearly fits."""
+    told = {_place(item)[0] for item in errors if not item["type"].endswith("_type")}
+    return [item for item in errors if not item["type"].endswith("_type") or _place(item)[0] not in told]
+
+
+def _place(item: Any) -> tuple[Any, ...]:
+    # A name that is not even Unicode text has no place: it is the input itself.
+    return item["loc"] or (str(item["input"]),)
+
+
 def _problem(item: Any) -> str:
-    name = ".".join(neutralise(str(part), 64) for part in item["loc"])
-    if item["type"] == "extra_forbidden":
+    # Of a place only the parameter and positions in a list mean something to a caller; the rest names our types.
+    first, *rest = _place(item)
+    name = neutralise(str(first), 64) + "".join(f".{part}" for part in rest if isinstance(part, int))
+    if item["type"] == "extra_forbidden" or not item["loc"]:
         return f"unknown parameter {name!r}"
     if item["type"] == "missing":
         return f"parameter {name!r} is required"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -45,6 +46,7 @@ class Recorder:
         self._store = store
         self._audit = audit
         self._pending: list[Host] = []
+        self._writing = asyncio.Lock()
 
     async def begin(self) -> None:
         """Write the row of a run that is about to start."""
@@ -54,13 +56,12 @@ class Recorder:
         """Take hosts from the parser; cheap, no I/O."""
         self._pending.extend(hosts)
 
-    async def flush(self, *, at_least: int = 1) -> None:
-        """Write what has been collected, if it is at least that many hosts."""
-        while len(self._pending) >= at_least:
-            batch, self._pending = self._pending[:BATCH], self._pending[BATCH:]
-            if not batch:
-                return
-            await self._store.add_hosts(self.run, batch)
+    async def flush(self) -> None:
+        """Write what has been collected, in batches; hosts wait for the next call where a write fails."""
+        async with self._writing:
+            while batch := self._pending[:BATCH]:
+                await self._store.add_hosts(self.run, batch)
+                del self._pending[: len(batch)]
 
     def cut_short(self, coverage: Coverage, digest: HostDigest) -> None:
         """Note what a run that is being ended early had covered."""
@@ -68,17 +69,20 @@ class Recorder:
 
     async def finish(self, run: Run) -> Run:
         """Write the last hosts, the end of the run and its record on the decision log."""
-        await self.flush()
         run = replace(run, ended=run.ended or datetime.now(UTC))
-        await self._store.finish(run)
-        self.run = run
-        await self._audit.append(
-            "end",
-            run_id=run.id,
-            correlation_id=run.correlation_id,
-            outcome=run.outcome.value,
-            returncode=run.returncode,
-            code=run.error_code,
-            raw=run.raw.sha256 if run.raw else None,
-        )
+        try:
+            await self.flush()
+            await self._store.finish(run)
+            self.run = run
+        finally:
+            # Every decision that accepted a call has its end on the log, also where the store has failed.
+            await self._audit.append(
+                "end",
+                run_id=run.id,
+                correlation_id=run.correlation_id,
+                outcome=run.outcome.value,
+                returncode=run.returncode,
+                code=run.error_code,
+                raw=run.raw.sha256 if run.raw else None,
+            )
         return run

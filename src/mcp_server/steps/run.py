@@ -96,7 +96,8 @@ async def _ticking(
         started, shown = loop.time(), 0.0
         while True:
             await asyncio.sleep(TICK_SEC)
-            await recorder.flush()
+            # The end of the run must not cut a write in two: its hosts would be lost.
+            await asyncio.shield(recorder.flush())
             if progress is None:
                 continue
             done = collector.parser.progress if collector.parser else None

@@ -48,8 +48,8 @@ def _parser() -> argparse.ArgumentParser:
 def _up(options: argparse.Namespace) -> int:
     if _load().namespaces():
         raise LabError("the lab is up already")
-    lab = Lab.start(fleet=options.fleet, databases=not options.no_databases, detached=True)
     _STATE.parent.mkdir(exist_ok=True)
+    lab = Lab.start(fleet=options.fleet, databases=not options.no_databases, detached=True)
     _STATE.write_text(json.dumps({"pid": lab.pid}))
     _print(f"up in {lab.build['total']} s: {lab.build}")
     return 0

@@ -20,6 +20,7 @@ from tests.lab.network.namespaces import NAMESPACES, UNSHARE, check_machine
 from tests.lab.network.programs import ROOT, LabError, find
 from tests.lab.network.truth import RESOLVER, Truth, make_truth
 
+DETACHED_LOG: Final = ROOT / ".cache/lab.log"
 _BUILD_SECONDS: Final = 90.0
 
 # Runs in a mount namespace of its own. An empty /run hides the machine's resolver daemons (nscd, systemd-resolved),
@@ -54,15 +55,20 @@ class Lab:
         check_machine()
         truth = make_truth(fleet=fleet, databases=databases)
         tie = [] if detached else [find("setpriv"), "--pdeathsig", "KILL", "--"]
+        # A detached lab must not keep the terminal's or a pipe's other end waiting.
+        errors = os.open(DETACHED_LOG, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) if detached else None
         module = [sys.executable, "-m", "tests.lab.network.build", str(fleet), str(int(databases))]
         process = subprocess.Popen(
             [*tie, find("unshare"), *UNSHARE[1:], *module],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
+            stderr=errors,
             cwd=ROOT,
             env={key: value for key, value in os.environ.items() if not key.startswith(("COV", "PYTEST"))},
             start_new_session=True,
         )
+        if errors is not None:
+            os.close(errors)
         try:
             report = _read_report(process)
         except BaseException:

@@ -6,6 +6,7 @@ import os
 import resource
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -76,7 +77,7 @@ def test_a_program_with_privilege_of_its_own_is_kept_out_of_a_user_namespace(
 def test_no_word_of_the_program_is_read_as_an_option() -> None:
     argv = (binary("echo"), "--", "--help", "-n", "--pid=1")
     for tier in (Tier.PID_NAMESPACE, Tier.USER_NAMESPACE, Tier.SUPERVISOR):
-        words = launcher_of(tier).wrap(argv, Bounds({"core": 0}, 5))
+        words = launcher_of(tier).wrap(argv, Bounds({"core": 0}, 5), "/")
         assert words[-len(argv) :] == argv
         done = subprocess.run(words, capture_output=True, check=True, start_new_session=True)
         assert done.stdout == b"-- --help -n --pid=1\n"
@@ -91,13 +92,25 @@ def test_limits_stay_below_the_servers_own() -> None:
 
 
 def test_time_is_bounded_even_without_the_server() -> None:
-    words = launcher_of(Tier.PID_NAMESPACE).wrap((binary("sleep"), "60"), Bounds({"core": 0}, 1))
+    words = launcher_of(Tier.PID_NAMESPACE).wrap((binary("sleep"), "60"), Bounds({"core": 0}, 1), "/")
     done = subprocess.run(words, capture_output=True, check=False, timeout=10, start_new_session=True)
     assert done.returncode == 137
 
 
+@pytest.mark.parametrize("tier", [Tier.PID_NAMESPACE, Tier.USER_NAMESPACE])
+def test_nothing_is_started_for_a_server_that_is_dead_and_not_yet_reaped(tier: Tier) -> None:
+    with subprocess.Popen([binary("true")]) as dead:
+        os.waitid(os.P_PID, dead.pid, os.WEXITED | os.WNOWAIT)  # from here on it is a zombie
+        own = f"/proc/{os.getpid()}/task/{threading.get_native_id()}/"
+        argv = launcher_of(tier).wrap((binary("echo"), "ran"), Bounds({"core": 0}, 5), "/")
+        words = [word.replace(own, f"/proc/{dead.pid}/task/{dead.pid}/") for word in argv]
+        assert words != list(argv)
+        done = subprocess.run(words, capture_output=True, check=False, start_new_session=True)
+    assert (done.returncode, done.stdout) == (1, b"")
+
+
 def test_supervisor_refuses_to_start_for_a_server_that_is_gone() -> None:
-    words = list(SupervisorLauncher().wrap((binary("echo"), "ran"), Bounds({}, 5)))
+    words = list(SupervisorLauncher().wrap((binary("echo"), "ran"), Bounds({}, 5), "/"))
     words[words.index(str(os.getpid()))] = "1"
     done = subprocess.run(words, capture_output=True, check=False)
     assert (done.returncode, done.stdout) == (129, b"")

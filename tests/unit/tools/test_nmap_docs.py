@@ -52,5 +52,5 @@ def test_every_script_has_its_line(sections: dict[str, str]) -> None:
 
 
 def test_every_service_name_is_listed(sections: dict[str, str]) -> None:
-    listed = dict(re.findall(r"`([a-z0-9-]+)` ([0-9]+)", sections["Ports"]))
+    listed = dict(re.findall(r"`([a-z0-9-]+)`\s([0-9]+)", sections["Ports"]))
     assert {name: int(port) for name, port in listed.items()} == SERVICE_PORTS

@@ -176,6 +176,7 @@ BAD = [
     unable("-A", flags("-A"), OPEN),
     Bad(TargetError, "too_many_targets", "1025 addresses are too many", targets=("127.0.0.0/22", "127.1.0.1")),
     Bad(TargetError, "too_many_targets", "18446744073709551616 addresses are too many", targets=("fd00::/64",)),
+    Bad(TargetError, "invalid_target", "there is no address to scan", {"target": "x"}, targets=()),
     Bad(ArgumentError, "invalid_arguments", "'127.0.0.1' is IPv4 and '::1' is IPv6", targets=("::1", "127.0.0.1")),
     Bad(ArgumentError, "invalid_arguments", "-6 was given, and the targets are IPv4", flags("-6")),
 ]

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from mcp_server.base_tool import Invocation, ToolPolicy
+from mcp_server.doors.mcp import describe
 from mcp_server.errors import AccessError, ArgumentError
 from mcp_server.flags import Flag, Setting, read
 from mcp_server.model.run import PortsTested, Risk
@@ -278,20 +279,14 @@ def test_the_tool_is_called_nmap_and_bounded_as_documented() -> None:
 
 
 def test_what_an_agent_reads_to_choose_the_tool_is_short_and_whole() -> None:
-    schema = NmapInput.model_json_schema()
-    entry = {
-        "name": NmapTool.tool_name(),
-        "title": NmapTool.title,
-        "description": NmapTool.description,
-        "inputSchema": schema,
-        "annotations": NmapTool.annotations,
-    }
-    assert len(json.dumps(entry)) <= 4800 - 1400
+    entry = describe(NmapTool()).model_dump(mode="json", by_alias=True, exclude_none=True)
+    assert len(json.dumps(entry)) <= 4 * 1200
+    assert entry["title"] == "Nmap scan"
+    schema = entry["inputSchema"]
     assert schema["additionalProperties"] is False
     assert schema["required"] == ["target"]
     assert set(schema["properties"]) == set(NmapInput.model_fields)
     assert all(part["description"] for part in schema["properties"].values())
-    assert '"null"' not in json.dumps(schema)
-    assert '"title"' not in json.dumps(schema)
     assert schema["properties"]["timing"]["maximum"] == 5
     assert schema["properties"]["mode"]["default"] == "services"
+    assert "hosts" in entry["outputSchema"]["properties"]

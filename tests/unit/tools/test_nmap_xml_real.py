@@ -21,8 +21,8 @@ from mcp_server.tools.nmap_xml import NmapXmlParser
 
 SSH_BANNER = b"SSH-2.0-OpenSSH_9.2p1 Debian-2+deb12u3\r\n"
 EVIL = '\x1b[31m\x1b]0;pwn\x07"/><host>&lt;\u202egnp\U000e0041\u200b\x00; 22/tcp ssh'
-EVIL_FTP = f"220 ProFTPD 1.3.5{EVIL} Server ({EVIL}) [10.0.0.1]\r\n".encode() + b"\xff\xfe\x80raw\r\n"
-EVIL_PAGE = f"<html><head><title>{EVIL}</title></head></html>".encode()
+EVIL_FTP = f"220 ProFTPD 1.3.5\x1b[31m Server ({EVIL}) [10.0.0.1]\r\n".encode() + b"\xff\xfe\x80raw\r\n"
+EVIL_PAGE = f"<html><head><title>{EVIL.replace('<', '')}</title></head></html>".encode()
 EVIL_HTTP = (
     f"HTTP/1.0 200 OK\r\nServer: nginx/1.22.1{EVIL}\r\nContent-Type: text/html; charset=utf-8\r\n"
     f"Content-Length: {len(EVIL_PAGE)}\r\n\r\n"
@@ -155,7 +155,7 @@ def test_folded_ports_are_kept_as_counts() -> None:
 
 
 def test_hosts_given_up_were_not_looked_at() -> None:
-    hosts, parsed = scan(f"-sT -Pn -p {closed_port()},{closed_port()} --host-timeout 1ms", "127.0.0.0/30")
+    hosts, parsed = scan("-sT -Pn -p 1-50 --scan-delay 50ms --host-timeout 200ms", "127.0.0.0/30")
     assert all(host.timed_out and not host.ports for host in hosts)
     coverage = parsed.coverage
     assert (coverage.up, coverage.down, coverage.looked_at, coverage.complete) == (0, 0, 0, False)
@@ -167,7 +167,7 @@ def test_a_script_is_read() -> None:
     page = b"<html><head><title>the title</title></head></html>"
     reply = b"HTTP/1.0 200 OK\r\nContent-Type: text/html\r\nContent-Length: %d\r\n\r\n%s" % (len(page), page)
     with listener(answers(reply)) as port:
-        hosts, _ = scan(f"-sT -Pn -sV --version-intensity 0 --script +http-title -p {port}", "127.0.0.1/32")
+        hosts, _ = scan(f"-sT -Pn --script +http-title -p {port}", "127.0.0.1/32")
     assert {script.id: script.output for script in hosts[0].ports[0].scripts}["http-title"] == "the title"
 
 
@@ -210,11 +210,16 @@ def test_progress_is_reported_while_nmap_works() -> None:
     assert seen[-1] == 1.0
 
 
-@pytest.mark.parametrize(("talk", "arguments"), [(says(EVIL_FTP), "--script banner"), (answers(EVIL_HTTP), "")])
+@pytest.mark.parametrize(
+    ("talk", "arguments"),
+    [
+        (says(EVIL_FTP), "-sV --script banner"),
+        (answers(EVIL_HTTP), "--script +http-title,+http-server-header"),
+    ],
+)
 def test_a_hostile_banner_stays_text(talk: Conversation, arguments: str) -> None:
-    scripts = arguments or "--version-intensity 0 --script +http-title,http-server-header"
     with listener(talk) as port:
-        hosts, parsed = scan(f"-sT -Pn -sV {scripts} -p {port}", "127.0.0.1/32")
+        hosts, parsed = scan(f"-sT -Pn --host-timeout 60s {arguments} -p {port}", "127.0.0.1/32")
     assert parsed.complete
     assert [host.address for host in hosts] == ["127.0.0.1"]
     assert [seen.number for seen in hosts[0].ports] == [port]

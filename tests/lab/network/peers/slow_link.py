@@ -1,7 +1,8 @@
 """Joins two namespaces by a pair of TAP devices, and holds back or loses what passes: netem in user space.
 
-Arguments: IP NAMESPACE DEVICE BRIDGE PEER MAC DELAY LOSS. ``DEVICE`` appears in NAMESPACE on BRIDGE, ``eth0`` with MAC in
-PEER; IP is the path of ip(8), DELAY is in seconds each way, LOSS a share from 0 to 1. ARP is never lost, so that neighbours are always known.
+Arguments: IP NAMESPACE DEVICE BRIDGE PEER MAC DELAY LOSS. DEVICE appears in NAMESPACE on BRIDGE, ``eth0`` with MAC in
+PEER; IP is the path of ip(8), DELAY is in seconds each way, LOSS a share from 0 to 1. ARP is never lost, so that
+neighbours are always known.
 """
 
 from __future__ import annotations

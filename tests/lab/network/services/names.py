@@ -1,4 +1,4 @@
-"""Two name servers for lab.internal: dnsmasq on the router, everyone's resolver, and BIND, which lets anyone transfer."""
+"""Two name servers for lab.internal: dnsmasq on the router, and BIND, which lets anyone transfer the zone."""
 
 from __future__ import annotations
 

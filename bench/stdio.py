@@ -1,0 +1,122 @@
+"""A raw MCP client over standard input and output: JSON lines and nothing else, so that it adds next to no time."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+ROOT: Final = Path(__file__).resolve().parents[1]
+BIN: Final = Path(sys.executable).parent
+CONSOLE_SCRIPT: Final = (str(BIN / "mcp-network-tools"), "serve")
+MODULE: Final = (sys.executable, "-m", "mcp_server.server")
+FLOOR: Final = (sys.executable, str(ROOT / "bench" / "floor_server.py"))
+
+_PATIENCE_SEC: Final = 60.0
+_MODERN_META: Final = {
+    "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+    "io.modelcontextprotocol/clientCapabilities": {},
+}
+
+
+def child_environment(state_dir: str | Path, targets: str = "loopback") -> dict[str, str]:
+    """This environment without what would make a child unlike an installed program, and with its own state folder."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "MCP_", "COV"))}
+    return {**kept, "MCP_STATE_DIR": str(state_dir), "MCP_SECURITY_ALLOWED_TARGETS": targets}
+
+
+class Session:
+    """A server process and the conversation with it, one request at a time."""
+
+    def __init__(self, argv: Sequence[str], environment: dict[str, str]) -> None:
+        self.process = subprocess.Popen(
+            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment, cwd=ROOT
+        )
+        self._meta: dict[str, Any] = {}
+        self._next = 0
+        self._held = b""
+
+    def open(self, era: str = "2025-11-25") -> None:
+        """Shake hands in the older era; the 2026-07-28 one has no handshake."""
+        if era == "2026-07-28":
+            self._meta = {"_meta": _MODERN_META}
+            return
+        client = {"name": "bench", "version": "1"}
+        self.request("initialize", protocolVersion=era, capabilities={}, clientInfo=client)
+        self._send({"jsonrpc": "2.0", "method": "notifications/initialized"})
+
+    def request(self, method: str, **params: Any) -> dict[str, Any]:
+        """Send a request and return its result; RuntimeError for an error, TimeoutError after a minute of silence."""
+        self._next += 1
+        self._send({"jsonrpc": "2.0", "id": self._next, "method": method, "params": params | self._meta})
+        while True:
+            message = json.loads(self._line())
+            if message.get("id") == self._next:
+                break
+        if "error" in message:
+            raise RuntimeError(f"{method}: {message['error']}")
+        result: dict[str, Any] = message["result"]
+        return result
+
+    def call(self, tool: str, **arguments: Any) -> dict[str, Any]:
+        """Call a tool; RuntimeError where the answer is an error."""
+        result = self.request("tools/call", name=tool, arguments=arguments)
+        if result.get("isError"):
+            raise RuntimeError(f"{tool}: {result['content']}")
+        return result
+
+    def close(self) -> None:
+        """End the server by ending its input."""
+        if self.process.stdin is not None:
+            self.process.stdin.close()
+        try:
+            self.process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+
+    def _send(self, message: dict[str, Any]) -> None:
+        if self.process.stdin is None:
+            raise RuntimeError("the server was started without a pipe")
+        self.process.stdin.write(json.dumps(message).encode() + b"\n")
+        self.process.stdin.flush()
+
+    def _line(self) -> bytes:
+        if self.process.stdout is None:
+            raise RuntimeError("the server was started without a pipe")
+        descriptor = self.process.stdout.fileno()
+        until = time.monotonic() + _PATIENCE_SEC
+        while b"\n" not in self._held:
+            ready, _, _ = select.select([descriptor], [], [], max(0.0, until - time.monotonic()))
+            if not ready:
+                raise TimeoutError(f"no answer within {_PATIENCE_SEC:g} s")
+            data = os.read(descriptor, 1 << 20)
+            if not data:
+                raise RuntimeError(f"the server ended with {self.process.wait()}")
+            self._held += data
+        line, _, self._held = self._held.partition(b"\n")
+        return line
+
+
+@contextmanager
+def served(
+    argv: Sequence[str] = CONSOLE_SCRIPT, *, era: str = "2025-11-25", targets: str = "loopback"
+) -> Iterator[tuple[Session, Path]]:
+    """An open session with a server of its own, and that server's state folder, removed afterwards."""
+    with tempfile.TemporaryDirectory(prefix="mcp-bench-") as folder:
+        session = Session(argv, child_environment(folder, targets))
+        try:
+            session.open(era)
+            yield session, Path(folder)
+        finally:
+            session.close()

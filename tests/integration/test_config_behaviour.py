@@ -1,0 +1,306 @@
+"""Changing a key changes what the server does: one test at least for every key that is live."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx2
+import pytest
+
+from mcp_server.config import describe, load_config
+from mcp_server.errors import AccessError, ArgumentError, ConfigError, NotFoundError, TargetError
+from mcp_server.execution.commands import invalidate_command_cache
+from mcp_server.model.run import Actor
+from mcp_server.server import EnhancedMCPServer
+from mcp_server.steps.answer import Answer
+from tests.support.doors import environment, free_port, http_server, open_doors
+from tests.support.site_tools import SiteTools, make_site_tools
+
+ACTOR = Actor("tester", "test")
+TESTED: set[str] = set()
+T = TypeVar("T", bound=Callable[..., Any])
+
+
+def changes(*keys: str) -> Callable[[T], T]:
+    """Note which keys a test shows to matter."""
+    TESTED.update(keys)
+    return lambda test: test
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SiteTools:
+    tools = make_site_tools(tmp_path / "site")
+    monkeypatch.syspath_prepend(tools.folder)
+    monkeypatch.setenv("PATH", tools.env["PATH"])
+    invalidate_command_cache()
+    return tools
+
+
+@asynccontextmanager
+async def serving(tmp_path: Path, site: SiteTools | None = None, **env: str) -> AsyncIterator[EnhancedMCPServer]:
+    extra = {"TOOLS_PACKAGE": site.package} if site else {}
+    server = EnhancedMCPServer(load_config(env=environment(tmp_path / "state", **extra, **env)))
+    try:
+        yield server
+    finally:
+        await server.cleanup()
+
+
+async def probe(server: EnhancedMCPServer, what: str, tool: str = "probe", **more: Any) -> Answer:
+    return await server.pipeline.call(tool, {"target": "127.0.0.1", "extra_args": f"--do {what}", **more}, ACTOR)
+
+
+@changes(".state_dir")
+async def test_all_state_lies_in_the_state_folder(tmp_path: Path, site: SiteTools) -> None:
+    async with serving(tmp_path, site) as server:
+        await probe(server, "nothing")
+    found = {path.name for path in (tmp_path / "state").iterdir()}
+    assert {"audit.jsonl", "raw", "store.db"} <= found
+    assert (tmp_path / "state").stat().st_mode & 0o777 == 0o700
+
+
+@changes("server.host", "server.port", "server.transport")
+async def test_transport_host_and_port(tmp_path: Path) -> None:
+    port = free_port()
+    settings = {"MCP_SERVER_TRANSPORT": "http", "MCP_SERVER_HOST": "127.0.0.2", "MCP_SERVER_PORT": str(port)}
+    env = environment(tmp_path / "state", **settings)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "mcp_server.server", env=env, stderr=asyncio.subprocess.PIPE
+    )
+    try:
+        assert process.stderr
+        async with asyncio.timeout(30):
+            while f"http://127.0.0.2:{port}" not in (line := (await process.stderr.readline()).decode()):
+                assert line, "the server ended"
+        with pytest.raises(httpx2.ConnectError):
+            httpx2.get(f"http://127.0.0.1:{port}/")
+        assert httpx2.get(f"http://127.0.0.2:{port}/").status_code in {401, 403}
+    finally:
+        process.terminate()
+        await process.communicate()
+
+
+@changes("server.shutdown_grace_period")
+@pytest.mark.parametrize(("grace", "finishes"), [("0", False), ("20", True)])
+async def test_running_calls_get_the_grace_period(tmp_path: Path, site: SiteTools, grace: str, finishes: bool) -> None:
+    env = environment(tmp_path / "state", **site.env, MCP_SERVER_SHUTDOWN_GRACE_PERIOD=grace)
+    with http_server(env) as (base, token, process):
+        async with httpx2.AsyncClient(
+            base_url=base, headers={"Authorization": f"Bearer {token}"}, timeout=60
+        ) as client:
+            body = {"target": "127.0.0.1", "extra_args": "--do sleep", "timeout_sec": 4}
+            call = asyncio.create_task(client.post("/tools/probe/execute", json=body))
+            async with asyncio.timeout(20):
+                while not json.loads((await client.get("/runs")).text)["runs"]:
+                    await asyncio.sleep(0.1)
+            process.terminate()
+            try:
+                answered = (await call).status_code == 504
+            except httpx2.HTTPError:
+                answered = False
+        assert await asyncio.to_thread(process.wait, 20) == 0
+    assert answered is finishes
+
+
+@changes("server.auth", "server.allowed_hosts", "server.allowed_origins")
+def test_who_may_knock(tmp_path: Path) -> None:
+    env = environment(
+        tmp_path / "state",
+        MCP_SERVER_AUTH="none",
+        MCP_SERVER_ALLOWED_HOSTS="scanner.lab.internal",
+        MCP_SERVER_ALLOWED_ORIGINS="https://console.lab.internal",
+    )
+    with http_server(env) as (base, token, _):
+        assert token == ""
+        named = {"Host": "scanner.lab.internal"}
+        assert httpx2.get(f"{base}/tools", headers=named).status_code == 200
+        assert (
+            httpx2.get(f"{base}/tools", headers=named | {"Origin": "https://console.lab.internal"}).status_code == 200
+        )
+        assert httpx2.get(f"{base}/tools", headers=named | {"Origin": "https://evil.example"}).status_code == 403
+        assert httpx2.get(f"{base}/tools", headers={"Host": "other.lab.internal"}).status_code == 403
+    with http_server(environment(tmp_path / "closed-state")) as (base, token, _):
+        assert httpx2.get(f"{base}/tools").status_code == 401
+        assert httpx2.get(f"{base}/tools", headers={"Authorization": f"Bearer {token}"}).status_code == 200
+
+
+@changes("server.max_connections")
+async def test_connections_over_the_limit_are_turned_away(tmp_path: Path) -> None:
+    with http_server(environment(tmp_path / "state", MCP_SERVER_MAX_CONNECTIONS="2")) as (base, token, _):
+        headers = {"Authorization": f"Bearer {token}"}
+        host, port = base.removeprefix("http://").split(":")
+        idle = [await asyncio.open_connection(host, int(port)) for _ in range(3)]
+        try:
+            async with httpx2.AsyncClient(headers=headers) as client:
+                assert (await client.get(f"{base}/tools")).status_code == 503
+        finally:
+            for _, writer in idle:
+                writer.close()
+
+
+@changes("server.answer_text")
+async def test_full_text_holds_every_line(tmp_path: Path) -> None:
+    port = free_port()
+    listening = [await asyncio.start_server(lambda _r, w: w.close(), f"127.0.0.{n}", port) for n in range(1, 25)]
+    texts = {}
+    for style in ("short", "full"):
+        async with open_doors(tmp_path / f"{style}-state", MCP_SERVER_ANSWER_TEXT=style) as doors:
+            arguments = {"target": "127.0.0.0/27", "mode": "ports", "ports": str(port)}
+            texts[style] = (await doors.call("stdio", "nmap", arguments)).text
+    for server in listening:
+        server.close()
+    assert "127.0.0.24" not in texts["short"]
+    assert f"127.0.0.24 {port}/tcp" in texts["full"]
+
+
+@changes("security.allowed_targets")
+async def test_the_scope_is_what_the_owner_lists(tmp_path: Path, site: SiteTools) -> None:
+    async with serving(tmp_path, site, MCP_SECURITY_ALLOWED_TARGETS="127.0.0.0/30") as server:
+        assert (await probe(server, "nothing")).error is None
+        with pytest.raises(TargetError):
+            await server.pipeline.call("probe", {"target": "10.0.0.1"}, ACTOR)
+
+
+@changes("security.max_args_length", "limits.max_args_len")
+@pytest.mark.parametrize("name", ["MCP_SECURITY_MAX_ARGS_LENGTH", "MCP_LIMITS_MAX_ARGS_LEN", "MCP_MAX_ARGS_LEN"])
+async def test_long_arguments_are_refused(tmp_path: Path, site: SiteTools, name: str) -> None:
+    async with serving(tmp_path, site, **{name: "8"}) as server:
+        with pytest.raises(ArgumentError) as caught:
+            await probe(server, "nothing")
+        assert caught.value.code == "arguments_too_long"
+
+
+@changes("security.max_output_size", "limits.max_stdout_bytes")
+@pytest.mark.parametrize("name", ["MCP_SECURITY_MAX_OUTPUT_SIZE", "MCP_MAX_STDOUT_BYTES"])
+async def test_standard_output_is_cut_in_the_answer_and_whole_in_the_record(
+    tmp_path: Path, site: SiteTools, name: str
+) -> None:
+    async with serving(tmp_path, site, **{name: "2048"}) as server:
+        answer = await probe(server, "out")
+        assert (len(answer.stdout), answer.truncated_stdout, answer.error) == (2048, True, None)
+        assert answer.run.raw is not None and answer.run.raw.size == 300_000
+
+
+@changes("limits.max_stderr_bytes")
+async def test_standard_error_is_cut(tmp_path: Path, site: SiteTools) -> None:
+    async with serving(tmp_path, site, MCP_MAX_STDERR_BYTES="1024") as server:
+        answer = await probe(server, "err")
+        assert answer.truncated_stderr and len(answer.run.stderr) == 1024
+
+
+@changes("limits.max_raw_bytes")
+async def test_raw_output_has_a_cap(tmp_path: Path, site: SiteTools) -> None:
+    async with serving(tmp_path, site, MCP_MAX_RAW_BYTES=str(1 << 20)) as server:
+        answer = await probe(server, "huge")
+        assert answer.error is not None and answer.error.code == "output_exceeded"
+        assert answer.run.raw is not None and answer.run.raw.size <= 1 << 20
+
+
+@changes("security.timeout_seconds", "tool.default_timeout", "limits.default_timeout_sec")
+@pytest.mark.parametrize(
+    "name", ["MCP_SECURITY_TIMEOUT_SECONDS", "MCP_TOOL_DEFAULT_TIMEOUT", "MCP_DEFAULT_TIMEOUT_SEC"]
+)
+async def test_a_run_ends_at_its_time_limit(tmp_path: Path, site: SiteTools, name: str) -> None:
+    async with serving(tmp_path, site, **{name: "1"}) as server:
+        answer = await probe(server, "sleep")
+        assert answer.timed_out and answer.run.returncode == 124 and answer.seconds < 3
+
+
+@changes("security.concurrency_limit", "tool.default_concurrency", "limits.default_concurrency")
+@pytest.mark.parametrize(
+    "name", ["MCP_SECURITY_CONCURRENCY_LIMIT", "MCP_TOOL_DEFAULT_CONCURRENCY", "MCP_DEFAULT_CONCURRENCY"]
+)
+async def test_only_so_many_run_at_once(tmp_path: Path, site: SiteTools, name: str) -> None:
+    for limit, expected in (("1", 1), ("3", 3)):
+        async with serving(tmp_path / limit, site, **{name: limit}) as server:
+            calls = [asyncio.create_task(probe(server, "sleep", timeout_sec=2)) for _ in range(4)]
+            store = await server.store()
+            await asyncio.sleep(1)
+            assert (await store.list_runs()).total == expected
+            for call in calls:
+                call.cancel()
+            await asyncio.gather(*calls, return_exceptions=True)
+
+
+@changes("security.allow_intrusive")
+async def test_intrusive_calls_need_the_owners_leave(tmp_path: Path) -> None:
+    arguments = {"target": "127.0.0.1", "ports": "9", "extra_args": "-A"}
+    async with serving(tmp_path) as server:
+        with pytest.raises(AccessError) as caught:
+            await server.pipeline.plan("nmap", arguments, ACTOR)
+        assert caught.value.code == "intrusive_not_allowed"
+    async with serving(tmp_path, MCP_SECURITY_ALLOW_INTRUSIVE="true") as server:
+        assert "-O" in (await server.pipeline.plan("nmap", arguments, ACTOR)).argv
+
+
+@changes("limits.max_memory_mb", "limits.max_file_descriptors")
+async def test_a_process_is_held_to_its_memory_and_descriptors(tmp_path: Path, site: SiteTools) -> None:
+    async with serving(tmp_path, site, MCP_MAX_MEMORY_MB="200", MCP_MAX_FILE_DESCRIPTORS="77") as server:
+        assert (await probe(server, "limits")).stdout.strip() == f"as={200 * 1024} nofile=77 core=0"
+
+
+@changes("tool.include_patterns", "tool.exclude_patterns", "tool.packages")
+async def test_which_tools_there_are(tmp_path: Path, site: SiteTools) -> None:
+    async with serving(tmp_path, site) as server:
+        assert list(server.pipeline.toolbox.tools) == ["nmap", "probe", "single"]
+    async with serving(tmp_path, site, TOOL_INCLUDE="n*,probe") as server:
+        assert list(server.pipeline.toolbox.tools) == ["nmap", "probe"]
+    async with serving(tmp_path, site, TOOL_EXCLUDE="nmap") as server:
+        with pytest.raises(NotFoundError):
+            server.pipeline.toolbox.get("nmap")
+
+
+@changes("logging.level", "logging.format", "logging.file_path", "logging.max_file_size", "logging.backup_count")
+def test_logs_go_where_and_how_the_owner_says(tmp_path: Path) -> None:
+    script = (
+        "import logging; from mcp_server.config import get_config; from mcp_server.logs import configure_logging\n"
+        "configure_logging(get_config().logging)\n"
+        "for n in range(200): logging.getLogger('x').warning('line %d', n)\n"
+        "logging.getLogger('x').debug('fine')"
+    )
+
+    def run(**env: str) -> str:
+        settings = environment(tmp_path / "state", **env)
+        done = subprocess.run([sys.executable, "-c", script], env=settings, capture_output=True, text=True, check=True)
+        assert done.stdout == ""
+        return done.stderr
+
+    assert json.loads(run().splitlines()[0])["event"] == "line 0"
+    assert not run(LOG_FORMAT="console").startswith("{")
+    assert run(LOG_LEVEL="ERROR") == ""
+    assert "fine" in run(LOG_LEVEL="DEBUG")
+    log = tmp_path / "logs" / "server.log"
+    run(MCP_LOGGING_FILE_PATH=str(log), MCP_LOGGING_MAX_FILE_SIZE="2048", MCP_LOGGING_BACKUP_COUNT="2")
+    files = sorted(path.name for path in log.parent.iterdir())
+    assert files == ["server.log", "server.log.1", "server.log.2"]
+    assert all(path.stat().st_size <= 2048 for path in log.parent.iterdir())
+
+
+@changes("database.url")
+async def test_the_database_is_the_one_named(tmp_path: Path, site: SiteTools) -> None:
+    async with serving(tmp_path, site, MCP_DATABASE_URL=f"sqlite:///{tmp_path}/elsewhere.db") as server:
+        await probe(server, "nothing")
+    assert (tmp_path / "elsewhere.db").exists()
+    assert not (tmp_path / "state" / "store.db").exists()
+    with pytest.raises(ConfigError):
+        load_config(env=environment(tmp_path, MCP_DATABASE_URL="mysql://x"))
+
+
+def test_every_live_key_has_a_test_here() -> None:
+    elsewhere = {
+        # the Postgres pool: tests/integration/test_store_pool.py
+        "database.pool_size",
+        "database.max_overflow",
+        "database.pool_timeout",
+        "database.pool_recycle",
+    }
+    live = {f"{key.section}.{key.key}" for key in describe(load_config(env={})) if key.status == "live"}
+    assert live - TESTED - elsewhere == set()
+    assert TESTED <= live

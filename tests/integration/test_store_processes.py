@@ -1,0 +1,172 @@
+"""Several real processes on one store: killed, recovering, writing at once."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.support.postgres import PostgresServer, running_postgres
+from tests.support.store_facts import ended, make_host, make_run
+
+from mcp_server.model.run import Outcome
+from mcp_server.store import open_store
+from mcp_server.store.sql import SqlStore
+
+ROOT = Path(__file__).resolve().parents[2]
+WAIT_SECONDS = 60
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[PostgresServer]:
+    with running_postgres() as server:
+        yield server
+
+
+class Machine:
+    """One state folder and database, and the processes that use them."""
+
+    def __init__(self, state: Path, url: str | None) -> None:
+        self.state = state
+        self.url = url
+        self.children: list[subprocess.Popen[str]] = []
+
+    def start(self, mode: str, *arguments: str) -> subprocess.Popen[str]:
+        argv = [sys.executable, "-m", "tests.support.store_child", mode, str(self.state), self.url or "-", *arguments]
+        child = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+        self.children.append(child)
+        return child
+
+    def store(self) -> SqlStore:
+        store = open_store(self.url, self.state)
+        assert isinstance(store, SqlStore)
+        return store
+
+
+def said(child: subprocess.Popen[str]) -> dict[str, Any]:
+    """The next thing a child says."""
+    assert child.stdout is not None
+    found: dict[str, Any] = json.loads(child.stdout.readline())
+    return found
+
+
+def result(child: subprocess.Popen[str]) -> dict[str, Any]:
+    """What a child says before it ends well."""
+    output, _ = child.communicate(timeout=WAIT_SECONDS)
+    assert child.returncode == 0
+    found: dict[str, Any] = json.loads(output.splitlines()[-1])
+    return found
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def machine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Machine]:
+    url = request.getfixturevalue("postgres").new_database() if request.param == "postgresql" else None
+    made = Machine(tmp_path / "state", url)
+    yield made
+    for child in made.children:
+        child.kill()
+        child.communicate()
+
+
+async def test_a_killed_process_leaves_its_run_interrupted_with_what_it_had(machine: Machine) -> None:
+    child = machine.start("hold", "r1", "50")
+    assert said(child) == {"ready": True}
+    child.kill()
+    child.wait()
+    store = machine.store()
+    assert await store.open() == 1
+    run = await store.get_run("r1")
+    assert (run.outcome, run.hosts_up, run.open_ports) == (Outcome.INTERRUPTED, 50, 50)
+    assert run.coverage is not None
+    assert not run.coverage.complete
+    assert (await store.hosts("r1")).total == 50
+    assert run.raw is not None
+    assert run.raw.truncated
+    assert await store.read_raw(run.raw, 0, 10_000) == b"<host/>" * 100
+    await store.settle()
+    await store.close()
+    assert not list((machine.state / "raw" / "spool").iterdir())
+    assert [path.name for path in (machine.state / "owners").iterdir()] == ["folder"]
+
+
+async def test_another_process_does_not_touch_the_runs_of_a_living_one(machine: Machine) -> None:
+    server = machine.start("hold", "r1", "5")
+    assert said(server) == {"ready": True}
+    for _ in range(2):
+        assert result(machine.start("once"))["interrupted"] == 0
+    store = machine.store()
+    assert await store.open() == 0
+    assert (await store.get_run("r1")).outcome is Outcome.RUNNING
+    assert (await store.hosts("r1")).total == 5
+    assert list((machine.state / "raw" / "spool").iterdir())
+    await store.close()
+
+
+async def test_the_runs_of_another_folder_are_not_judged(machine: Machine, tmp_path: Path) -> None:
+    child = machine.start("hold", "r1", "5")
+    assert said(child) == {"ready": True}
+    child.kill()
+    child.wait()
+    url = machine.url or f"sqlite:///{machine.state / 'store.db'}"
+    stranger = open_store(url, tmp_path / "elsewhere")
+    assert await stranger.open() == 0
+    assert (await stranger.get_run("r1")).outcome is Outcome.RUNNING
+    await stranger.close()
+    assert result(machine.start("once"))["interrupted"] == 1
+
+
+def test_a_run_is_recovered_by_one_process_only(machine: Machine) -> None:
+    for number in range(3):
+        child = machine.start("hold", f"r{number}", "5")
+        assert said(child) == {"ready": True}
+        child.kill()
+        child.wait()
+        finders = [machine.start("once") for _ in range(3)]
+        assert sum(result(finder)["interrupted"] for finder in finders) == 1
+
+
+def test_processes_that_start_at_once_make_one_schema(machine: Machine) -> None:
+    starters = [machine.start("once") for _ in range(4)]
+    assert [result(starter)["interrupted"] for starter in starters] == [0] * 4
+    assert result(machine.start("once")) == {"interrupted": 0, "alembic": False}
+
+
+async def test_two_processes_write_at_once_and_nothing_is_lost(machine: Machine) -> None:
+    workers = [machine.start("work", prefix, "10") for prefix in ("a", "b")]
+    for worker in workers:
+        assert result(worker) == {"done": True}
+    store = machine.store()
+    assert await store.open() == 0
+    page = await store.list_runs(limit=100)
+    assert (page.total, {run.outcome for run in page.items}) == (20, {Outcome.COMPLETED})
+    for run in page.items:
+        assert (await store.hosts(run.id)).total == 100
+    await store.close()
+
+
+async def test_a_process_that_forgets_to_close_still_ends(machine: Machine) -> None:
+    assert result(machine.start("forget")) == {"ready": True}
+    store = machine.store()
+    assert await store.open() == 1
+    await store.close()
+
+
+async def test_a_run_goes_on_while_another_process_recovers(machine: Machine) -> None:
+    store = machine.store()
+    await store.open()
+    run = make_run("mine")
+    await store.begin(run)
+    child = machine.start("hold", "theirs", "5")
+    assert said(child) == {"ready": True}
+    child.kill()
+    child.wait()
+    await store.add_hosts(run, [make_host("10.0.0.1")])
+    assert result(machine.start("once"))["interrupted"] == 1
+    await store.finish(ended(run))
+    assert (await store.get_run("mine")).outcome is Outcome.COMPLETED
+    assert (await store.get_run("theirs")).outcome is Outcome.INTERRUPTED
+    await store.close()
