@@ -1,4 +1,4 @@
-"""``python -m bench`` runs every benchmark, ``python -m bench NAME …`` the named ones; exit status 1 for a missed bound."""
+"""``python -m bench`` runs every benchmark, ``python -m bench NAME …`` some; the status is 1 for a missed bound."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """The median of repeated measurements with the lowest and the highest, in ``unit``."""
+    """The median of repeated measurements with the lowest and the highest, in ``unit``: ``3 ms (2 .. 9)``."""
 
     median: float
     low: float
@@ -25,7 +25,7 @@ class Spread:
     def __str__(self) -> str:
         if self.count == 1:
             return f"{_short(self.median)} {self.unit}"
-        return f"{_short(self.median)} {self.unit} ({_short(self.low)}–{_short(self.high)})"
+        return f"{_short(self.median)} {self.unit} ({_short(self.low)} .. {_short(self.high)})"
 
 
 @dataclass(frozen=True, slots=True)

@@ -110,11 +110,12 @@ class Session:
 
 @contextmanager
 def served(
-    argv: Sequence[str] = CONSOLE_SCRIPT, *, era: str = "2025-11-25", targets: str = "loopback"
+    argv: Sequence[str] = CONSOLE_SCRIPT, *, era: str = "2025-11-25", targets: str = "loopback", tools_package: str = ""
 ) -> Iterator[tuple[Session, Path]]:
     """An open session with a server of its own, and that server's state folder, removed afterwards."""
     with tempfile.TemporaryDirectory(prefix="mcp-bench-") as folder:
-        session = Session(argv, child_environment(folder, targets))
+        environment = child_environment(folder, targets) | ({"TOOLS_PACKAGE": tools_package} if tools_package else {})
+        session = Session(argv, environment)
         try:
             session.open(era)
             yield session, Path(folder)

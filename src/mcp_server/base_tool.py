@@ -186,6 +186,10 @@ class MCPBaseTool:
         target = parameters.target
         return (target,) if isinstance(target, str) else tuple(target)
 
+    def choose(self, targets: Targets, settings: tuple[Setting, ...]) -> Targets:
+        """The part of the pinned targets this call will touch; all of them unless the tool can take only some."""
+        return targets
+
     def compile(self, parameters: Any, targets: Targets, settings: tuple[Setting, ...]) -> Invocation:
         """Turn typed parameters, pinned targets and read flags into an argv; raise ArgumentError where they clash."""
         risk = max((setting.flag.risk for setting in settings), default=self.risk)

@@ -79,12 +79,28 @@ def discover(
                 continue
             reason = f"another tool is already called {name!r}"
         if reason is None:
-            found[name] = candidate(policy)
-        else:
-            left_out.append(LeftOut(f"{candidate.__module__}.{candidate.__qualname__}", reason))
+            tool = _build(candidate, policy)
+            if isinstance(tool, MCPBaseTool):
+                found[name] = tool
+                continue
+            reason = tool
+        left_out.append(LeftOut(f"{candidate.__module__}.{candidate.__qualname__}", reason))
     for item in left_out:
         logger.info("tool.left_out name=%s reason=%s", item.name, item.reason)
     return Toolbox({name: found[name] for name in sorted(found)}, tuple(left_out))
+
+
+def _build(candidate: type[MCPBaseTool], policy: ToolPolicy) -> MCPBaseTool | str:
+    """Build a tool, or say why that is not possible: a foreign class may be wrong in any way."""
+    try:
+        tool = candidate(policy)
+        tool.flags()
+        if not candidate.__module__.startswith(f"{BUILT_IN}."):  # those are tested, and the start path is hot
+            tool.parameters.model_json_schema()
+    except Exception as error:  # noqa: BLE001 - as for modules
+        logger.warning("tool.build_failed name=%s error=%s", candidate.__qualname__, error)
+        return f"it cannot be built: {error}"
+    return tool
 
 
 def why_left_out(candidate: type[MCPBaseTool], include: Iterable[str], exclude: Iterable[str]) -> str | None:
@@ -100,6 +116,7 @@ def why_left_out(candidate: type[MCPBaseTool], include: Iterable[str], exclude: 
         (_SCAFFOLD_SUFFIX.search(name) is not None, "its name ends like scaffolding"),
         (inspect.isabstract(candidate), "it is abstract"),
         (not candidate.command_name, "it names no command"),
+        (not candidate.tool_name(), "nothing of its name is left without 'Tool'"),
         (not matches(include), "no include pattern names it"),
         (matches(exclude), "an exclude pattern names it"),
     )
@@ -127,7 +144,7 @@ def _modules(package_name: str) -> Iterator[ModuleType | LeftOut]:
 def _import(name: str) -> ModuleType | LeftOut:
     try:
         return importlib.import_module(name)
-    except Exception as error:  # noqa: BLE001 - a foreign module may raise anything, and costs only its own tools
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - a foreign module may raise anything, and costs only its own tools
         logger.warning("tool.import_failed module=%s error=%s", name, error)
         return LeftOut(name, f"it cannot be imported: {error}")
 
@@ -149,7 +166,7 @@ def _entry_points() -> Iterator[type[MCPBaseTool] | LeftOut]:
     for point in sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda each: (each.name, each.value)):
         try:
             loaded = point.load()
-        except Exception as error:  # noqa: BLE001 - as for modules
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - as for modules
             logger.warning("tool.import_failed entry_point=%s error=%s", point.value, error)
             yield LeftOut(point.value, f"it cannot be loaded: {error}")
             continue

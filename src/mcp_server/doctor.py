@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import shlex
 import shutil
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -11,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from mcp_server.errors import NetworkToolsError
 from mcp_server.execution.commands import resolve_command
+from mcp_server.execution.launcher import containment
 from mcp_server.execution.privilege import can_open_raw_sockets
+from mcp_server.scope.policy import ScopePolicy
 
 if TYPE_CHECKING:
     from mcp_server.config import Config
@@ -19,6 +23,7 @@ if TYPE_CHECKING:
     from mcp_server.store.base import Store
 
 LOW_DISK_BYTES = 256 * 1024 * 1024
+_WITHOUT_STATE = "the commands tools, config, scope and doctor; nothing runs without a log and a record"
 
 
 class State(StrEnum):
@@ -42,17 +47,22 @@ class Check:
 
 async def examine(config: Config, toolbox: Toolbox, open_store: Callable[[], Awaitable[Store]]) -> list[Check]:
     """Run every check, in a fixed order; none raises."""
+    # First, because it makes the state folder where there is none yet.
+    store = await _store(config, open_store)
     return [
-        *(_binary(name, tool.command_name) for name, tool in toolbox.tools.items()),
+        *_binaries(toolbox),
         *(
-            Check(f"tool class {item.name}", State.DEGRADED, item.reason, "every other tool", "")
+            Check(
+                f"tool class {item.name}", State.DEGRADED, item.reason, "every other tool", "mend or remove its package"
+            )
             for item in toolbox.left_out
             if item.reason.startswith("it cannot be")
         ),
         _raw_sockets(),
+        await asyncio.to_thread(_process_tree),
         _state_dir(config),
         _disk(config),
-        await _store(config, open_store),
+        store,
         _scope(config),
     ]
 
@@ -63,12 +73,26 @@ def overall(checks: list[Check]) -> State:
     return max((check.state for check in checks), key=order.index, default=State.OK)
 
 
-def _binary(tool: str, command: str) -> Check:
-    try:
-        found = resolve_command(command)
-    except NetworkToolsError as error:
-        return Check(f"tool {tool}", State.FAILED, error.message, "every other tool", error.hint)
-    return Check(f"tool {tool}", State.OK, str(found.path))
+def _binaries(toolbox: Toolbox) -> list[Check]:
+    """One check for each tool's program; only where no tool has its program is that the end of the service."""
+    if not toolbox.tools:
+        remedy = "widen tool.include_patterns or tool.exclude_patterns"
+        return [Check("tools", State.FAILED, "no tool is offered", "what was remembered can be read", remedy)]
+    missing: dict[str, NetworkToolsError] = {}
+    found: dict[str, str] = {}
+    for name, tool in toolbox.tools.items():
+        try:
+            found[name] = resolve_command(tool.command_name).path
+        except NetworkToolsError as error:
+            missing[name] = error
+    works = f"the tools {', '.join(found)}" if found else "what was remembered can be read; no tool can run"
+    state = State.DEGRADED if found else State.FAILED
+    return [
+        Check(f"tool {name}", State.OK, found[name])
+        if name in found
+        else Check(f"tool {name}", state, missing[name].message, works, missing[name].hint)
+        for name in toolbox.tools
+    ]
 
 
 def _raw_sockets() -> Check:
@@ -83,6 +107,13 @@ def _raw_sockets() -> Check:
     )
 
 
+def _process_tree() -> Check:
+    found = containment()
+    if found.ends_detached and found.ends_with_server:
+        return Check("process tree", State.OK, found.detail)
+    return Check("process tree", State.DEGRADED, found.detail, "every tool", found.remedy)
+
+
 def _state_dir(config: Config) -> Check:
     folder = config.state_dir
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
@@ -90,8 +121,8 @@ def _state_dir(config: Config) -> Check:
             "state folder",
             State.FAILED,
             f"{folder} cannot be written",
-            "nothing runs: no decision could be logged",
-            f"sudo install -d -m 700 -o $(id -un) {folder}",
+            _WITHOUT_STATE,
+            f"sudo install -d -m 700 -o $(id -un) {shlex.quote(str(folder))}",
         )
     mode = folder.stat().st_mode & 0o777
     if mode & 0o077:
@@ -100,7 +131,7 @@ def _state_dir(config: Config) -> Check:
             State.DEGRADED,
             f"{folder} is open to others (mode {mode:o})",
             "everything",
-            f"chmod 700 {folder}",
+            f"chmod 700 {shlex.quote(str(folder))}",
         )
     return Check("state folder", State.OK, str(folder))
 
@@ -109,7 +140,7 @@ def _disk(config: Config) -> Check:
     try:
         free = shutil.disk_usage(config.state_dir).free
     except OSError as error:
-        return Check("disk", State.FAILED, f"{config.state_dir}: {error.strerror}")
+        return Check("disk", State.FAILED, f"{config.state_dir}: {error.strerror}", _WITHOUT_STATE)
     detail = f"{free // (1024 * 1024)} MiB free"
     if free < LOW_DISK_BYTES:
         return Check("disk", State.DEGRADED, detail, "short scans", f"free space on the disk of {config.state_dir}")
@@ -121,13 +152,23 @@ async def _store(config: Config, open_store: Callable[[], Awaitable[Store]]) -> 
     try:
         page = await (await open_store()).list_runs(limit=1)
     except NetworkToolsError as error:
-        return Check("store", State.FAILED, error.message, "nothing runs: no result could be kept", error.hint)
+        return Check("store", State.FAILED, error.message, _WITHOUT_STATE, error.hint)
     return Check("store", State.OK, f"{kind}, {page.total} runs")
 
 
 def _scope(config: Config) -> Check:
-    entries = ", ".join(config.security.allowed_targets)
-    return Check("scope", State.OK, f"{entries}; enforced on arguments, before a process is started")
+    policy = ScopePolicy.from_entries(config.security.allowed_targets)
+    detail = f"{policy.summary()}; enforced on arguments, before a process is started"
+    if not policy.entries:
+        remedy = "name networks in security.allowed_targets"
+        return Check("scope", State.DEGRADED, detail, "what was remembered can be read", remedy)
+    if policy.without_effect:
+        dead = ", ".join(policy.without_effect)
+        detail += f"; without effect, because always refused: {dead}"
+        return Check(
+            "scope", State.DEGRADED, detail, "the other entries", f"remove {dead} from security.allowed_targets"
+        )
+    return Check("scope", State.OK, detail)
 
 
 def as_dicts(checks: list[Check]) -> list[dict[str, Any]]:

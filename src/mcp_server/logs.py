@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mcp_server.errors import PlatformError
 from mcp_server.model.untrusted import neutralise
 
 if TYPE_CHECKING:
@@ -35,7 +36,10 @@ class _LazyFormatter(logging.Formatter):
         import structlog
 
         renderer: Any = (
-            structlog.dev.ConsoleRenderer(colors=self._colour)
+            # Tracebacks are text by then: `_visible` has escaped them.
+            structlog.dev.ConsoleRenderer(
+                colors=self._colour, exception_formatter=structlog.dev.plain_traceback, sort_keys=True
+            )
             if self._wanted == "console"
             else structlog.processors.JSONRenderer()
         )
@@ -64,19 +68,15 @@ def _visible(_logger: Any, _name: str, event: Any) -> Any:
 
 
 def configure_logging(settings: LoggingConfig) -> None:
-    """Send all logging to stderr and the configured file; replaces what was configured before."""
+    """Send all logging to stderr and the configured file; replaces what was configured before.
+
+    Raises PlatformError ``permission_denied`` for a file that cannot be opened.
+    """
     handlers: list[logging.Handler] = [
         _handler(logging.StreamHandler(sys.stderr), settings, colour=sys.stderr.isatty())
     ]
     if settings.file_path:
-        from logging.handlers import RotatingFileHandler
-
-        path = Path(settings.file_path)
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        rotating = RotatingFileHandler(
-            path, maxBytes=settings.max_file_size, backupCount=settings.backup_count, encoding="utf-8"
-        )
-        handlers.append(_handler(rotating, settings, colour=False))
+        handlers.append(_handler(_rotating(Path(settings.file_path), settings), settings, colour=False))
     root = logging.getLogger()
     for old in root.handlers[:]:
         root.removeHandler(old)
@@ -86,6 +86,21 @@ def configure_logging(settings: LoggingConfig) -> None:
     root.setLevel(settings.level)
     # Alembic tells of every plugin it loads; what it does to the schema is ours to say.
     logging.getLogger("alembic").setLevel(logging.WARNING)
+
+
+def _rotating(path: Path, settings: LoggingConfig) -> logging.Handler:
+    from logging.handlers import RotatingFileHandler
+
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return RotatingFileHandler(
+            path, maxBytes=settings.max_file_size, backupCount=settings.backup_count, encoding="utf-8"
+        )
+    except OSError as error:
+        raise PlatformError(
+            f"the log file {path} cannot be written: {error.strerror}",
+            hint="Set logging.file_path to a file that this user can write, or leave it empty.",
+        ) from error
 
 
 def _handler(handler: logging.Handler, settings: LoggingConfig, *, colour: bool) -> logging.Handler:

@@ -118,7 +118,7 @@ class EnhancedMCPServer:
         settings = self.config.server
         listener = listen(settings.host, settings.port)
         try:
-            application = build_application(self, listener.port)
+            application = build_application(self)
         except BaseException:
             listener.close()
             raise

@@ -18,7 +18,7 @@ from tests.support.store_facts import NGINX, ended, make_host, make_run
 
 from mcp_server.errors import PlatformError
 from mcp_server.model.asset import Host, Port
-from mcp_server.store import open_store, schema
+from mcp_server.store import fold, open_store, schema
 from mcp_server.store.migrate import alembic_config
 from mcp_server.store.sql import SqlStore
 
@@ -168,6 +168,35 @@ async def test_two_processes_fold_the_same_addresses_at_once(store: SqlStore, an
         row["observed_at"] for row in observed if row["address"] == found[0]["address"]
     )
     assert found[0]["last_seen"] == max(row["observed_at"] for row in observed if row["address"] == found[0]["address"])
+
+
+async def test_a_fold_that_meets_a_failure_is_taken_up_again(store: SqlStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert store._fold is not None
+    failures = [PlatformError("gone", code="store_unavailable"), PlatformError("still gone", code="disk_full")]
+    save = store._fold._save
+
+    async def fail_first(*arguments: Any, **options: Any) -> None:
+        if failures:
+            raise failures.pop()
+        await save(*arguments, **options)
+
+    monkeypatch.setattr(store._fold, "_save", fail_first)
+    monkeypatch.setattr(fold, "_RETRY_SECONDS", 0.01)
+    await scan(store, "r1", make_host("10.0.0.1"))
+    assert not failures
+    assert len(await rows(store, schema.services)) == 1
+
+
+async def test_a_worker_that_broke_is_not_waited_for(store: SqlStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def broken(*_arguments: Any, **_options: Any) -> None:
+        raise ZeroDivisionError
+
+    assert store._fold is not None
+    monkeypatch.setattr(store._fold, "_save", broken)
+    with pytest.raises(ZeroDivisionError):
+        await scan(store, "r1", make_host("10.0.0.1"))
+    # The observation is there; the next start folds it.
+    assert (await store.hosts("r1")).total == 1
 
 
 async def test_the_migrations_make_the_tables_the_statements_expect(store: SqlStore) -> None:

@@ -2,57 +2,108 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
+from tests.bad_targets import BAD_TARGETS
+from tests.support.cli_batch import run_batch
+from tests.support.doors import DOORS, Doors, Reply, cli_reply, cli_words, in_own_task, open_doors
+from tests.support.mcp_wire import ServedProcess, exchange, modern, post
 
 from mcp_server.errors import ERRORS
-from tests.bad_targets import BAD_TARGETS
-from tests.support.doors import DOORS, Doors, open_doors
 
 HUGE = "1" * 1_000_000
+HERE = "127.0.0.1"
+Case = tuple[str, dict[str, Any], str]
 
-BAD_ARGUMENTS: list[tuple[str, dict[str, Any], str]] = [
+BAD_ARGUMENTS: list[Case] = [
     ("target-missing", {}, "invalid_arguments"),
-    ("target-empty", {"target": ""}, "invalid_arguments"),
-    ("target-huge", {"target": HUGE}, "invalid_arguments"),
     ("target-empty-list", {"target": []}, "invalid_arguments"),
-    ("unknown-parameter", {"target": "127.0.0.1", "prots": "80"}, "invalid_arguments"),
-    ("unknown-mode", {"target": "127.0.0.1", "mode": "exploit"}, "invalid_arguments"),
-    ("ports-reversed", {"target": "127.0.0.1", "ports": "90-80"}, "invalid_arguments"),
-    ("ports-too-high", {"target": "127.0.0.1", "ports": "70000"}, "invalid_arguments"),
-    ("ports-empty", {"target": "127.0.0.1", "ports": ""}, "invalid_arguments"),
-    ("ports-huge", {"target": "127.0.0.1", "ports": HUGE}, "invalid_arguments"),
-    ("ports-too-many-ranges", {"target": "127.0.0.1", "ports": ",".join(map(str, range(1, 400, 2)))}, "invalid_arguments"),
-    ("ports-unicode-digits", {"target": "127.0.0.1", "ports": "\uff18\uff10"}, "invalid_arguments"),
-    ("ports-unknown-name", {"target": "127.0.0.1", "ports": "no-such-service"}, "invalid_arguments"),
-    ("ports-shell", {"target": "127.0.0.1", "ports": "80;id"}, "forbidden_characters"),
-    ("args-shell", {"target": "127.0.0.1", "extra_args": "; rm -rf /"}, "forbidden_characters"),
-    ("args-newline", {"target": "127.0.0.1", "extra_args": "-sV\n-oN x"}, "forbidden_characters"),
-    ("args-output-file", {"target": "127.0.0.1", "extra_args": "-oN out"}, "argument_not_allowed"),
-    ("args-abbreviated", {"target": "127.0.0.1", "extra_args": "--oN out"}, "argument_not_allowed"),
-    ("args-input-file", {"target": "127.0.0.1", "extra_args": "-iL /etc/passwd"}, "argument_not_allowed"),
-    ("args-positional", {"target": "127.0.0.1", "extra_args": "127.0.0.2"}, "argument_not_allowed"),
-    ("args-too-long", {"target": "127.0.0.1", "extra_args": "-n " * 1000}, "arguments_too_long"),
-    ("script-path", {"target": "127.0.0.1", "mode": "scripts", "scripts": ["/tmp/x.nse"]}, "invalid_arguments"),
-    ("timeout-zero", {"target": "127.0.0.1", "timeout_sec": 0}, "invalid_arguments"),
-    ("correlation-id", {"target": "127.0.0.1", "correlation_id": "a b"}, "invalid_arguments"),
+    ("target-empty-in-list", {"target": [HERE, ""]}, "invalid_arguments"),
+    ("target-one-bad-in-list", {"target": [HERE, "8.8.8.8"]}, "target_out_of_scope"),
+    ("too-many-targets", {"target": "10.0.0.0/8"}, "too_many_targets"),
+    ("both-versions", {"target": [HERE, "::1"]}, "invalid_arguments"),
+    ("unknown-parameter", {"target": HERE, "prots": "80"}, "invalid_arguments"),
+    ("unknown-parameter-shell", {"target": HERE, "a;b": "80"}, "invalid_arguments"),
+    ("unknown-mode", {"target": HERE, "mode": "exploit"}, "invalid_arguments"),
+    ("unknown-template", {"target": HERE, "template": "everything"}, "invalid_arguments"),
+    ("ports-reversed", {"target": HERE, "ports": "90-80"}, "invalid_arguments"),
+    ("ports-too-high", {"target": HERE, "ports": "70000"}, "invalid_arguments"),
+    ("ports-negative", {"target": HERE, "ports": "-1"}, "invalid_arguments"),
+    ("ports-empty", {"target": HERE, "ports": ""}, "invalid_arguments"),
+    ("ports-space", {"target": HERE, "ports": "80 443"}, "invalid_arguments"),
+    ("ports-huge", {"target": HERE, "ports": HUGE}, "invalid_arguments"),
+    ("ports-too-many-ranges", {"target": HERE, "ports": ",".join(map(str, range(1, 400, 2)))}, "invalid_arguments"),
+    ("ports-unicode-digits", {"target": HERE, "ports": "\uff18\uff10"}, "forbidden_characters"),
+    ("ports-unknown-name", {"target": HERE, "ports": "no-such-service"}, "invalid_arguments"),
+    ("ports-newline", {"target": HERE, "ports": "80\n443"}, "forbidden_characters"),
+    ("ports-shell", {"target": HERE, "ports": "80;id"}, "forbidden_characters"),
+    ("args-shell", {"target": HERE, "extra_args": "; rm -rf /"}, "forbidden_characters"),
+    ("args-newline", {"target": HERE, "extra_args": "-sV\n-oN x"}, "forbidden_characters"),
+    ("args-output-file", {"target": HERE, "extra_args": "-oN out"}, "argument_not_allowed"),
+    ("args-output-file-bare", {"target": HERE, "extra_args": "-oN"}, "argument_not_allowed"),
+    ("args-output-file-joined", {"target": HERE, "extra_args": "-oN=out"}, "argument_not_allowed"),
+    ("args-two-dashes", {"target": HERE, "extra_args": "--oN out"}, "argument_not_allowed"),
+    ("args-abbreviated", {"target": HERE, "extra_args": "--resum x"}, "argument_not_allowed"),
+    ("args-input-file", {"target": HERE, "extra_args": "-iL /etc/passwd"}, "argument_not_allowed"),
+    ("args-positional", {"target": HERE, "extra_args": "127.0.0.2"}, "argument_not_allowed"),
+    ("args-unicode-dash", {"target": HERE, "extra_args": "\u2212sV"}, "forbidden_characters"),
+    ("args-too-long", {"target": HERE, "extra_args": "-n " * 1000}, "arguments_too_long"),
+    ("args-huge", {"target": HERE, "extra_args": HUGE}, "invalid_arguments"),
+    ("args-intrusive", {"target": HERE, "extra_args": "-A"}, "intrusive_not_allowed"),
+    ("script-path", {"target": HERE, "mode": "scripts", "scripts": ["/tmp/x.nse"]}, "invalid_arguments"),
+    ("script-intrusive", {"target": HERE, "mode": "scripts", "scripts": ["vuln"]}, "intrusive_not_allowed"),
+    ("contradiction", {"target": HERE, "mode": "discover", "ports": "80"}, "invalid_arguments"),
+    ("timeout-zero", {"target": HERE, "timeout_sec": 0}, "invalid_arguments"),
+    ("timeout-huge", {"target": HERE, "timeout_sec": 10**30}, "invalid_arguments"),
+    ("timing-text", {"target": HERE, "timing": "fast"}, "invalid_arguments"),
+    ("ping-text", {"target": HERE, "ping": "yes"}, "invalid_arguments"),
+    ("correlation-id", {"target": HERE, "correlation_id": "a b"}, "invalid_arguments"),
+    ("correlation-id-long", {"target": HERE, "correlation_id": "a" * 65}, "invalid_arguments"),
 ]  # fmt: skip
-ONLY_JSON: list[tuple[str, dict[str, Any], str]] = [
+ONLY_JSON: list[Case] = [
     ("target-number", {"target": 2130706433}, "invalid_arguments"),
-    ("target-object", {"target": {"host": "127.0.0.1"}}, "invalid_arguments"),
-    ("ping-as-text", {"target": "127.0.0.1", "ping": "yes"}, "invalid_arguments"),
-    ("timing-as-text", {"target": "127.0.0.1", "timing": "4"}, "invalid_arguments"),
+    ("target-null", {"target": None}, "invalid_arguments"),
+    ("target-object", {"target": {"host": HERE}}, "invalid_arguments"),
+    ("target-list-of-lists", {"target": [[HERE]]}, "invalid_arguments"),
     ("list-as-text", {"target": '["127.0.0.1","127.0.0.2"]'}, "invalid_target"),
-    ("args-nul", {"target": "127.0.0.1", "extra_args": "-sV\x00"}, "forbidden_characters"),
+    ("ping-number", {"target": HERE, "ping": 1}, "invalid_arguments"),
+    ("timing-as-text", {"target": HERE, "timing": "4"}, "invalid_arguments"),
+    ("timing-as-float", {"target": HERE, "timing": 4.5}, "invalid_arguments"),
+    ("scripts-as-text", {"target": HERE, "scripts": "default"}, "invalid_arguments"),
+    ("args-as-list", {"target": HERE, "extra_args": ["-sV"]}, "invalid_arguments"),
+    ("args-nul", {"target": HERE, "extra_args": "-sV\x00"}, "forbidden_characters"),
+    ("parameter-nul", {"target": HERE, "po\x00rts": "80"}, "invalid_arguments"),
+    ("nested-deeply", {"target": HERE, "ports": json.loads("[" * 100 + "]" * 100)}, "invalid_arguments"),
+    ("many-parameters", {str(number): number for number in range(5000)}, "invalid_arguments"),
 ]
-"""Cases the command line cannot be given: it has no types, and an argument of a process has no NUL."""
+"""What the command line cannot say: it has no types, and an argument of a process holds no NUL."""
+TARGETS: list[Case] = [(name, {"target": text}, code) for name, text, code in BAD_TARGETS]
+
+OVER_4_MIB = {"one-megabyte-of-nul"}
+"""As JSON longer than any door reads: each NUL takes six characters. `test_a_message_over_4_mib` sends it."""
+WITHOUT_UTF8 = {"surrogate"}
+"""Text that a JSON encoder refuses to write as UTF-8; `test_a_lone_surrogate` sends it as an escape."""
+REST_CASES = [case for case in BAD_ARGUMENTS + ONLY_JSON + TARGETS if case[0] not in OVER_4_MIB]
+MCP_CASES = [case for case in REST_CASES if case[0] not in WITHOUT_UTF8]
+
+ARG_MAX = 100_000
+"""An argument longer than 128 KiB cannot be given to a program on Linux (execve(2), MAX_ARG_STRLEN)."""
+
+
+def fits_a_command_line(case: Case) -> bool:
+    return not any("\0" in str(value) or len(str(value)) > ARG_MAX for value in case[1].values())
+
+
+CLI_CASES = [case for case in BAD_ARGUMENTS + TARGETS if fits_a_command_line(case)]
 
 
 @pytest.fixture(scope="module")
@@ -67,65 +118,145 @@ def spied_nmap(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def doors(tmp_path_factory: pytest.TempPathFactory, spied_nmap: Path) -> AsyncIterator[Doors]:
     state = tmp_path_factory.mktemp("bad-input") / "state"
-    async with open_doors(state, PATH=f"{spied_nmap}:{os.environ['PATH']}") as opened:
+    async with in_own_task(open_doors(state, PATH=f"{spied_nmap}:{os.environ['PATH']}")) as opened:
         yield opened
 
 
-def _expect(doors: Doors, spied_nmap: Path, reply: Any, code: str, door: str) -> None:
+def assert_refused(reply: Reply, code: str, door: str) -> None:
+    """The door gave this error with a hint, in the form its kind of client expects."""
     assert reply.error is not None, f"{door} accepted it: {reply.text[:300]}"
+    # Length and emptiness of a target are in the tool's schema already, which is looked at first.
     allowed = {code, "invalid_arguments"} if code in {"invalid_target", "arguments_too_long"} else {code}
     assert reply.code in allowed, reply.error
     assert reply.error["message"]
     assert reply.error["hint"]
+    assert reply.error["retryable"] == ERRORS[reply.code].retryable
     assert len(reply.text) < 4000, "an error must not echo a huge input"
+    assert reply.text.replace("\n", " ").isprintable(), "an error must not hold control characters"
     if door == "rest":
-        assert reply.status == ERRORS[reply.code].http
+        assert reply.status == reply.error["status"] == ERRORS[reply.code].http
     if door == "cli":
         assert reply.status == ERRORS[reply.code].exit
+    if door in {"stdio", "http"}:
+        assert reply.body["outcome"] == "refused"
+        assert "run_id" not in reply.body
+
+
+@pytest.fixture
+def nothing_started(spied_nmap: Path) -> Any:
+    """Fails the test where a process was started in it."""
+    yield
     assert not (spied_nmap / "marks").exists(), "a process was started"
 
 
-@pytest.mark.parametrize("door", [door for door in DOORS if door != "cli"])
-@pytest.mark.parametrize(("arguments", "code"), [case[1:] for case in BAD_ARGUMENTS + ONLY_JSON],
-                         ids=[case[0] for case in BAD_ARGUMENTS + ONLY_JSON])  # fmt: skip
+@pytest.mark.parametrize("door", ["stdio", "http"])
+@pytest.mark.parametrize("case", MCP_CASES, ids=lambda case: case[0])
 @pytest.mark.asyncio(loop_scope="module")
-async def test_bad_arguments(doors: Doors, spied_nmap: Path, door: str, arguments: dict[str, Any], code: str) -> None:
-    _expect(doors, spied_nmap, await doors.call(door, "nmap", arguments), code, door)
+async def test_over_mcp(doors: Doors, nothing_started: None, door: str, case: Case) -> None:
+    _, arguments, code = case
+    assert_refused(await doors.call(door, "nmap", arguments), code, door)
 
 
-@pytest.mark.parametrize("door", [door for door in DOORS if door != "cli"])
-@pytest.mark.parametrize(("text", "code"), [case[1:] for case in BAD_TARGETS], ids=[case[0] for case in BAD_TARGETS])
+@pytest.mark.parametrize("case", REST_CASES, ids=lambda case: case[0])
 @pytest.mark.asyncio(loop_scope="module")
-async def test_bad_targets(doors: Doors, spied_nmap: Path, door: str, text: str, code: str) -> None:
-    _expect(doors, spied_nmap, await doors.call(door, "nmap", {"target": text}), code, door)
+async def test_over_rest(doors: Doors, nothing_started: None, case: Case) -> None:
+    _, arguments, code = case
+    assert_refused(await doors.call("rest", "nmap", arguments), code, "rest")
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_the_command_line_gives_the_same_errors(doors: Doors, spied_nmap: Path) -> None:
-    # A process for each case is slow, so they run side by side, and what execve(2) cannot carry is left out.
-    cases = [(case[1], case[2]) for case in BAD_ARGUMENTS] + [({"target": text}, code) for _, text, code in BAD_TARGETS]
-    possible = [case for case in cases if not any("\0" in str(v) or len(str(v)) > 100_000 for v in case[0].values())]
-    turn = asyncio.Semaphore(4)
+async def test_on_the_command_line(doors: Doors, nothing_started: None) -> None:
+    commands = [["call", "nmap", *cli_words(arguments), "--json"] for _, arguments, _ in CLI_CASES]
+    replies = await run_batch(commands, doors.env)
+    for (name, _, code), (status, out, err) in zip(CLI_CASES, replies, strict=True):
+        try:
+            assert_refused(cli_reply(status, out, err), code, "cli")
+        except AssertionError as error:
+            error.add_note(f"case {name}")
+            raise
 
-    async def call(arguments: dict[str, Any]) -> Any:
-        async with turn:
-            return await doors.call("cli", "nmap", arguments)
 
-    replies = await asyncio.gather(*(call(arguments) for arguments, _ in possible))
-    for reply, (_, code) in zip(replies, possible, strict=True):
-        _expect(doors, spied_nmap, reply, code, "cli")
+@pytest.mark.parametrize("word", ["target=10.0.0.1\0", "target=" + "a" * 1_000_000])
+def test_what_no_program_can_be_given_does_not_reach_the_command_line(doors: Doors, word: str) -> None:
+    with pytest.raises((ValueError, OSError)):
+        subprocess.run([sys.executable, "-m", "mcp_server", "call", "nmap", word], env=doors.env, check=False)
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_words_that_are_no_parameters_are_usage_errors(doors: Doors, nothing_started: None) -> None:
+    words = ["target", "=127.0.0.1", "127.0.0.1", "target:127.0.0.1", "\udcff", "a" * ARG_MAX]
+    for status, out, err in await run_batch([["call", "nmap", word, "--json"] for word in words], doors.env):
+        assert_refused(cli_reply(status, out, err), "invalid_arguments", "cli")
+
+
+async def raw_call(doors: Doors, door: str, target: str) -> dict[str, Any]:
+    """Send a call as it is written here, without a client library, and return the answer."""
+    message = modern(7, "tools/call", name="nmap", arguments={"target": target})
+    if door == "stdio":
+        async with ServedProcess.open(sys.executable, "-m", "mcp_server.server", env=doors.env) as client:
+            await client.send(message)
+            return await client.receive()
+    port = int(doors.base.rpartition(":")[2])
+    answer = await exchange(port, post(port, message, headers={"Authorization": f"Bearer {doors.token}"}))
+    return dict(answer.json()) | {"status": answer.status}
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_lone_surrogate_over_mcp(doors: Doors, nothing_started: None) -> None:
+    # JSON can escape it, UTF-8 cannot hold it (RFC 8259 section 8.2): one reader refuses the message, one the value.
+    by_stdio = await raw_call(doors, "stdio", "10.0.0.1\udcff")
+    assert by_stdio["error"]["code"] == -32700
+    by_http = await raw_call(doors, "http", "10.0.0.1\udcff")
+    assert by_http["result"]["isError"]
+    assert by_http["result"]["structuredContent"]["error"]["code"] == "invalid_arguments"
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_message_over_4_mib(doors: Doors, nothing_started: None) -> None:
+    target = "\0" * 1_000_000
+    by_stdio = await raw_call(doors, "stdio", target)
+    assert by_stdio["error"]["data"]["code"] == "body_too_large"
+    by_http = await raw_call(doors, "http", target)
+    assert (by_http["status"], by_http["code"]) == (413, "body_too_large")
+    by_rest = await doors.call("rest", "nmap", {"target": target})
+    assert (by_rest.status, by_rest.code) == (413, "body_too_large")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b'{"target": "127.0.0.1"', b"[]", b'"127.0.0.1"', b"null", b'{"target": "\xff"}', b"[" * 100_000,
+     b'{"timeout_sec": NaN, "target": "127.0.0.1"}', b'{"timing": 1' + b"0" * 5000 + b', "target": "127.0.0.1"}',
+     b'{"target": ' + b"[" * 900 + b"]" * 900 + b"}"],
+    ids=["empty", "cut", "cut-object", "list", "text", "null", "bytes", "brackets", "nan", "long-number", "deep"],
+)  # fmt: skip
+@pytest.mark.asyncio(loop_scope="module")
+async def test_bodies_that_are_no_object_of_arguments(doors: Doors, nothing_started: None, body: bytes) -> None:
+    response = await doors.rest.post("/tools/nmap/execute", content=body, headers={"Content-Type": "application/json"})
+    problem = response.json()
+    assert (response.status_code, problem["code"]) == (422, "invalid_arguments"), problem
+    assert problem["hint"]
+    assert len(response.content) < 4000
 
 
 @pytest.mark.parametrize("door", DOORS)
 @pytest.mark.asyncio(loop_scope="module")
-async def test_an_unknown_tool_is_not_found(doors: Doors, door: str) -> None:
-    reply = await doors.call(door, "nmpa", {"target": "127.0.0.1"})
+async def test_an_unknown_tool_is_not_found(doors: Doors, nothing_started: None, door: str) -> None:
+    for name in ("nmpa", "nmap\x1b[31m", "n" * 5000, "nmap/../nmap"):
+        if door == "rest":
+            name = name.replace("/", "%2F").replace("\x1b", "%1B")  # noqa: PLW2901 - as a URL writes it
+        reply = await doors.call(door, name, {"target": HERE})
+        assert reply.error is not None
+        assert reply.code in {"unknown_tool", "not_found"}
+        assert reply.status == {"stdio": -32602, "http": -32602, "rest": 404, "cli": 4}[door]
+        assert "\x1b" not in reply.text
+        assert len(reply.text) < 2000
+    reply = await doors.call(door, "nmpa", {"target": HERE})
     assert reply.code == "unknown_tool"
-    assert "nmap" in reply.error["hint"]  # type: ignore[index]  # just seen to be there
-    assert reply.status == {"stdio": -32602, "http": -32602, "rest": 404, "cli": 4}[door]
+    assert reply.error is not None
+    assert "nmap" in reply.error["hint"]
 
 
 @pytest.mark.asyncio(loop_scope="module")

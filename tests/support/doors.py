@@ -10,11 +10,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import httpx2
 from mcp import Client
@@ -24,13 +24,15 @@ from mcp.shared.exceptions import MCPError
 
 SCOPE = "loopback,RFC1918,.lab.internal"
 DOORS = ("stdio", "http", "rest", "cli")
+ROOT = Path(__file__).resolve().parents[2]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
     """What a door answered: ``error`` is the problem (code, message, hint, retryable) or None, ``body`` the rest.
 
-    ``status`` is the HTTP status or the exit code, where the door has one.
+    ``status`` is the HTTP status, the exit code or the code of a protocol error, where the door has one.
     """
 
     error: dict[str, Any] | None
@@ -56,17 +58,26 @@ def free_port() -> int:
 
 
 @contextmanager
-def http_server(env: Mapping[str, str], *arguments: str) -> Iterator[tuple[str, str, subprocess.Popen[str]]]:
-    """Serve HTTP in a child; gives its base address, its token, and the process."""
+def http_server(
+    env: Mapping[str, str], *arguments: str, prefix: Sequence[str] = ()
+) -> Iterator[tuple[str, str, subprocess.Popen[str]]]:
+    """Serve HTTP in a child; gives its base address, its token, and the process.
+
+    ``prefix`` is put before the command, as in ``("setpriv", "--reuid=65534")``. What the server logs is in
+    ``server-PORT.log`` beside the state folder.
+    """
     port = free_port()
     command = [sys.executable, "-m", "mcp_server", "serve", "--transport", "http", "--port", str(port), *arguments]
     log = Path(env["MCP_STATE_DIR"]).parent / f"server-{port}.log"
     with log.open("w") as stderr:
-        process = subprocess.Popen(command, env=dict(env), stderr=stderr, stdout=subprocess.DEVNULL, text=True)
+        process = subprocess.Popen(
+            [*prefix, *command], env=dict(env), cwd=ROOT, stderr=stderr, stdout=subprocess.DEVNULL, text=True
+        )
     try:
         deadline = time.monotonic() + 30
         while "Listening on" not in log.read_text():
-            assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.05)
         token_file = Path(env["MCP_STATE_DIR"]) / "token"
         yield f"http://127.0.0.1:{port}", token_file.read_text().strip() if token_file.exists() else "", process
@@ -88,7 +99,7 @@ class Doors:
     rest: httpx2.AsyncClient
     token: str
     base: str
-    logs: list[str] = field(default_factory=list)
+    prefix: tuple[str, ...] = ()
 
     async def call(self, door: str, tool: str, arguments: dict[str, Any]) -> Reply:
         """Call a tool through one door."""
@@ -100,7 +111,7 @@ class Doors:
             case "rest":
                 return await over_rest(self.rest, tool, arguments)
             case _:
-                return await over_cli(self.env, tool, arguments)
+                return await over_cli(self.env, tool, arguments, prefix=self.prefix)
 
 
 async def over_mcp(client: Client, tool: str, arguments: dict[str, Any]) -> Reply:
@@ -117,37 +128,93 @@ async def over_mcp(client: Client, tool: str, arguments: dict[str, Any]) -> Repl
 
 async def over_rest(client: httpx2.AsyncClient, tool: str, arguments: dict[str, Any]) -> Reply:
     """Call over REST; a problem body is the error."""
-    response = await client.post(f"/tools/{tool}/execute", json=arguments, timeout=120)
+    # Not the client's own encoder: it writes characters as they are, and a lone surrogate has no UTF-8.
+    response = await client.post(
+        f"/tools/{tool}/execute", content=json.dumps(arguments), headers={"Content-Type": "application/json"}
+    )
     body = response.json()
     is_problem = response.headers["content-type"].startswith("application/problem+json")
     assert is_problem == (response.status_code >= 400)
     return Reply(error=body if is_problem else None, body=body, text=response.text, status=response.status_code)
 
 
-async def over_cli(env: Mapping[str, str], tool: str, arguments: dict[str, Any]) -> Reply:
+def cli_words(arguments: Mapping[str, Any]) -> list[str]:
+    """Arguments as the command line takes them."""
+    return [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in arguments.items()]
+
+
+async def over_cli(
+    env: Mapping[str, str], tool: str, arguments: Mapping[str, Any], *, prefix: Sequence[str] = ()
+) -> Reply:
     """Call through the command line of another process, with ``--json``."""
-    words = [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in arguments.items()]
-    command = [sys.executable, "-m", "mcp_server", "call", tool, *words, "--json"]
+    command = [*prefix, sys.executable, "-m", "mcp_server", "call", tool, *cli_words(arguments), "--json"]
     process = await asyncio.create_subprocess_exec(
-        *command, env=dict(env), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        *command, env=dict(env), cwd=ROOT, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
     out, err = await process.communicate()
-    assert out, err.decode()
+    return cli_reply(process.returncode, out.decode(), err.decode())
+
+
+def cli_reply(status: int | None, out: str, err: str) -> Reply:
+    """Read what ``call --json`` printed."""
+    assert out, err
     body = json.loads(out)
-    return Reply(error=body.get("error") if process.returncode else None, body=body, text=out.decode(), status=process.returncode)
+    assert bool(status) == ("error" in body), "the exit code and the document must agree"
+    return Reply(error=body.get("error") if status else None, body=body, text=out, status=status)
 
 
 @asynccontextmanager
-async def open_doors(state: Path, **extra: str) -> AsyncIterator[Doors]:
-    """Start a server for each door over one state folder and connect to them."""
+async def open_doors(state: Path, *, prefix: tuple[str, ...] = (), **extra: str) -> AsyncIterator[Doors]:
+    """Start a server for each door over one state folder and connect to them; ``prefix`` as for `http_server`."""
     env = environment(state, **extra)
-    parameters = StdioServerParameters(command=sys.executable, args=["-m", "mcp_server.server"], env=env)
-    with http_server(env) as (base, token, _):
-        headers = {"Authorization": f"Bearer {token}"}
+    command = [*prefix, sys.executable, "-m", "mcp_server.server"]
+    parameters = StdioServerParameters(command=command[0], args=command[1:], env=env, cwd=ROOT)
+    with http_server(env, prefix=prefix) as (base, token, _):
         async with (
-            httpx2.AsyncClient(headers=headers, timeout=120) as wire,
-            httpx2.AsyncClient(base_url=base, headers=headers) as rest,
+            rest_client(base, token) as rest,
             Client(parameters) as stdio,
-            Client(streamable_http_client(f"{base}/mcp", http_client=wire)) as http,
+            mcp_client(base, token) as http,
         ):
-            yield Doors(env, stdio, http, rest, token, base)
+            yield Doors(env, stdio, http, rest, token, base, prefix)
+
+
+def rest_client(base: str, token: str) -> httpx2.AsyncClient:
+    """A client of the REST door."""
+    return httpx2.AsyncClient(base_url=base, headers={"Authorization": f"Bearer {token}"}, timeout=120)
+
+
+@asynccontextmanager
+async def mcp_client(
+    base: str, token: str, *, mode: Literal["auto", "legacy"] = "auto", **options: Any
+) -> AsyncIterator[Client]:
+    """A client of MCP over HTTP."""
+    headers = {"Authorization": f"Bearer {token}"}
+    async with (
+        httpx2.AsyncClient(headers=headers, timeout=120) as wire,
+        Client(streamable_http_client(f"{base}/mcp", http_client=wire), mode=mode, **options) as client,
+    ):
+        yield client
+
+
+@asynccontextmanager
+async def in_own_task(manager: AbstractAsyncContextManager[T]) -> AsyncIterator[T]:
+    """Enter and leave ``manager`` in one task, as its cancel scopes demand, whatever tasks a fixture is run in."""
+    entered: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+    leave = asyncio.Event()
+
+    async def hold() -> None:
+        try:
+            async with manager as value:
+                entered.set_result(value)
+                await leave.wait()
+        except BaseException as error:
+            if entered.done():
+                raise
+            entered.set_exception(error)
+
+    task = asyncio.create_task(hold())
+    try:
+        yield await entered
+    finally:
+        leave.set()
+        await task

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import json
 import sys
 from contextlib import AbstractContextManager, nullcontext
@@ -11,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mcp_server.cli.output import Json, fail, print_json, print_table, reporting, run_async
-from mcp_server.errors import ArgumentError, NetworkToolsError
+from mcp_server.errors import ArgumentError, ConfigError
+from mcp_server.model.untrusted import neutralise
 
 if TYPE_CHECKING:
     from mcp_server.base_tool import ToolOutput
@@ -25,7 +25,10 @@ def _tool_names(incomplete: str) -> list[str]:
     from mcp_server.config import get_config
     from mcp_server.server import build_toolbox
 
-    return [name for name in build_toolbox(get_config()).tools if name.startswith(incomplete)]
+    try:
+        return [name for name in build_toolbox(get_config()).tools if name.startswith(incomplete)]
+    except ConfigError:  # the shell has nowhere to show it
+        return []
 
 
 def call(
@@ -38,20 +41,20 @@ def call(
     """Run a tool and print what it found."""
     with reporting(as_json=as_json):
         answer, output = run_async(_call(tool, parameters or [], quiet=as_json))
-    if answer.error is not None:
+        body = output.model_dump(mode="json", exclude_none=True) if as_json else {}
         if not as_json:
             _show(answer, output)
-        fail(answer.error, as_json=as_json, extra={"result": output.model_dump(mode="json", exclude_none=True)})
-    if as_json:
-        print_json(output.model_dump(mode="json", exclude_none=True))
-    else:
-        _show(answer, output)
+        if answer.error is not None:
+            fail(answer.error, as_json=as_json, extra={"result": body})
+        if as_json:
+            print_json(body)
 
 
 async def _call(tool: str, parameters: list[str], *, quiet: bool) -> tuple[Answer, ToolOutput]:
     from mcp_server.doors.views import tool_output
     from mcp_server.model.run import Actor
     from mcp_server.server import EnhancedMCPServer
+    from mcp_server.steps.call import user_name
 
     server = EnhancedMCPServer()
     try:
@@ -59,7 +62,7 @@ async def _call(tool: str, parameters: list[str], *, quiet: bool) -> tuple[Answe
         arguments = read_parameters(parameters, schema)
         bar, progress = _progress_bar(quiet=quiet)
         with bar:
-            answer = await server.pipeline.call(tool, arguments, Actor(getpass.getuser(), "cli"), progress)
+            answer = await server.pipeline.call(tool, arguments, Actor(user_name(), "cli"), progress)
         if answer.digest is None:
             return answer, tool_output(answer)
         page = await (await server.store()).hosts(answer.run.id, limit=ALL_HOSTS)
@@ -77,7 +80,7 @@ def read_parameters(words: list[str], schema: dict[str, Any]) -> dict[str, Any]:
     for word in words:
         key, equals, value = word.partition("=")
         if not equals or not key:
-            raise ArgumentError(f"{word!r} is not of the form key=value")
+            raise ArgumentError(f"{neutralise(word, 60)!r} is not of the form key=value", hint="Write target=10.0.0.1.")
         typed = _typed(value, schema.get("properties", {}).get(key, {}))
         if key not in found:
             found[key] = typed
@@ -171,6 +174,3 @@ def summary(answer: Answer) -> str:
         if coverage.not_looked_at_count:
             parts.append(f"{coverage.not_looked_at_count} addresses not looked at")
     return "; ".join([*parts, f"run {run.id}"])
-
-
-__all__ = ["NetworkToolsError", "call", "host_rows", "read_parameters", "summary"]

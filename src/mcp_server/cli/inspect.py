@@ -6,13 +6,16 @@ import platform
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mcp_server import __version__
 from mcp_server.cli.output import Json, print_json, print_table, reporting, run_async
 from mcp_server.errors import ExitCode
+
+if TYPE_CHECKING:
+    from mcp_server.base_tool import MCPBaseTool
 
 config_app = typer.Typer(help="The configuration in force, and a check of a file.", no_args_is_help=True)
 scope_app = typer.Typer(help="What may be touched.", no_args_is_help=True)
@@ -25,35 +28,36 @@ def tools(as_json: Json = False) -> None:
 
     with reporting(as_json=as_json):
         toolbox = build_toolbox(get_config())
-    if as_json:
-        print_json(
-            {
-                "tools": [
-                    {
-                        "name": name,
-                        "class": type(tool).__name__,
-                        "command": tool.command_name,
-                        "title": tool.title,
-                        "description": tool.description,
-                        "risk": str(tool.risk),
-                        "parameters": tool.parameters.model_json_schema(),
-                        "flags": sorted(tool.flags()),
-                    }
-                    for name, tool in toolbox.tools.items()
-                ],
-                "left_out": [{"name": item.name, "reason": item.reason} for item in toolbox.left_out],
-            }
+        if as_json:
+            print_json(
+                {
+                    "tools": [_tool(name, tool) for name, tool in toolbox.tools.items()],
+                    "left_out": [asdict(item) for item in toolbox.left_out],
+                }
+            )
+            return
+        print_table(
+            ("TOOL", "COMMAND", "RISK", "PARAMETERS"),
+            [
+                (name, tool.command_name, str(tool.risk), ", ".join(tool.parameters.model_fields))
+                for name, tool in toolbox.tools.items()
+            ],
         )
-        return
-    print_table(
-        ("TOOL", "COMMAND", "RISK", "PARAMETERS"),
-        [
-            (name, tool.command_name, str(tool.risk), ", ".join(tool.parameters.model_fields))
-            for name, tool in toolbox.tools.items()
-        ],
-    )
-    for item in toolbox.left_out:
-        print(f"left out: {item.name}: {item.reason}")
+        for item in toolbox.left_out:
+            print(f"left out: {item.name}: {item.reason}")
+
+
+def _tool(name: str, tool: MCPBaseTool) -> dict[str, Any]:
+    return {
+        "name": name,
+        "class": type(tool).__name__,
+        "command": tool.command_name,
+        "title": tool.title,
+        "description": tool.description,
+        "risk": str(tool.risk),
+        "parameters": tool.parameters.model_json_schema(),
+        "flags": [flag.usage for _, flag in sorted(tool.flags().items())],
+    }
 
 
 @config_app.command("show")
@@ -64,24 +68,24 @@ def config_show(as_json: Json = False) -> None:
     with reporting(as_json=as_json):
         config = get_config()
         keys = describe(config)
-    if as_json:
-        print_json({"config": config.redacted(), "keys": [asdict(key) for key in keys]})
-        return
-    print_table(
-        ("KEY", "VALUE", "SOURCE", "STATUS", "ENVIRONMENT"),
-        [
-            (
-                f"{key.section}.{key.key}".lstrip("."),
-                str(key.value),
-                key.source,
-                "" if key.status == "live" else "not used yet",
-                key.env,
-            )
-            for key in keys
-        ],
-    )
-    for clamped in config.clamped:
-        print(clamped)
+        if as_json:
+            print_json({"config": config.redacted(), "keys": [asdict(key) for key in keys]})
+            return
+        print_table(
+            ("KEY", "VALUE", "SOURCE", "STATUS", "ENVIRONMENT"),
+            [
+                (
+                    f"{key.section}.{key.key}".lstrip("."),
+                    str(key.value),
+                    key.source,
+                    "" if key.status == "live" else "not used yet",
+                    key.env,
+                )
+                for key in keys
+            ],
+        )
+        for clamped in config.clamped:
+            print(clamped)
 
 
 @config_app.command("check")
@@ -91,18 +95,43 @@ def config_check(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Check a configuration whole, with the environment laid over it, and say what was moved into its range."""
+    """Check a configuration whole, with the environment laid over it, and say what in it has no effect as written."""
+    import logging
+
     from mcp_server.config import load_config
     from mcp_server.scope.policy import ScopePolicy
 
+    # What loading would log is part of the answer here.
+    logging.getLogger("mcp_server.config").setLevel(logging.ERROR)
     with reporting(as_json=as_json):
         config = load_config(path)
         policy = ScopePolicy.from_entries(config.security.allowed_targets)
-    clamped = [str(item) for item in config.clamped]
-    if as_json:
-        print_json({"ok": True, "scope_hash": policy.hash, "clamped": clamped})
-        return
-    print("\n".join([*clamped, "The configuration is valid."]))
+        clamped = [str(item) for item in config.clamped]
+        unused = [f"{item.section}.{item.key}".lstrip(".") for item in config.not_yet_used]
+        dead = list(policy.without_effect)
+        if as_json:
+            print_json(
+                {
+                    "ok": True,
+                    "file": str(config.file) if config.file else None,
+                    "scope": list(policy.entries),
+                    "scope_hash": policy.hash,
+                    "clamped": clamped,
+                    "not_yet_used": unused,
+                    "without_effect": dead,
+                }
+            )
+            return
+        print(
+            "\n".join(
+                [
+                    *clamped,
+                    *(f"{key}: nothing reads this key yet" for key in unused),
+                    *(f"security.allowed_targets: {entry} has no effect, it is always refused" for entry in dead),
+                    "The configuration is valid.",
+                ]
+            )
+        )
 
 
 @scope_app.command("check")
@@ -122,47 +151,58 @@ def scope_check(
 
     with reporting(as_json=as_json):
         found = run_async(check())
-    if as_json:
-        print_json({"targets": found})
-    else:
-        for item in found:
-            word = "allowed" if item["allowed"] else "refused"
-            print(f"{word}: {item['target']}: {item['reason']}")
-    if not all(item["allowed"] for item in found):
-        raise typer.Exit(ExitCode.REFUSED)
+        if as_json:
+            print_json({"targets": found})
+        else:
+            for item in found:
+                word = "allowed" if item["allowed"] else "refused"
+                print(f"{word}: {item['target']}: {item['reason']}")
+        if not all(item["allowed"] for item in found):
+            raise typer.Exit(ExitCode.REFUSED)
 
 
 def doctor(as_json: Json = False) -> None:
     """Say what is missing here, what still works without it, and the command that mends it."""
+    from mcp_server.config import get_config
     from mcp_server.doctor import Check, State, as_dicts, examine, overall
-    from mcp_server.server import EnhancedMCPServer
+    from mcp_server.server import EnhancedMCPServer, build_toolbox
+    from mcp_server.store.base import Store
 
     async def look() -> list[Check]:
-        server = EnhancedMCPServer()
+        config = get_config()
+        servers: list[EnhancedMCPServer] = []
+
+        async def open_store() -> Store:
+            # A server cannot be made where the state folder cannot: then that is the finding, not the end.
+            servers.append(EnhancedMCPServer(config))
+            return await servers[0].store()
+
         try:
-            return await examine(server.config, server.pipeline.toolbox, server.store)
+            return await examine(config, build_toolbox(config), open_store)
         finally:
-            await server.cleanup()
+            for server in servers:
+                await server.cleanup()
 
     with reporting(as_json=as_json):
         checks = run_async(look())
-    state = overall(checks)
-    if as_json:
-        print_json({"state": state.value, "checks": as_dicts(checks)})
-    else:
-        for check in checks:
-            print(f"{check.state.value:9} {check.name}: {check.detail}")
-            if check.works:
-                print(f"{'':9} still works: {check.works}")
-            if check.remedy:
-                print(f"{'':9} to mend: {check.remedy}")
-    if state is State.FAILED:
-        raise typer.Exit(ExitCode.ENVIRONMENT)
+        state = overall(checks)
+        if as_json:
+            print_json({"state": state.value, "checks": as_dicts(checks)})
+        else:
+            for check in checks:
+                print(f"{check.state.value:9} {check.name}: {check.detail}")
+                if check.works:
+                    print(f"{'':9} still works: {check.works}")
+                if check.remedy:
+                    print(f"{'':9} to mend: {check.remedy}")
+        if state is State.FAILED:
+            raise typer.Exit(ExitCode.ENVIRONMENT)
 
 
 def version(as_json: Json = False) -> None:
     """Print the version."""
-    if as_json:
-        print_json({"version": __version__, "python": platform.python_version(), "platform": sys.platform})
-    else:
-        print(f"mcp-network-tools {__version__}")
+    with reporting(as_json=as_json):
+        if as_json:
+            print_json({"version": __version__, "python": platform.python_version(), "platform": sys.platform})
+        else:
+            print(f"mcp-network-tools {__version__}")

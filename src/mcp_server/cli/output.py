@@ -4,30 +4,38 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated, Any, Final, NoReturn, TextIO, TypeVar
 
 import typer
 
-from mcp_server.errors import NetworkToolsError
+from mcp_server.errors import ConfigError, NetworkToolsError
 
 T = TypeVar("T")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 
-SIGINT_EXIT = 130
-"""128 + SIGINT, as shells report a command ended by Ctrl-C."""
+SIGINT_EXIT: Final = 130
+SIGPIPE_EXIT: Final = 141
+"""128 + the signal's number, as shells report a command ended by Ctrl-C or by a reader that has gone."""
 
 
-def print_json(value: Any) -> None:
+def print_json(value: Any, stream: TextIO | None = None) -> None:
     """Print one JSON document."""
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+    print(json.dumps(value, indent=2, ensure_ascii=False, default=str), file=stream or sys.stdout)
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table; cells are literal text, so nothing a target wrote is read as markup."""
+    if not sys.stdout.isatty():
+        # A pipe has no width: nothing is folded, cut or coloured there.
+        widths = [max(len(cell) for cell in cells) for cells in zip(columns, *rows, strict=True)]
+        for row in (columns, *rows):
+            print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        return
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -37,33 +45,72 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
-    # A pipe has no width: nothing is folded or cut there.
-    console = Console() if sys.stdout.isatty() else Console(width=4096, soft_wrap=True)
-    console.print(table)
+    Console().print(table)
 
 
-def fail(error: NetworkToolsError, *, as_json: bool, extra: dict[str, Any] | None = None) -> NoReturn:
-    """Report an error and leave with its exit code."""
+def fail(
+    error: NetworkToolsError,
+    *,
+    as_json: bool,
+    extra: dict[str, Any] | None = None,
+    exit_code: int | None = None,
+    stream: TextIO | None = None,
+) -> NoReturn:
+    """Report an error and leave with its exit code; ``stream`` takes the JSON document, standard output by default."""
     if as_json:
-        print_json({"error": error.as_dict(), **(extra or {})})
+        print_json({"error": error.as_dict(), **(extra or {})}, stream)
     else:
         sys.stderr.write(f"{error.code}: {error.message}\n{error.hint}\n")
-    raise typer.Exit(error.spec.exit)
+    sys.stdout.flush()
+    raise typer.Exit(error.spec.exit if exit_code is None else exit_code)
 
 
 @contextmanager
-def reporting(*, as_json: bool) -> Iterator[None]:
-    """Turn the project's errors into a report and an exit code."""
+def reporting(*, as_json: bool, stream: TextIO | None = None) -> Iterator[None]:
+    """Turn what goes wrong in a command into one report and an exit code.
+
+    A defect is reported as ``internal_error``, with its traceback only where ``logging.level`` is DEBUG. A reader
+    that has gone (``| head -1``) ends the command without a word.
+    """
     try:
-        yield
-    except NetworkToolsError as error:
-        fail(error, as_json=as_json)
+        try:
+            yield
+            sys.stdout.flush()
+        except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError):
+            raise
+        except NetworkToolsError as error:
+            fail(error, as_json=as_json, stream=stream)
+        except KeyboardInterrupt:
+            cancelled = NetworkToolsError("the command was cancelled", code="cancelled")
+            fail(cancelled, as_json=as_json, exit_code=SIGINT_EXIT, stream=stream)
+        except Exception as error:  # noqa: BLE001 - the last place before a traceback in the user's face
+            fail(_defect(error), as_json=as_json, stream=stream)
+    except BrokenPipeError:
+        # The interpreter flushes once more at its end, and would complain.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+        raise typer.Exit(SIGPIPE_EXIT) from None
+
+
+def _defect(error: Exception) -> NetworkToolsError:
+    from mcp_server.config import get_config
+    from mcp_server.model.untrusted import neutralise
+
+    try:
+        debugging = get_config().logging.level == "DEBUG"
+    except ConfigError:
+        debugging = False
+    if debugging:
+        import traceback
+
+        traceback.print_exception(error)
+    return NetworkToolsError(
+        f"{type(error).__name__}: {neutralise(str(error), 200)}",
+        hint="This is a defect. LOG_LEVEL=DEBUG shows where it happened; please report it.",
+    )
 
 
 def run_async(work: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine; Ctrl-C cancels it, waits until it has cleaned up, and exits with 130."""
-    try:
-        return asyncio.run(work)
-    except KeyboardInterrupt:
-        sys.stderr.write("cancelled\n")
-        raise typer.Exit(SIGINT_EXIT) from None
+    """Run a coroutine; Ctrl-C cancels it and waits until it has cleaned up."""
+    return asyncio.run(work)

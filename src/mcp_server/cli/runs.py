@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -39,26 +40,27 @@ def list_runs(limit: Limit = 20, cursor: Cursor = None, tool: str | None = None,
 
     with reporting(as_json=as_json):
         page = run_async(_with_store(lambda store: store.list_runs(limit=limit, cursor=cursor, tool=tool)))
-    if as_json:
-        print_json({"runs": [to_dict(run) for run in page.items], "total": page.total, "next_cursor": page.next_cursor})
-        return
-    print_table(
-        ("RUN", "TOOL", "STARTED", "OUTCOME", "UP", "OPEN", "TARGETS"),
-        [
-            (
-                run.id,
-                run.tool,
-                f"{run.started:%Y-%m-%d %H:%M:%SZ}",
-                run.outcome.value,
-                str(run.hosts_up),
-                str(run.open_ports),
-                " ".join(run.coverage.addresses[:4]) if run.coverage else "",
-            )
-            for run in page.items
-        ],
-    )
-    if page.next_cursor:
-        print(f"{page.total} in all; next page: --cursor {page.next_cursor}")
+        if as_json:
+            runs = [to_dict(run) for run in page.items]
+            print_json({"runs": runs, "total": page.total, "next_cursor": page.next_cursor})
+            return
+        print_table(
+            ("RUN", "TOOL", "STARTED", "OUTCOME", "UP", "OPEN", "TARGETS"),
+            [
+                (
+                    run.id,
+                    run.tool,
+                    f"{run.started:%Y-%m-%d %H:%M:%SZ}",
+                    run.outcome.value,
+                    str(run.hosts_up),
+                    str(run.open_ports),
+                    " ".join(run.coverage.addresses[:4]) if run.coverage else "",
+                )
+                for run in page.items
+            ],
+        )
+        if page.next_cursor:
+            print(f"{page.total} in all; next page: --cursor {page.next_cursor}")
 
 
 @app.command("show")
@@ -66,7 +68,7 @@ def show(run_id: str, limit: Limit = 100, cursor: Cursor = None, as_json: Json =
     """Show one run: how it ended, what it covered, and the hosts it saw."""
     from mcp_server.model.codec import to_dict
 
-    async def read(store: Store) -> dict[str, object]:
+    async def read(store: Store) -> dict[str, Any]:
         run = await store.get_run(run_id)
         page = await store.hosts(run_id, limit=limit, cursor=cursor)
         return {
@@ -78,17 +80,15 @@ def show(run_id: str, limit: Limit = 100, cursor: Cursor = None, as_json: Json =
 
     with reporting(as_json=as_json):
         body = run_async(_with_store(read))
-    if as_json:
-        print_json(body)
-        return
-    run, hosts = body["run"], body["hosts"]
-    if not isinstance(run, dict) or not isinstance(hosts, list):
-        raise TypeError("the codec gives a dict for a run and the list it was given")
-    for key, value in run.items():
-        print(f"{key:15} {value}")
-    print_table(("HOST", "PORT", "STATE", "SERVICE", "VERSION"), [row for host in hosts for row in host_rows(host)])
-    if body["next_cursor"]:
-        print(f"{body['hosts_total']} hosts in all; next page: --cursor {body['next_cursor']}")
+        if as_json:
+            print_json(body)
+            return
+        for key, value in body["run"].items():
+            print(f"{key:15} {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}")
+        rows = [row for host in body["hosts"] for row in host_rows(host)]
+        print_table(("HOST", "PORT", "STATE", "SERVICE", "VERSION"), rows)
+        if body["next_cursor"]:
+            print(f"{body['hosts_total']} hosts in all; next page: --cursor {body['next_cursor']}")
 
 
 @app.command("raw")
@@ -99,7 +99,7 @@ def raw(run_id: str, as_json: Json = False) -> None:
     """
     from mcp_server.errors import NotFoundError
     from mcp_server.model.codec import to_dict
-    from mcp_server.steps.answer import neutralise_lines
+    from mcp_server.steps.answer import neutralise_lines, whole_characters
 
     async def copy(store: Store) -> None:
         run = await store.get_run(run_id)
@@ -108,11 +108,12 @@ def raw(run_id: str, as_json: Json = False) -> None:
         if as_json:
             print_json(to_dict(run.raw))
             return
+        terminal = sys.stdout.isatty()
         offset = 0
         while data := await store.read_raw(run.raw, offset, CHUNK_BYTES):
+            data = whole_characters(data) if terminal else data
             offset += len(data)
-            sys.stdout.buffer.write(neutralise_lines(data).encode() if sys.stdout.isatty() else data)
-        sys.stdout.flush()
+            sys.stdout.buffer.write(neutralise_lines(data).encode() if terminal else data)
 
     with reporting(as_json=as_json):
         run_async(_with_store(copy))

@@ -39,7 +39,8 @@ def serve(
         line = json.dumps({"event": "listening", "url": url}) if as_json else f"Listening on {url}"
         print(line, file=sys.stderr, flush=True)
 
-    with reporting(as_json=False):
+    # Standard output may be the wire of MCP: errors go to standard error, as JSON where that was asked for.
+    with reporting(as_json=as_json, stream=sys.stderr):
         config = get_config()
         wanted: dict[str, Any] = {"transport": transport and transport.value, "host": host, "port": port}
         for key, value in wanted.items():

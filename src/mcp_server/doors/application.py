@@ -14,9 +14,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def build_application(server: EnhancedMCPServer, port: int) -> Any:
-    """Compose the ASGI application of every HTTP door on ``port``; prints a token it had to make, once."""
-    from mcp_server.doors.guards import allowed_hosts, allowed_origins
+def build_application(server: EnhancedMCPServer) -> Any:
+    """Compose the ASGI application of every HTTP door; prints a token it had to make, once."""
     from mcp_server.doors.http import compose, mcp_app
     from mcp_server.doors.mcp import build_mcp_server
     from mcp_server.doors.rest import build_rest
@@ -29,8 +28,7 @@ def build_application(server: EnhancedMCPServer, port: int) -> Any:
         token, made = load_or_create_token(server.config.state_dir)
         if made:
             print(f"Token, shown once and kept in {server.config.state_dir / 'token'}: {token}", file=sys.stderr)
-    hosts = allowed_hosts(settings.host, port, settings.allowed_hosts)
-    origins = allowed_origins(hosts) | frozenset(settings.allowed_origins)
+    hosts, origins = frozenset(settings.hosts), frozenset(settings.origins)
     return compose(
         mcp_app(build_mcp_server(server.pipeline, "http"), hosts=hosts, origins=origins),
         build_rest(server),

@@ -8,7 +8,6 @@ an unknown tool is a protocol error, as the specification says.
 from __future__ import annotations
 
 import asyncio
-import getpass
 import logging
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -24,6 +23,7 @@ from mcp_server.doors import views
 from mcp_server.doors.resources import RunResources
 from mcp_server.errors import NetworkToolsError, NotFoundError
 from mcp_server.model.run import Actor, Risk
+from mcp_server.steps.call import user_name
 
 if TYPE_CHECKING:
     from mcp.server.context import ServerRequestContext
@@ -42,6 +42,7 @@ INSTRUCTIONS = (
 )
 _STRUCTURED_SINCE = "2025-06-18"
 """The first protocol version with structured content; older clients get everything as text."""
+_LEAST_PROGRESS = 1e-6
 
 
 def build_mcp_server(pipeline: Pipeline, door: str) -> Server[Any]:
@@ -104,7 +105,7 @@ class _Handlers:
     def __init__(self, pipeline: Pipeline, door: str) -> None:
         self._pipeline = pipeline
         self._door = door
-        self._user = getpass.getuser() if door == "stdio" else "token"
+        self._user = user_name() if door == "stdio" else "token"
 
     async def list_tools(
         self, _ctx: ServerRequestContext[Any], _params: types.PaginatedRequestParams | None
@@ -126,7 +127,7 @@ class _Handlers:
         except Exception:
             logger.exception("call.crashed tool=%s", params.name[:64])
             crash = NetworkToolsError("the server failed while it handled this call")
-            return _result(views.error_text(crash), views.refusal(crash) | {"outcome": "failed"}, is_error=True)
+            return _result(views.error_text(crash), views.refusal(crash), is_error=True)
         body, view = views.structured(answer)
         full = self._pipeline.config.server.answer_text == "full" or ctx.protocol_version < _STRUCTURED_SINCE
         return _result(views.text(answer, view, full=full), body, is_error=answer.error is not None)
@@ -160,10 +161,14 @@ def _client_name(ctx: ServerRequestContext[Any]) -> str:
 
 def _progress(ctx: ServerRequestContext[Any]) -> Progress:
     report: Callable[..., Any] = ctx.session.report_progress
+    sent = 0.0
 
     async def send(share: float, message: str) -> None:
+        nonlocal sent
+        # The specification wants every report to be more than the one before; clients use them as a sign of life.
+        sent = max(share, sent + _LEAST_PROGRESS)
         try:
-            await report(share, 1.0, message)
+            await report(sent, 1.0, message)
         except Exception:
             logger.debug("progress.not_delivered", exc_info=True)
 

@@ -6,15 +6,17 @@ Every page is bounded; the next one is named in the page itself (``next``) and i
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl, quote, urlsplit
+from urllib.parse import parse_qsl, quote
 
 import mcp_types as types
 from mcp.shared.exceptions import MCPError
 
 from mcp_server.errors import ArgumentError, NetworkToolsError, NotFoundError
 from mcp_server.model.untrusted import neutralise
+from mcp_server.steps.answer import neutralise_lines, whole_characters
 
 if TYPE_CHECKING:
     from mcp.server.context import ServerRequestContext
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 HOSTS_PER_PAGE = 50
 RAW_PAGE_BYTES = 64 * 1024
 RUNS_PER_PAGE = 50
+
+_RUN_URI = re.compile(r"run://(?P<id>[A-Za-z0-9_-]{1,100})(?P<raw>/raw)?/?(?:\?(?P<query>[^#]*))?")
 
 
 class RunResources:
@@ -120,19 +124,30 @@ class RunResources:
         if run.raw is None:
             raise NotFoundError(f"run {run.id} has no raw output", code="unknown_run")
         offset = _offset(query.get("offset", "0"))
-        data = await store.read_raw(run.raw, offset, RAW_PAGE_BYTES)
+        data = whole_characters(await store.read_raw(run.raw, offset, RAW_PAGE_BYTES))
         end = offset + len(data)
         following = f"run://{run.id}/raw?offset={end}" if end < run.raw.size else None
-        text = data.decode("utf-8", "surrogateescape")
-        return "\n".join(neutralise(line, 8 * RAW_PAGE_BYTES) for line in text.split("\n")), following
+        return neutralise_lines(data), following
 
 
 def parse_run_uri(uri: str) -> tuple[str, bool, dict[str, str]]:
-    """Split ``run://{id}[/raw][?query]`` into id, whether it is raw, and the query; raises NotFoundError."""
-    parts = urlsplit(uri)
-    if parts.scheme != "run" or not parts.netloc or parts.path.rstrip("/") not in {"", "/raw"} or parts.fragment:
-        raise NotFoundError(f"there is no resource {neutralise(uri, 80)!r}", code="unknown_run")
-    return parts.netloc, parts.path.startswith("/raw"), dict(parse_qsl(parts.query))
+    """Split ``run://{id}[/raw][?query]`` into id, whether it is raw, and the query.
+
+    Raises NotFoundError for another address and ArgumentError for a query it does not take.
+    """
+    match = _RUN_URI.fullmatch(uri)
+    if match is None:
+        raise NotFoundError(
+            f"there is no resource {neutralise(uri, 80)!r}",
+            code="unknown_run",
+            hint="Write run://RUN_ID or run://RUN_ID/raw; the list of resources names the runs.",
+        )
+    query = parse_qsl(match["query"] or "", keep_blank_values=True)
+    known = "offset" if match["raw"] else "cursor"
+    for name, _ in query:
+        if name != known:
+            raise ArgumentError(f"query parameter {neutralise(name, 32)!r} is unknown", hint=f"Known here: {known}.")
+    return match["id"], match["raw"] is not None, dict(query)
 
 
 def _offset(text: str) -> int:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Coroutine
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from fastapi import Body, FastAPI, Query, Request
@@ -20,7 +20,7 @@ from mcp_server.doctor import State, as_dicts, examine, overall
 from mcp_server.doors import mcp as mcp_door
 from mcp_server.doors.problems import PROBLEM_JSON, problem_body
 from mcp_server.doors.views import tool_output
-from mcp_server.errors import ArgumentError, NetworkToolsError, NotFoundError
+from mcp_server.errors import ArgumentError, ConflictError, NetworkToolsError, NotFoundError
 from mcp_server.model.codec import to_dict
 from mcp_server.model.run import Actor, Outcome
 from mcp_server.model.untrusted import neutralise
@@ -92,9 +92,17 @@ def _add_problem_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:
-        known_error = NotFoundError(f"{request.method} {neutralise(request.url.path, 200)}: {error.detail}")
-        body = problem_body(known_error) | {"status": error.status_code, "title": error.detail}
+        if error.status_code == HTTPStatus.BAD_REQUEST:  # how FastAPI answers a body that is no JSON at all
+            return _problem_response(ArgumentError("the request body cannot be read as JSON"))
+        where = f"{request.method} {neutralise(request.url.path, 200)}"
+        body = problem_body(NotFoundError(f"{where}: {error.detail}"))
+        body |= {"status": error.status_code, "title": error.detail}
         return JSONResponse(body, status_code=error.status_code, media_type=PROBLEM_JSON, headers=error.headers)
+
+    @app.exception_handler(Exception)
+    async def crash(_request: Request, _error: Exception) -> JSONResponse:
+        # The framework logs the exception after this; nothing of it is for the caller.
+        return _problem_response(NetworkToolsError("the server failed while it handled this request"))
 
 
 def _add_server_routes(app: FastAPI, server: EnhancedMCPServer) -> None:
@@ -171,28 +179,25 @@ async def _tool_output(server: EnhancedMCPServer, answer: Answer) -> ToolOutput:
     return tool_output(answer, list(page.items), page.total)
 
 
-async def _unless_disconnected(request: Request, work: Awaitable[T]) -> T:
+async def _unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """Await ``work``, and cancel it when the client goes away: nobody is left to read what it would find."""
 
     async def gone() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
 
-    working, watching = asyncio.ensure_future(work), asyncio.create_task(gone())
+    working, watching = asyncio.create_task(work), asyncio.create_task(gone())
     try:
         await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        # Here also when this request is cancelled, as a server that stops does: the run must have ended before it.
+        watching.cancel()
         if not working.done():
             working.cancel()
-        return await working
-    except asyncio.CancelledError:
-        if asyncio.current_task() is not None and working.cancelled():
-            raise NetworkToolsError("the client went away", code="cancelled") from None
-        raise
-    finally:
-        for task in (working, watching):
-            task.cancel()
-        with suppress(asyncio.CancelledError):
-            await watching
+        await asyncio.wait({working, watching})
+    if working.cancelled():
+        raise NetworkToolsError("the client went away", code="cancelled")
+    return working.result()
 
 
 def _add_run_routes(app: FastAPI, server: EnhancedMCPServer) -> None:
@@ -232,20 +237,24 @@ def _add_run_routes(app: FastAPI, server: EnhancedMCPServer) -> None:
         kept = record.raw
         if kept is None:
             if record.outcome is Outcome.RUNNING:
-                raise NetworkToolsError(f"run {record.id} is still going on", code="run_not_finished")
+                raise ConflictError(f"run {record.id} is still going on")
             raise NotFoundError(f"run {record.id} has no raw output", code="unknown_run")
+        # Read before the status line is sent: content that is missing or damaged must not begin as a 200.
+        first = await store.read_raw(kept, 0, CHUNK_BYTES)
 
         async def chunks() -> AsyncIterator[bytes]:
-            offset = 0
-            while data := await store.read_raw(kept, offset, CHUNK_BYTES):
-                offset += len(data)
+            data, offset = first, 0
+            while data:
                 yield data
+                offset += len(data)
+                data = await store.read_raw(kept, offset, CHUNK_BYTES)
 
         headers = {
             # What a scanned host wrote must never be rendered by a browser as a page of this server.
             "Content-Disposition": f'attachment; filename="{record.id}.raw"',
             "X-Content-Type-Options": "nosniff",
             "X-Content-SHA256": kept.sha256,
+            "Content-Length": str(kept.size),
         }
         return StreamingResponse(chunks(), media_type="application/octet-stream", headers=headers)
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from mcp_server.base_tool import ToolOutput
+from mcp_server.errors import NetworkToolsError, RefusedError
 from mcp_server.model.run import Coverage, Outcome
 
 if TYPE_CHECKING:
-    from mcp_server.errors import NetworkToolsError
     from mcp_server.model.asset import Host
     from mcp_server.model.digest import DigestView
     from mcp_server.steps.answer import Answer
@@ -95,8 +95,12 @@ def structured(answer: Answer) -> tuple[dict[str, Any], DigestView | None]:
 
 
 def refusal(error: NetworkToolsError) -> dict[str, Any]:
-    """The structured content of a call that was not run."""
-    return {"outcome": Outcome.REFUSED.value, "error": error.as_dict()}
+    """The structured content of a call without an answer: refused, or failed where it was allowed and could not run."""
+    outcome = Outcome.REFUSED if isinstance(error, RefusedError) else Outcome.FAILED
+    body: dict[str, Any] = {"outcome": outcome.value, "error": error.as_dict()}
+    if "run_id" in error.details:
+        body["run_id"] = error.details["run_id"]
+    return body
 
 
 def short_coverage(coverage: Coverage) -> dict[str, Any]:

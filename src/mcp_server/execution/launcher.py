@@ -215,7 +215,7 @@ class SupervisorLauncher:
     refusal: bytes = b"supervisor: failed to execute "
     farewell: bytes = b""
 
-    def wrap(self, argv: tuple[str, ...], limits: Bounds, folder: str) -> tuple[str, ...]:
+    def wrap(self, argv: tuple[str, ...], limits: Bounds, folder: str) -> tuple[str, ...]:  # noqa: ARG002 - a child inherits its folder
         """Prefix ``argv`` with this interpreter, without site and user packages, and the script."""
         script = str(Path(__file__).with_name("supervisor.py"))
         bounds = (f"{name}={value}" for name, value in limits.rlimits.items())
@@ -293,9 +293,10 @@ def _while_alive(folder: str) -> str:
 
     A death signal asked for after its sender's death never comes. unshare(1) changes folder in the forked child,
     when both signals have been asked for, and gives up where it cannot; so a server killed earlier starts no tool.
-    The entry "net" is gone as soon as a thread exits, also while it is a zombie, and anyone may pass through it.
+    What is inside "net" cannot be found as soon as the thread exits, also while it is a zombie, and unlike "cwd" or
+    "fd" it needs no permission to trace the server, which a user namespace takes away.
     """
-    return f"/proc/{os.getpid()}/task/{threading.get_native_id()}/net/../../../../..{folder}"
+    return f"/proc/{os.getpid()}/task/{threading.get_native_id()}/net/stat/../../../../../..{folder}"
 
 
 def _status_mask(pid: int | str, field: str) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Network, IPv6Network
 
 Network = IPv4Network | IPv6Network
@@ -25,6 +25,11 @@ class Target:
         """How many addresses this target covers."""
         return sum(network.num_addresses for network in self.networks)
 
+    @property
+    def versions(self) -> frozenset[int]:
+        """Which IP versions it covers: a subset of {4, 6}."""
+        return frozenset(network.version for network in self.networks)
+
     def canonical(self) -> tuple[str, ...]:
         """The numeric strings a tool receives: plain addresses for single hosts, CIDR otherwise."""
         return tuple(
@@ -46,7 +51,18 @@ class Targets:
     @property
     def versions(self) -> frozenset[int]:
         """Which IP versions occur: a subset of {4, 6}."""
-        return frozenset(network.version for item in self.items for network in item.networks)
+        return frozenset(version for item in self.items for version in item.versions)
+
+    def of_version(self, version: int) -> Targets:
+        """The same targets where a name that has both IP versions keeps only this one."""
+        return Targets(
+            tuple(
+                replace(item, networks=tuple(net for net in item.networks if net.version == version))
+                if len(item.versions) > 1
+                else item
+                for item in self.items
+            )
+        )
 
     def canonical(self) -> tuple[str, ...]:
         """Every numeric target string, in the order given."""

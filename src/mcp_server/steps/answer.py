@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import cached_property
 
 from mcp_server.base_tool import Parsed
 from mcp_server.errors import NetworkToolsError, PlatformError, ToolError
@@ -16,18 +17,23 @@ from mcp_server.steps.run import Execution
 STDERR_LIMIT = 4096
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Answer:
-    """The end of the road: the finished run, its folded hosts, bounded text, and the error where there is one."""
+    """The end of the road: the finished run, its folded hosts, bounded output, and the error where there is one."""
 
     run: Run
     digest: HostDigest | None = None
-    stdout: str = ""
+    output: bytes = field(default=b"", repr=False)
     truncated_stdout: bool = False
     truncated_stderr: bool = False
     timed_out: bool = False
     seconds: float = 0.0
     error: NetworkToolsError | None = None
+
+    @cached_property
+    def stdout(self) -> str:
+        """The output, neutralised. Made when it is asked for: a megabyte takes 5 ms, and no agent sees nmap's XML."""
+        return neutralise_lines(self.output)
 
 
 def conclude(run: Run, plan: Plan, execution: Execution) -> tuple[Run, NetworkToolsError | None]:
@@ -100,11 +106,11 @@ def _plain_coverage(plan: Plan, *, complete: bool) -> Coverage:
 
 
 def make_answer(run: Run, execution: Execution, error: NetworkToolsError | None) -> Answer:
-    """Build the answer of a finished run; all text in it is neutralised."""
+    """Build the answer of a finished run; all text that it shows is neutralised."""
     return Answer(
         run=run,
         digest=execution.digest,
-        stdout=neutralise_lines(execution.stdout),
+        output=execution.stdout,
         truncated_stdout=execution.truncated_stdout,
         truncated_stderr=execution.exit.stderr_truncated,
         timed_out=execution.exit.timed_out,
@@ -117,3 +123,15 @@ def neutralise_lines(text: bytes) -> str:
     """Neutralise output line by line, so that its own line breaks stay readable."""
     decoded = text.decode("utf-8", "surrogateescape")
     return "\n".join(neutralise(line, limit=1 << 20) for line in decoded.split("\n"))
+
+
+def whole_characters(data: bytes) -> bytes:
+    """Leave out a character of UTF-8 that the end of ``data`` cuts in two, unless nothing else is there."""
+    for size in range(1, min(4, len(data))):
+        byte = data[-size]
+        if byte >= 0xC0:  # the first byte of a character of two to four bytes (RFC 3629)
+            length = 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4
+            return data[:-size] if size < length else data
+        if byte < 0x80:
+            break
+    return data

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import getpass
+import os
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,6 +28,14 @@ class Call:
     parameters: ToolParameters
     actor: Actor
     correlation_id: str
+
+
+def user_name() -> str:
+    """The user this process runs as; its number where the system knows no name for it, as in some containers."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # KeyError up to Python 3.12
+        return f"uid {os.getuid()}"
 
 
 def new_run_id() -> str:

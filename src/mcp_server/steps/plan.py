@@ -32,6 +32,7 @@ async def plan(call: Call, config: Config, policy: ScopePolicy, resolver: Resolv
     tool, parameters, limits = call.tool, call.parameters, config.effective
     settings = read(parameters.extra_args, tool.flags(), max_length=limits.max_args_length)
     targets = await pin_targets(tool.targets_of(parameters), policy, resolver, max_addresses=tool.max_addresses)
+    targets = tool.choose(targets, settings)
     invocation = tool.compile(parameters, targets, settings)
     command = resolve_command(tool.command_name)
     bounds = Limits(

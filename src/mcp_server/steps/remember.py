@@ -35,6 +35,12 @@ def new_run(authorised: Authorised) -> Run:
         risk=plan.invocation.risk,
         argv=plan.argv,
         started=datetime.now(UTC),
+        coverage=Coverage(
+            addresses=plan.targets.canonical(),
+            planned=plan.targets.count,
+            ports=plan.invocation.ports,
+            not_looked_at_count=plan.targets.count,
+        ),
     )
 
 
@@ -46,6 +52,7 @@ class Recorder:
         self._store = store
         self._audit = audit
         self._pending: list[Host] = []
+        self._seen = asyncio.Event()
         self._writing = asyncio.Lock()
 
     async def begin(self) -> None:
@@ -55,6 +62,16 @@ class Recorder:
     def see(self, hosts: Iterable[Host]) -> None:
         """Take hosts from the parser; cheap, no I/O."""
         self._pending.extend(hosts)
+        if self._pending:
+            self._seen.set()
+
+    async def keep_writing(self) -> None:
+        """Write hosts as they are seen, until cancelled: few are left to write when the run ends, or is killed."""
+        while True:
+            await self._seen.wait()
+            self._seen.clear()
+            # The end of the run must not cut a write in two: its hosts would be lost.
+            await asyncio.shield(self.flush())
 
     async def flush(self) -> None:
         """Write what has been collected, in batches; hosts wait for the next call where a write fails."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mcp_server.base_tool import OutputParser, Parsed
 from mcp_server.execution.process import Exit, run_process
@@ -71,7 +71,7 @@ async def run(
     parser = plan.call.tool.parser(plan.call.parameters, plan.targets, plan.invocation)
     collector = _Collector(parser, recorder, spool, head_bytes)
     try:
-        async with _ticking(collector, recorder, plan.limits.timeout_sec, progress):
+        async with _beside(recorder.keep_writing(), _report(collector, recorder, plan.limits.timeout_sec, progress)):
             exit_ = await run_process(plan.argv, plan.limits, collector.take)
     except BaseException:
         if parser and collector.digest:
@@ -87,30 +87,32 @@ async def run(
     )
 
 
-@asynccontextmanager
-async def _ticking(
-    collector: _Collector, recorder: Recorder, timeout_sec: float, progress: Progress | None
-) -> AsyncIterator[None]:
-    async def tick() -> None:
-        loop = asyncio.get_running_loop()
-        started, shown = loop.time(), 0.0
-        while True:
-            await asyncio.sleep(TICK_SEC)
-            # The end of the run must not cut a write in two: its hosts would be lost.
-            await asyncio.shield(recorder.flush())
-            if progress is None:
-                continue
-            done = collector.parser.progress if collector.parser else None
-            elapsed = loop.time() - started
-            # A tool that does not say how far it is shows the share of its time limit instead.
-            shown = max(shown, min(done if done is not None else elapsed / timeout_sec, 0.99))
-            found = f", {collector.digest.up} up" if collector.digest else ""
-            await progress(shown, f"{recorder.run.tool}: {elapsed:.0f} s{found}")
+async def _report(collector: _Collector, recorder: Recorder, timeout_sec: float, progress: Progress | None) -> None:
+    """Tell how far the run is, once a second, until cancelled."""
+    if progress is None:
+        return
+    loop = asyncio.get_running_loop()
+    started, shown = loop.time(), 0.0
+    while True:
+        await asyncio.sleep(TICK_SEC)
+        done = collector.parser.progress if collector.parser else None
+        elapsed = loop.time() - started
+        # A tool that does not say how far it is shows the share of its time limit instead.
+        shown = max(shown, min(done if done is not None else elapsed / timeout_sec, 0.99))
+        found = f", {collector.digest.up} up" if collector.digest else ""
+        await progress(shown, f"{recorder.run.tool}: {elapsed:.0f} s{found}")
 
-    task = asyncio.create_task(tick())
+
+@asynccontextmanager
+async def _beside(*work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Do ``work`` while the block runs, and stop it then; what made one of them fail is raised at the end."""
+    tasks = [asyncio.create_task(each) for each in work]
     try:
         yield
     finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
+        for task in tasks:
+            task.cancel()
+        ends = await asyncio.gather(*tasks, return_exceptions=True)
+    for end in ends:
+        if isinstance(end, Exception):
+            raise end

@@ -141,6 +141,8 @@ def adopt_spool(state_dir: Path, run_id: str) -> Raw | None:
         for chunk in _decompressed(path):
             rescue.write(chunk)
         raw = rescue.finish()
+    except OSError as error:
+        raise explain_os_error(error, str(path)) from error
     finally:
         rescue.abort()
     with suppress(OSError):

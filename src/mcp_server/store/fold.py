@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 _PIECE_HOSTS = 200
 _PIECE_ROWS = 1000
-_DELAY_SECONDS = 0.05
+_DELAY_SECONDS = 0.25
 _RETRY_SECONDS = 1.0
 _LOOKED_AT = frozenset({"up", "down"})
 
@@ -126,29 +126,31 @@ class FoldWorker:
             self._wake.set()
 
     async def settle(self) -> None:
-        """Wait until everything that was written before this call is folded."""
-        if self._task is None:
-            return
-        self._hurry.set()
-        idle = asyncio.ensure_future(self._idle.wait())
-        try:
-            await asyncio.wait({idle, self._task}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            idle.cancel()
-            self._hurry.clear()
-        if self._task is not None and self._task.done():
-            self._task.result()  # a worker that has ended cannot have settled anything
+        """Wait until everything that was written before this call is folded; raises what ended the worker, if so."""
+        if self._task is not None:
+            await self._wait(self._task, None)
+            if self._task is not None and self._task.done():
+                self._task.result()
 
     async def stop(self, grace: float) -> None:
         """Fold for at most ``grace`` seconds more, then stop; what is left is folded at the next start."""
-        if self._task is None:
+        task, self._task = self._task, None
+        if task is None:
             return
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self.settle(), grace)
-        self._task.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._task
-        self._task = None
+        await self._wait(task, grace)
+        task.cancel()
+        (end,) = await asyncio.gather(task, return_exceptions=True)
+        if isinstance(end, Exception):
+            logger.error("store.fold_broke", exc_info=end)
+
+    async def _wait(self, task: asyncio.Task[None], seconds: float | None) -> None:
+        self._hurry.set()
+        idle = asyncio.ensure_future(self._idle.wait())
+        try:
+            await asyncio.wait({idle, task}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            idle.cancel()
+            self._hurry.clear()
 
     async def _work(self) -> None:
         while True:
@@ -157,8 +159,9 @@ class FoldWorker:
             await self._pause(_DELAY_SECONDS)
             self._wake.clear()
             try:
-                await self._drain()
+                # First, because the next write after it is a slow one, and so is made here and not by a call.
                 await self._database.maintain()
+                await self._drain()
             except NetworkToolsError as error:
                 logger.warning("store.fold_postponed: %s", error)
                 self._wake.set()

@@ -73,7 +73,11 @@ class SqliteDatabase(Database):
         @event.listens_for(engine.sync_engine, "begin")
         def _begin(connection: Any) -> None:
             # Straight to the driver: through a cursor it would be three turns of its thread instead of one.
-            connection.connection.dbapi_connection.run_async(lambda driver: driver.execute(begin))
+            # SQLAlchemy does not see errors raised there, so they are translated here.
+            try:
+                connection.connection.dbapi_connection.run_async(lambda driver: driver.execute(begin))
+            except sqlite3.Error as error:
+                raise self.explain(error) from error
 
         return engine
 

@@ -95,6 +95,13 @@ class NmapTool(MCPBaseTool):
     parameters = NmapInput
     has_parser = True
 
+    def choose(self, targets: Targets, settings: tuple[Setting, ...]) -> Targets:
+        """One IP version, as nmap takes only one: IPv4 for names that have both, unless -6 or another target decides."""
+        wants_ipv6 = any(setting.flag.name == "-6" for setting in settings) or any(
+            item.versions == {6} for item in targets.items
+        )
+        return targets.of_version(6 if wants_ipv6 else 4)
+
     def compile(self, parameters: NmapInput, targets: Targets, settings: tuple[Setting, ...]) -> Invocation:
         """Return the argv of one scan, its risk, the ports it will test and about what it costs.
 
@@ -108,7 +115,7 @@ class NmapTool(MCPBaseTool):
             allow_intrusive=self.policy.allow_intrusive,
             raw_sockets=self.policy.raw_sockets,
         )
-        _check_targets(targets, scan)
+        _check_targets(targets, scan, self.max_addresses)
         return Invocation(
             args=build_args(
                 scan,
@@ -156,12 +163,12 @@ def _written(parameters: NmapInput) -> dict[str, Any]:
     return written
 
 
-def _check_targets(targets: Targets, scan: Scan) -> None:
+def _check_targets(targets: Targets, scan: Scan, max_addresses: int) -> None:
     if not targets.count:
         raise TargetError("there is no address to scan")
-    if targets.count > MAX_ADDRESSES:
+    if targets.count > max_addresses:
         raise TargetError(
-            f"{targets.count} addresses are too many for one nmap call; the limit is {MAX_ADDRESSES}",
+            f"{targets.count} addresses are too many for one nmap call; the limit is {max_addresses}",
             code="too_many_targets",
         )
     if len(targets.versions) > 1:
@@ -171,7 +178,7 @@ def _check_targets(targets: Targets, scan: Scan) -> None:
         )
         raise ArgumentError(
             f"'{four}' is IPv4 and '{six}' is IPv6; one nmap run takes only one of the two",
-            hint="Call once for each; for a name that has both, give the address instead.",
+            hint="Call once for each; a name that has both is scanned over IPv4, or with -6 over IPv6.",
             parameter="target",
         )
     if scan.ipv6 and targets.versions != {6}:

@@ -23,7 +23,6 @@ from mcp_server.model.untrusted import neutralise
 from mcp_server.tools.nmap_host import Attributes, HostReader, number
 from mcp_server.tools.nmap_progress import NmapProgress
 
-
 TOKEN_LIMIT = 4 * 1024 * 1024
 """Bytes one tag with its attributes may take; nmap's longest, a list of every second port, is about 200 kB."""
 HOST_LIMIT = 512 * 1024 * 1024

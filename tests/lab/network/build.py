@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.lab.network import topology
-from tests.lab.network.daemons import WORK, Running
+from tests.lab.network.daemons import WORK, Running, copy_programs
 from tests.lab.network.namespaces import NAMESPACES
 from tests.lab.network.programs import LabError, find, run
 from tests.lab.network.services import SERVICES
@@ -57,6 +57,7 @@ def build(truth: Truth, steps: dict[str, float]) -> dict[str, str]:
         return value
 
     timed("room", make_room)
+    timed("programs", copy_programs)
     running = Running()
     with ThreadPoolExecutor(4) as pool:
         timed("links", topology.lay_links, truth)

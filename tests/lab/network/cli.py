@@ -8,7 +8,7 @@ import os
 import sys
 from dataclasses import asdict
 
-from tests.lab.network.handle import Lab, kill_init
+from tests.lab.network.handle import Lab
 from tests.lab.network.programs import ROOT, LabError
 from tests.lab.network.truth import make_truth
 
@@ -73,14 +73,14 @@ def _status(_options: argparse.Namespace) -> int:
 
 
 def _down(_options: argparse.Namespace) -> int:
-    kill_init(_load().pid)
+    _load().stop()
     _STATE.unlink(missing_ok=True)
     return 0
 
 
 def _load() -> Lab:
     pid = json.loads(_STATE.read_text())["pid"] if _STATE.exists() else 0
-    return Lab(make_truth(fleet=0, databases=False), pid, {})
+    return Lab(make_truth(fleet=0, databases=False), pid)
 
 
 def _print(text: str) -> None:

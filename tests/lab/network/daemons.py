@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -16,6 +17,7 @@ from tests.lab.network.programs import ROOT, find
 WORK: Final = Path("/run/lab")
 """All files of a lab: a memory file system that only the lab's own mount namespace has, and that ends with it."""
 
+_COPIED: Final = ("named", "ntpd")
 _LISTENING: Final = {"tcp": "0A", "tcp6": "0A", "udp": "07", "udp6": "07"}  # include/net/tcp_states.h
 
 
@@ -44,13 +46,25 @@ def write(path: str, text: str, mode: int = 0o644) -> Path:
     return file
 
 
+def copy_programs() -> None:
+    """Copy the programs that AppArmor knows by their path, and would keep out of the lab's files.
+
+    To be called before there are threads: a file still open for writing in another thread's child cannot be executed.
+    """
+    for program in _COPIED:
+        shutil.copy(find(program), folder("bin") / program)
+
+
+def own_copy(program: str) -> str:
+    """The path of a program's copy in the lab."""
+    return str(WORK / "bin" / program)
+
+
 def folder(path: str, owner: str | None = None) -> Path:
     """Make a folder below `WORK`, writable for ``owner`` if one is named."""
     made = WORK / path
     made.mkdir(parents=True, exist_ok=True)
     if owner:
-        import shutil
-
         shutil.chown(made, owner, owner)
     return made
 

@@ -7,8 +7,14 @@ import random
 from dataclasses import dataclass
 from typing import Final
 
+from tests.lab.network.endpoint import Endpoint
+
 FLEET_NETWORK: Final = "10.78.0.0/16"
 _SEED: Final = 7801
+
+# What the fleet's listeners claim to be. They are made up, so they do not follow the installed programs.
+FLEET_NGINX: Final = "1.22.1"
+FLEET_OPENSSH: Final = "9.2p1 Debian 2+deb12u3"
 
 # profile: its open TCP ports, and how often it is met
 _PROFILES: Final[dict[str, tuple[tuple[int, ...], int]]] = {
@@ -25,11 +31,27 @@ _PROFILES: Final[dict[str, tuple[tuple[int, ...], int]]] = {
     "pingonly": ((), 8),
 }
 FLEET_PORTS: Final = tuple(sorted({port for ports, _ in _PROFILES.values() for port in ports}))
+FLEET_WEB_PORTS: Final = (80, 631, 8080)
+
+_NAMES: Final = {
+    135: "msrpc",
+    139: "netbios-ssn",
+    443: "https",
+    445: "microsoft-ds",
+    515: "printer",
+    554: "rtsp",
+    3306: "mysql",
+    3389: "ms-wbt-server",
+    5432: "postgresql",
+    6379: "redis",
+    9100: "jetdirect",
+    17571: "unknown",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class FleetHost:
-    """One fleet address. ``resets``: its closed ports answer with a reset, else they are silent."""
+    """One fleet address, IPv4 only. ``resets``: its closed ports answer with a reset, else they are silent."""
 
     address: str
     profile: str
@@ -41,6 +63,19 @@ class FleetHost:
     def unlisted(self) -> str:
         """The state of every TCP port that is not in ``tcp``."""
         return "closed" if self.resets else "filtered"
+
+    @property
+    def endpoints(self) -> tuple[Endpoint, ...]:
+        """The open ports with what nmap -sV makes of them."""
+        return tuple(_endpoint(port) for port in self.tcp)
+
+
+def _endpoint(port: int) -> Endpoint:
+    if port == 22:
+        return Endpoint("tcp", port, "ssh", "OpenSSH", FLEET_OPENSSH, ipv6=False)
+    if port in FLEET_WEB_PORTS:
+        return Endpoint("tcp", port, "http", "nginx", FLEET_NGINX, ipv6=False)
+    return Endpoint("tcp", port, _NAMES[port], ipv6=False)
 
 
 def make_fleet(count: int) -> dict[str, FleetHost]:

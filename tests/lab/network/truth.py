@@ -13,7 +13,8 @@ from enum import StrEnum
 from functools import cached_property
 from typing import Final
 
-from tests.lab.network.fleet import FLEET_NETWORK, FleetHost, make_fleet
+from tests.lab.network.endpoint import Certificate, Endpoint
+from tests.lab.network.fleet import FleetHost, make_fleet
 from tests.lab.network.versions import Versions, installed_versions
 
 DOMAIN: Final = "lab.internal"
@@ -35,39 +36,6 @@ class Behaviour(StrEnum):
     TARPIT = "accepts on every TCP port and never speaks"
     SLOW = "is 150 ms away in each direction and loses 5 % of packets"
     HOSTILE = "sends banners made to harm whoever reads them"
-
-
-@dataclass(frozen=True, slots=True)
-class Certificate:
-    """The certificate a TLS port shows. All of the lab's are self-signed."""
-
-    common_name: str
-    expired: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """One open port.
-
-    ``product`` and ``version`` are what nmap -sV prints; None means that the truth makes no statement, because nmap
-    has no stable answer there. ``version`` "" means that nmap knows the product and prints no version. ``state`` is the
-    most a scanner can know of the port. ``ipv6`` is false where the daemon listens on IPv4 only.
-    """
-
-    transport: str
-    port: int
-    service: str
-    product: str | None = None
-    version: str | None = None
-    tunnel: str = ""
-    certificate: Certificate | None = None
-    ipv6: bool = True
-    state: str = "open"
-
-    @property
-    def key(self) -> str:
-        """The port as people write it: ``80/tcp``."""
-        return f"{self.port}/{self.transport}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +185,7 @@ _UDP = (
 _HOSTILE = (
     Endpoint("tcp", 80, "http", "Apache httpd", "2.4"),
     Endpoint("tcp", 2323, "telnet"),
-    Endpoint("tcp", 9000, "unknown"),
+    Endpoint("tcp", 9000, "cslistener"),  # only the name nmap gives the number
 )
 
 
@@ -227,6 +195,3 @@ def _dns(product: str, version: str) -> tuple[Endpoint, ...]:
 
 def _https(port: int, version: str, certificate: Certificate) -> Endpoint:
     return Endpoint("tcp", port, "http", "nginx", version, tunnel="ssl", certificate=certificate)
-
-
-__all__ = ["FLEET_NETWORK", "Behaviour", "Certificate", "Endpoint", "FleetHost", "LabHost", "Truth", "make_truth"]

@@ -11,16 +11,20 @@ import socket
 import sys
 from typing import Final
 
+from tests.lab.network.fleet import FLEET_NGINX, FLEET_OPENSSH, FLEET_WEB_PORTS
+
 _HTTP: Final = (
-    b"HTTP/1.1 200 OK\r\nServer: nginx/1.22.1\r\nContent-Type: text/html\r\nContent-Length: 37\r\n"
-    b"Connection: close\r\n\r\n<html><title>fleet</title>hi</html>\r\n"
-)
-_GREETING: Final = {22: b"SSH-2.0-OpenSSH_9.2p1 Debian-2+deb12u3\r\n", 17571: b"220 odd ready\r\n"}
+    f"HTTP/1.1 200 OK\r\nServer: nginx/{FLEET_NGINX}\r\nContent-Type: text/html\r\nContent-Length: 36\r\n"
+    "Connection: close\r\n\r\n<html><title>fleet</title>hi</html>\r\n"
+).encode()
+_GREETING: Final = {
+    22: f"SSH-2.0-OpenSSH_{FLEET_OPENSSH.replace('Debian ', 'Debian-')}\r\n".encode(),
+    17571: b"220 odd ready\r\n",
+}
 _ANSWER: Final = {
     6379: b"-NOAUTH Authentication required.\r\n",
     554: b"RTSP/1.0 200 OK\r\nCSeq: 1\r\nPublic: OPTIONS, DESCRIBE\r\n\r\n",
 }
-_WEB_PORTS: Final = {80, 8080, 631}
 
 # What an attacker would say to a scanner's reader: terminal escapes, markup, orders to a model, broken UTF-8, bulk.
 _HOSTILE_GREETING: Final = {
@@ -58,7 +62,7 @@ class Fleet(Peer):
 
     def data_received(self, data: bytes) -> None:
         """Answer once; the web and TLS ports close then."""
-        if self.port in _WEB_PORTS:
+        if self.port in FLEET_WEB_PORTS:
             self.transport.write(_HTTP)
             self.transport.close()
         elif self.port == 443:

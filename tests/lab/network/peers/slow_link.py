@@ -1,8 +1,8 @@
 """Joins two namespaces by a pair of TAP devices, and holds back or loses what passes: netem in user space.
 
 Arguments: IP NAMESPACE DEVICE BRIDGE PEER MAC DELAY LOSS. DEVICE appears in NAMESPACE on BRIDGE, ``eth0`` with MAC in
-PEER; IP is the path of ip(8), DELAY is in seconds each way, LOSS a share from 0 to 1. ARP is never lost, so that
-neighbours are always known.
+PEER; IP is the path of ip(8), DELAY is in seconds each way, LOSS a share from 0 to 1. ARP and neighbour
+discovery are never lost: they stand for a link that is not slow, to a router that is.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ import time
 
 _CLONE_NEWNET = 0x40000000
 _TUNSETIFF, _IFF_TAP, _IFF_NO_PI = 0x400454CA, 0x0002, 0x1000
-_ARP = b"\x08\x06"
+_ARP, _IPV6, _ICMPV6 = b"\x08\x06", b"\x86\xdd", 58
+_NEIGHBOUR_DISCOVERY = range(133, 138)  # RFC 4861, section 4
 _FRAME = 2048
 
 
@@ -47,7 +48,7 @@ def relay(one: int, other: int, delay: float, loss: float) -> None:
         now = time.monotonic()
         for tap in readable:
             for frame in _read_all(tap):
-                if frame[12:14] == _ARP or rnd.random() >= loss:
+                if _finds_neighbours(frame) or rnd.random() >= loss:
                     count += 1  # keeps the order of frames that are due at the same moment
                     heapq.heappush(waiting, (now + delay, count, other if tap == one else one, frame))
         while waiting and waiting[0][0] <= now:
@@ -56,6 +57,11 @@ def relay(one: int, other: int, delay: float, loss: float) -> None:
                 os.write(tap, frame)
             except OSError:  # the far device is down or full: the frame is lost, as on a wire
                 continue
+
+
+def _finds_neighbours(frame: bytes) -> bool:
+    kind = frame[12:14]
+    return kind == _ARP or (kind == _IPV6 and frame[20] == _ICMPV6 and frame[54] in _NEIGHBOUR_DISCOVERY)
 
 
 def _read_all(tap: int) -> list[bytes]:

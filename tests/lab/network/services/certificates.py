@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from tests.lab.network.daemons import folder
-from tests.lab.network.truth import Certificate
+from tests.lab.network.endpoint import Certificate
 
 
 def make_certificate(certificate: Certificate) -> Path:

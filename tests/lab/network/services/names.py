@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import ipaddress
-import shutil
 from collections.abc import Iterable
 
-from tests.lab.network.daemons import WORK, Daemon, folder, write
+from tests.lab.network.daemons import WORK, Daemon, folder, own_copy, write
 from tests.lab.network.programs import find
 from tests.lab.network.truth import DOMAIN, LabHost, Truth
 
@@ -52,9 +51,6 @@ def _dnsmasq(truth: Truth) -> Daemon:
 
 def _bind(truth: Truth) -> Daemon:
     home = folder("named")
-    # AppArmor's profile for /usr/sbin/named goes by path and would keep it out of the lab's files.
-    program = folder("bin") / "named"
-    shutil.copy(find("named"), program)
     write(
         "named/zone",
         "\n".join(
@@ -83,7 +79,7 @@ controls {{ }};
 zone "{DOMAIN}" {{ type master; file "{home}/zone"; }};
 """,
     )
-    return Daemon("named", "udp1", [str(program), "-g", "-n", "1", "-c", str(configuration)], _DNS)
+    return Daemon("named", "udp1", [own_copy("named"), "-g", "-n", "1", "-c", str(configuration)], _DNS)
 
 
 def _own_addresses(host: LabHost) -> Iterable[str]:

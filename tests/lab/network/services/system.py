@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable
 
-from tests.lab.network.daemons import WORK, Daemon, folder, write
+from tests.lab.network.daemons import WORK, Daemon, folder, own_copy, write
 from tests.lab.network.programs import find
 from tests.lab.network.truth import Truth
 
@@ -53,9 +52,7 @@ sysname {truth["snmp1"].fqdn}
 
 
 def _ntpd() -> Daemon:
-    # Copied for AppArmor's sake, like named. The machine's clock is only read: "disable ntp", and no peer but itself.
-    program = folder("bin") / "ntpd"
-    shutil.copy(find("ntpd"), program)
+    # The machine's clock is only read: "disable ntp", and no peer but itself.
     configuration = write(
         "ntp.conf",
         f"""\
@@ -65,4 +62,4 @@ driftfile {WORK}/ntp.drift
 disable ntp
 """,
     )
-    return Daemon("ntpd", "udp1", [str(program), "-n", "-g", "-x", "-c", str(configuration)], [("udp", 123)])
+    return Daemon("ntpd", "udp1", [own_copy("ntpd"), "-n", "-g", "-x", "-c", str(configuration)], [("udp", 123)])

@@ -1,0 +1,69 @@
+"""Processes below a process, by the kernel's own lists (proc(5))."""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def descendants(pid: int) -> Iterator[int]:
+    """Every process below ``pid`` that is there when it is looked at."""
+    for listing in Path(f"/proc/{pid}/task").glob("*/children"):
+        try:
+            children = [int(child) for child in listing.read_text().split()]
+        except OSError:
+            continue
+        for child in children:
+            yield child
+            yield from descendants(child)
+
+
+class EndOf:
+    """Notes when a program below a process ends, on the clock of `time.perf_counter`.
+
+    A thread that waits: use it in a process that is otherwise idle.
+    """
+
+    def __init__(self, program: str, below: int) -> None:
+        self._program = program
+        self._below = below
+        self._ended: float | None = None
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def at(self) -> float:
+        """When it ended; RuntimeError where it was never seen."""
+        self._thread.join(timeout=10)
+        if self._ended is None:
+            raise RuntimeError(f"{self._program} was not seen to end")
+        return self._ended
+
+    def _watch(self) -> None:
+        until = time.monotonic() + 30
+        while time.monotonic() < until:
+            for pid in descendants(self._below):
+                if self._is_wanted(pid):
+                    self._await_end(pid)
+                    return
+            time.sleep(0.002)
+
+    def _is_wanted(self, pid: int) -> bool:
+        try:
+            return Path(f"/proc/{pid}/comm").read_text().strip() == self._program
+        except OSError:
+            return False
+
+    def _await_end(self, pid: int) -> None:
+        try:
+            descriptor = os.pidfd_open(pid)
+        except ProcessLookupError:
+            return
+        try:
+            if select.select([descriptor], [], [], 120)[0]:
+                self._ended = time.perf_counter()
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,211 @@
+"""A host that cannot run a tool: no binary, disk space or permission, names that lead nowhere; through all doors."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.support.doors import DOORS, ROOT, Reply, environment, open_doors
+from tests.support.namespaces import mount_namespace
+from tests.support.processes import binary
+from tests.unit.scope.loopback_dns import Zone
+
+from mcp_server.errors import ERRORS
+
+CALL = {"target": "127.0.0.1", "mode": "discover"}
+
+
+@pytest.fixture
+def spied_nmap(tmp_path: Path) -> Iterator[Path]:
+    """A folder for PATH whose nmap leaves a mark for every start; the test fails where there is one at its end."""
+    folder = tmp_path / "spy"
+    folder.mkdir()
+    script = folder / "nmap"
+    script.write_text(f'#!/bin/sh\necho started >> "{folder}/marks"\nexec {binary("nmap")} "$@"\n')
+    script.chmod(0o755)
+    yield folder
+    assert not (folder / "marks").exists(), "a process was started"
+
+
+def assert_failed(reply: Reply, door: str, code: str) -> None:
+    """The door gave this error with a hint, its own status, and nothing that looks like success."""
+    assert reply.error is not None, f"{door}: {reply.text}"
+    assert reply.code == code, f"{door}: {reply.error}"
+    assert reply.error["message"]
+    assert reply.error["hint"]
+    spec = ERRORS[code]
+    if door == "rest":
+        assert reply.status == spec.http
+    if door == "cli":
+        assert reply.status == spec.exit
+    if door in {"stdio", "http"}:
+        assert reply.body["outcome"] in {"refused", "failed"}
+
+
+async def test_a_missing_nmap(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    async with open_doors(tmp_path / "state", PATH=str(tmp_path / "empty")) as doors:
+        for door in DOORS:
+            reply = await doors.call(door, "nmap", CALL)
+            assert_failed(reply, door, "binary_not_found")
+            assert reply.error is not None
+            assert "apt-get install nmap" in reply.error["hint"]
+        health = await doors.rest.get("/health")
+    assert (health.status_code, health.json()["status"]) == (503, "unhealthy")
+    nmap = next(check for check in health.json()["checks"] if check["name"] == "tool nmap")
+    assert nmap["state"] == "failed"
+    assert "apt-get install nmap" in nmap["remedy"]
+
+
+async def test_an_nmap_that_may_not_be_executed(tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "nmap").write_text("#!/bin/sh\n")
+    async with open_doors(tmp_path / "state", PATH=str(tmp_path / "bin")) as doors:
+        for door in DOORS:
+            reply = await doors.call(door, "nmap", CALL)
+            assert_failed(reply, door, "permission_denied")
+            assert reply.error is not None
+            assert f"chmod a+x {tmp_path}/bin/nmap" in reply.error["hint"]
+
+
+def fill(folder: Path, *, leaving: int) -> None:
+    """Fill the file system of ``folder`` up to ``leaving`` bytes (whole pages)."""
+    filler = folder / "filler"
+    filler.unlink(missing_ok=True)
+    status = os.statvfs(folder)
+    filler.write_bytes(bytes(max(0, status.f_bavail * status.f_frsize - leaving)))
+
+
+@pytest.mark.parametrize("leaving", [0, 8192], ids=["for-the-log", "for-the-store"])
+async def test_no_disk_space(tmp_path: Path, spied_nmap: Path, leaving: int) -> None:
+    state = tmp_path / "state"
+    state.mkdir(mode=0o700)
+    with mount_namespace('mount -t tmpfs -o size=1m,mode=700 tmpfs "$1"', str(state)) as inside:
+        path = f"{spied_nmap}:{os.environ['PATH']}"
+        # The servers make their token and audit log before there is no more room; the test reads the token outside.
+        (inside.see(state) / "token").write_text("t" * 43)
+        (state / "token").write_text("t" * 43)
+        for token in (inside.see(state) / "token", state / "token"):
+            token.chmod(0o600)
+        async with open_doors(state, prefix=inside.prefix, PATH=path) as doors:
+            for door in DOORS:
+                fill(inside.see(state), leaving=leaving)
+                reply = await doors.call(door, "nmap", CALL)
+                assert_failed(reply, door, "disk_full")
+            (inside.see(state) / "filler").unlink()
+            reply = await doors.call("rest", "nmap", {"target": "8.8.8.8"})
+            assert reply.code == "target_out_of_scope", "the server has lived through it"
+
+
+def without_file_privileges() -> tuple[str, ...]:
+    """A prefix that runs a command as this user, held by file modes even where that is root."""
+    if os.geteuid():
+        return ()
+    return (binary("setpriv"), "--bounding-set=-dac_override,-dac_read_search", "--")
+
+
+async def test_a_state_folder_that_became_read_only(tmp_path: Path, spied_nmap: Path) -> None:
+    state = tmp_path / "state"
+    path = f"{spied_nmap}:{os.environ['PATH']}"
+    async with open_doors(state, prefix=without_file_privileges(), PATH=path) as doors:
+        state.chmod(0o500)
+        try:
+            for door in DOORS:
+                reply = await doors.call(door, "nmap", CALL)
+                assert_failed(reply, door, "audit_unavailable")
+            health = await doors.rest.get("/health")
+        finally:
+            state.chmod(0o700)
+    assert health.status_code == 503
+    folder = next(check for check in health.json()["checks"] if check["name"] == "state folder")
+    assert folder["state"] == "failed"
+    assert str(state) in folder["remedy"]
+
+
+@pytest.mark.parametrize("words", [["serve", "--transport", "http"], ["serve"], ["call", "nmap", "target=127.0.0.1"]])
+def test_a_state_folder_that_cannot_be_made(tmp_path: Path, words: list[str]) -> None:
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=0o500)
+    done = subprocess.run(
+        [*without_file_privileges(), sys.executable, "-m", "mcp_server", *words],
+        env=environment(locked / "state"),
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 9, done.stderr
+    assert done.stderr.startswith(f"permission_denied: the state folder {locked}/state cannot be made")
+    assert "MCP_STATE_DIR" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@asynccontextmanager
+async def name_server(address: str, records: dict[str, list[str]]) -> AsyncIterator[Zone]:
+    zone = Zone(records=records)
+    loop = asyncio.get_running_loop()
+    transport, _ = await loop.create_datagram_endpoint(lambda: zone, local_addr=(address, 53))
+    try:
+        yield zone
+    finally:
+        transport.close()
+
+
+NAMES: list[tuple[str, list[str] | None, str]] = [
+    ("nowhere.lab.internal", None, "target_unresolvable"),
+    ("empty.lab.internal", [], "target_unresolvable"),
+    ("public.lab.internal", ["A 8.8.8.8"], "target_out_of_scope"),
+    ("one-of-two.lab.internal", ["A 10.0.0.1", "A 8.8.8.8"], "target_out_of_scope"),
+    ("metadata.lab.internal", ["A 169.254.169.254"], "target_out_of_scope"),
+    ("mapped.lab.internal", ["AAAA ::ffff:10.0.0.1"], "target_out_of_scope"),
+    ("alias.lab.internal", ["CNAME public.lab.internal."], "target_out_of_scope"),
+]
+
+
+async def test_names_that_lead_nowhere_or_out_of_scope(tmp_path: Path, spied_nmap: Path) -> None:
+    address = f"127.53.{os.getpid() >> 8 & 255}.{os.getpid() & 255 or 1}"
+    (tmp_path / "resolv.conf").write_text(f"nameserver {address}\noptions timeout:2 attempts:1\n")
+    zone = {name: records for name, records, _ in NAMES if records is not None}
+    script = 'mount --bind "$1" "$(readlink -f /etc/resolv.conf)"'
+    with mount_namespace(script, str(tmp_path / "resolv.conf")) as inside:
+        async with (
+            name_server(address, zone | {"here.lab.internal": ["A 127.0.0.1"]}) as server,
+            open_doors(tmp_path / "state", prefix=inside.prefix, PATH=f"{spied_nmap}:{os.environ['PATH']}") as doors,
+        ):
+            for door in DOORS:
+                for name, _, code in NAMES:
+                    reply = await doors.call(door, "nmap", {"target": name})
+                    assert_failed(reply, door, code)
+                    assert reply.error is not None
+                    assert name in reply.error["message"], "the error names the offending name"
+            assert ("nowhere.lab.internal.", "A") in server.questions
+            assert not (spied_nmap / "marks").exists()
+            reply = await doors.call("rest", "nmap", {"target": "here.lab.internal", "mode": "discover"})
+    assert reply.error is None, "a good name on the same server is scanned"
+    assert reply.body["hosts"][0]["address"] == "127.0.0.1"
+    (spied_nmap / "marks").unlink()
+
+
+def test_the_binary_is_looked_up_where_the_server_runs(tmp_path: Path) -> None:
+    """`doctor` on a host without nmap: what is missing, what still works, and the command that mends it."""
+    done = subprocess.run(
+        [sys.executable, "-m", "mcp_server", "doctor", "--json"],
+        env=environment(tmp_path / "state", PATH=str(tmp_path)), cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    report: dict[str, Any] = json.loads(done.stdout)
+    assert (done.returncode, report["state"]) == (9, "failed")
+    nmap = report["checks"][0]
+    assert nmap["name"] == "tool nmap"
+    assert nmap["works"]
+    assert nmap["remedy"] == "Install it, on Debian or Ubuntu with: sudo apt-get install nmap"
+    assert shutil.which("nmap"), "the test says nothing on a host that has no nmap anyway"

@@ -1,0 +1,63 @@
+"""The documentation says what the code does: generated pages are current, every tool has its page, links lead somewhere."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mcp_server.base_tool import ToolPolicy
+from mcp_server.discovery import discover
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def test_the_pages_made_from_code_are_current() -> None:
+    done = subprocess.run(
+        [sys.executable, ROOT / "scripts/docs.py", "--check"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("tool", discover(ToolPolicy()).tools)
+def test_every_tool_has_a_page_that_names_its_parameters(tool: str) -> None:
+    page = (ROOT / "docs/tools" / f"{tool}.md").read_text()
+    for parameter in discover(ToolPolicy()).get(tool).parameters.model_fields:
+        assert f"`{parameter}`" in page
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_and_named_files_exist(page: Path) -> None:
+    text = page.read_text()
+    for target in re.findall(r"\]\((?!https?:|#|mailto:)([^)#]+)", text):
+        assert (page.parent / target).exists(), f"{page.name} links to {target}"
+    for named in re.findall(r"\b(docs/[\w/.-]+\.md)\b", text):
+        assert (ROOT / named).exists(), f"{page.name} names {named}"
+
+
+def test_every_make_target_that_is_documented_exists() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+    named = {name for page in PAGES for name in re.findall(r"`make ([a-z-]+)", page.read_text())}
+    assert named <= targets
+
+
+def test_the_json_in_the_client_page_is_json() -> None:
+    blocks = re.findall(r"```json\n(.*?)```", (ROOT / "docs/clients.md").read_text(), re.S)
+    parsed = [json.loads(block) for block in blocks]
+    assert [next(iter(each)) for each in parsed] == ["mcpServers", "servers"]
+
+
+def test_the_project_speaks_of_itself_alone() -> None:
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    # In pieces, so that this file does not find itself.
+    words = ["pypi" + ".org", "npmjs" + ".org", "files.python" + "hosted", "/ro" + "ot/", "deb.deb" + "ian.org"]
+    for name in tracked:
+        path = ROOT / name
+        if path.is_file() and path.suffix not in {".gz", ".png"}:
+            text = path.read_text(errors="replace")
+            assert not [word for word in words if word in text], name
