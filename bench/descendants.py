@@ -63,7 +63,9 @@ class EndOf:
         except ProcessLookupError:
             return
         try:
-            if select.select([descriptor], [], [], 120)[0]:
+            ending = select.poll()
+            ending.register(descriptor, select.POLLIN)
+            if ending.poll(120_000):
                 self._ended = time.perf_counter()
         finally:
             os.close(descriptor)

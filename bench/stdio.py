@@ -95,10 +95,11 @@ class Session:
         if self.process.stdout is None:
             raise RuntimeError("the server was started without a pipe")
         descriptor = self.process.stdout.fileno()
+        waiting = select.poll()
+        waiting.register(descriptor, select.POLLIN)
         until = time.monotonic() + _PATIENCE_SEC
         while b"\n" not in self._held:
-            ready, _, _ = select.select([descriptor], [], [], max(0.0, until - time.monotonic()))
-            if not ready:
+            if not waiting.poll(1000 * max(0.0, until - time.monotonic())):
                 raise TimeoutError(f"no answer within {_PATIENCE_SEC:g} s")
             data = os.read(descriptor, 1 << 20)
             if not data:

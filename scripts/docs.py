@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mcp_server.config.show import configuration_table
-from mcp_server.errors import ERRORS
+from mcp_server.errors import ERRORS, ErrorSpec
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 
@@ -23,8 +23,8 @@ hint that says what to do, and whether the same call may succeed later. HTTP doo
 | code | HTTP | exit | error_type | retry | what to do |
 |---|---|---|---|---|---|"""
 _ERRORS_FOOT = """
-Exit codes: 0 success, 1 defect, 2 usage, 3 refused, 4 not found, 5 the tool failed, 6 cut short (what was found is kept),
-7 busy, 8 configuration, 9 the host lacks something, 130 interrupted by Ctrl-C.
+Exit codes: 0 success, 1 defect, 2 usage, 3 refused, 4 not found, 5 the tool failed, 6 cut short (what was found is
+kept), 7 busy, 8 configuration, 9 the host lacks something, 130 interrupted by Ctrl-C.
 """
 _CLI_HEAD = """# Command line
 
@@ -34,10 +34,15 @@ running shell.
 """
 
 
+def retry(spec: ErrorSpec) -> str:
+    """Whether trying again may help, in a word."""
+    return "yes" if spec.retryable else "no"
+
+
 def errors_page() -> str:
     """The table of error codes."""
     rows = [
-        f"| `{code}` | {spec.http} | {spec.exit} | {spec.type.value} | {'yes' if spec.retryable else 'no'} | {spec.hint} |"
+        f"| `{code}` | {spec.http} | {spec.exit} | {spec.type.value} | {retry(spec)} | {spec.hint} |"
         for code, spec in ERRORS.items()
     ]
     return "\n".join([_ERRORS_HEAD, *rows, _ERRORS_FOOT])

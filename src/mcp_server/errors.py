@@ -82,6 +82,9 @@ ERRORS: Final[dict[str, ErrorSpec]] = {
     "unknown_tool": ErrorSpec(404, ExitCode.NOT_FOUND, _V, False, "List the tools and use one of those names."),
     "unknown_run": ErrorSpec(404, ExitCode.NOT_FOUND, _V, False, "List the runs and use one of those ids."),
     "not_found": ErrorSpec(404, ExitCode.NOT_FOUND, _V, False, "Check the address against the API page."),
+    "method_not_allowed": ErrorSpec(
+        405, ExitCode.USAGE, _V, False, "Use one of the methods that the Allow header lists."
+    ),
     "run_not_finished": ErrorSpec(409, ExitCode.BUSY, _V, True, "Wait until the run has ended and ask again."),
     # the target
     "invalid_target": ErrorSpec(

@@ -18,12 +18,12 @@ from mcp.server.caching import CacheHint
 from mcp.server.lowlevel import Server
 from mcp.server.subscriptions import ListenHandler
 from mcp.shared.exceptions import MCPError
-from tests.contract import wire_tools
-from tests.contract.everything_tools import BUS, FIXTURES, PNG, Context, answered, ask_user, embedded
 
-from mcp_server.doors.guards import allowed_hosts, allowed_origins
+from mcp_server.config.sections import ServerConfig
 from mcp_server.doors.http import compose, listen, mcp_app, serve_http
 from mcp_server.doors.stdio import serve_stdio
+from tests.contract import wire_tools
+from tests.contract.everything_tools import BUS, FIXTURES, PNG, Context, answered, ask_user, embedded
 
 assert wire_tools.__name__, "imported because importing it registers its tools"
 
@@ -175,10 +175,9 @@ def everything_server() -> Server[Any]:
 async def serve(port: int, token: str | None, ready: Callable[[str], None]) -> None:
     """Serve over HTTP behind the whole stack of guards."""
     listener = listen("127.0.0.1", port)
-    hosts = allowed_hosts(listener.host, listener.port)
-    origins = allowed_origins(hosts)
-    mcp = mcp_app(everything_server(), hosts=hosts, origins=origins)
-    app = compose(mcp, None, token=token, hosts=hosts, origins=origins)
+    names = ServerConfig(host=listener.host, port=listener.port)
+    mcp = mcp_app(everything_server(), hosts=names.hosts, origins=names.origins)
+    app = compose(mcp, None, token=token, hosts=names.hosts, origins=names.origins)
     await serve_http(app, listener, shutdown_grace=1, ready=ready)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
+
 from tests.support.mcp_node import Verdict, entry_point, run_conformance
 from tests.support.mcp_wire import everything_over_http
 

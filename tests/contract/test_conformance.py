@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from tests.contract.suites import REVISION, SUITES, Suite, run_suite, scored_scenarios
 from tests.support.mcp_wire import everything_over_http
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from tests.support.mcp_node import inspect
 from tests.support.mcp_wire import EVERYTHING, ROOT, everything_over_http
 

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.postgres import PostgresServer, running_postgres
-from tests.support.store_facts import ended, full_host, full_run, make_host, make_run
 
 from mcp_server.errors import ArgumentError, ConfigError, NotFoundError, PlatformError
 from mcp_server.model.asset import Host
 from mcp_server.model.run import Coverage, Outcome, Raw
 from mcp_server.store import open_store
 from mcp_server.store.sql import SqlStore
+from tests.support.postgres import PostgresServer, running_postgres
+from tests.support.store_facts import ended, full_host, full_run, make_host, make_run
 
 OpenAnother = Callable[[], SqlStore]
 

@@ -13,14 +13,14 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Table, select, text
-from tests.support.postgres import PostgresServer, running_postgres
-from tests.support.store_facts import NGINX, ended, make_host, make_run
 
 from mcp_server.errors import PlatformError
 from mcp_server.model.asset import Host, Port
 from mcp_server.store import fold, open_store, schema
 from mcp_server.store.migrate import alembic_config
 from mcp_server.store.sql import SqlStore
+from tests.support.postgres import PostgresServer, running_postgres
+from tests.support.store_facts import NGINX, ended, make_host, make_run
 
 
 @pytest.fixture(scope="module")

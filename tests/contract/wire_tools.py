@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 
 import anyio
+
 from tests.contract.everything_tools import Answer, Context, Params, fixture, strings, text_result
 
 

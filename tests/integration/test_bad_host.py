@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from mcp_server.errors import ERRORS
 from tests.support.doors import DOORS, ROOT, Reply, environment, open_doors
 from tests.support.namespaces import mount_namespace
 from tests.support.processes import binary
 from tests.unit.scope.loopback_dns import Zone
-
-from mcp_server.errors import ERRORS
 
 CALL = {"target": "127.0.0.1", "mode": "discover"}
 

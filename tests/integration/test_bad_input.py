@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from tests.bad_targets import BAD_TARGETS
-from tests.support.cli_batch import run_batch
-from tests.support.doors import DOORS, Doors, Reply, cli_reply, cli_words, in_own_task, open_doors
-from tests.support.mcp_wire import ServedProcess, exchange, modern, post
 
 from mcp_server.errors import ERRORS
+from tests.bad_targets import BAD_TARGETS
+from tests.support.cli import batch
+from tests.support.doors import DOORS, Doors, Reply, cli_reply, cli_words, in_own_task, open_doors
+from tests.support.mcp_wire import ServedProcess, exchange, modern, post
 
 HUGE = "1" * 1_000_000
 HERE = "127.0.0.1"
@@ -170,7 +170,7 @@ async def test_over_rest(doors: Doors, nothing_started: None, case: Case) -> Non
 @pytest.mark.asyncio(loop_scope="module")
 async def test_on_the_command_line(doors: Doors, nothing_started: None) -> None:
     commands = [["call", "nmap", *cli_words(arguments), "--json"] for _, arguments, _ in CLI_CASES]
-    replies = await run_batch(commands, doors.env)
+    replies = await batch(doors.env, *commands)
     for (name, _, code), (status, out, err) in zip(CLI_CASES, replies, strict=True):
         try:
             assert_refused(cli_reply(status, out, err), code, "cli")
@@ -188,7 +188,7 @@ def test_what_no_program_can_be_given_does_not_reach_the_command_line(doors: Doo
 @pytest.mark.asyncio(loop_scope="module")
 async def test_words_that_are_no_parameters_are_usage_errors(doors: Doors, nothing_started: None) -> None:
     words = ["target", "=127.0.0.1", "127.0.0.1", "target:127.0.0.1", "\udcff", "a" * ARG_MAX]
-    for status, out, err in await run_batch([["call", "nmap", word, "--json"] for word in words], doors.env):
+    for status, out, err in await batch(doors.env, *(["call", "nmap", word, "--json"] for word in words)):
         assert_refused(cli_reply(status, out, err), "invalid_arguments", "cli")
 
 

@@ -10,11 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.support import processes
-from tests.support.processes import alive, binary, detaching, marker, run_script, until
 
 from mcp_server.execution.launcher import Launcher, Tier, containment
 from mcp_server.execution.process import Limits, run_process
+from tests.support import processes
+from tests.support.processes import alive, binary, detaching, marker, run_script, until
 
 TIERS = [Tier.PID_NAMESPACE, Tier.USER_NAMESPACE, Tier.SUPERVISOR]
 ROOT = Path(__file__).parents[2]

@@ -6,11 +6,11 @@ import resource
 import time
 
 import pytest
-from tests.support import processes
-from tests.support.processes import alive, binary, marker, run_script
 
 from mcp_server.execution.launcher import Launcher, Tier
 from mcp_server.execution.process import Limits, run_process
+from tests.support import processes
+from tests.support.processes import alive, binary, marker, run_script
 
 GIB = 1 << 30
 

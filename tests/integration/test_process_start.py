@@ -13,13 +13,13 @@ import threading
 from pathlib import Path
 
 import pytest
-from tests.support import processes
-from tests.support.processes import binary, run_script
 
 from mcp_server.errors import ArgumentError, BusyError, NetworkToolsError, PlatformError
 from mcp_server.execution import process
 from mcp_server.execution.launcher import SYSTEM_PATH, Launcher, Tier
 from mcp_server.execution.process import Limits, run_process
+from tests.support import processes
+from tests.support.processes import binary, run_script
 
 ROOT = Path(__file__).parents[2]
 

@@ -57,11 +57,14 @@ async def test_a_whole_run_is_remembered_with_its_raw_bytes(server: EnhancedMCPS
     run = await store.get_run(answer.run.id)
     assert run == answer.run
     assert (run.outcome, run.returncode, run.tool_version) == (Outcome.COMPLETED, 0, "7.93")
-    assert run.coverage is not None and run.coverage.complete
+    assert run.coverage is not None
+    assert run.coverage.complete
     assert (run.coverage.planned, run.coverage.looked_at, run.coverage.ports[0].count) == (1, 1, 3)
     assert run.raw is not None
     raw = await store.read_raw(run.raw, 0, 1 << 20)
-    assert raw.startswith(b"<?xml") and raw.rstrip().endswith(b"</nmaprun>") and len(raw) == run.raw.size
+    assert raw.startswith(b"<?xml")
+    assert raw.rstrip().endswith(b"</nmaprun>")
+    assert len(raw) == run.raw.size
     hosts = await store.hosts(run.id)
     assert [host.address for host in hosts.items] == ["127.0.0.1"]
 
@@ -89,9 +92,12 @@ async def test_without_a_writable_log_nothing_runs(server: EnhancedMCPServer) ->
 async def test_a_time_out_gives_the_hosts_so_far(server: EnhancedMCPServer) -> None:
     answer = await server.pipeline.call("nmap", {**SLOW, "timeout_sec": 4}, ACTOR)
     run = answer.run
-    assert answer.timed_out and answer.error is not None and answer.error.code == "timeout"
+    assert answer.timed_out
+    assert answer.error is not None
+    assert answer.error.code == "timeout"
     assert (run.outcome, run.returncode) == (Outcome.PARTIAL, 124)
-    assert run.coverage is not None and not run.coverage.complete
+    assert run.coverage is not None
+    assert not run.coverage.complete
     assert 0 < run.coverage.looked_at < 128
     assert run.coverage.not_looked_at_count == 128 - run.coverage.looked_at
     page = await (await server.store()).hosts(run.id)
@@ -110,8 +116,10 @@ async def test_a_cancelled_call_leaves_no_process_and_keeps_what_it_had(server: 
     assert not scanners("127.0.0.0/25")
     run = await store.get_run(runs.items[0].id)
     assert (run.outcome, run.error_code) == (Outcome.CANCELLED, "cancelled")
-    assert run.coverage is not None and 0 < run.coverage.looked_at < 128
-    assert run.raw is not None and run.raw.size > 0
+    assert run.coverage is not None
+    assert 0 < run.coverage.looked_at < 128
+    assert run.raw is not None
+    assert run.raw.size > 0
     assert (await store.hosts(run.id)).total == run.coverage.looked_at
 
 
@@ -144,7 +152,8 @@ async def test_kill_9_in_the_middle_reads_interrupted_at_the_next_start(tmp_path
     await after.cleanup()
     assert run.outcome is Outcome.INTERRUPTED
     assert page.total > 0
-    assert run.raw is not None and run.raw.size > 0, "the raw output up to the kill is kept"
+    assert run.raw is not None
+    assert run.raw.size > 0, "the raw output up to the kill is kept"
 
 
 async def test_end_of_input_ends_the_server_and_its_scan_within_a_second(tmp_path: Path) -> None:
@@ -152,7 +161,8 @@ async def test_end_of_input_ends_the_server_and_its_scan_within_a_second(tmp_pat
         sys.executable, "-m", "mcp_server.server", env=environment(tmp_path / "state"),
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
     )  # fmt: skip
-    assert process.stdin and process.stdout
+    assert process.stdin
+    assert process.stdout
     for message in handshake({"name": "nmap", "arguments": SLOW}):
         process.stdin.write(json.dumps(message).encode() + b"\n")
     async with asyncio.timeout(20):

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.contract.everything import everything_server
-from tests.support.mcp_wire import INITIALIZED, ServedPipes, call, initialize, modern, request
 
 from mcp_server.doors.stdio import serve_stdio
 from mcp_server.errors import PlatformError
+from tests.contract.everything import everything_server
+from tests.support.mcp_wire import INITIALIZED, ServedPipes, call, initialize, modern, request
 
 MAX_LINE = 64 * 1024
 

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from tests.support.mcp_wire import EVERYTHING, ROOT, ServedProcess, call, initialize
 
 STDIO = (*EVERYTHING, "stdio")

@@ -12,6 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
+
 from tests.support.mcp_wire import INITIALIZED, ServedProcess, call, initialize, modern
 
 PRODUCT = str(Path(sys.executable).with_name("mcp-network-tools"))

@@ -12,6 +12,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mcp_server.config import load_config
 from mcp_server.server import EnhancedMCPServer
@@ -26,19 +27,19 @@ def server() -> Iterator[PostgresServer]:
         yield running
 
 
-async def opened(server: PostgresServer, **keys: float) -> PostgresDatabase:
+async def opened(server: PostgresServer, **keys: float) -> tuple[PostgresDatabase, AsyncEngine]:
     settings = {"pool_size": 1, "max_overflow": 0, "pool_timeout": 1, "pool_recycle": 3600} | keys
     database = PostgresDatabase(make_url(server.url("postgres")), **settings)  # type: ignore[arg-type]  # numbers by name
     await database.open()
-    return database
+    assert database._reader is not None
+    return database, database._reader
 
 
 @pytest.mark.parametrize(("size", "overflow"), [(1, 0), (2, 0), (1, 2)])
 async def test_size_and_overflow_bound_the_connections_and_the_timeout_the_wait(
     server: PostgresServer, size: int, overflow: int
 ) -> None:
-    database = await opened(server, pool_size=size, max_overflow=overflow)
-    engine = database._reader
+    database, engine = await opened(server, pool_size=size, max_overflow=overflow)
     async with AsyncExitStack() as held:
         for _ in range(size + overflow):
             await held.enter_async_context(engine.connect())
@@ -50,10 +51,10 @@ async def test_size_and_overflow_bound_the_connections_and_the_timeout_the_wait(
 
 
 async def test_a_connection_older_than_recycle_is_made_anew(server: PostgresServer) -> None:
-    database = await opened(server, pool_recycle=1)
+    database, engine = await opened(server, pool_recycle=1)
 
     async def backend() -> int:
-        async with database._reader.connect() as connection:
+        async with engine.connect() as connection:
             return int((await connection.execute(text("SELECT pg_backend_pid()"))).scalar_one())
 
     first = await backend()

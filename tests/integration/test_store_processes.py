@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.postgres import PostgresServer, running_postgres
-from tests.support.store_facts import ended, make_host, make_run
 
 from mcp_server.model.run import Outcome
 from mcp_server.store import open_store
 from mcp_server.store.sql import SqlStore
+from tests.support.postgres import PostgresServer, running_postgres
+from tests.support.store_facts import ended, make_host, make_run
 
 ROOT = Path(__file__).resolve().parents[2]
 WAIT_SECONDS = 60

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
+
 from tests.lab.network.handle import Lab
 from tests.lab.network.programs import LabError
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from xml.etree import ElementTree as ET
 
+from mcp_server.model.asset import ExtraPorts, Host, Port, Service
 from tests.lab.network.handle import Lab
 from tests.lab.network.programs import find
-
-from mcp_server.model.asset import ExtraPorts, Host, Port, Service
 
 
 def nmap(lab: Lab, arguments: Sequence[str], *, timeout: float = 100.0) -> list[Host]:

@@ -11,6 +11,7 @@ from typing import Any
 import dns.message
 import pytest
 from cryptography import x509
+
 from tests.lab.network.handle import Lab
 from tests.lab.network.programs import LabError, find
 from tests.lab.network.truth import SCANNER_IPV4, Behaviour
@@ -114,7 +115,7 @@ def test_the_fleet_is_open_where_it_should_be_and_nowhere_else(lab: Lab) -> None
 def test_names_resolve_in_the_lab_and_nothing_else_does(lab: Lab) -> None:
     for host in lab.truth.hosts.values():
         found = lab.run("scan", [find("getent"), "ahosts", host.fqdn]).stdout
-        assert {line.split()[0] for line in found.splitlines()} == set(host.addresses) - set(host.also)
+        assert {line.split()[0] for line in found.splitlines()} == set(host.resolves_to)
     assert lab.run("scan", [find("getent"), "ahosts", "example.org"], check=False).returncode == 2
 
 

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from tests.lab.network import namespaces, programs
 from tests.lab.network.handle import Lab
 from tests.lab.network.programs import ROOT, LabError, find
@@ -61,7 +62,7 @@ def test_stopping_leaves_no_process_namespace_mount_or_file() -> None:
     assert outside() == before  # nothing of it is seen from outside even while it is up
     # PostgreSQL leaves shared memory of both kinds when it is killed; here both end with the lab.
     assert Path(f"/proc/{lab.pid}/ns/ipc").readlink() != Path("/proc/self/ns/ipc").readlink()
-    assert Path(f"/proc/{lab.pid}/root/dev/shm").stat().st_dev != Path("/dev/shm").stat().st_dev
+    assert (Path(f"/proc/{lab.pid}/root") / "dev/shm").stat().st_dev != Path("/dev/shm").stat().st_dev
     start = time.monotonic()
     lab.stop()
     assert time.monotonic() - start < 5

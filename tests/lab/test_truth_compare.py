@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+
+from mcp_server.model.asset import ExtraPorts, Host, Port, Service
 from tests.lab.network.truth import Truth, make_truth
 from tests.lab.network.versions import installed_versions
 from tests.lab.truth_compare import assert_true, differences, expected_open, invented_hosts, missing_hosts
-
-from mcp_server.model.asset import ExtraPorts, Host, Port, Service
 
 TESTED = (22, 69, 80, 443, 2222, 8080, 8443)
 ADDRESS = "10.77.1.10"

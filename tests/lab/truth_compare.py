@@ -9,11 +9,10 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Collection, Iterable, Iterator
 
+from mcp_server.model.asset import Host, Port
 from tests.lab.network.endpoint import Endpoint
 from tests.lab.network.fleet import FleetHost
 from tests.lab.network.truth import Behaviour, LabHost, Truth
-
-from mcp_server.model.asset import Host, Port
 
 # Where packets are lost or held back on purpose, a closed port may honestly look filtered.
 _MAY_LOSE_ANSWERS = {Behaviour.RATE_LIMITED, Behaviour.SLOW}

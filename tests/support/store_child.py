@@ -13,12 +13,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.support.store_facts import ended, make_host, make_run
-
 from mcp_server.errors import NetworkToolsError
 from mcp_server.store import open_store
 from mcp_server.store.blobs import RawSpool
 from mcp_server.store.sql import SqlStore
+from tests.support.store_facts import ended, make_host, make_run
 
 HOLD_SECONDS = 60
 

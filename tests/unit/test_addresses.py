@@ -4,9 +4,9 @@ from ipaddress import IPv4Address, IPv6Address, ip_network
 
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.notation import read_addresses, read_numbers
 
 from mcp_server.model.addresses import Address, AddressSet, addresses_text, ranges, runs
+from tests.unit.notation import read_addresses, read_numbers
 
 # Few enough values per octet that ranges, shared octets and shared prefixes really occur.
 V4 = st.builds(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import textwrap
+from collections.abc import Iterator
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 
@@ -11,7 +12,9 @@ import pytest
 
 from mcp_server.base_tool import MCPBaseTool, ToolPolicy
 from mcp_server.discovery import discover, why_left_out
-from mcp_server.errors import NotFoundError
+from mcp_server.errors import AccessError, NotFoundError
+from mcp_server.flags import Flag, read
+from mcp_server.tools.nmap_tool import NmapTool
 
 
 def named(name: str, command: str = "true") -> type[MCPBaseTool]:
@@ -51,14 +54,15 @@ def test_a_class_without_a_command_is_left_out() -> None:
 
 @pytest.mark.parametrize(
     ("include", "exclude", "kept"),
-    [(["*"], [], True), (["n*"], [], True), (["NmapTool"], [], True), (["p*"], [], False), (["*"], ["nm*"], False), ([], [], False)],
+    [(["*"], [], True), (["n*"], [], True), (["NmapTool"], [], True), (["p*"], [], False), (["*"], ["nm*"], False),
+     ([], [], False)],
 )  # fmt: skip
 def test_the_owners_patterns_decide(include: list[str], exclude: list[str], kept: bool) -> None:
     assert (why_left_out(named("NmapTool"), include, exclude) is None) is kept
 
 
 @pytest.fixture
-def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[str]:
     name = f"site_tools_{abs(hash(request.node.name))}"
     folder = tmp_path / name
     folder.mkdir()
@@ -77,7 +81,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fix
         "from mcp_server.base_tool import MCPBaseTool\nclass NmapTool(MCPBaseTool):\n    command_name = 'echo'\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    yield name  # type: ignore[misc]  # a fixture that cleans up
+    yield name
     for module in [each for each in sys.modules if each.startswith(name)]:
         del sys.modules[module]
 
@@ -116,8 +120,60 @@ def test_an_unknown_tool_is_refused_with_the_names_there_are() -> None:
     assert "nmap" in caught.value.hint
 
 
-def test_building_the_toolbox_again_does_not_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    first, second = discover(ToolPolicy(allow_intrusive=True)), discover(ToolPolicy())
-    third = discover(ToolPolicy(allow_intrusive=True))
-    assert first.get("nmap").flags() == third.get("nmap").flags()
-    assert len(second.get("nmap").flags()) < len(first.get("nmap").flags())
+def test_a_policy_without_intrusive_lets_no_intrusive_flag_through() -> None:
+    allowing, refusing = (discover(ToolPolicy(allow_intrusive=allow)).get("nmap") for allow in (True, False))
+    assert [setting.flag.name for setting in read("-A", allowing.flags(), max_length=99)] == ["-A"]
+    with pytest.raises(AccessError) as caught:
+        read("-A", refusing.flags(), max_length=99)
+    assert caught.value.code == "intrusive_not_allowed"
+    assert read("-sV", refusing.flags(), max_length=99), "the others are as they were"
+
+
+def test_building_the_toolbox_again_starts_from_the_base_list() -> None:
+    def table(*, allow: bool) -> dict[str, Flag]:
+        return discover(ToolPolicy(allow_intrusive=allow)).get("nmap").flags()
+
+    before = [flag for flag in NmapTool.allowed_flags if isinstance(flag, Flag)]
+    first, second, third, fourth = (table(allow=allow) for allow in (True, False, True, False))
+    assert first == third
+    assert second == fourth
+    assert set(first) == set(second) == {flag.name for flag in before}
+    assert {name for name, flag in second.items() if flag.locked} == {"-A"}
+    assert not any(flag.locked for flag in (*first.values(), *before)), "the base list itself is never changed"
+
+
+@pytest.mark.parametrize(
+    ("lines", "reason"),
+    [
+        ("allowed_flags = ['-x PATH']", "unknown value type"),
+        ("def __init__(self, policy): raise RuntimeError('no')", "it cannot be built: no"),
+        ("parameters = 5", "it cannot be built"),
+    ],
+)
+def test_a_class_that_cannot_be_built_costs_only_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: str, reason: str
+) -> None:
+    name = f"unbuildable_{abs(hash(lines))}"
+    (tmp_path / f"{name}.py").write_text(
+        "from mcp_server.base_tool import MCPBaseTool\n"
+        f"class WrongTool(MCPBaseTool):\n    command_name = 'echo'\n    {lines}\n"
+        "class RightTool(MCPBaseTool):\n    command_name = 'echo'\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    toolbox = discover(ToolPolicy(), packages=[name])
+    assert list(toolbox.tools) == ["nmap", "right"]
+    (item,) = toolbox.left_out
+    assert item.name == f"{name}.WrongTool"
+    assert reason in item.reason
+
+
+def test_a_class_called_tool_has_no_name() -> None:
+    assert "left" in (why_left_out(named("Tool"), ["*"], []) or "")
+
+
+def test_a_module_that_leaves_does_not_take_the_server_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "leaving_tools.py").write_text("import sys\nsys.exit(3)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    toolbox = discover(ToolPolicy(), packages=["leaving_tools"])
+    assert [item.name for item in toolbox.left_out] == ["leaving_tools"]
+    assert "nmap" in toolbox.tools

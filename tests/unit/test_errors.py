@@ -50,7 +50,9 @@ def test_a_problem_body_carries_code_message_hint_and_retryable() -> None:
 def test_the_page_has_a_row_for_every_code_with_its_numbers() -> None:
     rows = dict(
         re.findall(
-            r"^\| `(\w+)` \| (\d+ \| \d+ \| [a-z_]+ \| (?:yes|no)) \|", (ROOT / "docs/errors.md").read_text(), re.M
+            r"^\| `(\w+)` \| (\d+ \| \d+ \| [a-z_]+ \| (?:yes|no)) \|",
+            (ROOT / "docs/errors.md").read_text(),
+            re.MULTILINE,
         )
     )
     expected = {

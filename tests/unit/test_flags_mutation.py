@@ -20,10 +20,10 @@ from types import FrameType, ModuleType
 from typing import Any
 
 import pytest
-from tests.unit.test_flags_reader import check_all
-from tests.unit.test_flags_table import check_table
 
 from mcp_server import flags
+from tests.unit.test_flags_reader import check_all
+from tests.unit.test_flags_table import check_table
 
 PACKAGE = "mcp_server_flags_mutant"
 MODULES = ("values", "table", "reader")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -122,12 +122,15 @@ def _progress_bar(*, quiet: bool) -> tuple[AbstractContextManager[Any], Progress
         console=Console(stderr=True),
         transient=True,
     )
-    task = bar.add_task("", total=1.0, visible=False)
+    task = bar.add_task("", total=1.0)
 
     async def report(share: float, message: str) -> None:
-        bar.update(task, completed=share, description=message, visible=True)
+        bar.update(task, completed=share, description=message)
+        bar.start()
 
-    return bar, report
+    ending = ExitStack()
+    ending.callback(bar.stop)
+    return ending, report
 
 
 def _show(answer: Answer, output: ToolOutput) -> None:

@@ -6,60 +6,13 @@ The SDK has such lists as well, but compares prefixes by default and is silent b
 
 from __future__ import annotations
 
-import ipaddress
-import re
-from collections.abc import Iterable
 from typing import Final
 
 from mcp_server.doors.problems import ASGIApp, Message, Receive, Scope, Send, header_values, send_problem
-from mcp_server.errors import AccessError, ArgumentError, ConfigError, NetworkToolsError
+from mcp_server.errors import AccessError, ArgumentError, NetworkToolsError
 
 MAX_BODY: Final = 4 * 1024 * 1024
 """Bytes of the longest request body that is read. The same bound as a line on the stdio door."""
-
-_LOOPBACK_NAMES: Final = ("127.0.0.1", "localhost", "[::1]")
-_AUTHORITY: Final = re.compile(r"(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
-_DEFAULT_PORTS: Final = {80, 443}
-
-
-def allowed_hosts(host: str, port: int, extra: Iterable[str] = ()) -> frozenset[str]:
-    """The exact Host headers of a server bound to ``host`` and ``port``, in lower case.
-
-    Loopback and wildcard addresses answer to the loopback names; any other address or name only to itself. Names by
-    which others reach the server (a wildcard bind, a proxy) are ``extra``, each exactly as the client will send it,
-    with its port where that is not 80 or 443. Raises `ConfigError` for an ``extra`` that is no such name.
-    """
-    names = _LOOPBACK_NAMES if _is_loopback_or_wildcard(host) else (_bracketed(host.lower()),)
-    derived = {f"{name}:{port}" for name in names}
-    if port in _DEFAULT_PORTS:
-        derived.update(names)
-    for name in extra:
-        if not _AUTHORITY.fullmatch(name.lower()):
-            raise ConfigError(
-                f"{name!r} is not a host name with an optional port",
-                hint="Write it as clients send it, for example scanner.lab.internal:8080; wildcards are not supported.",
-            )
-        derived.add(name.lower())
-    return frozenset(derived)
-
-
-def allowed_origins(hosts: Iterable[str]) -> frozenset[str]:
-    """The exact Origin headers of pages that these ``hosts`` serve themselves, with and without TLS in front."""
-    return frozenset(f"{scheme}://{host}" for host in hosts for scheme in ("http", "https"))
-
-
-def _is_loopback_or_wildcard(host: str) -> bool:
-    if host.lower() in {"localhost", ""}:
-        return True
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return address.is_loopback or address.is_unspecified
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
 
 
 class HostGuard:

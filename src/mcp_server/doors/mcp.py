@@ -23,6 +23,7 @@ from mcp_server.doors import views
 from mcp_server.doors.resources import RunResources
 from mcp_server.errors import NetworkToolsError, NotFoundError
 from mcp_server.model.run import Actor, Risk
+from mcp_server.model.untrusted import neutralise
 from mcp_server.steps.call import user_name
 
 if TYPE_CHECKING:
@@ -156,7 +157,7 @@ def _result(text: str, body: dict[str, Any], *, is_error: bool) -> types.CallToo
 
 def _client_name(ctx: ServerRequestContext[Any]) -> str:
     info = ctx.session.client_params.client_info if ctx.session.client_params else None
-    return f"{info.name} {info.version}".strip()[:128] if info else ""
+    return neutralise(f"{info.name} {info.version}".strip(), 128) if info else ""
 
 
 def _progress(ctx: ServerRequestContext[Any]) -> Progress:

@@ -95,9 +95,9 @@ def _add_problem_handlers(app: FastAPI) -> None:
         if error.status_code == HTTPStatus.BAD_REQUEST:  # how FastAPI answers a body that is no JSON at all
             return _problem_response(ArgumentError("the request body cannot be read as JSON"))
         where = f"{request.method} {neutralise(request.url.path, 200)}"
-        body = problem_body(NotFoundError(f"{where}: {error.detail}"))
-        body |= {"status": error.status_code, "title": error.detail}
-        return JSONResponse(body, status_code=error.status_code, media_type=PROBLEM_JSON, headers=error.headers)
+        code = "method_not_allowed" if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED else "not_found"
+        body = problem_body(NotFoundError(f"{where}: {error.detail}", code=code))
+        return JSONResponse(body, status_code=body["status"], media_type=PROBLEM_JSON, headers=error.headers)
 
     @app.exception_handler(Exception)
     async def crash(_request: Request, _error: Exception) -> JSONResponse:
@@ -164,7 +164,7 @@ def _add_tool_routes(app: FastAPI, server: EnhancedMCPServer) -> None:
         tool_name: str,
         arguments: Annotated[dict[str, Any], Body(examples=[{"target": "192.168.1.10", "ports": "top:100"}])],
     ) -> Any:
-        actor = Actor("token", "rest", request.headers.get("user-agent", "")[:128])
+        actor = Actor("token", "rest", neutralise(request.headers.get("user-agent", ""), 128))
         answer = await _unless_disconnected(request, server.pipeline.call(tool_name, arguments, actor))
         output = await _tool_output(server, answer)
         if answer.error is not None:

@@ -22,6 +22,8 @@ STRUCTURE_BUDGET = 11_000
 INLINE_TEXT = 400
 """A result no longer than this stands in the short text too; a longer one only in the structure."""
 STDOUT_BUDGET = 8_000
+STDERR_BUDGET = 600
+"""What a failed tool said last is what it failed of: the end of standard error goes with the error."""
 
 _OUTCOMES = [outcome.value for outcome in Outcome if outcome is not Outcome.RUNNING]
 _ERROR_SCHEMA = {
@@ -38,6 +40,7 @@ _FRAME: dict[str, Any] = {
     "outcome": {"enum": _OUTCOMES},
     "coverage": {"type": "object", "description": "Addresses planned and looked at, ports tested"},
     "error": _ERROR_SCHEMA,
+    "stderr": {"type": "string"},
 }
 
 
@@ -77,6 +80,8 @@ def structured(answer: Answer) -> tuple[dict[str, Any], DigestView | None]:
         body["coverage"] = short_coverage(run.coverage)
     if answer.error:
         body["error"] = answer.error.as_dict()
+        if run.stderr:
+            body["stderr"] = run.stderr[-STDERR_BUDGET:]
     if answer.digest is None:
         body["returncode"] = run.returncode
         body["stdout"] = answer.stdout[:STDOUT_BUDGET]
@@ -129,6 +134,8 @@ def text(answer: Answer, view: DigestView | None, *, full: bool) -> str:
     body = _lines(view) if view is not None else answer.stdout[:STDOUT_BUDGET].rstrip()
     if body and (full or answer.error or len(body) <= INLINE_TEXT):
         parts.append(body)
+    if answer.error and run.stderr:
+        parts.append(f"stderr: {run.stderr[-STDERR_BUDGET:].rstrip()}")
     return "\n".join(parts)
 
 

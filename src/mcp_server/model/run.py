@@ -43,7 +43,7 @@ class Actor:
 
 @dataclass(frozen=True, slots=True)
 class PortsTested:
-    """One transport's tested ports: ``spec`` in canonical ranges (``1-1024,3389``), ``count`` of them, and the method."""
+    """One transport's tested ports: ``spec`` in canonical ranges (``1-1024,3389``), how many, and the method."""
 
     transport: str
     spec: str

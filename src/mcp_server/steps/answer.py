@@ -14,8 +14,6 @@ from mcp_server.model.untrusted import neutralise
 from mcp_server.steps.plan import Plan
 from mcp_server.steps.run import Execution
 
-STDERR_LIMIT = 4096
-
 
 @dataclass(frozen=True)
 class Answer:
@@ -59,7 +57,7 @@ def conclude(run: Run, plan: Plan, execution: Execution) -> tuple[Run, NetworkTo
             error_message=error.message if error else None,
             coverage=coverage,
             raw=execution.raw,
-            stderr=neutralise(execution.exit.stderr, STDERR_LIMIT),
+            stderr=neutralise_lines(execution.exit.stderr),
             tool_version=execution.parsed.version if execution.parsed else "",
             hosts_up=digest.up if digest else 0,
             open_ports=digest.open_ports if digest else 0,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import time
 from pathlib import Path
 from typing import Any
 
@@ -65,9 +66,9 @@ class SqliteDatabase(Database):
             # The driver would begin a transaction late, with the first write, and could then be refused.
             connection.isolation_level = None
             cursor = connection.cursor()
-            for statement in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
-                cursor.execute(f"PRAGMA {statement}")
-            cursor.execute(pragma)
+            _use_wal(cursor)
+            for statement in ("PRAGMA synchronous=NORMAL", "PRAGMA foreign_keys=ON", pragma):
+                cursor.execute(statement)
             cursor.close()
 
         @event.listens_for(engine.sync_engine, "begin")
@@ -119,3 +120,21 @@ class SqliteDatabase(Database):
                 f"{self.location} was locked by another process for more than {BUSY_SECONDS} seconds", "Try again."
             )
         return unavailable(f"{self.location} cannot be used: {cause}")
+
+
+def _use_wal(cursor: Any) -> None:
+    """Turn write-ahead logging on, which stays on in the file.
+
+    Two processes that make the file together meet here, and SQLite refuses this one change at once instead of
+    waiting for its busy timeout (sqlite.org/wal.html, "sometimes queries return SQLITE_BUSY").
+    """
+    until = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                raise
+            time.sleep(0.02)
+        else:
+            return

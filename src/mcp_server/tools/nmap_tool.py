@@ -96,7 +96,7 @@ class NmapTool(MCPBaseTool):
     has_parser = True
 
     def choose(self, targets: Targets, settings: tuple[Setting, ...]) -> Targets:
-        """One IP version, as nmap takes only one: IPv4 for names that have both, unless -6 or another target decides."""
+        """One IP version, as nmap takes only one: IPv4 for names that have both, unless -6 or a target decides."""
         wants_ipv6 = any(setting.flag.name == "-6" for setting in settings) or any(
             item.versions == {6} for item in targets.items
         )

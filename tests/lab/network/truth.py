@@ -42,8 +42,8 @@ class Behaviour(StrEnum):
 class LabHost:
     """One host with its own network namespace of the same name.
 
-    ``unlisted`` is the state of every TCP port that is not in ``endpoints``; ``also`` are further addresses that
-    answer with the same ports; ``hops`` counts routers and the host itself, seen from the scanner.
+    ``unlisted`` is the state of every TCP port that is not in ``endpoints``; ``dual_name``: its name resolves to both
+    addresses; ``also`` are further addresses that answer with the same ports.
     """
 
     name: str
@@ -53,6 +53,7 @@ class LabHost:
     behaviour: Behaviour = Behaviour.PLAIN
     unlisted: str = "closed"
     has_ipv4: bool = True
+    dual_name: bool = False
     also: tuple[str, ...] = ()
 
     @property
@@ -81,8 +82,15 @@ class LabHost:
         return tuple(filter(None, (self.ipv4, self.ipv6))) + self.also
 
     @property
+    def resolves_to(self) -> tuple[str, ...]:
+        """The addresses that the lab's resolver gives for the name; BIND on udp1 knows every one."""
+        if self.ipv4 is None:
+            return (self.ipv6,)
+        return (self.ipv4, self.ipv6) if self.dual_name else (self.ipv4,)
+
+    @property
     def hops(self) -> int:
-        """1 on the scanner's own link and for the router on it, else 2."""
+        """Routers on the way and the host itself, counted from the scanner."""
         return 1 if self.segment == 1 else 2
 
     @property
@@ -148,7 +156,7 @@ def _hosts(v: Versions) -> list[LabHost]:
     old, new = Certificate(f"old.{DOMAIN}", expired=True), Certificate(f"web1.{DOMAIN}", expired=False)
     return [
         LabHost("r1", 1, 1, _dns("dnsmasq", v.dnsmasq), also=("10.77.2.1", "fd77:2::1")),
-        LabHost("web1", 1, 10, (web, _https(443, v.nginx, new), _https(8443, v.nginx, old))),
+        LabHost("web1", 1, 10, (web, _https(443, v.nginx, new), _https(8443, v.nginx, old)), dual_name=True),
         LabHost("ssh1", 1, 11, (ssh, Endpoint("tcp", 2222, "ssh", "OpenSSH", v.openssh))),
         LabHost("redis1", 1, 12, (Endpoint("tcp", 6379, "redis", "Redis key-value store", v.redis),)),
         LabHost("pg1", 1, 13, (Endpoint("tcp", 5432, "postgresql", "PostgreSQL DB", "9.6.0 or later"),)),
@@ -160,7 +168,7 @@ def _hosts(v: Versions) -> list[LabHost]:
             "smb1", 1, 18, tuple(Endpoint("tcp", port, "netbios-ssn", "Samba smbd", "4.6.2") for port in (139, 445))
         ),
         LabHost("udp1", 1, 19, (*_dns("ISC BIND", v.bind), *_UDP)),
-        LabHost("dual1", 1, 20, (ssh, web)),
+        LabHost("dual1", 1, 20, (ssh, web), dual_name=True),
         LabHost("v6only", 1, 21, (web,), has_ipv4=False),
         LabHost("web2", 2, 10, (web, Endpoint("tcp", 8080, "http", "nginx", v.nginx, ipv6=False))),
         LabHost("drop1", 2, 20, (ssh,), Behaviour.DROPS, "filtered"),

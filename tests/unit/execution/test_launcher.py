@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.support.processes import binary
-from tests.support.processes import launcher as launcher_of
 
 from mcp_server.execution import launcher, supervisor
 from mcp_server.execution.launcher import Bounds, SupervisorLauncher, Tier, containment, default_launcher, launcher_for
+from tests.support.processes import binary
+from tests.support.processes import launcher as launcher_of
 
 
 @pytest.fixture(autouse=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import pytest
-from tests.unit.scope.loopback_dns import Zone, serve
 
 from mcp_server.scope.policy import ScopePolicy
 from mcp_server.scope.resolver import SystemResolver
+from tests.unit.scope.loopback_dns import Zone, serve
 
 
 @pytest.fixture

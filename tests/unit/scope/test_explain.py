@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 
-from tests.unit.scope.loopback_dns import Zone
-
 from mcp_server.scope.explain import explain
 from mcp_server.scope.policy import ScopePolicy
 from mcp_server.scope.resolver import SystemResolver
+from tests.unit.scope.loopback_dns import Zone
 
 
 async def test_an_address_is_explained_by_its_entry(policy: ScopePolicy, resolver: SystemResolver) -> None:

@@ -10,11 +10,11 @@ from ipaddress import IPv4Address, IPv6Address
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.bad_targets import BAD_TARGETS
 
 from mcp_server.errors import RefusedError
 from mcp_server.scope.policy import ScopePolicy
 from mcp_server.scope.reading import MAPPED, read_target
+from tests.bad_targets import BAD_TARGETS
 
 POLICY = ScopePolicy.from_entries(["RFC1918", ".lab.internal", "loopback"])
 

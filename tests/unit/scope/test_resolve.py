@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.unit.scope.loopback_dns import Zone
 
 from mcp_server.errors import ArgumentError, RefusedError, TargetError
 from mcp_server.model.target import Targets
 from mcp_server.scope.policy import ScopePolicy
 from mcp_server.scope.resolve import LOOKUPS_AT_ONCE, SystemResolver, pin_targets
 from mcp_server.scope.resolver import Address
+from tests.unit.scope.loopback_dns import Zone
 
 HOST = "host.lab.internal"
 ASKED_ONCE = [(f"{HOST}.", "A"), (f"{HOST}.", "AAAA")]

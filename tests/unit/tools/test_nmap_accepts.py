@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.unit.tools.test_nmap_tool import compile_call
 
 from mcp_server.base_tool import ToolPolicy
 from mcp_server.flags import Setting as FlagSetting
 from mcp_server.flags import emit
 from mcp_server.tools.nmap_flags import FLAGS
 from mcp_server.tools.nmap_ports import TOP_MAX
+from tests.unit.tools.test_nmap_tool import compile_call
 
 CAP_NET_RAW = 13
 _CAPABILITIES = re.search(r"CapEff:\s*([0-9a-f]+)", Path("/proc/self/status").read_text(encoding="ascii"))

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.unit.tools.test_nmap_tool import compile_call
 
 from mcp_server.base_tool import Invocation, ToolPolicy
 from mcp_server.errors import AccessError, ArgumentError, PlatformError, TargetError
@@ -19,6 +18,7 @@ from mcp_server.flags.values import DurationValue, IntValue
 from mcp_server.tools.nmap_flags import FLAGS
 from mcp_server.tools.nmap_ports import SERVICE_PORTS, PortSet, PortsValue, TopPortsValue
 from mcp_server.tools.nmap_scripts import CATEGORIES, INTRUSIVE_NAMES, SAFE_NAMES, ScriptsValue
+from tests.unit.tools.test_nmap_tool import compile_call
 
 _NUMBER = r"0|[1-9][0-9]{0,4}"
 _TIME = r"[1-9][0-9]{0,6}(ms|s)"

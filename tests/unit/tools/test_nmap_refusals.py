@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
-from tests.unit.tools.test_nmap_tool import ALL, LOCAL, OPEN, PLAIN, RAW, compile_call, flags
 
 from mcp_server.base_tool import ToolPolicy
 from mcp_server.errors import AccessError, ArgumentError, NetworkToolsError, PlatformError, TargetError
 from mcp_server.tools.nmap_tool import NmapInput
+from tests.unit.tools.test_nmap_tool import ALL, LOCAL, OPEN, PLAIN, RAW, compile_call, flags
 
 
 @dataclass(frozen=True)

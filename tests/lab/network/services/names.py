@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from tests.lab.network.daemons import WORK, Daemon, folder, own_copy, write
 from tests.lab.network.programs import find
-from tests.lab.network.truth import DOMAIN, LabHost, Truth
+from tests.lab.network.truth import DOMAIN, Truth
 
 _DNS = (("tcp", 53), ("udp", 53))
 
@@ -22,7 +22,7 @@ def _dnsmasq(truth: Truth) -> Daemon:
     records = [
         line
         for host in truth.hosts.values()
-        for address in _own_addresses(host)
+        for address in host.resolves_to
         for line in (
             f"host-record={host.fqdn},{address}",
             f"ptr-record={ipaddress.ip_address(address).reverse_pointer},{host.fqdn}",
@@ -62,7 +62,7 @@ def _bind(truth: Truth) -> Daemon:
                 *(
                     f"{host.name} {'AAAA' if ':' in address else 'A'} {address}"
                     for host in truth.hosts.values()
-                    for address in _own_addresses(host)
+                    for address in filter(None, (host.ipv4, host.ipv6))
                 ),
                 "",
             ]
@@ -80,7 +80,3 @@ zone "{DOMAIN}" {{ type master; file "{home}/zone"; }};
 """,
     )
     return Daemon("named", "udp1", [own_copy("named"), "-g", "-n", "1", "-c", str(configuration)], _DNS)
-
-
-def _own_addresses(host: LabHost) -> Iterable[str]:
-    return filter(None, (host.ipv4, host.ipv6))

@@ -1,6 +1,6 @@
-"""The command line many times over: its modules are imported once, and each command gets a process of its own.
+"""Running the command line: as a person would, and many times over without paying for its imports each time.
 
-As a program it reads one JSON list of lists of words from standard input, forks for each, runs `mcp_server.cli.main`
+As a program this reads one JSON list of lists of words from standard input, forks for each, runs `mcp_server.cli.main`
 there, and prints a JSON list of ``[exit code, stdout, stderr]``.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -16,15 +17,29 @@ from pathlib import Path
 from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parents[2]
+COMMAND = (sys.executable, "-m", "mcp_server")
 Done = tuple[int, str, str]
 
 
-async def run_batch(commands: Sequence[Sequence[str]], env: Mapping[str, str]) -> list[Done]:
-    """Run every command line (without the program's name), one after the other."""
+def run(*words: str, env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run one command to its end, away from any terminal."""
+    return subprocess.run(
+        [*COMMAND, *words],
+        env=dict(env),
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+async def batch(env: Mapping[str, str], *commands: Sequence[str]) -> list[Done]:
+    """Run every command line (without the program's name), one after the other, each in a process of its own."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
-        "tests.support.cli_batch",
+        "tests.support.cli",
         env=dict(env),
         cwd=ROOT,
         stdin=asyncio.subprocess.PIPE,

@@ -1,0 +1,141 @@
+"""What an answer costs a model, in tokens of four characters, against nmap's own normal output of the same scan.
+
+Text and structure are counted together. The scans run in the lab, the server in the scanner's namespace. That
+nothing is lost is checked against nmap's normal output and, for the fleet, against the lab's ground truth.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from bench.result import Result
+from bench.stdio import MODULE, Session, child_environment
+from bench.tokens import answer_tokens
+from mcp_server.doors import views
+from mcp_server.model.asset import Host, Port
+from mcp_server.model.digest import HostDigest
+from mcp_server.model.run import Actor, Coverage, Outcome, PortsTested, Risk, Run
+from mcp_server.steps.answer import Answer
+from tests.lab.network.fleet import FleetHost, make_fleet
+from tests.lab.network.handle import Lab
+from tests.unit.notation import read_addresses, read_cut, read_ports
+
+RATIO: Final = 0.25
+TOKENS: Final = 3000
+FLEET: Final = 2000
+SEGMENT: Final = "10.77.1.0/24"
+_CALL_SEC: Final = 120.0
+_OURS: Final = ("-oX", "-", "--noninteractive", "--no-stylesheet", "--stats-every", "2s")
+_OPEN_LINE: Final = re.compile(r"(?P<port>\d+)/tcp +open +(?P<service>\S+) *(?P<version>.*)")
+
+
+def measure() -> list[Result]:
+    """The two /24s of the lab that hold most, and 2,000 hosts."""
+    with Lab.start(fleet=FLEET) as lab:
+        real = _compare(lab, SEGMENT, {"target": SEGMENT})
+        busiest = lab.truth.busiest_network()
+        fleet = _compare(lab, busiest, {"target": busiest, "mode": "ports"})
+    return [real, fleet, _fleet_of_2000()]
+
+
+def _compare(lab: Lab, name: str, arguments: dict[str, Any]) -> Result:
+    """One call, and nmap with the argv of that call and its own output; both at once, since neither is timed."""
+    with tempfile.TemporaryDirectory(prefix="mcp-bench-") as folder, ThreadPoolExecutor(1) as pool:
+        session = Session(lab.exec_argv("scan", MODULE), child_environment(folder, "RFC1918"))
+        try:
+            session.open()
+            calling = pool.submit(session.call, "nmap", **arguments)
+            argv = _argv_of(Path(folder))
+            normal = lab.run("scan", [word for word in argv if word not in _OURS], timeout=_CALL_SEC).stdout
+            answer = calling.result(timeout=_CALL_SEC)
+        finally:
+            session.close()
+    lost = list(_lost(normal, answer["structuredContent"]["hosts"]))
+    ours, theirs = answer_tokens(answer), len(normal) / 4
+    up, ports = answer["structuredContent"]["up"], answer["structuredContent"]["open_ports"]
+    return Result(
+        f"answer, {name} {arguments.get('mode', 'services')}",
+        f"{ours:,.0f} tokens",
+        f"ratio <= {RATIO}, none lost",
+        ours <= RATIO * theirs and not lost,
+        floor=f"{theirs:,.0f} tokens",
+        ratio=ours / theirs,
+        notes=(f"{up} hosts, {ports} open ports; lost: {', '.join(lost) or 'nothing'}",),
+    )
+
+
+def _argv_of(state: Path) -> tuple[str, ...]:
+    """The argv on the decision log, as soon as it is there."""
+    log = state / "audit.jsonl"
+    until = time.monotonic() + _CALL_SEC
+    while time.monotonic() < until:
+        lines = log.read_text().splitlines() if log.exists() else []
+        if lines:
+            return tuple(json.loads(lines[0])["argv"])
+        time.sleep(0.05)
+    raise TimeoutError("the call was not decided on")
+
+
+def _lost(normal: str, hosts: dict[str, str]) -> Iterator[str]:
+    """The open ports, and the versions, that nmap's normal output has and the answer has not."""
+    shown = {str(address): line for key, line in hosts.items() for address in read_addresses(key)}
+    for block in normal.split("Nmap scan report for ")[1:]:
+        address, *lines = block.splitlines()
+        parts = shown.get(address, "").split("; ")
+        for match in filter(None, map(_OPEN_LINE.match, lines)):
+            version = (
+                match["version"].partition(" (")[0].strip()
+            )  # what stands in brackets is neither product nor version
+            port = ("tcp", int(match["port"]))
+            if not any(port in read_ports(part) and version in part for part in parts):
+                yield f"{address} {match[0].strip()}"
+
+
+def _fleet_of_2000() -> Result:
+    """The lab's fleet as a scan would report it; every host that is shown must have exactly its open ports."""
+    fleet = make_fleet(FLEET)
+    digest = HostDigest()
+    for host in fleet.values():
+        digest.add(_observed(host))
+    run = Run(
+        id="r_" + "0" * 24,
+        tool="nmap",
+        parameters={},
+        actor=Actor("bench", "bench"),
+        correlation_id="bench",
+        scope_hash="",
+        risk=Risk.SCAN,
+        argv=(),
+        started=datetime.now(UTC),
+        outcome=Outcome.COMPLETED,
+        coverage=Coverage(("10.78.0.0/16",), 65536, (PortsTested("tcp", "1-1000", 1000, "syn"),), 65536, FLEET),
+    )
+    answer = Answer(run, digest)
+    body, view = views.structured(answer)
+    text = views.text(answer, view, full=False)
+    tokens = answer_tokens({"structuredContent": body, "content": [{"text": text}]})
+    shown, wrong = 0, 0
+    for group in body["groups"]:
+        addresses, _ = read_cut(group["addresses"])
+        ports = read_ports(group["ports"])
+        shown += len(addresses)
+        wrong += sum(ports != {("tcp", port) for port in fleet[str(address)].tcp} for address in addresses)
+    return Result(
+        f"answer of {FLEET} mixed hosts",
+        f"{tokens:,.0f} tokens",
+        f"<= {TOKENS}, none wrong",
+        tokens <= TOKENS and not wrong and shown + body.get("omitted", 0) == FLEET,
+        notes=(f"{len(body['groups'])} port sets, {shown} addresses named, {body.get('omitted', 0)} by page only",),
+    )
+
+
+def _observed(host: FleetHost) -> Host:
+    return Host(host.address, "up", ports=tuple(Port("tcp", port, "open", "syn-ack") for port in host.tcp))

@@ -1,0 +1,157 @@
+"""The commands that check before anything is done: doctor, config check, scope check, and how serve starts."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.support.cli import COMMAND, batch, run
+from tests.support.doors import ROOT, environment, free_port
+from tests.support.processes import binary
+
+
+@pytest.fixture(scope="module")
+def env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return environment(tmp_path_factory.mktemp("cli") / "state")
+
+
+async def test_doctor_on_a_host_that_lacks_nothing(env: dict[str, str]) -> None:
+    ((status, out, _), (_, text, _)) = await batch(env, ["doctor", "--json"], ["doctor"])
+    report = json.loads(out)
+    assert (status, report["state"]) == (0, "ok")
+    names = [check["name"] for check in report["checks"]]
+    assert names == ["tool nmap", "raw sockets", "process tree", "state folder", "disk", "store", "scope"]
+    assert all(check["detail"] for check in report["checks"])
+    assert text.count("ok ") == len(names)
+
+
+async def test_doctor_on_a_first_start_makes_what_it_needs(tmp_path: Path) -> None:
+    mine = environment(tmp_path / "new" / "state")
+    ((status, out, _),) = await batch(mine, ["doctor", "--json"])
+    assert (status, json.loads(out)["state"]) == (0, "ok")
+    assert (tmp_path / "new" / "state").stat().st_mode & 0o777 == 0o700
+
+
+def test_doctor_without_a_writable_folder_says_what_still_works(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = run("doctor", env=environment(tmp_path / "file" / "state"))
+    assert done.returncode == 9
+    assert "failed    state folder:" in done.stdout
+    assert "still works: the commands tools, config, scope and doctor" in done.stdout
+    assert f"to mend: sudo install -d -m 700 -o $(id -un) {tmp_path}/file/state" in done.stdout
+    assert "ok        tool nmap" in done.stdout
+
+
+def test_doctor_without_privilege(tmp_path: Path) -> None:
+    prefix = [binary("setpriv"), "--bounding-set=-net_raw", "--"] if os.geteuid() == 0 else []
+    done = subprocess.run(
+        [*prefix, *COMMAND, "doctor", "--json"],
+        env=environment(tmp_path / "state"), cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    report = json.loads(done.stdout)
+    assert (done.returncode, report["state"]) == (0, "degraded")
+    raw = next(check for check in report["checks"] if check["name"] == "raw sockets")
+    assert "connect scans" in raw["works"]
+    assert raw["remedy"].startswith("sudo ")
+
+
+async def test_doctor_names_a_folder_open_to_others_and_a_broken_tool(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    state.mkdir()
+    state.chmod(0o755)
+    (tmp_path / "broken_tools.py").write_text(
+        "from mcp_server.base_tool import MCPBaseTool\n"
+        "class BrokenTool(MCPBaseTool):\n    command_name = 'echo'\n    allowed_flags = ['-x PATH']\n"
+    )
+    mine = environment(state, PYTHONPATH=str(tmp_path), TOOLS_PACKAGE="broken_tools,not_there_at_all")
+    ((status, out, _),) = await batch(mine, ["doctor", "--json"])
+    checks = {check["name"]: check for check in json.loads(out)["checks"]}
+    assert (status, json.loads(out)["state"]) == (0, "degraded")
+    assert checks["state folder"]["remedy"] == f"chmod 700 {state}"
+    assert "'PATH'" in checks["tool class broken_tools.BrokenTool"]["detail"]
+    assert "not_there_at_all" in checks["tool class not_there_at_all"]["detail"]
+    assert checks["tool nmap"]["state"] == "ok"
+
+
+async def test_config_check_tells_what_has_no_effect(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(
+        "server: {port: 99999}\ncircuit_breaker: {failure_threshold: 3}\n"
+        "security: {allowed_targets: [RFC1918, 169.254.0.0/16]}\n"
+    )
+    plain = {key: value for key, value in environment(tmp_path / "s").items() if key != "MCP_SECURITY_ALLOWED_TARGETS"}
+    ((status, text, err), (_, out, _)) = await batch(
+        plain, ["config", "check", str(file)], ["config", "check", str(file), "--json"]
+    )
+    assert (status, err) == (0, "")
+    assert "section=server key=port original=99999 adjusted=65535" in text
+    assert "circuit_breaker.failure_threshold: nothing reads this key yet" in text
+    assert "security.allowed_targets: 169.254.0.0/16 has no effect" in text
+    report = json.loads(out)
+    assert report["not_yet_used"] == ["circuit_breaker.failure_threshold"]
+    assert report["without_effect"] == ["169.254.0.0/16"]
+    assert report["scope"] == ["RFC1918", "169.254.0.0/16"]
+    assert len(report["clamped"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [("server: {prot: 1}", "server.prot"), ("server: [1]", "server"), ("a: b: c", "line 1"), ("x: 1", "'x'"),
+     ("security: {allowed_targets: [10.0.0.1/8]}", "10.0.0.1/8")],
+)  # fmt: skip
+async def test_config_check_refuses_a_bad_file(tmp_path: Path, content: str, named: str) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(content)
+    plain = {key: value for key, value in environment(tmp_path / "s").items() if key != "MCP_SECURITY_ALLOWED_TARGETS"}
+    ((status, out, err),) = await batch(plain, ["config", "check", str(file)])
+    assert (status, out) == (8, "")
+    assert err.startswith("config_invalid: ")
+    assert named in err
+
+
+async def test_scope_check_says_why(env: dict[str, str]) -> None:
+    targets = ["10.1.2.0/24", "8.8.8.8", "012.0.0.1", "169.254.169.254", "a\x1b[31mb"]
+    ((status, text, _), (_, out, _)) = await batch(
+        env, ["scope", "check", *targets], ["scope", "check", *targets, "--json"]
+    )
+    assert status == 3
+    lines = text.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["allowed", "refused", "refused", "refused", "refused"]
+    assert "10.1.2.0/24 is allowed by RFC1918" in lines[0]
+    assert "\x1b" not in text
+    report = json.loads(out)["targets"]
+    assert [item["code"] for item in report] == [
+        None, "target_out_of_scope", "invalid_target", "target_out_of_scope", "forbidden_characters",
+    ]  # fmt: skip
+    ((fine, _, _),) = await batch(env, ["scope", "check", "127.0.0.1", "::1"])
+    assert fine == 0
+
+
+def test_serve_says_where_it_listens_in_json(env: dict[str, str]) -> None:
+    port = free_port()
+    command = [*COMMAND, "serve", "--transport", "http", "--port", str(port), "--json"]
+    with subprocess.Popen(command, env=env, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr is not None
+            lines = (process.stderr.readline() for _ in range(20))
+            listening = next(line for line in lines if "listening" in line)
+        finally:
+            process.terminate()
+            process.wait(10)
+    assert json.loads(listening) == {"event": "listening", "url": f"http://127.0.0.1:{port}"}
+
+
+def test_a_port_in_use_is_a_configuration_error(env: dict[str, str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        done = run("serve", "--transport", "http", "--port", port, env=env)
+        in_json = run("serve", "--transport", "http", "--port", port, "--json", env=env)
+    assert done.returncode == in_json.returncode == 8
+    assert "the port is in use" in done.stderr
+    assert json.loads(in_json.stderr)["error"]["code"] == "config_invalid"
+    assert in_json.stdout == ""

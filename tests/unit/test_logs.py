@@ -1,0 +1,134 @@
+"""Logs: one format for every logger, on standard error and in a rotating file, with nothing active in them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mcp_server.config.sections import LoggingConfig
+from mcp_server.errors import PlatformError
+from mcp_server.logs import configure_logging
+
+ACTIVE = "a\x1b[31m\u202e\nb"
+
+
+@pytest.fixture(autouse=True)
+def as_it_was() -> Iterator[None]:
+    """Give the root logger its own handlers and level back."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    for handler in handlers:
+        root.removeHandler(handler)
+    yield
+    for handler in root.handlers[:]:
+        root.removeHandler(handler)
+        handler.close()
+    for handler in handlers:
+        root.addHandler(handler)
+    root.setLevel(level)
+
+
+def records(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    out, err = capsys.readouterr()
+    assert out == "", "standard output is the wire of MCP"
+    return [json.loads(line) for line in err.splitlines()]
+
+
+def test_every_logger_writes_the_same_json_lines_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging(LoggingConfig(level="INFO"))
+    logging.getLogger("mcp_server.test").info("event.happened count=%d", 3)
+    logging.getLogger("uvicorn.error").warning("theirs")
+    first, second = records(capsys)
+    assert (first["event"], first["level"], first["logger"]) == ("event.happened count=3", "info", "mcp_server.test")
+    assert first["timestamp"].endswith("Z")
+    assert set(second) == set(first)
+
+
+@pytest.mark.parametrize(("level", "seen"), [("DEBUG", 3), ("INFO", 2), ("WARNING", 1), ("ERROR", 0)])
+def test_the_level_decides(capsys: pytest.CaptureFixture[str], level: str, seen: int) -> None:
+    configure_logging(LoggingConfig(level=level))  # type: ignore[arg-type]  # one of the words it takes
+    for number in (logging.DEBUG, logging.INFO, logging.WARNING):
+        logging.getLogger("mcp_server.test").log(number, "x")
+    assert len(records(capsys)) == seen
+
+
+@pytest.mark.parametrize("style", ["json", "console"])
+def test_nothing_active_reaches_a_terminal(capsys: pytest.CaptureFixture[str], style: str) -> None:
+    configure_logging(LoggingConfig(format=style))  # type: ignore[arg-type]  # one of the words it takes
+    logging.getLogger("mcp_server.test").info("name=%s", ACTIVE)
+
+    def failing() -> None:
+        raise RuntimeError(ACTIVE)
+
+    try:
+        failing()
+    except RuntimeError:
+        logging.getLogger("mcp_server.test").exception("it failed")
+    text = capsys.readouterr().err
+    assert "\x1b" not in text
+    assert "\u202e" not in text
+    assert "Traceback" in text
+    assert "RuntimeError: a" in text
+    assert "\\x1b[31m" in text.replace("\\\\", "\\")
+    if style == "console":
+        assert text.count("\n") > 4, "a traceback for people keeps its lines"
+    else:
+        assert len(text.splitlines()) == 2
+
+
+def test_console_lines_are_for_people(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging(LoggingConfig(format="console"))
+    logging.getLogger("mcp_server.test").warning("disk is full")
+    line = capsys.readouterr().err
+    assert "warning" in line
+    assert "disk is full" in line
+    assert not line.startswith("{")
+
+
+def test_a_file_is_written_beside_standard_error_and_rotated(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "logs" / "server.log"
+    configure_logging(LoggingConfig(file_path=path, max_file_size=1024, backup_count=2))
+    for number in range(40):
+        logging.getLogger("mcp_server.test").info("line number %d", number)
+    assert len(records(capsys)) == 40
+    assert sorted(file.name for file in path.parent.iterdir()) == ["server.log", "server.log.1", "server.log.2"]
+    assert all(file.stat().st_size <= 1024 for file in path.parent.iterdir())
+    assert json.loads(path.read_text().splitlines()[-1])["event"] == "line number 39"
+    assert path.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_configuring_again_replaces_what_was_there(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    configure_logging(LoggingConfig(file_path=tmp_path / "first.log"))
+    configure_logging(LoggingConfig(file_path=tmp_path / "second.log"))
+    logging.getLogger("mcp_server.test").info("once")
+    assert len(records(capsys)) == 1
+    assert (tmp_path / "first.log").read_text() == ""
+    assert "once" in (tmp_path / "second.log").read_text()
+
+
+def test_a_file_that_cannot_be_opened_is_a_typed_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file" / "server.log", tmp_path):
+        with pytest.raises(PlatformError, match="the log file") as caught:
+            configure_logging(LoggingConfig(file_path=path))
+        assert caught.value.code == "permission_denied"
+        assert "logging.file_path" in caught.value.hint
+
+
+def test_a_quiet_start_does_not_import_structlog() -> None:
+    script = (
+        "import sys\n"
+        "from mcp_server.config.sections import LoggingConfig\n"
+        "from mcp_server.logs import configure_logging\n"
+        "configure_logging(LoggingConfig()); sys.exit('structlog' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
