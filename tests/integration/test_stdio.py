@@ -13,6 +13,7 @@ import pytest
 from mcp_server.doors.stdio import serve_stdio
 from mcp_server.errors import PlatformError
 from tests.contract.everything import everything_server
+from tests.support.clock import SOON
 from tests.support.mcp_wire import INITIALIZED, ServedPipes, call, initialize, modern, request
 
 MAX_LINE = 64 * 1024
@@ -188,7 +189,7 @@ async def test_end_of_input_cancels_what_runs(tmp_path: Path) -> None:
         await client.send(call(1, "run_child", pid_file=str(pid_file)))
         pid = await child_of(pid_file)
         client.close_input()
-        await client.ended(within=0.9)
+        await client.ended(within=SOON)
     assert not alive(pid)
 
 
@@ -197,7 +198,7 @@ async def test_end_of_input_lets_a_quick_answer_out() -> None:
         await client.send(call(1, "wait", seconds=0.05))
         client.close_input()
         assert text_of(await client.receive()) == "waited"
-        await client.ended(within=0.9)
+        await client.ended(within=SOON)
 
 
 async def test_end_of_input_after_a_line_without_its_newline() -> None:
@@ -215,7 +216,7 @@ async def test_end_of_input_is_seen_although_the_client_reads_nothing(tmp_path: 
         pid = await child_of(pid_file)
         await client.send(*(call(n, "long_text", size=100_000) for n in range(2, 400)), *[b"nonsense\n"] * 2000)
         client.close_input()
-        await client.ended(within=0.9)
+        await client.ended(within=SOON)
     assert not alive(pid)
 
 
@@ -234,7 +235,7 @@ async def test_serving_can_be_cancelled_while_nothing_arrives() -> None:
         await client.receive()
         client.serving.cancel()
         with pytest.raises(asyncio.CancelledError):
-            await client.ended(within=0.9)
+            await client.ended(within=SOON)
 
 
 async def test_a_closed_descriptor_is_a_platform_error() -> None:

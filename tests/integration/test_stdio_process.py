@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.clock import SOON
 from tests.support.mcp_wire import EVERYTHING, ROOT, ServedProcess, call, initialize
 
 STDIO = (*EVERYTHING, "stdio")
@@ -34,8 +35,8 @@ async def test_end_of_input_ends_the_process_and_its_child_within_a_second(tmp_p
         pid = await child_of(pid_file)
         started = time.monotonic()
         client.close_input()
-        assert await asyncio.wait_for(client.process.wait(), 5) == 0
-        assert time.monotonic() - started < 1
+        assert await asyncio.wait_for(client.process.wait(), 2 * SOON) == 0
+        assert time.monotonic() - started < SOON
         assert not alive(pid)
         assert client.process.stderr is not None
         assert await client.process.stderr.read() == b""
@@ -57,7 +58,7 @@ async def test_a_client_that_vanished_ends_the_process_quietly(tmp_path: Path) -
         pid = await child_of(pid_file)
         client.process._transport.get_pipe_transport(1).close()  # type: ignore[attr-defined]  # asyncio has no public way
         await client.send(call(2, "test_simple_text"))
-        assert await asyncio.wait_for(client.process.wait(), 5) == 0
+        assert await asyncio.wait_for(client.process.wait(), 2 * SOON) == 0
         assert not alive(pid)
         assert client.process.stderr is not None
         assert b"Traceback" not in await client.process.stderr.read()

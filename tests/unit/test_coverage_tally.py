@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import time
 from ipaddress import ip_address, ip_network
 
 from mcp_server.model.coverage import LISTED, CoverageTally
@@ -74,8 +73,6 @@ def test_positions_follow_the_plan_and_not_the_numbers() -> None:
 def test_a_huge_network_is_not_walked() -> None:
     tally = CoverageTally(targets("fd77::/64"))
     tally.finished(ip_address("fd77::1"), up=True)
-    began = time.perf_counter()
     coverage = tally.result((), whole=False)
-    assert time.perf_counter() - began < 1
     assert coverage.not_looked_at_count == 2**64 - 1
     assert len(coverage.not_looked_at) == LISTED

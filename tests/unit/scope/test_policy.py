@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from ipaddress import IPv4Network, ip_address, ip_network
 
 import pytest
@@ -233,14 +232,3 @@ def test_bisection_agrees_with_looking_at_every_address(entries: list[tuple[int,
     verdict = ScopePolicy.from_entries([str(part) for part in scope]).check_network(target)
     assert verdict.allowed is expected
     assert ("only partly" in verdict.reason) == (not expected and any(part.overlaps(target) for part in scope))
-
-
-def test_a_large_scope_is_still_looked_up_in_microseconds() -> None:
-    """The bound is loose: a linear search over these entries takes milliseconds per check."""
-    policy = ScopePolicy.from_entries([f"20.{n >> 8}.{n & 255}.0/25" for n in range(10_000)])
-    network = ip_network("20.39.10.7")
-    assert policy.check_network(network).allowed
-    start = time.perf_counter()
-    for _ in range(200):
-        policy.check_network(network)
-    assert (time.perf_counter() - start) / 200 < 0.0005
