@@ -18,7 +18,7 @@ from mcp_server.model.run import Actor, Outcome
 from mcp_server.scope.policy import ScopePolicy
 from mcp_server.scope.resolver import Resolver
 from mcp_server.steps.answer import Answer, conclude, make_answer
-from mcp_server.steps.authorise import Authorised, authorise, log_refusal
+from mcp_server.steps.authorise import Authorised, authorise, log_not_started, log_refusal
 from mcp_server.steps.call import read_call
 from mcp_server.steps.plan import Plan, plan
 from mcp_server.steps.remember import Recorder, new_run
@@ -57,21 +57,25 @@ class Pipeline:
                 call = read_call(self.toolbox.get(name), arguments, actor)
                 planned = await plan(call, config, policy, self.resolver)
                 authorised = await authorise(planned, config, policy, self.audit)
-                await admitted.enter_async_context(self.admission.slot(call.tool.tool_name()))
             except NetworkToolsError as error:
                 if error.code != "audit_unavailable":
                     await log_refusal(self.audit, policy, actor, name, arguments, error)
                 raise
-            return await self._run(authorised, progress)
+            try:
+                await admitted.enter_async_context(self.admission.slot(call.tool.tool_name()))
+                store = await self.open_store()
+            except BaseException as error:
+                await asyncio.shield(log_not_started(self.audit, call, error))
+                raise
+            return await self._run(authorised, store, progress)
 
     async def plan(self, name: str, arguments: Mapping[str, Any], actor: Actor) -> Plan:
         """Plan a call without running it: what would be done, and what it would cost."""
         return await plan(read_call(self.toolbox.get(name), arguments, actor), self.config, self.policy, self.resolver)
 
-    async def _run(self, authorised: Authorised, progress: Progress | None) -> Answer:
+    async def _run(self, authorised: Authorised, store: Store, progress: Progress | None) -> Answer:
         from mcp_server.store.blobs import RawSpool
 
-        store = await self.open_store()
         recorder = Recorder(store, self.audit, new_run(authorised))
         spool = RawSpool(self.config.state_dir, recorder.run.id, authorised.plan.limits.output_bytes)
         try:

@@ -231,3 +231,19 @@ async def test_cleanup_twice_is_harmless_and_the_store_opens_again(server: Enhan
     await server.cleanup()
     await server.cleanup()
     assert (await (await server.store()).list_runs()).total == 0
+
+
+async def test_every_acceptance_has_its_end_on_the_log(server: EnhancedMCPServer) -> None:
+    running = asyncio.create_task(server.pipeline.call("nmap", SLOW, ACTOR))
+    queued = asyncio.create_task(server.pipeline.call("nmap", SLOW, ACTOR))
+    async with asyncio.timeout(20):
+        while server.pipeline.admission.load("nmap").waiting != 1:
+            await asyncio.sleep(0.05)
+    queued.cancel()
+    running.cancel()
+    await asyncio.gather(running, queued, return_exceptions=True)
+    records = [json.loads(line) for line in (server.config.state_dir / "audit.jsonl").read_text().splitlines()]
+    accepted = [record["run_id"] for record in records if record.get("decision") == "accept"]
+    ends = {record["run_id"]: record["outcome"] for record in records if record["event"] == "end"}
+    assert len(accepted) == 2
+    assert ends == dict.fromkeys(accepted, "cancelled")

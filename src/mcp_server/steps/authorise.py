@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from mcp_server.audit import AuditLog, printable
 from mcp_server.config import Config
-from mcp_server.errors import AccessError, NetworkToolsError
-from mcp_server.model.run import Actor, Risk
+from mcp_server.errors import AccessError, NetworkToolsError, RefusedError
+from mcp_server.model.run import Actor, Outcome, Risk
 from mcp_server.scope.policy import ScopePolicy
+from mcp_server.steps.call import Call
 from mcp_server.steps.plan import Plan
 
 ENFORCEMENT = "argument"
@@ -74,6 +76,17 @@ async def log_refusal(
         scope_hash=policy.hash,
         enforcement=ENFORCEMENT,
     )
+
+
+async def log_not_started(audit: AuditLog, call: Call, error: BaseException) -> None:
+    """Put the end of an accepted call on the log that came to no run: no place, no store, or given up while waiting."""
+    if isinstance(error, NetworkToolsError):
+        outcome, code = Outcome.REFUSED if isinstance(error, RefusedError) else Outcome.FAILED, error.code
+    elif isinstance(error, asyncio.CancelledError):
+        outcome, code = Outcome.CANCELLED, "cancelled"
+    else:
+        outcome, code = Outcome.FAILED, "internal_error"
+    await audit.append("end", run_id=call.id, correlation_id=call.correlation_id, outcome=outcome.value, code=code)
 
 
 def _who(actor: Actor) -> dict[str, str]:
