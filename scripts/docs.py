@@ -24,13 +24,14 @@ hint that says what to do, and whether the same call may succeed later. HTTP doo
 |---|---|---|---|---|---|"""
 _ERRORS_FOOT = """
 Exit codes: 0 success, 1 defect, 2 usage, 3 refused, 4 not found, 5 the tool failed, 6 cut short (what was found is
-kept), 7 busy, 8 configuration, 9 the host lacks something, 130 interrupted by Ctrl-C.
+kept), 7 busy, 8 configuration, 9 the host lacks something, 130 interrupted by Ctrl-C, 141 nobody reads the output,
+143 stopped by SIGTERM.
 """
 _CLI_HEAD = """# Command line
 
-`mcp-network-tools COMMAND`. Every command takes `--json` and then prints one JSON document; exit codes are in
-docs/errors.md. `mcp-network-tools --install-completion` sets up completion of commands, options and tool names in the
-running shell.
+`mcp-network-tools COMMAND`. Every command takes `--json` and then prints one JSON document (`serve` prints it on
+standard error; `runs raw` prints what is kept, not the bytes); exit codes are in docs/errors.md.
+`mcp-network-tools --install-completion` sets up completion of commands, options and tool names in the running shell.
 """
 
 

@@ -1,17 +1,18 @@
 """The decision log: append-only JSON lines, one record before anything is spawned and one when it has ended.
 
-A record is one line written with a single ``write`` to a descriptor opened for appending, then synced, so
-records of several processes do not mix (POSIX ``write(2)``, ``O_APPEND``). No log, no run: a record that
-cannot be written raises `PlatformError` and the call stops there.
+A record is one line, appended under a lock and synced, so that records of several processes do not mix. No log, no
+run: a record that cannot be written raises `PlatformError` and the call stops there.
 """
 
 from __future__ import annotations
 
 import asyncio
 import errno
+import fcntl
 import json
 import math
 import os
+import stat
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,10 @@ def _scalar(value: Any, limit: int) -> Any:
     return neutralise(value if isinstance(value, str) else repr(value), limit)
 
 
+# Not through a link, and not waiting for a reader where somebody put a pipe in the log's place.
+_FLAGS = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+
+
 class AuditLog:
     """Appends decision records to ``audit.jsonl`` in the state folder, mode 0600."""
 
@@ -62,10 +67,11 @@ class AuditLog:
 
     def _write(self, line: bytes) -> None:
         try:
-            descriptor = os.open(
-                self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
-            )
+            descriptor = os.open(self.path, _FLAGS, 0o600)
             try:
+                if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                    raise OSError(errno.EINVAL, "it is not a regular file")
+                fcntl.flock(descriptor, fcntl.LOCK_EX)  # given back with the descriptor
                 self._write_whole(descriptor, line)
                 os.fdatasync(descriptor)
             finally:
@@ -79,6 +85,9 @@ class AuditLog:
     @staticmethod
     def _write_whole(descriptor: int, line: bytes) -> None:
         start = os.fstat(descriptor).st_size
+        if start and os.pread(descriptor, 1, start - 1) != b"\n":
+            # A record that a crash cut off must not swallow this one.
+            line = b"\n" + line
         if os.write(descriptor, line) != len(line):
             # A torn line must not be mistaken for a record: take it back, then report the full disk.
             os.ftruncate(descriptor, start)

@@ -25,13 +25,13 @@ from mcp_server.flags import Flag, Setting, emit, table
 from mcp_server.model.asset import Host
 from mcp_server.model.run import Coverage, PortsTested, Risk
 from mcp_server.model.target import Targets
+from mcp_server.scope.reading import MAX_CHARS
 
-TARGET_MAX_CHARS = 255
 EXTRA_ARGS_MAX_CHARS = 10240
 """The widest `security.max_args_length` can be; the configured limit (2048 by default) is applied by the plan step."""
 CORRELATION_ID_MAX_CHARS = 64
 
-TargetText = Annotated[str, Field(min_length=1, max_length=TARGET_MAX_CHARS)]
+TargetText = Annotated[str, Field(min_length=1, max_length=MAX_CHARS)]
 
 
 class ToolParameters(BaseModel):
@@ -153,7 +153,9 @@ class MCPBaseTool:
 
     ``command_name`` is the program; ``allowed_flags`` holds `Flag` objects or plain strings (``"-n"`` is a
     switch, ``"-c INT"`` takes a number). ``default_timeout_sec`` and ``concurrency`` fall back to the
-    configuration where they are None. ``has_parser`` says that `parser` gives typed results.
+    configuration where they are None. ``has_parser`` says that `parser` gives typed results;
+    ``data_dir_flag`` is given with the program's own data folder, so that it looks into no other (a home folder, say);
+    ``ok_returncodes`` are those of a run that did its work.
     """
 
     command_name: ClassVar[str] = ""
@@ -166,7 +168,8 @@ class MCPBaseTool:
     max_addresses: ClassVar[int] = 1
     parameters: ClassVar[type[ToolParameters]] = ToolInput
     has_parser: ClassVar[bool] = False
-    version_args: ClassVar[tuple[str, ...]] = ("--version",)
+    data_dir_flag: ClassVar[str] = ""
+    ok_returncodes: ClassVar[frozenset[int]] = frozenset({0})
 
     def __init__(self, policy: ToolPolicy | None = None) -> None:
         """Build the tool for a policy; a reload makes a new instance."""
@@ -197,6 +200,7 @@ class MCPBaseTool:
             args=(*emit(settings), *targets.canonical()),
             risk=max(risk, self.risk),
             estimate=Estimate(addresses=targets.count),
+            ok_returncodes=self.ok_returncodes,
         )
 
     def parser(self, parameters: Any, targets: Targets, invocation: Invocation) -> OutputParser | None:

@@ -34,10 +34,11 @@ _SCAFFOLD_SUFFIX = re.compile(r"(?:^|(?<=[a-z0-9]))(Base|Mixin|Interface)$")
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """A class or module that gave no tool, and why."""
+    """A class or module that gave no tool, and why; ``broken`` where its author will have meant it to."""
 
     name: str
     reason: str
+    broken: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,19 +73,17 @@ def discover(
         if isinstance(candidate, LeftOut):
             left_out.append(candidate)
             continue
-        reason = why_left_out(candidate, include, exclude)
-        name = candidate.tool_name()
-        if reason is None and name in found:
-            if type(found[name]) is candidate:
-                continue
-            reason = f"another tool is already called {name!r}"
-        if reason is None:
+        full_name, name = f"{candidate.__module__}.{candidate.__qualname__}", candidate.tool_name()
+        if reason := why_left_out(candidate, include, exclude):
+            left_out.append(LeftOut(full_name, reason))
+        elif name not in found:
             tool = _build(candidate, policy)
             if isinstance(tool, MCPBaseTool):
                 found[name] = tool
-                continue
-            reason = tool
-        left_out.append(LeftOut(f"{candidate.__module__}.{candidate.__qualname__}", reason))
+            else:
+                left_out.append(LeftOut(full_name, tool, broken=True))
+        elif type(found[name]) is not candidate:
+            left_out.append(LeftOut(full_name, f"another tool is already called {name!r}", broken=True))
     for item in left_out:
         logger.info("tool.left_out name=%s reason=%s", item.name, item.reason)
     return Toolbox({name: found[name] for name in sorted(found)}, tuple(left_out))
@@ -146,7 +145,7 @@ def _import(name: str) -> ModuleType | LeftOut:
         return importlib.import_module(name)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - a foreign module may raise anything, and costs only its own tools
         logger.warning("tool.import_failed module=%s error=%s", name, error)
-        return LeftOut(name, f"it cannot be imported: {error}")
+        return LeftOut(name, f"it cannot be imported: {error}", broken=True)
 
 
 def _classes(module: ModuleType) -> Iterator[type[MCPBaseTool]]:
@@ -168,11 +167,11 @@ def _entry_points() -> Iterator[type[MCPBaseTool] | LeftOut]:
             loaded = point.load()
         except (Exception, SystemExit) as error:  # noqa: BLE001 - as for modules
             logger.warning("tool.import_failed entry_point=%s error=%s", point.value, error)
-            yield LeftOut(point.value, f"it cannot be loaded: {error}")
+            yield LeftOut(point.value, f"it cannot be loaded: {error}", broken=True)
             continue
         if isinstance(loaded, ModuleType):
             yield from _classes(loaded)
         elif isinstance(loaded, type) and issubclass(loaded, MCPBaseTool):
             yield loaded
         else:
-            yield LeftOut(point.value, "it is neither a module nor a subclass of MCPBaseTool")
+            yield LeftOut(point.value, "it is neither a module nor a subclass of MCPBaseTool", broken=True)

@@ -6,9 +6,11 @@ import asyncio
 import os
 import shlex
 import shutil
+import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mcp_server.errors import NetworkToolsError
@@ -58,7 +60,7 @@ async def examine(config: Config, toolbox: Toolbox, open_store: Callable[[], Awa
             for item in toolbox.left_out
             if item.reason.startswith("it cannot be")
         ),
-        _raw_sockets(),
+        _raw_sockets(config),
         await asyncio.to_thread(_process_tree),
         _state_dir(config),
         _disk(config),
@@ -95,7 +97,12 @@ def _binaries(toolbox: Toolbox) -> list[Check]:
     ]
 
 
-def _raw_sockets() -> Check:
+def _program() -> str:
+    """The console script of this environment, by its absolute path."""
+    return str(Path(sys.executable).parent / "mcp-network-tools")
+
+
+def _raw_sockets(config: Config) -> Check:
     if can_open_raw_sockets():
         return Check("raw sockets", State.OK, "SYN scans, UDP scans and OS detection are available")
     return Check(
@@ -103,7 +110,9 @@ def _raw_sockets() -> Check:
         State.DEGRADED,
         "this process may not open raw sockets (CAP_NET_RAW)",
         "connect scans (-sT), service detection and scripts",
-        "sudo mcp-network-tools serve",
+        # The same user, folder and program, with the one capability and nothing more (setpriv(1)).
+        "sudo setpriv --reuid=$(id -u) --regid=$(id -g) --init-groups --inh-caps=+net_raw --ambient-caps=+net_raw -- "
+        f"env MCP_STATE_DIR={shlex.quote(str(config.state_dir))} {shlex.quote(_program())} serve",
     )
 
 
@@ -114,6 +123,14 @@ def _process_tree() -> Check:
     return Check("process tree", State.DEGRADED, found.detail, "every tool", found.remedy)
 
 
+def _mend_folder(folder: Path) -> str:
+    quoted = shlex.quote(str(folder))
+    nearest = next(path for path in (folder, *folder.parents) if path.exists())
+    if not nearest.is_dir():
+        return f"set MCP_STATE_DIR to another folder; {shlex.quote(str(nearest))} is a file"
+    return f"sudo mkdir -p {quoted} && sudo chown -R $(id -un) {quoted} && chmod 700 {quoted}"
+
+
 def _state_dir(config: Config) -> Check:
     folder = config.state_dir
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
@@ -122,7 +139,7 @@ def _state_dir(config: Config) -> Check:
             State.FAILED,
             f"{folder} cannot be written",
             _WITHOUT_STATE,
-            f"sudo install -d -m 700 -o $(id -un) {shlex.quote(str(folder))}",
+            _mend_folder(folder),
         )
     mode = folder.stat().st_mode & 0o777
     if mode & 0o077:
@@ -140,7 +157,13 @@ def _disk(config: Config) -> Check:
     try:
         free = shutil.disk_usage(config.state_dir).free
     except OSError as error:
-        return Check("disk", State.FAILED, f"{config.state_dir}: {error.strerror}", _WITHOUT_STATE)
+        return Check(
+            "disk",
+            State.FAILED,
+            f"{config.state_dir}: {error.strerror}",
+            _WITHOUT_STATE,
+            _mend_folder(config.state_dir),
+        )
     detail = f"{free // (1024 * 1024)} MiB free"
     if free < LOW_DISK_BYTES:
         return Check("disk", State.DEGRADED, detail, "short scans", f"free space on the disk of {config.state_dir}")

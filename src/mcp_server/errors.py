@@ -7,12 +7,12 @@
     ├── RefusedError            the caller must change something; no process was started
     │   ├── ArgumentError       a parameter is unknown, mistyped, out of bounds or unsafe
     │   ├── TargetError         a target is malformed, unresolvable or out of scope
-    │   ├── AccessError   authentication, role, risk tier or approval is missing
+    │   ├── AccessError         authentication, role, risk tier or approval is missing
     │   ├── NotFoundError       there is no such tool, run or page
     │   ├── ConflictError       the thing exists but cannot be used in its present state
     │   └── BusyError           rate limit, concurrency or queue; try again later
-    └── ToolError             the call was allowed, and running it failed
-        └── PlatformError  the host cannot run it: binary, disk, permission
+    └── ToolError               the call was allowed, and running it failed
+        └── PlatformError       the host cannot run it: binary, disk, permission
 
 Each error has a stable ``code`` (a row of `ERRORS`), a message that names the offending value, a hint that
 says what to do, and whether the same call may succeed later. Doors translate errors by the table only.

@@ -67,21 +67,25 @@ class Pipeline:
             except BaseException as error:
                 await asyncio.shield(log_not_started(self.audit, call, error))
                 raise
-            return await self._run(authorised, store, progress)
+            return await self._run(authorised, store, config, progress)
 
     async def plan(self, name: str, arguments: Mapping[str, Any], actor: Actor) -> Plan:
         """Plan a call without running it: what would be done, and what it would cost."""
         return await plan(read_call(self.toolbox.get(name), arguments, actor), self.config, self.policy, self.resolver)
 
-    async def _run(self, authorised: Authorised, store: Store, progress: Progress | None) -> Answer:
+    async def _run(self, authorised: Authorised, store: Store, config: Config, progress: Progress | None) -> Answer:
         from mcp_server.store.blobs import RawSpool
 
         recorder = Recorder(store, self.audit, new_run(authorised))
-        spool = RawSpool(self.config.state_dir, recorder.run.id, authorised.plan.limits.output_bytes)
+        try:
+            spool = RawSpool(config.state_dir, recorder.run.id, authorised.plan.limits.output_bytes)
+        except BaseException as error:
+            await asyncio.shield(log_not_started(self.audit, authorised.plan.call, error))
+            raise
         try:
             await recorder.begin()
             execution = await run(
-                authorised, recorder, spool, head_bytes=self.config.effective.stdout_bytes, progress=progress
+                authorised, recorder, spool, head_bytes=config.effective.stdout_bytes, progress=progress
             )
         except BaseException as error:
             # Whatever ends a run early, its row must say so and keep what was found.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from mcp_server.audit import AuditLog
 from mcp_server.base_tool import ToolPolicy
-from mcp_server.config import Config, get_config
+from mcp_server.config import Config, get_config, log_notices
 from mcp_server.discovery import Toolbox, discover
 from mcp_server.errors import NetworkToolsError, PlatformError
 from mcp_server.execution.admission import Admission
@@ -126,7 +127,6 @@ class EnhancedMCPServer:
             application,
             listener,
             shutdown_grace=settings.shutdown_grace_period,
-            max_connections=settings.max_connections,
             ready=ready,
         )
 
@@ -172,13 +172,22 @@ def prepare_state_dir(config: Config) -> None:
             f"the state folder {config.state_dir} cannot be made: {error.strerror}",
             hint="Set MCP_STATE_DIR to a folder that this user can write.",
         ) from error
+    found = config.state_dir.stat()
+    if found.st_uid != os.geteuid() or found.st_mode & 0o022:
+        whose = "belongs to another user" if found.st_uid != os.geteuid() else "can be written by others"
+        raise PlatformError(
+            f"the state folder {config.state_dir} {whose}, who could put links and logs of their own into it",
+            hint=f"sudo chown $(id -un) {config.state_dir} && chmod 700 {config.state_dir}, or set MCP_STATE_DIR.",
+        )
 
 
 def main() -> int:
     """Run the server as the environment configures it; returns an exit code of `errors.ExitCode`."""
+    os.umask(0o077)  # whatever is made from here on, also by the log, is for this user only
     try:
-        config = get_config()
+        config = get_config(notify=False)
         configure_logging(config.logging)
+        log_notices(config)
         asyncio.run(EnhancedMCPServer(config).serve(ready=lambda url: print(url, file=sys.stderr)))
     except NetworkToolsError as error:
         print(f"{error.code}: {error.message}\n{error.hint}", file=sys.stderr)

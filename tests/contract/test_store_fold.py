@@ -52,8 +52,8 @@ async def store(another: Callable[[], SqlStore]) -> AsyncIterator[SqlStore]:
 
 async def rows(store: SqlStore, table: Table) -> list[dict[str, Any]]:
     query = select(table).order_by(*table.primary_key)
-    found = await store._database.read(lambda connection: connection.execute(query))
-    return [dict(row) for row in found.mappings()]
+    found = await store._database.read(lambda connection: connection.execute(query).mappings().all())
+    return [dict(row) for row in found]
 
 
 async def scan(store: SqlStore, run_id: str, *hosts: Host, vantage: str = "local") -> None:
@@ -175,10 +175,10 @@ async def test_a_fold_that_meets_a_failure_is_taken_up_again(store: SqlStore, mo
     failures = [PlatformError("gone", code="store_unavailable"), PlatformError("still gone", code="disk_full")]
     save = store._fold._save
 
-    async def fail_first(*arguments: Any, **options: Any) -> None:
+    def fail_first(*arguments: Any, **options: Any) -> None:
         if failures:
             raise failures.pop()
-        await save(*arguments, **options)
+        save(*arguments, **options)
 
     monkeypatch.setattr(store._fold, "_save", fail_first)
     monkeypatch.setattr(fold, "_RETRY_SECONDS", 0.01)
@@ -188,7 +188,7 @@ async def test_a_fold_that_meets_a_failure_is_taken_up_again(store: SqlStore, mo
 
 
 async def test_a_worker_that_broke_is_not_waited_for(store: SqlStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def broken(*_arguments: Any, **_options: Any) -> None:
+    def broken(*_arguments: Any, **_options: Any) -> None:
         raise ZeroDivisionError
 
     assert store._fold is not None
@@ -203,7 +203,7 @@ async def test_the_migrations_make_the_tables_the_statements_expect(store: SqlSt
     def compare(connection: Connection) -> list[Any]:
         return list(compare_metadata(MigrationContext.configure(connection), schema.metadata))
 
-    assert await store._database.read(lambda connection: connection.run_sync(compare)) == []
+    assert await store._database.read(compare) == []
 
 
 async def test_a_database_of_a_later_version_is_left_alone(store: SqlStore) -> None:

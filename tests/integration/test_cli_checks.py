@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,7 @@ def test_doctor_without_a_writable_folder_says_what_still_works(tmp_path: Path) 
     assert done.returncode == 9
     assert "failed    state folder:" in done.stdout
     assert "still works: the commands tools, config, scope and doctor" in done.stdout
-    assert f"to mend: sudo install -d -m 700 -o $(id -un) {tmp_path}/file/state" in done.stdout
+    assert f"to mend: set MCP_STATE_DIR to another folder; {tmp_path}/file is a file" in done.stdout
     assert "ok        tool nmap" in done.stdout
 
 
@@ -155,3 +156,59 @@ def test_a_port_in_use_is_a_configuration_error(env: dict[str, str]) -> None:
     assert "the port is in use" in done.stderr
     assert json.loads(in_json.stderr)["error"]["code"] == "config_invalid"
     assert in_json.stdout == ""
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o770])
+async def test_a_state_folder_that_others_can_write_is_not_used(tmp_path: Path, mode: int) -> None:
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state").chmod(mode)
+    mine = environment(tmp_path / "state")
+    call, doctor = await batch(mine, ["call", "nmap", "target=127.0.0.1", "--json"], ["doctor", "--json"])
+    assert (call[0], json.loads(call[1])["error"]["code"]) == (9, "permission_denied")
+    assert doctor[0] == 9
+    assert "can be written by others" in doctor[1]
+    assert list((tmp_path / "state").iterdir()) == []
+
+
+USAGE_ERRORS = [("nope",), ("call",), ("runs", "list", "--limit", "0"), ("scope", "check"), ("--x",)]
+
+
+@pytest.mark.parametrize("words", USAGE_ERRORS)
+def test_usage_errors_are_json_too(words: tuple[str, ...], tmp_path: Path) -> None:
+    done = run(*words, "--json", env=environment(tmp_path))
+    assert done.returncode == 2
+    assert json.loads(done.stdout)["error"]["code"] == "invalid_arguments"
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("words", ["version", "serve", "call nmap target=127.0.0.1 mode=discover"])
+def test_closed_standard_streams_are_no_defect(closed: str, words: str, tmp_path: Path) -> None:
+    command = f"{sys.executable} -m mcp_server {words} {closed}"
+    done = subprocess.run(
+        ["/bin/sh", "-c", command],
+        env=environment(tmp_path / "s"),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"Traceback" not in done.stderr
+
+
+def test_output_that_cannot_be_written_is_no_defect(tmp_path: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "mcp_server", "version"]
+        done = subprocess.run(command, env=environment(tmp_path), stdout=full, stderr=subprocess.PIPE, check=False)
+    assert done.returncode == 9
+    assert b"disk_full" in done.stderr
+
+
+def test_what_was_clamped_is_in_the_servers_log(tmp_path: Path) -> None:
+    log = tmp_path / "server.log"
+    env = environment(tmp_path / "s", MCP_SECURITY_TIMEOUT_SECONDS="99999", MCP_LOGGING_FILE_PATH=str(log))
+    command = [sys.executable, "-m", "mcp_server", "serve"]
+    done = subprocess.run(command, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True)
+    first = json.loads(log.read_text().splitlines()[0])
+    assert first["event"].startswith("config.value_clamped section=security key=timeout_seconds")
+    assert log.stat().st_mode & 0o777 == 0o600
+    assert all(line.startswith("{") for line in done.stderr.splitlines())

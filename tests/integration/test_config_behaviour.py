@@ -132,17 +132,21 @@ def test_who_may_knock(tmp_path: Path) -> None:
 
 
 @changes("server.max_connections")
-async def test_connections_over_the_limit_are_turned_away(tmp_path: Path) -> None:
-    with http_server(environment(tmp_path / "state", MCP_SERVER_MAX_CONNECTIONS="2")) as (base, token, _):
-        headers = {"Authorization": f"Bearer {token}"}
-        host, port = base.removeprefix("http://").split(":")
-        idle = [await asyncio.open_connection(host, int(port)) for _ in range(3)]
-        try:
-            async with httpx2.AsyncClient(headers=headers) as client:
-                assert (await client.get(f"{base}/tools")).status_code == 503
-        finally:
-            for _, writer in idle:
-                writer.close()
+async def test_requests_over_the_limit_are_turned_away(tmp_path: Path, site: SiteTools) -> None:
+    env = environment(tmp_path / "state", **site.env, MCP_SERVER_MAX_CONNECTIONS="2")
+    with http_server(env) as (base, token, _):
+        async with httpx2.AsyncClient(
+            base_url=base, headers={"Authorization": f"Bearer {token}"}, timeout=60
+        ) as client:
+            body = {"target": "127.0.0.1", "extra_args": "--do sleep", "timeout_sec": 60}
+            slow = [asyncio.create_task(client.post("/tools/probe/execute", json=body)) for _ in range(2)]
+            async with asyncio.timeout(20):
+                while (refused := await client.get("/tools")).status_code == 200:
+                    await asyncio.sleep(0.05)
+            assert (refused.status_code, refused.json()["code"]) == (429, "too_many_requests")
+            assert httpx2.get(f"{base}/tools").status_code == 401, "strangers neither get nor take a place"
+            for call in slow:
+                call.cancel()
 
 
 @changes("server.answer_text")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -13,8 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
 
-from mcp_server.doors.http import listen
+from mcp_server.doors.http import listen, serve_http
 from mcp_server.errors import ConfigError
 from tests.support.clock import SOON
 from tests.support.mcp_wire import (
@@ -348,3 +353,24 @@ def assert_problem(answer: HttpAnswer, status: int, code: str) -> None:
     problem = answer.json()
     assert problem.keys() >= {"code", "message", "hint", "retryable"}
     assert problem["code"] == code
+
+
+async def test_a_connection_that_sends_no_request_is_closed_and_holds_up_nobody() -> None:
+    async def answer(_: Request) -> PlainTextResponse:
+        return PlainTextResponse("here")
+
+    listener = listen("127.0.0.1", 0)
+    serving = asyncio.create_task(
+        serve_http(Starlette(routes=[Route("/", answer)]), listener, head_sec=0.5, shutdown_grace=1)
+    )
+    await asyncio.sleep(0.1)
+    idle = [await asyncio.open_connection("127.0.0.1", listener.port) for _ in range(150)]
+    for _, writer in idle[::2]:
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n")
+    assert (await exchange(listener.port, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")).status == 200
+    async with asyncio.timeout(SOON):
+        assert {await reader.read() for reader, _ in idle} == {b""}
+    for _, writer in idle:
+        writer.close()
+    os.kill(os.getpid(), signal.SIGTERM)
+    await serving

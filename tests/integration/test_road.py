@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 
 from mcp_server.config import load_config
-from mcp_server.errors import BusyError, TargetError
+from mcp_server.errors import BusyError, PlatformError, TargetError
 from mcp_server.model.run import Actor, Outcome
 from mcp_server.server import EnhancedMCPServer
 from tests.support.clock import SOON
@@ -247,3 +248,25 @@ async def test_every_acceptance_has_its_end_on_the_log(server: EnhancedMCPServer
     ends = {record["run_id"]: record["outcome"] for record in records if record["event"] == "end"}
     assert len(accepted) == 2
     assert ends == dict.fromkeys(accepted, "cancelled")
+
+
+async def test_a_call_that_finds_no_room_for_its_output_has_its_end_on_the_log(server: EnhancedMCPServer) -> None:
+    await server.store()
+    raw = server.config.state_dir / "spool"
+    for folder in (server.config.state_dir / "raw", raw):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.write_text("in the way")
+    with pytest.raises(PlatformError):
+        await server.pipeline.call("nmap", {"target": "127.0.0.1", "mode": "discover"}, ACTOR)
+    records = [json.loads(line) for line in (server.config.state_dir / "audit.jsonl").read_text().splitlines()]
+    assert [record["event"] for record in records] == ["decision", "end"]
+    assert records[0]["run_id"] == records[1]["run_id"]
+    assert records[1]["outcome"] == "failed"
+
+
+async def test_hosts_share_the_time_that_the_owner_allows(tmp_path: Path) -> None:
+    server = make_server(tmp_path / "state", MCP_SECURITY_TIMEOUT_SECONDS="40")
+    planned = await server.pipeline.plan("nmap", {"target": "127.0.0.0/30", "ports": "9"}, ACTOR)
+    assert planned.limits.timeout_sec == 40
+    assert planned.argv[planned.argv.index("--host-timeout") + 1] == "20s"
+    await server.cleanup()

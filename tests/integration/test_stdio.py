@@ -263,3 +263,12 @@ async def gone(pid: int) -> None:
 
 def alive(pid: int) -> bool:
     return Path(f"/proc/{pid}").exists()
+
+
+@pytest.mark.parametrize("request_id", [{}, [], None, 1.5, True, "9" * 1000, {"a": [1]}])
+async def test_a_strange_cancellation_is_ignored(request_id: object) -> None:
+    async with ServedPipes.open(everything_server()) as client:
+        await client.send({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": request_id}})
+        await client.send({"jsonrpc": "2.0", "method": "notifications/cancelled"})
+        await client.send(call(1, "test_simple_text"))
+        assert (await client.receive())["id"] == 1

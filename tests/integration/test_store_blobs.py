@@ -7,6 +7,7 @@ import hashlib
 import os
 import stat
 import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from mcp_server.errors import ArgumentError, PlatformError
 from mcp_server.model.run import Raw
-from mcp_server.store import open_store
+from mcp_server.store import blobs, open_store
 from mcp_server.store.blobs import READ_LIMIT_MAX, RawSpool, adopt_spool, blob_path, iter_raw, read_raw
 
 MANY = 1 << 40
@@ -201,3 +202,34 @@ async def test_the_store_reads_what_was_spooled_beside_it(tmp_path: Path) -> Non
     raw = keep(tmp_path, b"0123456789")
     assert await store.read_raw(raw, 3, 4) == b"3456"
     assert await store.read_raw(raw, 10, 4) == b""
+
+
+async def test_the_whole_is_read_in_order_and_once_however_large(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = b"".join(b"%d " % n for n in range(1_000_000))
+    raw = keep(tmp_path, content)
+    store = open_store(None, tmp_path)
+    decompressed = blobs._decompressed
+    taken = 0
+
+    def counted(path: Path) -> Iterator[bytes]:
+        nonlocal taken
+        for chunk in decompressed(path):
+            taken += len(chunk)
+            yield chunk
+
+    monkeypatch.setattr(blobs, "_decompressed", counted)
+    pieces = [piece async for piece in store.iter_raw(raw)]
+    assert b"".join(pieces) == content
+    assert len(pieces) > 20
+    assert max(map(len, pieces)) <= 256 * 1024
+    assert taken == 2 * len(content)  # once to check it, once to show it
+
+
+async def test_what_is_damaged_is_said_before_the_first_piece(tmp_path: Path) -> None:
+    raw = keep(tmp_path, os.urandom(1 << 20))
+    path = blob_path(tmp_path, raw.sha256)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(PlatformError, match="damaged"):
+        await anext(open_store(None, tmp_path).iter_raw(raw))

@@ -19,6 +19,7 @@ import pytest
 from mcp_server.errors import PlatformError
 from mcp_server.model.run import Outcome
 from mcp_server.store import open_store, sqlite
+from mcp_server.store.postgres import PostgresDatabase
 from mcp_server.store.sql import SqlStore
 from tests.support.postgres import PostgresServer, running_postgres
 from tests.support.store_facts import ended, make_host, make_run
@@ -210,7 +211,8 @@ async def test_postgres_that_is_not_there(tmp_path: Path, postgres: PostgresServ
 async def test_a_pool_that_is_used_up(tmp_path: Path, postgres: PostgresServer) -> None:
     store = new_store(tmp_path, postgres.new_database(), pool_size=1, max_overflow=0, pool_timeout=0.2)
     await store.open()
-    engine = store._database._engine(store._database._reader)
+    assert isinstance(store._database, PostgresDatabase)
+    engine = store._database._opened()
     async with engine.connect():
         with pytest.raises(PlatformError, match="became free in time") as caught:
             await store.list_runs()

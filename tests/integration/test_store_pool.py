@@ -31,8 +31,7 @@ async def opened(server: PostgresServer, **keys: float) -> tuple[PostgresDatabas
     settings = {"pool_size": 1, "max_overflow": 0, "pool_timeout": 1, "pool_recycle": 3600} | keys
     database = PostgresDatabase(make_url(server.url("postgres")), **settings)  # type: ignore[arg-type]  # numbers by name
     await database.open()
-    assert database._reader is not None
-    return database, database._reader
+    return database, database._opened()
 
 
 @pytest.mark.parametrize(("size", "overflow"), [(1, 0), (2, 0), (1, 2)])
@@ -74,6 +73,6 @@ async def test_the_keys_reach_the_pool(server: PostgresServer, tmp_path: Path) -
     }
     made = EnhancedMCPServer(load_config(env=environment(tmp_path / "state", **keys)))
     store = await made.store()
-    pool = store._database._reader.pool  # type: ignore[attr-defined]  # the pool is what is looked at
+    pool = store._database._opened().pool  # type: ignore[attr-defined]  # the pool is what is looked at
     assert (pool.size(), pool._max_overflow, pool._timeout, pool._recycle) == (3, 4, 5, 66)
     await made.cleanup()

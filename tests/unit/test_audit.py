@@ -73,3 +73,18 @@ async def test_a_record_cut_by_a_full_disk_is_taken_back(tmp_path: Path, monkeyp
     with pytest.raises(PlatformError, match="No space left"):
         await log.append("second")
     assert log.path.read_bytes() == before
+
+
+async def test_a_record_after_one_that_a_crash_cut_off_stands_on_its_own_line(tmp_path: Path) -> None:
+    log = AuditLog(tmp_path)
+    log.path.write_bytes(b'{"event":"decision","decision":"acc')
+    await log.append("decision", decision="deny")
+    torn, whole = log.path.read_text().splitlines()
+    assert torn.endswith('"acc')
+    assert json.loads(whole)["decision"] == "deny"
+
+
+async def test_a_pipe_in_place_of_the_log_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "audit.jsonl")
+    with pytest.raises(PlatformError, match="not a regular file"):
+        await AuditLog(tmp_path).append("decision")

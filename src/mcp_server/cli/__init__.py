@@ -6,9 +6,14 @@ Every command answers ``--json`` with one JSON document on standard output; exit
 
 from __future__ import annotations
 
+import os
+import sys
+
 import typer
 
 from mcp_server.cli import call, inspect, runs, serve
+from mcp_server.cli.output import fill_standard_streams, print_json
+from mcp_server.errors import ArgumentError, ExitCode
 
 app = typer.Typer(
     name="mcp-network-tools",
@@ -27,6 +32,19 @@ app.command("doctor")(inspect.doctor)
 app.command("version")(inspect.version)
 
 
+_UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+"""Typer's own copy of click raises it for a word it does not know, and gives it no public name."""
+
+
 def main() -> None:
     """Entry point of the console script."""
-    app()
+    fill_standard_streams()
+    os.umask(0o077)  # whatever a command makes, also by the log, is for this user only
+    if "--json" not in sys.argv[1:]:
+        app()
+    try:
+        sys.exit(app(standalone_mode=False))
+    except _UsageError as error:
+        hint = "mcp-network-tools COMMAND --help shows what it takes."
+        print_json({"error": ArgumentError(str(error), hint=hint).as_dict()})
+        sys.exit(ExitCode.USAGE)

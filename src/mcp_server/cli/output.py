@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
+import signal
 import sys
 from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +14,7 @@ from typing import Annotated, Any, Final, NoReturn, TextIO, TypeVar
 
 import typer
 
-from mcp_server.errors import ConfigError, NetworkToolsError
+from mcp_server.errors import ConfigError, NetworkToolsError, PlatformError
 
 T = TypeVar("T")
 
@@ -20,7 +22,19 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document inst
 
 SIGINT_EXIT: Final = 130
 SIGPIPE_EXIT: Final = 141
-"""128 + the signal's number, as shells report a command ended by Ctrl-C or by a reader that has gone."""
+SIGTERM_EXIT: Final = 143
+"""128 + the signal's number, as shells report a command ended by Ctrl-C, a reader that has gone, or a signal."""
+
+
+def fill_standard_streams() -> None:
+    """Put /dev/null where a standard stream is closed, before another file takes its number (POSIX ``exec``)."""
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is None:
+            opened = os.open(os.devnull, os.O_RDWR)
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115 - open to the end
 
 
 def print_json(value: Any, stream: TextIO | None = None) -> None:
@@ -41,8 +55,10 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold")
+    for index, column in enumerate(columns):
+        # What a person copies (an id, a key, an address) stands first and is never folded.
+        width = max(len(row[0]) for row in (columns, *rows)) if index == 0 else None
+        table.add_column(column, overflow="fold", no_wrap=index == 0, min_width=width)
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     Console().print(table)
@@ -83,6 +99,9 @@ def reporting(*, as_json: bool, stream: TextIO | None = None) -> Iterator[None]:
         except KeyboardInterrupt:
             cancelled = NetworkToolsError("the command was cancelled", code="cancelled")
             fail(cancelled, as_json=as_json, exit_code=SIGINT_EXIT, stream=stream)
+        except asyncio.CancelledError:
+            stopped = NetworkToolsError("the command was stopped by a signal", code="cancelled")
+            fail(stopped, as_json=as_json, exit_code=SIGTERM_EXIT, stream=stream)
         except Exception as error:  # noqa: BLE001 - the last place before a traceback in the user's face
             fail(_defect(error), as_json=as_json, stream=stream)
     except BrokenPipeError:
@@ -105,6 +124,10 @@ def _defect(error: Exception) -> NetworkToolsError:
         import traceback
 
         traceback.print_exception(error)
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return PlatformError("the output cannot be written: no space left", code="disk_full", hint="Free space there.")
+    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
     return NetworkToolsError(
         f"{type(error).__name__}: {neutralise(str(error), 200)}",
         hint="This is a defect. LOG_LEVEL=DEBUG shows where it happened; please report it.",
@@ -112,5 +135,12 @@ def _defect(error: Exception) -> NetworkToolsError:
 
 
 def run_async(work: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine; Ctrl-C cancels it and waits until it has cleaned up."""
-    return asyncio.run(work)
+    """Run a coroutine; Ctrl-C and SIGTERM cancel it and wait until it has cleaned up."""
+
+    async def until_signalled() -> T:
+        task = asyncio.current_task()
+        if task is not None:
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        return await work
+
+    return asyncio.run(until_signalled())

@@ -20,7 +20,6 @@ T = TypeVar("T")
 
 Limit = Annotated[int, typer.Option(min=1, max=1000, help="How many to show.")]
 Cursor = Annotated[str | None, typer.Option(help="Go on from the cursor of the page before.")]
-CHUNK_BYTES = 256 * 1024
 
 
 async def _with_store(work: Callable[[Store], Awaitable[T]]) -> T:
@@ -108,12 +107,16 @@ def raw(run_id: str, as_json: Json = False) -> None:
         if as_json:
             print_json(to_dict(run.raw))
             return
-        terminal = sys.stdout.isatty()
-        offset = 0
-        while data := await store.read_raw(run.raw, offset, CHUNK_BYTES):
-            data = whole_characters(data) if terminal else data
-            offset += len(data)
-            sys.stdout.buffer.write(neutralise_lines(data).encode() if terminal else data)
+        if not sys.stdout.isatty():
+            async for piece in store.iter_raw(run.raw):
+                sys.stdout.buffer.write(piece)
+            return
+        rest = b""  # the beginning of a character that the end of a piece cut in two
+        async for piece in store.iter_raw(run.raw):
+            whole = whole_characters(rest + piece)
+            rest = (rest + piece)[len(whole) :]
+            sys.stdout.buffer.write(neutralise_lines(whole).encode())
+        sys.stdout.buffer.write(neutralise_lines(rest).encode())
 
     with reporting(as_json=as_json):
         run_async(_with_store(copy))

@@ -31,7 +31,7 @@ def serve(
     import asyncio
     import json
 
-    from mcp_server.config import get_config
+    from mcp_server.config import get_config, log_notices
     from mcp_server.logs import configure_logging
     from mcp_server.server import EnhancedMCPServer
 
@@ -41,10 +41,11 @@ def serve(
 
     # Standard output may be the wire of MCP: errors go to standard error, as JSON where that was asked for.
     with reporting(as_json=as_json, stream=sys.stderr):
-        config = get_config()
+        config = get_config(notify=False)
         wanted: dict[str, Any] = {"transport": transport and transport.value, "host": host, "port": port}
         for key, value in wanted.items():
             if value is not None:
                 setattr(config.server, key, value)
         configure_logging(config.logging)
+        log_notices(config)
         asyncio.run(EnhancedMCPServer(config).serve(ready=ready))

@@ -4,36 +4,30 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from ipaddress import IPv4Network, ip_address, ip_network
+from ipaddress import IPv4Network, ip_address
 from typing import Final
+
+from mcp_server.errors import ConfigError
 
 Check = Callable[[str], str]
 
 _LABEL: Final = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
-_SUFFIX: Final = re.compile(rf"(?:\.{_LABEL})+")
 _NAME: Final = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
 _AUTHORITY: Final = re.compile(rf"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|{_LABEL}(?:\.{_LABEL})*)(?::(?P<port>[0-9]{{1,5}}))?")
 _MODULE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z_][A-Za-z0-9_]*)*")
 _IPV4_LOOPBACK: Final = IPv4Network("127.0.0.0/8")
 
-SCOPE_WORDS: Final = ("RFC1918", "loopback")
 DATABASE_SCHEMES: Final = ("sqlite", "sqlite+aiosqlite", "postgresql", "postgresql+asyncpg")
 
 
 def check_scope_entry(entry: str) -> str:
-    """Accept ``RFC1918``, ``loopback``, a CIDR without host bits, or a name suffix such as ``.lab.internal``."""
-    if entry in SCOPE_WORDS or _SUFFIX.fullmatch(entry):
-        return entry
-    address, slash, prefix = entry.partition("/")
-    allowed = "write RFC1918, loopback, a CIDR such as 10.0.0.0/24 or fd00::/64, or a suffix such as .lab.internal"
-    # Only decimal prefixes: ipaddress would also read netmasks and host masks, and a zone id is never a network.
-    if not slash or not (prefix.isascii() and prefix.isdigit()) or "%" in address:
-        raise ValueError(f"{entry!r} is not a scope; {allowed}")
+    """Accept what the scope policy reads as an entry, and return its canonical spelling."""
+    from mcp_server.scope.policy import read_entry
+
     try:
-        ip_network(entry, strict=True)
-    except ValueError as error:
-        raise ValueError(f"{entry!r} is not a scope: {error}; {allowed}") from None
-    return entry
+        return read_entry(entry)[0]
+    except ConfigError as error:
+        raise ValueError(f"{error.message.partition(': ')[2]}; {error.hint}") from None
 
 
 def check_bind_host(host: str) -> str:

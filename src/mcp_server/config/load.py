@@ -19,11 +19,14 @@ from mcp_server.config.sources import FILE_VARIABLE, Given, from_env, from_file
 _logger = logging.getLogger("mcp_server.config")
 
 
-def load_config(path: str | os.PathLike[str] | None = None, env: Mapping[str, str] | None = None) -> Config:
+def load_config(
+    path: str | os.PathLike[str] | None = None, env: Mapping[str, str] | None = None, *, notify: bool = True
+) -> Config:
     """Build a configuration from a file and an environment; nothing is remembered between calls.
 
     ``path`` wins over ``MCP_CONFIG_FILE`` in ``env``; ``env`` is the process's own where None. A number outside its
-    range is moved to the nearest bound and a warning is logged. Raises `ConfigError` for anything else that is bad.
+    range is moved to the nearest bound, and a warning is logged unless ``notify`` is False. Raises `ConfigError` for
+    anything else that is bad.
     """
     env = os.environ if env is None else env
     chosen = path or env.get(FILE_VARIABLE) or None
@@ -40,7 +43,8 @@ def load_config(path: str | os.PathLike[str] | None = None, env: Mapping[str, st
     not_yet_used = tuple(UnusedKey(g.key.section, g.key.name) for g in merged.values() if not g.key.is_live)
     sources = {name: given.source for name, given in merged.items()}
     config.mark_loaded(file=file, clamped=clamped, not_yet_used=not_yet_used, sources=sources)
-    log_notices(config)
+    if notify:
+        log_notices(config)
     return config
 
 
@@ -60,13 +64,14 @@ class _Current:
     path: str | os.PathLike[str] | None = None
 
 
-def get_config(force_new: bool = False) -> Config:
+def get_config(force_new: bool = False, *, notify: bool = True) -> Config:
     """Return the configuration of this process, loading it at the first call.
 
-    ``force_new`` loads it again; where that raises `ConfigError`, the old one stays.
+    ``force_new`` loads it again; where that raises `ConfigError`, the old one stays. A server that opens its log
+    afterwards passes ``notify`` False and calls `log_notices` then.
     """
     if _Current.config is None or force_new:
-        _Current.config = load_config(_Current.path)
+        _Current.config = load_config(_Current.path, notify=notify)
     return _Current.config
 
 

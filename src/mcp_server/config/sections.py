@@ -38,7 +38,10 @@ class ServerConfig(Section):
     )
     workers: int = Field(1, ge=1, le=16, description="Server processes.", json_schema_extra=LATER)
     max_connections: int = Field(
-        100, ge=1, le=10000, description="HTTP connections open at the same time; a request over it gets 503."
+        100,
+        ge=1,
+        le=10000,
+        description="HTTP requests of known callers under way at the same time; one over it gets 429.",
     )
     shutdown_grace_period: int = Field(
         30, ge=0, le=300, description="Seconds that running calls get to end when the server stops."

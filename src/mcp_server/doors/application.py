@@ -35,4 +35,5 @@ def build_application(server: EnhancedMCPServer) -> Any:
         token=token,
         hosts=hosts,
         origins=origins,
+        max_requests=settings.max_connections,
     )

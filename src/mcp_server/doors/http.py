@@ -1,7 +1,8 @@
 """The HTTP doors on one port: MCP at /mcp in both wire eras, the REST API elsewhere, one set of guards before both.
 
 Every request passes, in this order: `HostGuard` (is it meant for this server?), `BearerAuth` (is the caller known?),
-`BodyLimit` (is it small enough to be read?). Nothing of an unknown caller's body is kept.
+`RequestLimit` (is there a place?), `BodyLimit` (is it small enough to be read?). Nothing of an unknown caller's body
+is kept.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from mcp_server.doors.auth import BearerAuth
+from mcp_server.doors.connections import HEAD_SEC, RequestLimit, deadline_protocol
 from mcp_server.doors.guards import MAX_BODY, BodyLimit, HostGuard
 from mcp_server.doors.problems import ASGIApp, Receive, Scope, Send
 from mcp_server.errors import ConfigError, NetworkToolsError, PlatformError
@@ -66,13 +68,14 @@ def compose(
     hosts: Collection[str],
     origins: Collection[str],
     max_body: int = MAX_BODY,
+    max_requests: int = 100,
 ) -> ASGIApp:
     """One app of the two: /mcp goes to ``mcp`` and all else to ``rest``, behind the guards.
 
-    ``token`` None leaves authentication out. Both apps' lifespans run, ``mcp``'s outermost. Without ``rest`` every
-    other path is a 404 of the MCP app.
+    Over ``max_requests`` requests under way another one is answered with 429. ``token`` None leaves authentication out.
+    Both apps' lifespans run, ``mcp``'s outermost. Without ``rest`` every other path is a 404 of the MCP app.
     """
-    app: ASGIApp = BodyLimit(_Doors(mcp, rest), max_body)
+    app: ASGIApp = RequestLimit(BodyLimit(_Doors(mcp, rest), max_body), max_requests)
     if token is not None:
         app = BearerAuth(app, token)
     return HostGuard(app, frozenset(hosts), frozenset(origins))
@@ -156,15 +159,15 @@ async def serve_http(
     listener: Listener,
     *,
     shutdown_grace: float = 30.0,
-    max_connections: int = 100,
+    head_sec: float = HEAD_SEC,
     ready: Callable[[str], None] | None = None,
 ) -> None:
     """Serve ``app`` on ``listener`` until SIGTERM or SIGINT, then return.
 
     ``ready`` gets the base address once requests are answered. The first signal ends the listening and gives requests
-    under way ``shutdown_grace`` seconds, after which they are cancelled; a second SIGINT cancels them at once. Over
-    ``max_connections`` connections a request is answered with 503. Raises `NetworkToolsError` where the app does not
-    start; the log has the reason.
+    under way ``shutdown_grace`` seconds, after which they are cancelled; a second SIGINT cancels them at once. A
+    connection that sends no whole head of a request for ``head_sec`` seconds is closed. Raises `NetworkToolsError`
+    where the app does not start; the log has the reason.
     """
     import uvicorn
 
@@ -190,14 +193,13 @@ async def serve_http(
 
     config = uvicorn.Config(
         app,
-        http="h11",
+        http=deadline_protocol(head_sec),
         ws="none",
         lifespan="on",
         log_config=None,
         access_log=False,
         proxy_headers=False,
         server_header=False,
-        limit_concurrency=max_connections,
         timeout_graceful_shutdown=math.ceil(shutdown_grace),
     )
     try:

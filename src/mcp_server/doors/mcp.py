@@ -73,9 +73,9 @@ def describe(tool: MCPBaseTool) -> types.Tool:
         input_schema=compact_schema(tool.parameters.model_json_schema()),
         output_schema=views.output_schema(parsed=tool.has_parser),
         annotations=types.ToolAnnotations(
-            read_only_hint=True,
+            read_only_hint=tool.risk < Risk.INTRUSIVE,
             destructive_hint=tool.risk >= Risk.INTRUSIVE,
-            idempotent_hint=True,
+            idempotent_hint=tool.risk < Risk.INTRUSIVE,
             open_world_hint=True,
         ),
     )

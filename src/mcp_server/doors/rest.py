@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from mcp_server.steps.answer import Answer
 
 HOSTS_IN_ANSWER = 100
-CHUNK_BYTES = 256 * 1024
 T = TypeVar("T")
 
 _PROBLEM: dict[str, Any] = {
@@ -240,14 +239,13 @@ def _add_run_routes(app: FastAPI, server: EnhancedMCPServer) -> None:
                 raise ConflictError(f"run {record.id} is still going on")
             raise NotFoundError(f"run {record.id} has no raw output", code="unknown_run")
         # Read before the status line is sent: content that is missing or damaged must not begin as a 200.
-        first = await store.read_raw(kept, 0, CHUNK_BYTES)
+        pieces = store.iter_raw(kept)
+        first = await anext(pieces, b"")
 
         async def chunks() -> AsyncIterator[bytes]:
-            data, offset = first, 0
-            while data:
-                yield data
-                offset += len(data)
-                data = await store.read_raw(kept, offset, CHUNK_BYTES)
+            yield first
+            async for piece in pieces:
+                yield piece
 
         headers = {
             # What a scanned host wrote must never be rendered by a browser as a page of this server.

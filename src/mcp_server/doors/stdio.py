@@ -143,7 +143,9 @@ class _Conversation:
             self._owed.add(message.id)
         elif isinstance(message, JSONRPCNotification) and message.method == "notifications/cancelled":
             # A cancelled request is never answered.
-            self._owed.discard((message.params or {}).get("requestId", ""))
+            cancelled = (message.params or {}).get("requestId")
+            if isinstance(cancelled, str | int):
+                self._owed.discard(cancelled)
         await self._inbox_for(message).send(SessionMessage(message))
 
     def _inbox_for(self, message: JSONRPCMessage) -> _Inbox:

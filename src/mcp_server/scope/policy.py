@@ -90,7 +90,7 @@ class ScopePolicy:
         """
         lines: dict[str, tuple[Network, ...]] = {}
         for text in entries:
-            canonical, networks = _read_entry(text)
+            canonical, networks = read_entry(text)
             lines[canonical] = networks
         return cls(
             entries=tuple(lines),
@@ -180,8 +180,8 @@ def _collapsed(networks: Iterable[Network]) -> list[str]:
     return [*map(str, collapse_addresses(v4)), *map(str, collapse_addresses(v6))]
 
 
-def _read_entry(text: str) -> tuple[str, tuple[Network, ...]]:
-    """Return an entry's canonical spelling and its networks (none for a name suffix)."""
+def read_entry(text: str) -> tuple[str, tuple[Network, ...]]:
+    """Return an entry's canonical spelling and its networks (none for a name suffix); raises ConfigError."""
     for word, networks in WELL_KNOWN.items():
         if text.lower() == word.lower():
             return word, networks

@@ -50,6 +50,7 @@ async def authorise(plan: Plan, config: Config, policy: ScopePolicy, audit: Audi
         argv=list(plan.argv),
         risk=str(plan.invocation.risk),
         addresses=plan.targets.count,
+        estimate={"probes": plan.invocation.estimate.probes, "seconds": round(plan.invocation.estimate.seconds, 1)},
         scope_hash=policy.hash,
         enforcement=ENFORCEMENT,
     )

@@ -16,7 +16,7 @@ from mcp_server.errors import ArgumentError
 from mcp_server.model.run import Actor
 from mcp_server.model.untrusted import neutralise
 
-MAX_ARGUMENT_BYTES = 64 * 1024
+MAX_PARAMETERS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +49,9 @@ def read_call(tool: MCPBaseTool, arguments: Mapping[str, Any], actor: Actor) -> 
     Raises ArgumentError naming the first wrong parameter, with all of them in ``details``.
     """
     run_id = new_run_id()
+    if len(arguments) > MAX_PARAMETERS:
+        # Judging each of very many unknown ones would hold up every other caller.
+        raise ArgumentError(f"{tool.tool_name()}: {len(arguments)} parameters are too many, {MAX_PARAMETERS} at most")
     try:
         parameters = tool.parameters.model_validate(dict(arguments))
     except ValidationError as error:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
-from mcp_server.base_tool import Invocation
+from mcp_server.base_tool import Invocation, MCPBaseTool
 from mcp_server.config import Config
-from mcp_server.execution.commands import resolve_command
+from mcp_server.errors import PlatformError
+from mcp_server.execution.commands import Command, resolve_command
 from mcp_server.execution.process import Limits
 from mcp_server.flags import read
 from mcp_server.model.target import Targets
@@ -33,13 +35,29 @@ async def plan(call: Call, config: Config, policy: ScopePolicy, resolver: Resolv
     settings = read(parameters.extra_args, tool.flags(), max_length=limits.max_args_length)
     targets = await pin_targets(tool.targets_of(parameters), policy, resolver, max_addresses=tool.max_addresses)
     targets = tool.choose(targets, settings)
-    invocation = tool.compile(parameters, targets, settings)
+    seconds = limits.timeout_for(own=tool.default_timeout_sec, asked=parameters.timeout_sec)
+    # A tool that divides its time among hosts must know the limit that will hold, not the one that was asked for.
+    invocation = tool.compile(parameters.model_copy(update={"timeout_sec": seconds}), targets, settings)
     command = resolve_command(tool.command_name)
     bounds = Limits(
-        timeout_sec=limits.timeout_for(own=tool.default_timeout_sec, asked=parameters.timeout_sec),
+        timeout_sec=seconds,
         output_bytes=limits.raw_bytes,
         stderr_bytes=limits.stderr_bytes,
         memory_bytes=limits.memory_bytes,
         file_descriptors=limits.file_descriptors,
     )
-    return Plan(call, targets, invocation, (str(command.path), *invocation.args), bounds)
+    return Plan(call, targets, invocation, (*_program(tool, command), *invocation.args), bounds)
+
+
+def _program(tool: MCPBaseTool, command: Command) -> tuple[str, ...]:
+    """The program by its absolute path, and its data folder where the tool names one: ``PREFIX/share/NAME``."""
+    if not tool.data_dir_flag:
+        return (str(command.path),)
+    folder = Path(command.realpath).parent.parent / "share" / tool.command_name
+    if not folder.is_dir():
+        raise PlatformError(
+            f"{tool.command_name} has no data folder {folder}",
+            code="binary_not_found",
+            hint=f"Install {tool.command_name} whole, from the distribution's package.",
+        )
+    return (str(command.path), tool.data_dir_flag, str(folder))

@@ -38,7 +38,7 @@ def open_store(
     if backend == "sqlite" and parsed.database and parsed.database != ":memory:":
         from mcp_server.store.sqlite import SqliteDatabase
 
-        database = SqliteDatabase(state_dir / parsed.database, readers=pool_size, pool_timeout=pool_timeout)
+        database = SqliteDatabase(state_dir / parsed.database, readers=pool_size)
     elif backend in {"postgresql", "postgres"}:
         from mcp_server.store.postgres import PostgresDatabase
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -63,5 +63,12 @@ class Store(Protocol):
         ...
 
     async def read_raw(self, raw: Raw, offset: int, limit: int) -> bytes:
-        """Return at most ``limit`` bytes of raw output from ``offset`` bytes on; empty at and past the end."""
+        """Return at most ``limit`` bytes of raw output from ``offset`` bytes on; empty at and past the end.
+
+        Its cost grows with ``offset``: read the whole with `iter_raw`.
+        """
+        ...
+
+    def iter_raw(self, raw: Raw) -> AsyncIterator[bytes]:
+        """Yield the whole raw output in pieces of at most 256 KiB; what is damaged raises before the first."""
         ...

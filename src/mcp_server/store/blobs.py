@@ -153,46 +153,31 @@ def adopt_spool(state_dir: Path, run_id: str) -> Raw | None:
 def iter_raw(state_dir: Path, raw: Raw) -> Iterator[bytes]:
     """Yield the uncompressed content in pieces of at most 256 KiB.
 
-    Raises PlatformError where the file is missing or, after the last piece, where it is not what was kept.
+    The whole content is checked against its hash before the first piece, the first time it is read. Raises
+    PlatformError where the file is missing or is not what was kept.
     """
     path = blob_path(state_dir, raw.sha256)
-    seen = hashlib.sha256()
     try:
-        for chunk in _decompressed(path):
-            seen.update(chunk)
-            yield chunk
+        status = path.stat()
+        _verify(path, raw.sha256, status.st_ino, status.st_size, status.st_mtime_ns)
+        yield from _decompressed(path)
     except OSError as error:
         raise explain_os_error(error, f"raw output {path}") from error
-    if seen.hexdigest() != raw.sha256:
-        raise unavailable(
-            f"raw output {path} is damaged: its content has another hash than its name",
-            "The run's observations are kept apart from it and still hold.",
-        )
 
 
 def read_raw(state_dir: Path, raw: Raw, offset: int, limit: int) -> bytes:
     """Return ``limit`` bytes (1 to 16 MiB) of the uncompressed content from ``offset`` on; fewer at its end.
 
-    The whole content is checked against its hash the first time it is read. Raises ArgumentError for bounds and
-    PlatformError as `iter_raw` does.
+    Everything before ``offset`` is decompressed again. Raises ArgumentError for bounds and PlatformError as
+    `iter_raw` does.
     """
     if offset < 0:
         raise ArgumentError(f"offset {offset} is negative", parameter="offset")
     if not 1 <= limit <= READ_LIMIT_MAX:
         raise ArgumentError(f"limit {limit} is not from 1 to {READ_LIMIT_MAX} bytes", parameter="limit")
-    path = blob_path(state_dir, raw.sha256)
-    try:
-        status = path.stat()
-        _verify(state_dir, raw.sha256, status.st_ino, status.st_size, status.st_mtime_ns)
-        return _slice(path, offset, limit)
-    except OSError as error:
-        raise explain_os_error(error, f"raw output {path}") from error
-
-
-def _slice(path: Path, offset: int, limit: int) -> bytes:
     out = bytearray()
     position = 0
-    for chunk in _decompressed(path):
+    for chunk in iter_raw(state_dir, raw):
         start = max(offset - position, 0)
         out += chunk[start : start + limit - len(out)]
         position += len(chunk)
@@ -202,10 +187,16 @@ def _slice(path: Path, offset: int, limit: int) -> bytes:
 
 
 @lru_cache(maxsize=256)
-def _verify(state_dir: Path, sha256: str, _inode: int, _size: int, _mtime: int) -> None:
+def _verify(path: Path, sha256: str, _inode: int, _size: int, _mtime: int) -> None:
     """Read the content through once for each state of its file; an error is not remembered."""
-    for _ in iter_raw(state_dir, Raw(sha256, 0, 0)):
-        pass
+    seen = hashlib.sha256()
+    for chunk in _decompressed(path):
+        seen.update(chunk)
+    if seen.hexdigest() != sha256:
+        raise unavailable(
+            f"raw output {path} is damaged: its content has another hash than its name",
+            "The run's observations are kept apart from it and still hold.",
+        )
 
 
 def _decompressed(path: Path) -> Iterator[bytes]:

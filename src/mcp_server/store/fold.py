@@ -15,8 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection, select, update
 
 from mcp_server.errors import NetworkToolsError
 from mcp_server.model.run import Outcome
@@ -188,13 +187,13 @@ class FoldWorker:
     async def _piece(self, seq: int) -> bool:
         """Fold one piece of a run; False when there is no more of it now."""
 
-        async def look(connection: AsyncConnection) -> tuple[Any, list[tuple[int, bytes, int, str]]]:
+        def look(connection: Connection) -> tuple[Any, list[tuple[int, bytes, int, str]]]:
             query = select(runs.c.network, runs.c.folded, runs.c.outcome).where(runs.c.seq == seq)
-            run = (await connection.execute(query)).one_or_none()
+            run = connection.execute(query).one_or_none()
             if run is None:
                 return None, []
             columns = observations.c
-            observed = await connection.execute(
+            observed = connection.execute(
                 select(columns.id, columns.address, columns.observed_at, columns.payload)
                 .where(columns.run == seq, columns.id > run.folded)
                 .order_by(columns.id)
@@ -211,9 +210,9 @@ class FoldWorker:
             await self._database.write(lambda connection: self._save(connection, seq, piece, over=over))
         return bool(observed)
 
-    async def _save(self, connection: AsyncConnection, seq: int, piece: Piece, *, over: bool) -> None:
-        await self._statements.addresses.many(connection, piece.addresses)
-        await self._statements.endpoints.many(connection, piece.endpoints)
-        await self._statements.services.many(connection, piece.services)
+    def _save(self, connection: Connection, seq: int, piece: Piece, *, over: bool) -> None:
+        self._statements.addresses.many(connection, piece.addresses)
+        self._statements.endpoints.many(connection, piece.endpoints)
+        self._statements.services.many(connection, piece.services)
         values = {"owner": None, "owner_folder": None} if over else {"folded": piece.last_id}
-        await connection.execute(update(runs).where(runs.c.seq == seq).values(values))
+        connection.execute(update(runs).where(runs.c.seq == seq).values(values))

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection, inspect, text
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mcp_server.store.database import Database
 from mcp_server.store.medium import unavailable
@@ -44,14 +43,11 @@ async def migrate(database: Database) -> None:
     Two processes may call this at once: one migrates, the other waits and finds it done.
     """
 
-    async def look(connection: AsyncConnection) -> str | None:
-        return await connection.run_sync(current_revision)
+    def upgrade(connection: Connection) -> None:
+        database.lock_schema(connection)
+        _upgrade(connection, database.location)
 
-    async def upgrade(connection: AsyncConnection) -> None:
-        await database.lock_schema(connection)
-        await connection.run_sync(_upgrade, database.location)
-
-    if await database.read(look) != REVISION:
+    if await database.read(current_revision) != REVISION:
         await database.write(upgrade)
 
 

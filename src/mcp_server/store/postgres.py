@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from sqlalchemy import text
+from sqlalchemy import Connection, Dialect, text
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from mcp_server.errors import ConfigError, NetworkToolsError
-from mcp_server.store.database import Database
-from mcp_server.store.medium import disk_full, unavailable
+from mcp_server.store.database import Database, T, Work
+from mcp_server.store.medium import closed, disk_full, unavailable
 
 CONNECT_SECONDS = 10
 COMMAND_SECONDS = 60
@@ -32,11 +32,12 @@ class PostgresDatabase(Database):
         self._max_overflow = max_overflow
         self._pool_timeout = pool_timeout
         self._pool_recycle = pool_recycle
+        self._engine: AsyncEngine | None = None
 
     async def open(self) -> None:
         """Make the engine; raise ConfigError where the driver is not installed."""
         try:
-            engine = create_async_engine(
+            self._engine = create_async_engine(
                 self._url,
                 pool_size=self._pool_size,
                 max_overflow=self._max_overflow,
@@ -49,11 +50,32 @@ class PostgresDatabase(Database):
                 f"database.url names PostgreSQL, and {error.name} is not installed",
                 hint="pip install 'mcp-network-tools[postgres]'",
             ) from error
-        self._reader = self._writer = engine
 
-    async def lock_schema(self, connection: AsyncConnection) -> None:
+    @property
+    def dialect(self) -> Dialect:
+        """That of asyncpg."""
+        return self._opened().dialect
+
+    async def _read(self, work: Work[T]) -> T:
+        return await self._write(work)
+
+    async def _write(self, work: Work[T]) -> T:
+        async with self._opened().begin() as connection:
+            return await connection.run_sync(work)
+
+    async def _dispose(self) -> None:
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            await engine.dispose()
+
+    def _opened(self) -> AsyncEngine:
+        if self._engine is None:
+            raise closed()
+        return self._engine
+
+    def lock_schema(self, connection: Connection) -> None:
         """Take an advisory lock that ends with the transaction."""
-        await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
 
     async def maintain(self) -> None:
         """Nothing: the server looks after itself."""

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from sqlalchemy import Select, bindparam, func, select, tuple_
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection, Select, bindparam, func, select, tuple_
 
 from mcp_server.errors import NotFoundError
 from mcp_server.model.asset import Host
@@ -37,24 +36,24 @@ def unknown_run(run_id: str) -> NotFoundError:
     return NotFoundError(f"there is no run {run_id[:100]!r}", code="unknown_run")
 
 
-async def run_seq(connection: AsyncConnection, run_id: str) -> int:
+def run_seq(connection: Connection, run_id: str) -> int:
     """The number of a run; raise NotFoundError for an unknown id."""
-    seq: int | None = await connection.scalar(select(runs.c.seq).where(runs.c.id == run_id))
+    seq: int | None = connection.scalar(select(runs.c.seq).where(runs.c.id == run_id))
     if seq is None:
         raise unknown_run(run_id)
     return seq
 
 
-async def get_run(connection: AsyncConnection, run_id: str) -> Run:
+def get_run(connection: Connection, run_id: str) -> Run:
     """One run; raise NotFoundError for an unknown id."""
-    found = (await connection.execute(_RUN_BY_ID, {"run_id": run_id})).all()
+    found = connection.execute(_RUN_BY_ID, {"run_id": run_id}).all()
     if not found:
         raise unknown_run(run_id)
-    return (await _with_ports(connection, found))[0]
+    return _with_ports(connection, found)[0]
 
 
-async def list_runs(
-    connection: AsyncConnection, limit: int, cursor: str | None, tool: str | None, outcome: Outcome | None
+def list_runs(
+    connection: Connection, limit: int, cursor: str | None, tool: str | None, outcome: Outcome | None
 ) -> Page[Run]:
     """A page of runs, the newest first."""
 
@@ -69,17 +68,17 @@ async def list_runs(
     if cursor is not None:
         (before,) = decode_cursor("runs", cursor, int)
         query = query.where(runs.c.seq < before)
-    found = (await connection.execute(query)).all()
-    total = await connection.scalar(chosen(select(func.count()).select_from(runs)))
+    found = connection.execute(query).all()
+    total = connection.scalar(chosen(select(func.count()).select_from(runs)))
     shown = found[:limit]
     following = encode_cursor("runs", shown[-1].seq) if len(found) > limit else None
-    return Page(tuple(await _with_ports(connection, shown)), total or 0, following)
+    return Page(tuple(_with_ports(connection, shown)), total or 0, following)
 
 
-async def _with_ports(connection: AsyncConnection, found: Iterable[Any]) -> list[Run]:
+def _with_ports(connection: Connection, found: Iterable[Any]) -> list[Run]:
     rows = [row._mapping for row in found]  # noqa: SLF001 - public in spite of its name (SQLAlchemy 2 manual, Row)
     ports: dict[int, list[Any]] = {row["seq"]: [] for row in rows}
-    tested = await connection.execute(
+    tested = connection.execute(
         select(coverage_ports)
         .where(coverage_ports.c.run.in_(list(ports)))
         .order_by(coverage_ports.c.run, coverage_ports.c.position)
@@ -89,9 +88,9 @@ async def _with_ports(connection: AsyncConnection, found: Iterable[Any]) -> list
     return [run_from_row(row, ports[row["seq"]]) for row in rows]
 
 
-async def list_hosts(connection: AsyncConnection, run_id: str, limit: int, cursor: str | None) -> Page[Host]:
+def list_hosts(connection: Connection, run_id: str, limit: int, cursor: str | None) -> Page[Host]:
     """A page of what a run observed, in the order of address."""
-    seq = await run_seq(connection, run_id)
+    seq = run_seq(connection, run_id)
     columns = observations.c
     query = (
         select(columns.address, columns.digest, columns.payload)
@@ -102,8 +101,8 @@ async def list_hosts(connection: AsyncConnection, run_id: str, limit: int, curso
     if cursor is not None:
         after = decode_cursor("hosts", cursor, int, str, str)
         query = query.where(tuple_(columns.address, columns.digest) > tuple_(*_key(seq, cursor, after)))
-    found = (await connection.execute(query)).all()
-    total = await connection.scalar(select(func.count()).select_from(observations).where(columns.run == seq))
+    found = connection.execute(query).all()
+    total = connection.scalar(select(func.count()).select_from(observations).where(columns.run == seq))
     shown = found[:limit]
     following = None
     if len(found) > limit:

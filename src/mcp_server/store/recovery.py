@@ -7,8 +7,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import distinct, func, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection, distinct, func, select, update
 
 from mcp_server.errors import NetworkToolsError
 from mcp_server.model.run import Outcome, Raw
@@ -27,11 +26,11 @@ _MESSAGE = "The process that carried this run ended before it did; what was foun
 async def recover(database: Database, statements: Statements, owner: Owner, state_dir: Path) -> tuple[int, list[int]]:
     """Take over the runs of dead owners of our folder: how many were cut off, and all that still need folding."""
 
-    async def look(connection: AsyncConnection) -> list[Any]:
+    def look(connection: Connection) -> list[Any]:
         query = select(runs.c.seq, runs.c.id, runs.c.owner).where(
             runs.c.owner.is_not(None), runs.c.owner != owner.id, runs.c.owner_folder == owner.folder
         )
-        return list((await connection.execute(query)).all())
+        return list(connection.execute(query).all())
 
     interrupted, taken = 0, []
     alive: dict[str, bool] = {}
@@ -51,9 +50,9 @@ async def recover(database: Database, statements: Statements, owner: Owner, stat
 
 
 async def _take_over(database: Database, owner: Owner, seq: int, dead: str) -> str | None:
-    async def take(connection: AsyncConnection) -> str | None:
+    def take(connection: Connection) -> str | None:
         statement = update(runs).where(runs.c.seq == seq, runs.c.owner == dead).values(owner=owner.id)
-        outcome: str | None = await connection.scalar(statement.returning(runs.c.outcome))
+        outcome: str | None = connection.scalar(statement.returning(runs.c.outcome))
         return outcome
 
     return await database.write(take)
@@ -71,13 +70,13 @@ async def _interrupt(database: Database, statements: Statements, seq: int, raw: 
     """Close the run with what was counted from its observations. When it ended is not known, and stays empty."""
     columns = observations.c
 
-    async def mark(connection: AsyncConnection) -> None:
+    def mark(connection: Connection) -> None:
         if raw is not None:
-            await write_raw(connection, statements, raw)
+            write_raw(connection, statements, raw)
         counted = select(func.count(distinct(columns.address))).where(columns.run == seq)
-        up = await connection.scalar(counted.where(columns.state == "up")) or 0
-        down = await connection.scalar(counted.where(columns.state == "down")) or 0
-        ports = await connection.scalar(select(func.sum(columns.open_ports)).where(columns.run == seq)) or 0
+        up = connection.scalar(counted.where(columns.state == "up")) or 0
+        down = connection.scalar(counted.where(columns.state == "down")) or 0
+        ports = connection.scalar(select(func.sum(columns.open_ports)).where(columns.run == seq)) or 0
         values: dict[str, Any] = {
             "outcome": Outcome.INTERRUPTED.value,
             "error_message": _MESSAGE,
@@ -86,9 +85,9 @@ async def _interrupt(database: Database, statements: Statements, seq: int, raw: 
         }
         if raw is not None:
             values |= {"raw_sha256": raw.sha256, "raw_truncated": True}
-        await connection.execute(update(runs).where(runs.c.seq == seq).values(values))
-        planned = await connection.scalar(select(coverage.c.planned).where(coverage.c.run == seq)) or 0
-        await connection.execute(
+        connection.execute(update(runs).where(runs.c.seq == seq).values(values))
+        planned = connection.scalar(select(coverage.c.planned).where(coverage.c.run == seq)) or 0
+        connection.execute(
             update(coverage)
             .where(coverage.c.run == seq)
             .values(

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection
 
 from mcp_server.errors import ArgumentError
 from mcp_server.model.asset import Host
 from mcp_server.model.run import Outcome, PortsTested, Raw, Run
 from mcp_server.store import queries
 from mcp_server.store.base import Page
-from mcp_server.store.blobs import read_raw
+from mcp_server.store.blobs import iter_raw, read_raw
 from mcp_server.store.database import Database
 from mcp_server.store.fold import FoldWorker
 from mcp_server.store.folders import make_private
@@ -92,9 +92,9 @@ class SqlStore:
         if owner is None:
             raise closed()
 
-        async def work(connection: AsyncConnection) -> tuple[int, int]:
-            network = self._networks.get(run.vantage) or await write_network(connection, run.vantage)
-            return await write_begin(connection, statements, run, network, owner), network
+        def work(connection: Connection) -> tuple[int, int]:
+            network = self._networks.get(run.vantage) or write_network(connection, run.vantage)
+            return write_begin(connection, statements, run, network, owner), network
 
         seq, self._networks[run.vantage] = await self._database.write(work)
         self._begun[run.id] = seq, run.coverage.ports if run.coverage else ()
@@ -148,6 +148,13 @@ class SqlStore:
         not what was kept.
         """
         return await asyncio.to_thread(read_raw, self._state_dir, raw, offset, limit)
+
+    async def iter_raw(self, raw: Raw) -> AsyncIterator[bytes]:
+        """Yield the whole raw output in pieces of at most 256 KiB; raises PlatformError as `read_raw` does."""
+        # Not closed here: a thread may still be in it when the caller is cancelled. Its last reference closes it.
+        pieces = iter_raw(self._state_dir, raw)
+        while piece := await asyncio.to_thread(next, pieces, b""):
+            yield piece
 
     async def settle(self) -> None:
         """Wait until every observation written so far is folded into the present state."""

@@ -9,18 +9,18 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import event
+from sqlalchemy import Connection, Dialect, Engine, create_engine, event
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from mcp_server.errors import NetworkToolsError, PlatformError
-from mcp_server.store.database import Database
+from mcp_server.store.database import Database, T, Work
 from mcp_server.store.folders import make_private, make_private_file
-from mcp_server.store.medium import disk_full, explain_os_error, unavailable
+from mcp_server.store.medium import closed, disk_full, explain_os_error, unavailable
 
 BUSY_SECONDS = 10
 """How long a write waits for another process's."""
@@ -30,16 +30,23 @@ _COPY_BACK_PAGES = 8000
 
 
 class SqliteDatabase(Database):
-    """The database in one file, which is made with mode 0600; its folder too where it is missing."""
+    """The database in one file, which is made with mode 0600; its folder too where it is missing.
 
-    def __init__(self, path: Path, *, readers: int, pool_timeout: float) -> None:
+    At most ``readers`` connections read at a time; more reads wait for their turn.
+    """
+
+    def __init__(self, path: Path, *, readers: int) -> None:
         super().__init__()
         self.location = str(path)
         self._path = path
         self._readers = readers
-        self._pool_timeout = pool_timeout
-        # SQLite has one writer at a time; waiting here is fair and cheaper than waiting inside SQLite.
-        self._gate = asyncio.Lock()
+        self._reading: _Lane | None = None
+        self._writing: _Lane | None = None
+
+    @property
+    def dialect(self) -> Dialect:
+        """That of the standard library's driver."""
+        return _opened(self._writing).engine.dialect
 
     async def open(self) -> None:
         """Make the file and the engines."""
@@ -48,54 +55,36 @@ class SqliteDatabase(Database):
             make_private_file(self._path)
         except OSError as error:
             raise explain_os_error(error, self.location) from error
-        self._writer = self._engine_for("BEGIN IMMEDIATE", 1, f"PRAGMA wal_autocheckpoint={_COPY_BACK_PAGES}")
-        self._reader = self._engine_for("BEGIN", self._readers, "PRAGMA query_only=ON")
+        # SQLite has one writer at a time; waiting for its thread is fair and cheaper than waiting inside SQLite.
+        self._writing = _Lane(self._path, "BEGIN IMMEDIATE", 1, f"PRAGMA wal_autocheckpoint={_COPY_BACK_PAGES}")
+        self._reading = _Lane(self._path, "BEGIN", self._readers, "PRAGMA query_only=ON")
 
-    def _engine_for(self, begin: str, size: int, pragma: str) -> AsyncEngine:
-        engine = create_async_engine(
-            URL.create("sqlite+aiosqlite", database=str(self._path)),
-            connect_args={"timeout": BUSY_SECONDS},
-            pool_size=size,
-            max_overflow=0,
-            pool_timeout=self._pool_timeout,
-            pool_reset_on_return=None,  # `engine.begin` has always ended the transaction by then
-        )
+    async def _read(self, work: Work[T]) -> T:
+        return await _opened(self._reading).run(work)
 
-        @event.listens_for(engine.sync_engine, "connect")
-        def _connect(connection: Any, _record: Any) -> None:
-            # The driver would begin a transaction late, with the first write, and could then be refused.
-            connection.isolation_level = None
-            cursor = connection.cursor()
-            _use_wal(cursor)
-            for statement in ("PRAGMA synchronous=NORMAL", "PRAGMA foreign_keys=ON", pragma):
-                cursor.execute(statement)
-            cursor.close()
+    async def _write(self, work: Work[T]) -> T:
+        return await _opened(self._writing).run(work)
 
-        @event.listens_for(engine.sync_engine, "begin")
-        def _begin(connection: Any) -> None:
-            # Straight to the driver: through a cursor it would be three turns of its thread instead of one.
-            # SQLAlchemy does not see errors raised there, so they are translated here.
-            try:
-                connection.connection.dbapi_connection.run_async(lambda driver: driver.execute(begin))
-            except sqlite3.Error as error:
-                raise self.explain(error) from error
-
-        return engine
+    async def _dispose(self) -> None:
+        lanes, self._reading, self._writing = (self._reading, self._writing), None, None
+        for lane in lanes:
+            if lane is not None:
+                await lane.close()
 
     def may_retry(self, error: DBAPIError) -> bool:
         """Hardly ever: a file does not go away and come back as a connection does."""
         return error.connection_invalidated
 
-    async def lock_schema(self, connection: AsyncConnection) -> None:
+    def lock_schema(self, connection: Connection) -> None:
         """Nothing to add: ``BEGIN IMMEDIATE`` already keeps every other writer out."""
 
     async def maintain(self) -> None:
         """Copy the log back into the file, as far as readers allow."""
 
-        async def copy_back(connection: AsyncConnection) -> None:
-            await connection.exec_driver_sql("COMMIT")  # a checkpoint stands outside any transaction
-            await connection.exec_driver_sql("PRAGMA wal_checkpoint(PASSIVE)")
-            await connection.exec_driver_sql("BEGIN")
+        def copy_back(connection: Connection) -> None:
+            connection.exec_driver_sql("COMMIT")  # a checkpoint stands outside any transaction
+            connection.exec_driver_sql("PRAGMA wal_checkpoint(PASSIVE)")
+            connection.exec_driver_sql("BEGIN")
 
         try:
             await self.read(copy_back)
@@ -120,6 +109,63 @@ class SqliteDatabase(Database):
                 f"{self.location} was locked by another process for more than {BUSY_SECONDS} seconds", "Try again."
             )
         return unavailable(f"{self.location} cannot be used: {cause}")
+
+
+class _Lane:
+    """Connections of one kind and a thread for each: a transaction is one turn of one thread, whatever it does.
+
+    Statement by statement, each would be several turns between the event loop and a thread, which cost more than
+    SQLite itself.
+    """
+
+    def __init__(self, path: Path, begin: str, size: int, pragma: str) -> None:
+        self.engine = _make_engine(path, begin, size, pragma)
+        self._threads = ThreadPoolExecutor(size, "store")
+
+    async def run(self, work: Work[T]) -> T:
+        """Run ``work`` in a transaction; it goes on to its end where the caller is cancelled."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._transact, work)
+
+    def _transact(self, work: Work[T]) -> T:
+        with self.engine.begin() as connection:
+            return work(connection)
+
+    async def close(self) -> None:
+        """Close the connections, which may copy the log back, and end the threads."""
+        await asyncio.get_running_loop().run_in_executor(self._threads, self.engine.dispose)
+        self._threads.shutdown()
+
+
+def _opened(lane: _Lane | None) -> _Lane:
+    if lane is None:
+        raise closed()
+    return lane
+
+
+def _make_engine(path: Path, begin: str, size: int, pragma: str) -> Engine:
+    engine = create_engine(
+        URL.create("sqlite", database=str(path)),
+        connect_args={"timeout": BUSY_SECONDS},
+        pool_size=size,
+        max_overflow=0,
+        pool_reset_on_return=None,  # `engine.begin` has always ended the transaction by then
+    )
+
+    @event.listens_for(engine, "connect")
+    def _connect(connection: Any, _record: Any) -> None:
+        # The driver would begin a transaction late, with the first write, and could then be refused.
+        connection.isolation_level = None
+        cursor = connection.cursor()
+        _use_wal(cursor)
+        for statement in ("PRAGMA synchronous=NORMAL", "PRAGMA foreign_keys=ON", pragma):
+            cursor.execute(statement)
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        connection.exec_driver_sql(begin)
+
+    return engine
 
 
 def _use_wal(cursor: Any) -> None:

@@ -10,9 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Dialect, Table, bindparam, case, literal_column, update
+from sqlalchemy import ColumnElement, Connection, Dialect, Table, bindparam, case, literal_column, update
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mcp_server.store import schema
 
@@ -31,15 +30,15 @@ class Statement:
     sql: str
     parameters: tuple[str, ...]
 
-    async def one(self, connection: AsyncConnection, row: Mapping[str, Any]) -> Any:
+    def one(self, connection: Connection, row: Mapping[str, Any]) -> Any:
         """Run it with one row given by name; return the first value it returns, or None."""
-        result = await connection.exec_driver_sql(self.sql, tuple(row[name] for name in self.parameters))
+        result = connection.exec_driver_sql(self.sql, tuple(row[name] for name in self.parameters))
         return result.scalar() if result.returns_rows else None
 
-    async def many(self, connection: AsyncConnection, rows: list[tuple[Any, ...]]) -> None:
+    def many(self, connection: Connection, rows: list[tuple[Any, ...]]) -> None:
         """Run it with rows given as tuples in the order of ``parameters``."""
         if rows:
-            await connection.exec_driver_sql(self.sql, rows)
+            connection.exec_driver_sql(self.sql, rows)
 
 
 class Statements:

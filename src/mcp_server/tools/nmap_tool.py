@@ -94,6 +94,8 @@ class NmapTool(MCPBaseTool):
     max_addresses = MAX_ADDRESSES
     parameters = NmapInput
     has_parser = True
+    # nmap finds the home folder by user id, not by HOME, and would take scripts from ~/.nmap before its own.
+    data_dir_flag = "--datadir"
 
     def choose(self, targets: Targets, settings: tuple[Setting, ...]) -> Targets:
         """One IP version, as nmap takes only one: IPv4 for names that have both, unless -6 or a target decides."""
