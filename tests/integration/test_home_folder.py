@@ -56,6 +56,7 @@ async def test_without_its_data_folder_nmap_is_not_run(tmp_path: Path, monkeypat
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(program.parent))
+    monkeypatch.setattr("mcp_server.steps.plan.PREFIXES", ())
     invalidate_command_cache()
     server = EnhancedMCPServer(load_config(env=environment(tmp_path / "state")))
     with pytest.raises(PlatformError, match="no data folder"):

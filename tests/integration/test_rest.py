@@ -465,3 +465,10 @@ def test_without_authentication_no_other_address_is_served(tmp_path: Path, host:
         )
         assert done.returncode == 8
         assert "not a loopback address" in done.stderr
+
+
+async def test_a_mistyped_filter_is_refused_by_name(client: httpx2.AsyncClient) -> None:
+    body = problem(await client.get("/runs?outcom=failed"), "invalid_arguments")
+    assert "'outcom'" in body["message"]
+    assert "outcome" in body["hint"]
+    assert (await client.get("/runs?outcome=failed&limit=5")).status_code == 200

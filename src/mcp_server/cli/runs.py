@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
@@ -65,20 +65,10 @@ def list_runs(limit: Limit = 20, cursor: Cursor = None, tool: str | None = None,
 @app.command("show")
 def show(run_id: str, limit: Limit = 100, cursor: Cursor = None, as_json: Json = False) -> None:
     """Show one run: how it ended, what it covered, and the hosts it saw."""
-    from mcp_server.model.codec import to_dict
-
-    async def read(store: Store) -> dict[str, Any]:
-        run = await store.get_run(run_id)
-        page = await store.hosts(run_id, limit=limit, cursor=cursor)
-        return {
-            "run": to_dict(run),
-            "hosts": [to_dict(host) for host in page.items],
-            "hosts_total": page.total,
-            "next_cursor": page.next_cursor,
-        }
+    from mcp_server.doors.runs import run_page
 
     with reporting(as_json=as_json):
-        body = run_async(_with_store(read))
+        body = run_async(_with_store(lambda store: run_page(store, run_id, limit=limit, cursor=cursor)))
         if as_json:
             print_json(body)
             return
@@ -96,23 +86,21 @@ def raw(run_id: str, as_json: Json = False) -> None:
 
     With --json, print only the hash and sizes of what is kept.
     """
-    from mcp_server.errors import NotFoundError
+    from mcp_server.doors.runs import raw_of
     from mcp_server.model.codec import to_dict
     from mcp_server.steps.answer import neutralise_lines, whole_characters
 
     async def copy(store: Store) -> None:
-        run = await store.get_run(run_id)
-        if run.raw is None:
-            raise NotFoundError(f"run {run.id} has no raw output (it is {run.outcome.value})", code="unknown_run")
+        kept = raw_of(await store.get_run(run_id))
         if as_json:
-            print_json(to_dict(run.raw))
+            print_json(to_dict(kept))
             return
         if not sys.stdout.isatty():
-            async for piece in store.iter_raw(run.raw):
+            async for piece in store.iter_raw(kept):
                 sys.stdout.buffer.write(piece)
             return
         rest = b""  # the beginning of a character that the end of a piece cut in two
-        async for piece in store.iter_raw(run.raw):
+        async for piece in store.iter_raw(kept):
             whole = whole_characters(rest + piece)
             rest = (rest + piece)[len(whole) :]
             sys.stdout.buffer.write(neutralise_lines(whole).encode())

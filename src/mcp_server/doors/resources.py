@@ -14,6 +14,7 @@ from urllib.parse import parse_qsl, quote
 import mcp_types as types
 from mcp.shared.exceptions import MCPError
 
+from mcp_server.doors.runs import raw_of, run_page
 from mcp_server.errors import ArgumentError, NetworkToolsError, NotFoundError
 from mcp_server.model.untrusted import neutralise
 from mcp_server.steps.answer import neutralise_lines, whole_characters
@@ -92,12 +93,11 @@ class RunResources:
     async def _read(self, uri: str) -> types.ReadResourceResult:
         run_id, raw, query = parse_run_uri(uri)
         store = await self._open_store()
-        run = await store.get_run(run_id)
         if raw:
-            text, following = await self._raw_page(store, run, query)
+            text, following = await self._raw_page(store, await store.get_run(run_id), query)
             mime = "text/plain"
         else:
-            text, following = await self._run_page(store, run, query)
+            text, following = await self._run_page(store, run_id, query)
             mime = "application/json"
         meta = {"next": following} if following else None
         return types.ReadResourceResult(
@@ -105,28 +105,21 @@ class RunResources:
         )
 
     @staticmethod
-    async def _run_page(store: Store, run: Run, query: dict[str, str]) -> tuple[str, str | None]:
-        from mcp_server.model.codec import to_dict
-
-        page = await store.hosts(run.id, limit=HOSTS_PER_PAGE, cursor=query.get("cursor"))
-        following = f"run://{run.id}?cursor={quote(page.next_cursor, safe='')}" if page.next_cursor else None
-        body: dict[str, Any] = {
-            "run": to_dict(run),
-            "hosts": [to_dict(host) for host in page.items],
-            "hosts_total": page.total,
-        }
+    async def _run_page(store: Store, run_id: str, query: dict[str, str]) -> tuple[str, str | None]:
+        body = await run_page(store, run_id, limit=HOSTS_PER_PAGE, cursor=query.get("cursor"))
+        cursor = body.pop("next_cursor")
+        following = f"run://{run_id}?cursor={quote(cursor, safe='')}" if cursor else None
         if following:
             body["next"] = following
         return json.dumps(body, separators=(",", ":"), ensure_ascii=False), following
 
     @staticmethod
     async def _raw_page(store: Store, run: Run, query: dict[str, str]) -> tuple[str, str | None]:
-        if run.raw is None:
-            raise NotFoundError(f"run {run.id} has no raw output", code="unknown_run")
+        kept = raw_of(run)
         offset = _offset(query.get("offset", "0"))
-        data = whole_characters(await store.read_raw(run.raw, offset, RAW_PAGE_BYTES))
+        data = whole_characters(await store.read_raw(kept, offset, RAW_PAGE_BYTES))
         end = offset + len(data)
-        following = f"run://{run.id}/raw?offset={end}" if end < run.raw.size else None
+        following = f"run://{run.id}/raw?offset={end}" if end < kept.size else None
         return neutralise_lines(data), following
 
 

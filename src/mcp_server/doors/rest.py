@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Coroutine
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
-from fastapi import Body, FastAPI, Query, Request
+from fastapi import Body, Depends, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
@@ -19,8 +19,9 @@ from mcp_server.config import describe
 from mcp_server.doctor import State, as_dicts, examine, overall
 from mcp_server.doors import mcp as mcp_door
 from mcp_server.doors.problems import PROBLEM_JSON, problem_body
+from mcp_server.doors.runs import raw_of, run_page
 from mcp_server.doors.views import tool_output
-from mcp_server.errors import ArgumentError, ConflictError, NetworkToolsError, NotFoundError
+from mcp_server.errors import ArgumentError, NetworkToolsError, NotFoundError
 from mcp_server.model.codec import to_dict
 from mcp_server.model.run import Actor, Outcome
 from mcp_server.model.untrusted import neutralise
@@ -65,6 +66,7 @@ def build_rest(server: EnhancedMCPServer) -> FastAPI:
         description="Network discovery and assessment inside the owner's scope.",
         docs_url="/docs",
         redoc_url=None,
+        dependencies=[Depends(_known_query_only)],
     )
     _add_problem_handlers(app)
     _add_server_routes(app, server)
@@ -72,6 +74,15 @@ def build_rest(server: EnhancedMCPServer) -> FastAPI:
     _add_run_routes(app, server)
     _document_problems(app)
     return app
+
+
+def _known_query_only(request: Request) -> None:
+    """Refuse a query parameter that the route does not have: a mistyped filter must not look like no filter."""
+    known = {field.alias for field in request.scope["route"].dependant.query_params}
+    for name in request.query_params:
+        if name not in known:
+            hint = f"Known: {', '.join(sorted(known)) or 'none'}."
+            raise ArgumentError(f"unknown query parameter {neutralise(name, 64)!r}", hint=hint)
 
 
 def _problem_response(error: NetworkToolsError, extra: dict[str, Any] | None = None) -> JSONResponse:
@@ -214,15 +225,7 @@ def _add_run_routes(app: FastAPI, server: EnhancedMCPServer) -> None:
     async def run(
         run_id: str, limit: Annotated[int, Query(ge=1, le=1000)] = HOSTS_IN_ANSWER, cursor: str | None = None
     ) -> dict[str, Any]:
-        store = await server.store()
-        record = await store.get_run(run_id)
-        page = await store.hosts(run_id, limit=limit, cursor=cursor)
-        return {
-            "run": to_dict(record),
-            "hosts": [to_dict(host) for host in page.items],
-            "hosts_total": page.total,
-            "next_cursor": page.next_cursor,
-        }
+        return await run_page(await server.store(), run_id, limit=limit, cursor=cursor)
 
     @app.get(
         "/runs/{run_id}/raw",
@@ -233,11 +236,7 @@ def _add_run_routes(app: FastAPI, server: EnhancedMCPServer) -> None:
     async def raw(run_id: str) -> Response:
         store = await server.store()
         record = await store.get_run(run_id)
-        kept = record.raw
-        if kept is None:
-            if record.outcome is Outcome.RUNNING:
-                raise ConflictError(f"run {record.id} is still going on")
-            raise NotFoundError(f"run {record.id} has no raw output", code="unknown_run")
+        kept = raw_of(record)
         # Read before the status line is sent: content that is missing or damaged must not begin as a 200.
         pieces = store.iter_raw(kept)
         first = await anext(pieces, b"")

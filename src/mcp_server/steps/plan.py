@@ -18,6 +18,10 @@ from mcp_server.scope.resolver import Resolver
 from mcp_server.steps.call import Call
 
 
+PREFIXES = (Path("/usr"), Path("/usr/local"))
+"""Where a program's data folder is looked for besides beside the program, which may be a wrapper elsewhere."""
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What will be done, exactly: pinned targets, the argv with the binary's absolute path, and its limits."""
@@ -53,11 +57,12 @@ def _program(tool: MCPBaseTool, command: Command) -> tuple[str, ...]:
     """The program by its absolute path, and its data folder where the tool names one: ``PREFIX/share/NAME``."""
     if not tool.data_dir_flag:
         return (str(command.path),)
-    folder = Path(command.realpath).parent.parent / "share" / tool.command_name
-    if not folder.is_dir():
-        raise PlatformError(
-            f"{tool.command_name} has no data folder {folder}",
-            code="binary_not_found",
-            hint=f"Install {tool.command_name} whole, from the distribution's package.",
-        )
-    return (str(command.path), tool.data_dir_flag, str(folder))
+    prefixes = (Path(command.realpath).parent.parent, *PREFIXES)
+    for folder in (prefix / "share" / tool.command_name for prefix in prefixes):
+        if folder.is_dir():
+            return (str(command.path), tool.data_dir_flag, str(folder))
+    raise PlatformError(
+        f"{tool.command_name} has no data folder: none of {', '.join(map(str, prefixes))} has share/{tool.command_name}",
+        code="binary_not_found",
+        hint=f"Install {tool.command_name} whole, from the distribution's package.",
+    )

@@ -1,0 +1,34 @@
+"""What every door says of a remembered run: a page of it, and whether its raw output can be had."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mcp_server.errors import ConflictError, NotFoundError
+from mcp_server.model.run import Outcome, Raw, Run
+
+if TYPE_CHECKING:
+    from mcp_server.store.base import Store
+
+
+async def run_page(store: Store, run_id: str, *, limit: int, cursor: str | None) -> dict[str, Any]:
+    """A run with a page of the hosts it saw: ``run``, ``hosts``, ``hosts_total`` and ``next_cursor`` (or None)."""
+    from mcp_server.model.codec import to_dict
+
+    run = await store.get_run(run_id)
+    page = await store.hosts(run_id, limit=limit, cursor=cursor)
+    return {
+        "run": to_dict(run),
+        "hosts": [to_dict(host) for host in page.items],
+        "hosts_total": page.total,
+        "next_cursor": page.next_cursor,
+    }
+
+
+def raw_of(run: Run) -> Raw:
+    """The raw output of a run; raises ConflictError while it goes on, NotFoundError where nothing was kept."""
+    if run.raw is not None:
+        return run.raw
+    if run.outcome is Outcome.RUNNING:
+        raise ConflictError(f"run {run.id} is still going on")
+    raise NotFoundError(f"run {run.id} has no raw output (it is {run.outcome.value})", code="unknown_run")
