@@ -89,7 +89,7 @@ async def test_a_banner_is_never_markup_and_never_reaches_the_terminal_raw(env: 
         command = [*COMMAND, "call", "nmap", "target=127.0.0.1", f"ports={port}"]
         async with on_a_terminal(command, env, ROOT, columns=200) as terminal:
             assert await terminal.ended() == 0
-    shown = terminal.shown.decode()
+    shown = " ".join(terminal.shown.decode().split())  # a narrow terminal folds it
     # nmap itself writes dots for what is not printable; brackets and colons are ours to leave alone.
     assert "Apache httpd 2.4.1 ([red]x[/red] :skull: .[31m ...)" in shown, shown
 

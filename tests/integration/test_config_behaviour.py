@@ -141,8 +141,10 @@ async def test_requests_over_the_limit_are_turned_away(tmp_path: Path, site: Sit
             body = {"target": "127.0.0.1", "extra_args": "--do sleep", "timeout_sec": 60}
             slow = [asyncio.create_task(client.post("/tools/probe/execute", json=body)) for _ in range(2)]
             async with asyncio.timeout(20):
-                while (refused := await client.get("/tools")).status_code == 200:
+                log = tmp_path / "state" / "audit.jsonl"  # a request that asks would take a place itself
+                while not log.exists() or log.read_text().count('"accept"') < 2:
                     await asyncio.sleep(0.05)
+            refused = await client.get("/tools")
             assert (refused.status_code, refused.json()["code"]) == (429, "too_many_requests")
             assert httpx2.get(f"{base}/tools").status_code == 401, "strangers neither get nor take a place"
             for call in slow:

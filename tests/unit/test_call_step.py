@@ -89,8 +89,8 @@ def test_all_problems_are_told_and_the_hint_lists_what_there_is() -> None:
 
 
 def test_thousands_of_wrong_parameters_are_a_short_answer() -> None:
-    error = refused({f"{number}" * 100: number for number in range(5000)})
-    assert len(error.details["problems"]) == 8
+    assert "5000 parameters are too many" in refused({f"{number}" * 100: number for number in range(5000)}).message
+    assert len(refused({f"{number}" * 100: number for number in range(60)}).details["problems"]) == 8
     refused({"x" * 1_000_000: "y" * 1_000_000, "target": "z" * 1_000_000})
 
 

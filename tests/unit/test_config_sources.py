@@ -175,7 +175,7 @@ def test_an_unknown_key_is_an_error_with_the_nearest_name(tmp_path: Path, text: 
         ("MCP_SERVER_ANSWER_TEXT", "long", "server.answer_text"),
         ("LOG_LEVEL", "loud", "logging.level"),
         ("TOOLS_PACKAGE", "../evil", "tool.packages"),
-        ("MCP_SECURITY_ALLOWED_TARGETS", "RFC1918,8.8.8.8", "security.allowed_targets"),
+        ("MCP_SECURITY_ALLOWED_TARGETS", "RFC1918,8.8.8", "security.allowed_targets"),
     ],
 )
 def test_a_value_of_the_wrong_type_is_named(variable: str, value: str, key: str) -> None:
