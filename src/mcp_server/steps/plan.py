@@ -17,7 +17,6 @@ from mcp_server.scope.resolve import pin_targets
 from mcp_server.scope.resolver import Resolver
 from mcp_server.steps.call import Call
 
-
 PREFIXES = (Path("/usr"), Path("/usr/local"))
 """Where a program's data folder is looked for besides beside the program, which may be a wrapper elsewhere."""
 
@@ -62,7 +61,7 @@ def _program(tool: MCPBaseTool, command: Command) -> tuple[str, ...]:
         if folder.is_dir():
             return (str(command.path), tool.data_dir_flag, str(folder))
     raise PlatformError(
-        f"{tool.command_name} has no data folder: none of {', '.join(map(str, prefixes))} has share/{tool.command_name}",
+        f"{tool.command_name} has no data folder share/{tool.command_name} in {', '.join(map(str, prefixes))}",
         code="binary_not_found",
         hint=f"Install {tool.command_name} whole, from the distribution's package.",
     )
