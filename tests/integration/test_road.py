@@ -20,8 +20,9 @@ from mcp_server.config import load_config
 from mcp_server.errors import BusyError, PlatformError, TargetError
 from mcp_server.model.run import Actor, Outcome
 from mcp_server.server import EnhancedMCPServer
-from tests.support.clock import SOON
+from tests.support.clock import within_a_second
 from tests.support.doors import environment
+from tests.support.scans import scanners, started
 
 ACTOR = Actor("tester", "test")
 SLOW = {"target": "127.0.0.0/25", "mode": "services", "ports": "1-4", "extra_args": "--scan-delay 300ms"}
@@ -37,20 +38,6 @@ async def server(tmp_path: Path) -> AsyncIterator[EnhancedMCPServer]:
     made = make_server(tmp_path / "state")
     yield made
     await made.cleanup()
-
-
-def scanners(target: str) -> list[int]:
-    """Processes whose command line names ``target`` and nmap."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                words = (entry / "cmdline").read_bytes().split(b"\0")
-            except OSError:
-                continue
-            if target.encode() in words and any(word.endswith(b"nmap") for word in words):
-                found.append(int(entry.name))
-    return found
 
 
 async def test_a_whole_run_is_remembered_with_its_raw_bytes(server: EnhancedMCPServer) -> None:
@@ -158,26 +145,6 @@ async def test_kill_9_in_the_middle_reads_interrupted_at_the_next_start(tmp_path
     assert run.raw.size > 0, "the raw output up to the kill is kept"
 
 
-async def test_end_of_input_ends_the_server_and_its_scan_within_a_second(tmp_path: Path) -> None:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "mcp_server.server", env=environment(tmp_path / "state"),
-        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
-    )  # fmt: skip
-    assert process.stdin
-    assert process.stdout
-    for message in handshake({"name": "nmap", "arguments": SLOW}):
-        process.stdin.write(json.dumps(message).encode() + b"\n")
-    async with asyncio.timeout(20):
-        while not scanners("127.0.0.0/25"):
-            await asyncio.sleep(0.05)
-    closed = time.monotonic()
-    process.stdin.close()
-    await asyncio.wait_for(process.wait(), 10)
-    took = time.monotonic() - closed
-    assert not scanners("127.0.0.0/25")
-    assert took < SOON
-
-
 def handshake(call: dict[str, Any]) -> list[dict[str, Any]]:
     info = {"name": "test", "version": "1"}
     start = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": info}
@@ -188,17 +155,35 @@ def handshake(call: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-async def test_a_term_signal_ends_a_stdio_server_with_its_scan(tmp_path: Path) -> None:
+async def scanning_server(state: Path) -> asyncio.subprocess.Process:
+    """A stdio server whose scan is under way."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "mcp_server.server", env=environment(tmp_path / "state"),
+        sys.executable, "-m", "mcp_server.server", env=environment(state),
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
     )  # fmt: skip
     assert process.stdin
     for message in handshake({"name": "nmap", "arguments": SLOW}):
         process.stdin.write(json.dumps(message).encode() + b"\n")
-    async with asyncio.timeout(20):
-        while not scanners("127.0.0.0/25"):
-            await asyncio.sleep(0.05)
+    await started("127.0.0.0/25")
+    return process
+
+
+async def test_end_of_input_ends_the_server_and_its_scan_within_a_second(tmp_path: Path) -> None:
+    async def attempt() -> float:
+        process = await scanning_server(tmp_path / "state")
+        assert process.stdin
+        closed = time.monotonic()
+        process.stdin.close()
+        await asyncio.wait_for(process.wait(), 10)
+        took = time.monotonic() - closed
+        assert not scanners("127.0.0.0/25")
+        return took
+
+    await within_a_second(attempt)
+
+
+async def test_a_term_signal_ends_a_stdio_server_with_its_scan(tmp_path: Path) -> None:
+    process = await scanning_server(tmp_path / "state")
     os.kill(process.pid, signal.SIGTERM)
     assert await asyncio.wait_for(process.wait(), 10) == 0
     assert not scanners("127.0.0.0/25")
