@@ -374,3 +374,29 @@ async def test_a_connection_that_sends_no_request_is_closed_and_holds_up_nobody(
         writer.close()
     os.kill(os.getpid(), signal.SIGTERM)
     await serving
+
+
+async def test_a_connection_may_rest_between_requests_longer_than_a_head_may_take() -> None:
+    async def answer(_: Request) -> PlainTextResponse:
+        return PlainTextResponse("here")
+
+    async def ask(*parts: bytes) -> bytes:
+        for part in parts:
+            writer.write(part)
+            await asyncio.sleep(0.1)
+        async with asyncio.timeout(SOON):
+            return await reader.readuntil(b"here") if parts[-1].endswith(b"\r\n\r\n") else await reader.read()
+
+    listener = listen("127.0.0.1", 0)
+    serving = asyncio.create_task(
+        serve_http(Starlette(routes=[Route("/", answer)]), listener, head_sec=0.5, shutdown_grace=1)
+    )
+    reader, writer = await asyncio.open_connection("127.0.0.1", listener.port)
+    whole = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+    assert b"200" in await ask(whole)
+    await asyncio.sleep(1)
+    assert b"200" in await ask(whole[:5], whole[5:]), "the connection was closed while it rested"
+    assert await ask(whole[:-2]) == b"", "half a head holds the connection after a rest"
+    writer.close()
+    os.kill(os.getpid(), signal.SIGTERM)
+    await serving

@@ -10,9 +10,13 @@ from mcp_server.errors import BusyError
 
 HEAD_SEC: Final = 10.0
 """Seconds a connection has to send the head of a request; one that only holds its place is closed then."""
+KEEP_ALIVE_SEC: Final = 100
+"""Seconds a connection may rest between requests. Longer than clients keep one unused (httpx 5 s, nginx 60 s, Go's
+net/http 90 s), so that the client closes first: a request that crosses the server's own closing is lost.
+"""
 
 
-def deadline_protocol(head_sec: float = HEAD_SEC) -> Any:
+def deadline_protocol(head_sec: float = HEAD_SEC) -> Any:  # noqa: C901 - short methods of a class, counted as one function
     """Uvicorn's h11 protocol with a deadline for each request's head (RFC 9112 section 9.5 leaves it open)."""
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -23,19 +27,27 @@ def deadline_protocol(head_sec: float = HEAD_SEC) -> Any:
             super().connection_made(transport)
             self._expect_head()
 
+        def data_received(self, data: bytes) -> None:
+            if self._deadline is None:
+                self._expect_head()
+            super().data_received(data)
+
         def on_response_complete(self) -> None:
+            # From here uvicorn's own keep-alive limit holds, until the first byte of another request.
+            self._expect_nothing()
             super().on_response_complete()
-            self._expect_head()
 
         def connection_lost(self, exc: Exception | None) -> None:
-            if self._deadline is not None:
-                self._deadline.cancel()
+            self._expect_nothing()
             super().connection_lost(exc)
 
         def _expect_head(self) -> None:
+            self._deadline = self.loop.call_later(head_sec, self._give_up)
+
+        def _expect_nothing(self) -> None:
             if self._deadline is not None:
                 self._deadline.cancel()
-            self._deadline = self.loop.call_later(head_sec, self._give_up)
+                self._deadline = None
 
         def _give_up(self) -> None:
             waiting = self.cycle is None or self.cycle.response_complete

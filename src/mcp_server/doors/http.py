@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from mcp_server.doors.auth import BearerAuth
-from mcp_server.doors.connections import HEAD_SEC, RequestLimit, deadline_protocol
+from mcp_server.doors.connections import HEAD_SEC, KEEP_ALIVE_SEC, RequestLimit, deadline_protocol
 from mcp_server.doors.guards import MAX_BODY, BodyLimit, HostGuard
 from mcp_server.doors.problems import ASGIApp, Receive, Scope, Send
 from mcp_server.errors import ConfigError, NetworkToolsError, PlatformError
@@ -200,6 +200,7 @@ async def serve_http(
         access_log=False,
         proxy_headers=False,
         server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_SEC,
         timeout_graceful_shutdown=math.ceil(shutdown_grace),
     )
     try:
