@@ -89,10 +89,12 @@ class ToolPolicy:
     """The owner's switches that a tool's tables depend on; made anew at every reload.
 
     ``raw_sockets`` says whether tools on this host may send raw packets: a tool is pure and cannot find out.
+    ``max_rate`` is the most packets a second that the scope policy allows for the targets of a call; None: no bound.
     """
 
     allow_intrusive: bool = False
     raw_sockets: bool = False
+    max_rate: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +109,11 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Invocation:
-    """A compiled call: argv words after the binary, its risk, what it will test and about what it costs."""
+    """A compiled call: argv words after the binary, its risk, what it will test and about what it costs.
+
+    ``files`` are those of the program's data folder that the call makes it execute, each by its path in there, with
+    the SHA-256 (hex) it may have; the run is refused where a file is another one.
+    """
 
     args: tuple[str, ...]
     risk: Risk
@@ -115,6 +121,7 @@ class Invocation:
     estimate: Estimate = field(default_factory=lambda: Estimate(addresses=0))
     ok_returncodes: frozenset[int] = frozenset({0})
     needs_raw_sockets: bool = False
+    files: tuple[tuple[str, frozenset[str]], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +162,9 @@ class MCPBaseTool:
     switch, ``"-c INT"`` takes a number). ``default_timeout_sec`` and ``concurrency`` fall back to the
     configuration where they are None. ``has_parser`` says that `parser` gives typed results;
     ``data_dir_flag`` is given with the program's own data folder, so that it looks into no other (a home folder, say);
-    ``ok_returncodes`` are those of a run that did its work.
+    ``ok_returncodes`` are those of a run that did its work. ``reads`` are absolute files and folders the program
+    needs besides itself and the system's libraries; the sandbox lets it read nothing else. ``limits_rate`` says that
+    `compile` keeps to `ToolPolicy.max_rate`; a tool without it is refused where the scope policy bounds the rate.
     """
 
     command_name: ClassVar[str] = ""
@@ -170,6 +179,8 @@ class MCPBaseTool:
     has_parser: ClassVar[bool] = False
     data_dir_flag: ClassVar[str] = ""
     ok_returncodes: ClassVar[frozenset[int]] = frozenset({0})
+    reads: ClassVar[Sequence[str]] = ()
+    limits_rate: ClassVar[bool] = False
 
     def __init__(self, policy: ToolPolicy | None = None) -> None:
         """Build the tool for a policy; a reload makes a new instance."""

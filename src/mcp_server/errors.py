@@ -113,6 +113,15 @@ ERRORS: Final[dict[str, ErrorSpec]] = {
     "intrusive_not_allowed": ErrorSpec(
         403, ExitCode.REFUSED, _V, False, "The owner can set security.allow_intrusive to true."
     ),
+    "risk_not_allowed": ErrorSpec(
+        403, ExitCode.REFUSED, _V, False, "Ask for less (mode discover, say), or have the owner raise max_risk there."
+    ),
+    "outside_time_window": ErrorSpec(
+        403, ExitCode.BUSY, _V, True, "Call again inside the policy's time window; 'scope check' shows it."
+    ),
+    "budget_exceeded": ErrorSpec(
+        429, ExitCode.BUSY, _RES, True, "Ask for fewer addresses or ports, or wait until the policy's budget is refilled."
+    ),
     # admission
     "too_many_requests": ErrorSpec(
         429, ExitCode.BUSY, _RES, True, "Wait for the running calls to end, then try again."
@@ -131,6 +140,27 @@ ERRORS: Final[dict[str, ErrorSpec]] = {
         _X,
         False,
         "Run 'mcp-network-tools doctor' to see which privilege or folder is missing.",
+    ),
+    "binary_changed": ErrorSpec(
+        503,
+        ExitCode.ENVIRONMENT,
+        _X,
+        False,
+        "Check who replaced the program; if it was an upgrade, reload or restart the server to accept it.",
+    ),
+    "guard_unavailable": ErrorSpec(
+        503,
+        ExitCode.ENVIRONMENT,
+        _X,
+        True,
+        "Nothing runs without the guard. Restart the server to set it up anew; 'mcp-network-tools doctor' says more.",
+    ),
+    "enforcement_too_weak": ErrorSpec(
+        503,
+        ExitCode.ENVIRONMENT,
+        _X,
+        False,
+        "Start it with 'mcp-network-tools serve --guard kernel' as root, or lower security.require_enforcement.",
     ),
     "disk_full": ErrorSpec(507, ExitCode.ENVIRONMENT, _RES, True, "Free space in the state folder and try again."),
     "audit_unavailable": ErrorSpec(
@@ -157,6 +187,13 @@ ERRORS: Final[dict[str, ErrorSpec]] = {
     ),
     "internal_error": ErrorSpec(
         500, ExitCode.INTERNAL, _U, False, "This is a defect of the server; its log holds the details."
+    ),
+    "audit_broken": ErrorSpec(
+        500,
+        ExitCode.TOOL_FAILED,
+        _U,
+        False,
+        "Keep the files as they are, compare them with a checkpoint kept elsewhere, and find out who wrote to them.",
     ),
     # configuration
     "config_invalid": ErrorSpec(

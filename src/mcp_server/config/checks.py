@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from ipaddress import IPv4Network, ip_address
+from ipaddress import IPv4Network, ip_address, ip_interface
 from typing import Final
 
 from mcp_server.errors import ConfigError
@@ -67,6 +67,39 @@ def check_origin(value: str) -> str:
     if not separator or scheme.lower() not in {"http", "https"} or not _is_authority(authority):
         raise ValueError(f"{value!r} is not an exact origin, such as http://127.0.0.1:8080")
     return value.lower()
+
+
+def check_interface(value: str) -> str:
+    """Accept an address with its prefix length, and return its canonical spelling."""
+    try:
+        interface = ip_interface(value)
+    except ValueError:
+        interface = None
+    if interface is None or "/" not in value or "%" in value:
+        raise ValueError(f"{value!r} is not an address with prefix length, such as 10.0.0.250/24 or fd00::250/64")
+    return str(interface)
+
+
+def check_address(value: str) -> str:
+    """Accept one address, and return its canonical spelling."""
+    try:
+        address = ip_address(value)
+    except ValueError:
+        address = None
+    if address is None or "%" in value:
+        raise ValueError(f"{value!r} is not an address, such as 10.0.0.1 or fd00::1")
+    return str(address)
+
+
+def check_link_network(value: str) -> str:
+    """Accept an IPv4 network of exactly four addresses: two ends, the network and its broadcast."""
+    try:
+        network = IPv4Network(value)
+    except ValueError:
+        network = None
+    if network is None or network.prefixlen != 30:
+        raise ValueError(f"{value!r} is not an IPv4 /30, such as 198.18.77.0/30")
+    return str(network)
 
 
 def check_module(name: str) -> str:

@@ -12,8 +12,10 @@ from mcp_server.config.base import FilePath, Section, Source
 from mcp_server.config.effective import EffectiveLimits, effective_limits
 from mcp_server.config.redact import redact_tree
 from mcp_server.config.sections import (
+    AuditConfig,
     CircuitBreakerConfig,
     DatabaseConfig,
+    GuardConfig,
     HealthConfig,
     LimitsConfig,
     LoggingConfig,
@@ -77,6 +79,8 @@ class Config(Section):
     )
     server: ServerConfig = Field(default_factory=ServerConfig)
     security: SecurityConfig = Field(default_factory=SecurityConfig)
+    guard: GuardConfig = Field(default_factory=GuardConfig)
+    audit: AuditConfig = Field(default_factory=AuditConfig)
     circuit_breaker: CircuitBreakerConfig = Field(default_factory=CircuitBreakerConfig)
     health: HealthConfig = Field(default_factory=HealthConfig)
     metrics: MetricsConfig = Field(default_factory=MetricsConfig)

@@ -101,6 +101,20 @@ class SecurityConfig(Section):
         description="The scope: RFC1918, loopback, CIDRs (no host bits), name suffixes with a leading dot. "
         "Empty: nothing may be touched.",
     )
+    policy_file: OptionalPath = Field(
+        None,
+        description="Policy file (YAML) that draws the scope in place of allowed_targets: networks, names, exclusions, "
+        "risk tiers, budgets, time windows, resolvers. Both set is an error.",
+    )
+    guard: Literal["auto", "kernel", "rootless", "argument"] = Field(
+        "auto",
+        description="How the scope is enforced. kernel: every frame, set up by root at the start. rootless: every frame, "
+        "in a user namespace. argument: addresses are checked before a spawn, raw sockets are off. auto: the best that "
+        "works here (kernel only where guard.user names who to become).",
+    )
+    require_enforcement: Literal["argument", "rootless", "kernel"] = Field(
+        "argument", description="The weakest enforcement under which anything may run."
+    )
     max_args_length: int = Field(
         2048,
         ge=1,
@@ -129,6 +143,58 @@ class SecurityConfig(Section):
     )
     allow_intrusive: bool = Field(
         default=False, description="Allow flags, scripts and tools that may disturb their target."
+    )
+
+
+class GuardConfig(Section):
+    """The network namespace that holds tools inside the scope; read once, when it is set up."""
+
+    section: ClassVar[str] = "guard"
+
+    user: str = Field(
+        "",
+        description="Unprivileged user the server becomes in the kernel tier; it must own the state folder. Empty: with "
+        "--guard kernel the user mcp-network-tools.",
+    )
+    loopback_user: str = Field(
+        "nobody",
+        description="User under which loopback targets are looked at, on the host's own loopback, by a firewall rule "
+        "for this user; not the same as user.",
+    )
+    mode: Literal["auto", "macvlan", "nat"] = Field(
+        "auto",
+        description="macvlan: an address of its own on the uplink's segment; ARP discovery works. nat: behind this "
+        "host's address. auto: macvlan where addresses are given, else nat.",
+    )
+    uplink: str = Field(
+        "", max_length=15, description="Network device packets leave by. Empty: the one of the default route."
+    )
+    addresses: Annotated[Words, _each(checks.check_interface)] = Field(
+        (), description="Addresses with prefix length of the macvlan device, as 10.0.0.250/24; IPv4, IPv6 or both."
+    )
+    gateways: Annotated[Words, _each(checks.check_address)] = Field(
+        (), description="Default gateways of the macvlan device, one for each IP version at most."
+    )
+    link_network: Annotated[str, AfterValidator(checks.check_link_network)] = Field(
+        "198.18.77.0/30", description="IPv4 network of four addresses between host and namespace in nat mode."
+    )
+
+
+class AuditConfig(Section):
+    """The audit log: how often it is sealed, where the seals go, and when a file is full."""
+
+    section: ClassVar[str] = "audit"
+
+    checkpoint_interval: int = Field(
+        300, ge=1, le=86400, description="Seconds after which new records are sealed by a signed checkpoint."
+    )
+    ship_to: str = Field(
+        "",
+        description="Where checkpoints are sent besides the state folder: syslog, an absolute path, or empty for "
+        "nowhere. Only a copy that this server cannot change shows a truncated or rewritten log.",
+    )
+    max_file_size: int = Field(
+        100 * MIB, ge=64 * 1024, le=GIB, description="Bytes after which a new audit file is begun; the chain goes on."
     )
 
 
