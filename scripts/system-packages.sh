@@ -40,6 +40,9 @@ opensmtpd smtpd
 snmpd snmpd
 samba smbd
 mariadb-server mariadbd
+masscan masscan
+fping fping
+passt pasta
 '
 
 say() { printf '%s\n' "$*" >&2; }

@@ -120,7 +120,7 @@ ERRORS: Final[dict[str, ErrorSpec]] = {
         403, ExitCode.BUSY, _V, True, "Call again inside the policy's time window; 'scope check' shows it."
     ),
     "budget_exceeded": ErrorSpec(
-        429, ExitCode.BUSY, _RES, True, "Ask for fewer addresses or ports, or wait until the policy's budget is refilled."
+        429, ExitCode.BUSY, _RES, True, "Ask for fewer addresses or ports, or wait until the budget is refilled."
     ),
     # admission
     "too_many_requests": ErrorSpec(

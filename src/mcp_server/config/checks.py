@@ -15,6 +15,8 @@ _LABEL: Final = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _NAME: Final = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
 _AUTHORITY: Final = re.compile(rf"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|{_LABEL}(?:\.{_LABEL})*)(?::(?P<port>[0-9]{{1,5}}))?")
 _MODULE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z_][A-Za-z0-9_]*)*")
+_USER: Final = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
+_DEVICE: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,14}")
 _IPV4_LOOPBACK: Final = IPv4Network("127.0.0.0/8")
 
 DATABASE_SCHEMES: Final = ("sqlite", "sqlite+aiosqlite", "postgresql", "postgresql+asyncpg")
@@ -100,6 +102,27 @@ def check_link_network(value: str) -> str:
     if network is None or network.prefixlen != 30:
         raise ValueError(f"{value!r} is not an IPv4 /30, such as 198.18.77.0/30")
     return str(network)
+
+
+def check_user(name: str) -> str:
+    """Accept the name of a user of this machine (useradd(8)), or an empty one; whether it exists is seen later."""
+    if name and not _USER.fullmatch(name):
+        raise ValueError(f"{name!r} is not the name of a user")
+    return name
+
+
+def check_device(name: str) -> str:
+    """Accept the name of a network device (netdevice(7)), or an empty one."""
+    if name and not _DEVICE.fullmatch(name):
+        raise ValueError(f"{name!r} is not the name of a network device, such as eth0")
+    return name
+
+
+def check_shipment(place: str) -> str:
+    """Accept where checkpoints are sent: syslog, an absolute path, or nowhere."""
+    if place not in {"", "syslog"} and not place.startswith("/"):
+        raise ValueError(f"{place!r} is neither syslog nor an absolute path")
+    return place
 
 
 def check_module(name: str) -> str:

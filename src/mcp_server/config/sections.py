@@ -108,9 +108,9 @@ class SecurityConfig(Section):
     )
     guard: Literal["auto", "kernel", "rootless", "argument"] = Field(
         "auto",
-        description="How the scope is enforced. kernel: every frame, set up by root at the start. rootless: every frame, "
-        "in a user namespace. argument: addresses are checked before a spawn, raw sockets are off. auto: the best that "
-        "works here (kernel only where guard.user names who to become).",
+        description="How the scope is enforced. kernel: every frame, set up by root at the start. rootless: every "
+        "frame, in a user namespace. argument: addresses are checked before a spawn, and raw sockets are off. auto: "
+        "the best that works here (kernel only where guard.user names who to become).",
     )
     require_enforcement: Literal["argument", "rootless", "kernel"] = Field(
         "argument", description="The weakest enforcement under which anything may run."
@@ -151,12 +151,12 @@ class GuardConfig(Section):
 
     section: ClassVar[str] = "guard"
 
-    user: str = Field(
+    user: Annotated[str, AfterValidator(checks.check_user)] = Field(
         "",
-        description="Unprivileged user the server becomes in the kernel tier; it must own the state folder. Empty: with "
-        "--guard kernel the user mcp-network-tools.",
+        description="Unprivileged user the server becomes in the kernel tier; it must own the state folder. Empty: "
+        "with --guard kernel the user mcp-network-tools.",
     )
-    loopback_user: str = Field(
+    loopback_user: Annotated[str, AfterValidator(checks.check_user)] = Field(
         "nobody",
         description="User under which loopback targets are looked at, on the host's own loopback, by a firewall rule "
         "for this user; not the same as user.",
@@ -166,8 +166,8 @@ class GuardConfig(Section):
         description="macvlan: an address of its own on the uplink's segment; ARP discovery works. nat: behind this "
         "host's address. auto: macvlan where addresses are given, else nat.",
     )
-    uplink: str = Field(
-        "", max_length=15, description="Network device packets leave by. Empty: the one of the default route."
+    uplink: Annotated[str, AfterValidator(checks.check_device)] = Field(
+        "", description="Network device packets leave by. Empty: the one of the default route."
     )
     addresses: Annotated[Words, _each(checks.check_interface)] = Field(
         (), description="Addresses with prefix length of the macvlan device, as 10.0.0.250/24; IPv4, IPv6 or both."
@@ -188,7 +188,7 @@ class AuditConfig(Section):
     checkpoint_interval: int = Field(
         300, ge=1, le=86400, description="Seconds after which new records are sealed by a signed checkpoint."
     )
-    ship_to: str = Field(
+    ship_to: Annotated[str, AfterValidator(checks.check_shipment)] = Field(
         "",
         description="Where checkpoints are sent besides the state folder: syslog, an absolute path, or empty for "
         "nowhere. Only a copy that this server cannot change shows a truncated or rewritten log.",
