@@ -145,7 +145,7 @@ async def test_a_fold_that_was_cut_off_goes_on_at_the_next_start(
     store._owner.release()
     assert await rows(store, schema.addresses) == []
     other = another()
-    assert await other.open() == 0
+    assert len(await other.open()) == 0
     await other.settle()
     assert len(await rows(other, schema.services)) == 1
     await other.close()

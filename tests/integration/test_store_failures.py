@@ -97,7 +97,7 @@ async def test_a_file_that_is_no_database(tmp_path: Path, content: bytes) -> Non
     assert caught.value.code == "store_unavailable"
     assert (tmp_path / "store.db").read_bytes() == content
     (tmp_path / "store.db").unlink()
-    assert await store.open() == 0
+    assert len(await store.open()) == 0
     await store.close()
 
 

@@ -49,7 +49,7 @@ async def hold(store: SqlStore, state: Path, run_id: str, hosts: str) -> None:
 
 async def once(store: SqlStore, _state: Path) -> None:
     """Open and close."""
-    interrupted = await store.open()
+    interrupted = len(await store.open())
     await store.close()
     say(interrupted=interrupted, alembic="alembic" in sys.modules)
 

@@ -28,8 +28,8 @@ class Store(Protocol):
     `NotFoundError` (``unknown_run``) for an id that is not there.
     """
 
-    async def open(self) -> int:
-        """Create or migrate the schema, mark runs of dead owners ``interrupted``, and return how many those were."""
+    async def open(self) -> tuple[str, ...]:
+        """Create or migrate the schema, mark runs of dead owners ``interrupted``, and return the ids of those."""
         ...
 
     async def close(self) -> None:

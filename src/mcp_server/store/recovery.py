@@ -23,8 +23,10 @@ logger = logging.getLogger(__name__)
 _MESSAGE = "The process that carried this run ended before it did; what was found until then is kept."
 
 
-async def recover(database: Database, statements: Statements, owner: Owner, state_dir: Path) -> tuple[int, list[int]]:
-    """Take over the runs of dead owners of our folder: how many were cut off, and all that still need folding."""
+async def recover(
+    database: Database, statements: Statements, owner: Owner, state_dir: Path
+) -> tuple[tuple[str, ...], list[int]]:
+    """Take over the runs of dead owners of our folder: the ids of those cut off, and all that still need folding."""
 
     def look(connection: Connection) -> list[Any]:
         query = select(runs.c.seq, runs.c.id, runs.c.owner).where(
@@ -32,7 +34,8 @@ async def recover(database: Database, statements: Statements, owner: Owner, stat
         )
         return list(connection.execute(query).all())
 
-    interrupted, taken = 0, []
+    interrupted: list[str] = []
+    taken: list[int] = []
     alive: dict[str, bool] = {}
     for row in await database.read(look):
         if row.owner not in alive:
@@ -45,8 +48,8 @@ async def recover(database: Database, statements: Statements, owner: Owner, stat
         taken.append(row.seq)
         if outcome == Outcome.RUNNING:
             await _interrupt(database, statements, row.seq, await _adopt(state_dir, row.id))
-            interrupted += 1
-    return interrupted, taken
+            interrupted.append(row.id)
+    return tuple(interrupted), taken
 
 
 async def _take_over(database: Database, owner: Owner, seq: int, dead: str) -> str | None:

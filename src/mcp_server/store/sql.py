@@ -47,10 +47,10 @@ class SqlStore:
         self._networks: dict[str, int] = {}
         self._begun: dict[str, tuple[int, tuple[PortsTested, ...]]] = {}
 
-    async def open(self) -> int:
-        """Create or migrate the schema, mark runs of dead owners ``interrupted``, and return how many those were."""
+    async def open(self) -> tuple[str, ...]:
+        """Create or migrate the schema, mark runs of dead owners ``interrupted``, and return the ids of those."""
         if self._owner is not None:
-            return 0
+            return ()
         try:
             make_private(self._state_dir)
             self._owner = Owner.claim(self._state_dir)
