@@ -11,7 +11,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,7 @@ from mcp_server.errors import NetworkToolsError, PlatformError
 from mcp_server.execution.admission import Admission
 from mcp_server.execution.privilege import can_open_raw_sockets
 from mcp_server.logs import configure_logging
+from mcp_server.model.run import Outcome
 from mcp_server.pipeline import Pipeline
 from mcp_server.scope.policy import ScopePolicy
 from mcp_server.scope.resolver import SystemResolver
@@ -85,10 +86,19 @@ class EnhancedMCPServer:
                     pool_recycle=database.pool_recycle,
                 )
                 interrupted = await store.open()
-                if interrupted:
-                    logger.warning("store.interrupted_runs count=%d", interrupted)
                 self._store = store
+                await self._log_interrupted(interrupted)
             return self._store
+
+    async def _log_interrupted(self, runs: Sequence[str]) -> None:
+        """Write the end that every accepted call has on the log: the process that had to write it is gone."""
+        for run_id in runs:
+            logger.warning("store.interrupted_run run=%s", run_id)
+            try:
+                await self.pipeline.audit.append("end", run_id=run_id, outcome=Outcome.INTERRUPTED.value)
+            except NetworkToolsError as error:
+                # What was remembered stays readable without a log; a run needs one, and will say so.
+                logger.error("audit.end_not_logged run=%s: %s", run_id, error.message)  # noqa: TRY400 - no traceback: the failure is a disk
 
     async def serve(self, *, ready: Callable[[str], None] | None = None) -> None:
         """Serve the configured transport until its input ends or a signal asks to stop, then clean up."""

@@ -61,9 +61,8 @@ def conclude(run: Run, plan: Plan, execution: Execution) -> tuple[Run, NetworkTo
             tool_version=execution.parsed.version if execution.parsed else "",
             hosts_up=digest.up if digest else 0,
             open_ports=digest.open_ports if digest else 0,
-            metadata={"warnings": list(execution.parsed.warnings)}
-            if execution.parsed and execution.parsed.warnings
-            else {},
+            metadata=run.metadata
+            | ({"warnings": list(execution.parsed.warnings)} if execution.parsed and execution.parsed.warnings else {}),
         ),
         error,
     )

@@ -1,0 +1,61 @@
+"""The guard around a run: read before it and after it. What was dropped meanwhile is an alarm and marks the run."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from mcp_server import metrics
+from mcp_server.audit import AuditLog
+from mcp_server.errors import NetworkToolsError
+from mcp_server.execution.guard import Guard, GuardReading
+
+logger = logging.getLogger(__name__)
+
+
+async def read_guard(guard: Guard) -> GuardReading | None:
+    """The guard's state, or None in the argument tier.
+
+    Raises PlatformError ``guard_unavailable`` where it is gone or changed, which is counted.
+    """
+    try:
+        return await guard.read()
+    except NetworkToolsError:
+        metrics.count("mcp_guard_failures")
+        raise
+
+
+async def difference(guard: Guard, before: GuardReading | None, audit: AuditLog, run_id: str) -> dict[str, Any]:
+    """What the guard did since ``before``, ready for records; empty in the argument tier.
+
+    Keys: ``ruleset`` (SHA-256), ``passed`` and ``dropped`` (packets; drops by rule), and where they apply
+    ``ruleset_after`` (a policy reload during the run) and ``lost`` (why it could not be read). Packets dropped while
+    several runs are under way count for each of them: the guard knows no runs.
+    """
+    if before is None:
+        return {}
+    try:
+        after = await read_guard(guard)
+    except NetworkToolsError as error:
+        await _raise_alarm(audit, run_id, "guard_lost", reason=error.message)
+        return {"ruleset": before.ruleset, "lost": error.message}
+    if after is None:
+        return {"ruleset": before.ruleset, "lost": "the guard is no longer in force"}
+    drops = {rule: packets - before.drops.get(rule, 0) for rule, packets in after.drops.items()}
+    facts: dict[str, Any] = {
+        "ruleset": before.ruleset,
+        "passed": after.passed - before.passed,
+        "dropped": {rule: packets for rule, packets in drops.items() if packets > 0},
+    }
+    if after.ruleset != before.ruleset:
+        facts["ruleset_after"] = after.ruleset
+    if facts["dropped"]:
+        for rule, packets in facts["dropped"].items():
+            metrics.count("mcp_guard_drops", packets, rule=rule)
+        await _raise_alarm(audit, run_id, "guard_drops", dropped=facts["dropped"])
+    return facts
+
+
+async def _raise_alarm(audit: AuditLog, run_id: str, alarm: str, **facts: Any) -> None:
+    logger.critical("guard.alarm alarm=%s run=%s %s", alarm, run_id, facts)
+    await audit.append("alarm", alarm=alarm, run_id=run_id, **facts)
