@@ -10,7 +10,18 @@ import traceback
 
 from bench.result import Result, table
 
-NAMES = ("cold_start", "tools_list", "call_overhead", "big_result", "memory", "flat_parse", "answer_cost")
+NAMES = (
+    "cold_start",
+    "tools_list",
+    "call_overhead",
+    "big_result",
+    "memory",
+    "flat_parse",
+    "answer_cost",
+    "policy",
+    "audit",
+    "spawn",
+)
 
 
 def main(wanted: list[str]) -> int:

@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from bench.result import Result, Spread
 from bench.stdio import served
-from mcp_server.execution.launcher import SYSTEM_PATH
+from mcp_server.execution.confine import SYSTEM_PATH
 from mcp_server.execution.process import Limits, run_process
 
 ROUNDS: Final = 40

@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Protocol
+from typing import Annotated, Any, ClassVar, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -185,6 +185,10 @@ class MCPBaseTool:
     def __init__(self, policy: ToolPolicy | None = None) -> None:
         """Build the tool for a policy; a reload makes a new instance."""
         self.policy = policy or ToolPolicy()
+
+    def under(self, policy: ToolPolicy) -> Self:
+        """This tool under another policy."""
+        return self if policy == self.policy else type(self)(policy)
 
     @classmethod
     def tool_name(cls) -> str:

@@ -15,17 +15,20 @@ from typing import TYPE_CHECKING, Any
 
 from mcp_server.errors import NetworkToolsError
 from mcp_server.execution.commands import resolve_command
-from mcp_server.execution.launcher import containment
-from mcp_server.execution.privilege import can_open_raw_sockets
-from mcp_server.scope.policy import ScopePolicy
+from mcp_server.execution.containment import containment
+from mcp_server.execution.guard import Enforcement, Guard
+from mcp_server.execution.guard_choice import choose_guard
 
 if TYPE_CHECKING:
+    from mcp_server.audit import AuditLog
     from mcp_server.config import Config
     from mcp_server.discovery import Toolbox
     from mcp_server.store.base import Store
 
 LOW_DISK_BYTES = 256 * 1024 * 1024
 _WITHOUT_STATE = "the commands tools, config, scope and doctor; nothing runs without a log and a record"
+
+_MAKE_USER = "sudo useradd --system --user-group --create-home mcp-network-tools && "
 
 
 class State(StrEnum):
@@ -47,8 +50,15 @@ class Check:
     remedy: str = ""
 
 
-async def examine(config: Config, toolbox: Toolbox, open_store: Callable[[], Awaitable[Store]]) -> list[Check]:
-    """Run every check, in a fixed order; none raises."""
+async def examine(
+    config: Config,
+    toolbox: Toolbox,
+    open_store: Callable[[], Awaitable[Store]],
+    *,
+    guard: Guard | None = None,
+    audit: AuditLog | None = None,
+) -> list[Check]:
+    """Run every check, in a fixed order; none raises. ``guard`` and ``audit`` are those of a running server."""
     # First, because it makes the state folder where there is none yet.
     store = await _store(config, open_store)
     return [
@@ -60,12 +70,13 @@ async def examine(config: Config, toolbox: Toolbox, open_store: Callable[[], Awa
             for item in toolbox.left_out
             if item.reason.startswith("it cannot be")
         ),
-        _raw_sockets(config),
-        await asyncio.to_thread(_process_tree),
+        await _guard(config, guard),
+        await asyncio.to_thread(_processes, guard),
         _state_dir(config),
         _disk(config),
         store,
-        _scope(config),
+        *([] if audit is None else [_audit(audit)]),
+        await asyncio.to_thread(_scope, config, guard),
     ]
 
 
@@ -97,30 +108,43 @@ def _binaries(toolbox: Toolbox) -> list[Check]:
     ]
 
 
+async def _guard(config: Config, guard: Guard | None) -> Check:
+    """The tier in force, or of a start here, and that it is still what was set up."""
+    try:
+        if guard is None:
+            choice = choose_guard(config)
+            tier, reason = choice.enforcement, choice.reason
+        else:
+            await guard.read()
+            tier, reason = guard.enforcement, ""
+    except NetworkToolsError as error:
+        return Check(
+            "guard", State.FAILED, error.message, "what was remembered can be read; no tool can run", error.hint
+        )
+    detail = f"enforcement: {tier.value}" + (f", because {reason}" if reason else "")
+    if tier is Enforcement.ARGUMENT:
+        detail += "; addresses are checked before a process is started, and nothing holds packets"
+        if config.security.guard == "argument":  # the owner knows
+            return Check("guard", State.OK, detail)
+        works = "connect scans (-sT), service detection and scripts; raw sockets are off"
+        return Check("guard", State.DEGRADED, detail, works, _MAKE_USER + f"sudo {_program()} serve --guard kernel")
+    return Check("guard", State.OK, f"{detail}; every frame passes the ruleset, raw sockets are available")
+
+
 def _program() -> str:
     """The console script of this environment, by its absolute path."""
-    return str(Path(sys.executable).parent / "mcp-network-tools")
+    return shlex.quote(str(Path(sys.executable).parent / "mcp-network-tools"))
 
 
-def _raw_sockets(config: Config) -> Check:
-    if can_open_raw_sockets():
-        return Check("raw sockets", State.OK, "SYN scans, UDP scans and OS detection are available")
-    return Check(
-        "raw sockets",
-        State.DEGRADED,
-        "this process may not open raw sockets (CAP_NET_RAW)",
-        "connect scans (-sT), service detection and scripts",
-        # The same user, folder and program, with the one capability and nothing more (setpriv(1)).
-        "sudo setpriv --reuid=$(id -u) --regid=$(id -g) --init-groups --inh-caps=+net_raw --ambient-caps=+net_raw -- "
-        f"env MCP_STATE_DIR={shlex.quote(str(config.state_dir))} {shlex.quote(_program())} serve",
-    )
-
-
-def _process_tree() -> Check:
-    found = containment()
-    if found.ends_detached and found.ends_with_server:
-        return Check("process tree", State.OK, found.detail)
-    return Check("process tree", State.DEGRADED, found.detail, "every tool", found.remedy)
+def _processes(guard: Guard | None) -> Check:
+    """What holds a tool's process: its files, and its end."""
+    try:
+        found = containment(allow_raw=guard is not None and guard.raw_sockets)
+    except NetworkToolsError as error:
+        return Check("processes", State.FAILED, error.message, "what was remembered can be read", error.hint)
+    if not found.remedy:
+        return Check("processes", State.OK, found.detail)
+    return Check("processes", State.DEGRADED, found.detail, "every tool", found.remedy)
 
 
 def _mend_folder(folder: Path) -> str:
@@ -179,18 +203,29 @@ async def _store(config: Config, open_store: Callable[[], Awaitable[Store]]) -> 
     return Check("store", State.OK, f"{kind}, {page.total} runs")
 
 
-def _scope(config: Config) -> Check:
-    policy = ScopePolicy.from_entries(config.security.allowed_targets)
-    detail = f"{policy.summary()}; enforced on arguments, before a process is started"
+def _audit(audit: AuditLog) -> Check:
+    if audit.problem is None:
+        return Check("audit log", State.OK, str(audit.path))
+    remedy = f"{_program()} audit verify"
+    return Check("audit log", State.DEGRADED, audit.problem, "everything; the log is written and not sealed", remedy)
+
+
+def _scope(config: Config, guard: Guard | None) -> Check:
+    try:
+        policy = config.scope_policy()
+    except NetworkToolsError as error:
+        # A running server keeps the policy it had: this is what a reload or the next start would find.
+        state = State.FAILED if guard is None else State.DEGRADED
+        works = "nothing starts" if guard is None else "calls, under the policy read before"
+        return Check("scope", state, error.message, works, error.hint)
+    key = "the policy file" if config.security.policy_file else "security.allowed_targets"
+    detail = policy.summary()
     if not policy.entries:
-        remedy = "name networks in security.allowed_targets"
-        return Check("scope", State.DEGRADED, detail, "what was remembered can be read", remedy)
+        return Check("scope", State.DEGRADED, detail, "what was remembered can be read", f"name networks in {key}")
     if policy.without_effect:
         dead = ", ".join(policy.without_effect)
-        detail += f"; without effect, because always refused: {dead}"
-        return Check(
-            "scope", State.DEGRADED, detail, "the other entries", f"remove {dead} from security.allowed_targets"
-        )
+        detail += f"; without effect, because refused or excluded: {dead}"
+        return Check("scope", State.DEGRADED, detail, "the other entries", f"remove {dead} from {key}")
     return Check("scope", State.OK, detail)
 
 

@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from mcp_server.config.sections import LoggingConfig
 
 
+VALUE_LIMIT = 8192
+"""Characters of one value of a log line; a traceback has as many for each of its lines."""
+_TRACEBACKS = frozenset({"exception", "stack"})
+
+
 class _LazyFormatter(logging.Formatter):
     """Makes structlog's formatter at the first line: a quiet start does not pay for its import."""
 
@@ -60,11 +65,20 @@ class _LazyFormatter(logging.Formatter):
 
 
 def _visible(_logger: Any, _name: str, event: Any) -> Any:
-    """Escape what a terminal or a log viewer would act on; a traceback keeps its line breaks."""
-    return {
-        key: "\n".join(neutralise(line, 8192) for line in value.split("\n")) if isinstance(value, str) else value
-        for key, value in event.items()
-    }
+    """Escape what a terminal or a log viewer would act on; nothing that was logged can pass for a line of its own.
+
+    A line break is escaped too, but for those of a traceback, whose lines are indented.
+    """
+    return {neutralise(str(key), 64): _visible_value(key, value) for key, value in event.items()}
+
+
+def _visible_value(key: str, value: Any) -> Any:
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    text = value if isinstance(value, str) else repr(value)
+    if key in _TRACEBACKS:
+        return "\n".join(f"  {neutralise(line, VALUE_LIMIT)}" for line in text.split("\n"))
+    return neutralise(text, VALUE_LIMIT)
 
 
 def configure_logging(settings: LoggingConfig) -> None:

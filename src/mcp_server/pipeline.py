@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from mcp_server.audit import AuditLog
@@ -14,15 +14,18 @@ from mcp_server.config import Config
 from mcp_server.discovery import Toolbox
 from mcp_server.errors import NetworkToolsError, PlatformError
 from mcp_server.execution.admission import Admission
+from mcp_server.execution.guard import Guard, GuardReading
 from mcp_server.model.run import Actor, Outcome
+from mcp_server.scope.budget import PacketBudget
 from mcp_server.scope.policy import ScopePolicy
 from mcp_server.scope.resolver import Resolver
 from mcp_server.steps.answer import Answer, conclude, make_answer
-from mcp_server.steps.authorise import Authorised, authorise, log_not_started, log_refusal
+from mcp_server.steps.authorise import Authorised, Authoriser, log_not_started
 from mcp_server.steps.call import read_call
-from mcp_server.steps.plan import Plan, plan
+from mcp_server.steps.plan import Plan, Planner
 from mcp_server.steps.remember import Recorder, new_run
-from mcp_server.steps.run import Progress, run
+from mcp_server.steps.run import Execution, Progress, run
+from mcp_server.steps.watch import difference, read_guard
 
 if TYPE_CHECKING:
     from mcp_server.store.base import Store
@@ -33,15 +36,21 @@ logger = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Pipeline:
-    """Everything the steps need; a reload replaces ``config``, ``policy`` and ``toolbox`` for calls that come after."""
+    """Everything the steps need; a reload replaces ``config``, ``policy``, ``toolbox`` and ``pins`` for later calls.
+
+    ``pins`` are hashes of scripts that the owner accepts besides the reviewed ones.
+    """
 
     config: Config
     policy: ScopePolicy
     toolbox: Toolbox
     resolver: Resolver
+    guard: Guard
     admission: Admission
     audit: AuditLog
     open_store: Callable[[], Awaitable[Store]]
+    pins: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    budget: PacketBudget = field(default_factory=PacketBudget)
 
     async def call(
         self, name: str, arguments: Mapping[str, Any], actor: Actor, progress: Progress | None = None
@@ -51,35 +60,52 @@ class Pipeline:
         Returns an `Answer`, also for a run that failed or was cut short (its ``error`` says why). Raises
         RefusedError or PlatformError where nothing was started; every such refusal is on the decision log.
         """
-        config, policy = self.config, self.policy
+        # One set of these for the whole call: a reload in between must not mix two of the owner's minds.
+        config, planner, authoriser = self.config, self._planner(), self._authoriser()
         async with AsyncExitStack() as admitted:
             try:
                 call = read_call(self.toolbox.get(name), arguments, actor)
-                planned = await plan(call, config, policy, self.resolver)
-                authorised = await authorise(planned, config, policy, self.audit)
+                planned = await planner.plan(call)
+                authorised = await authoriser.authorise(planned)
             except NetworkToolsError as error:
-                if error.code != "audit_unavailable":
-                    await log_refusal(self.audit, policy, actor, name, arguments, error)
+                if error.code not in {"audit_unavailable", "audit_broken"}:
+                    await authoriser.log_refusal(actor, name, arguments, error)
                 raise
             try:
                 await admitted.enter_async_context(self.admission.slot(call.tool.tool_name()))
                 store = await self.open_store()
+                before = await read_guard(self.guard)
             except BaseException as error:
+                self.budget.release(authorised.reservation)
                 await asyncio.shield(log_not_started(self.audit, call, error))
                 raise
-            return await self._run(authorised, store, config, progress)
+            return await self._run(authorised, before, store, config, progress)
 
     async def plan(self, name: str, arguments: Mapping[str, Any], actor: Actor) -> Plan:
         """Plan a call without running it: what would be done, and what it would cost."""
-        return await plan(read_call(self.toolbox.get(name), arguments, actor), self.config, self.policy, self.resolver)
+        return await self._planner().plan(read_call(self.toolbox.get(name), arguments, actor))
 
-    async def _run(self, authorised: Authorised, store: Store, config: Config, progress: Progress | None) -> Answer:
+    def _planner(self) -> Planner:
+        return Planner(self.config, self.policy, self.resolver, self.guard, self.pins)
+
+    def _authoriser(self) -> Authoriser:
+        return Authoriser(self.config, self.policy, self.guard, self.budget, self.audit)
+
+    async def _run(
+        self,
+        authorised: Authorised,
+        before: GuardReading | None,
+        store: Store,
+        config: Config,
+        progress: Progress | None,
+    ) -> Answer:
         from mcp_server.store.blobs import RawSpool
 
         recorder = Recorder(store, self.audit, new_run(authorised))
         try:
             spool = RawSpool(config.state_dir, recorder.run.id, authorised.plan.limits.output_bytes)
         except BaseException as error:
+            self.budget.release(authorised.reservation)
             await asyncio.shield(log_not_started(self.audit, authorised.plan.call, error))
             raise
         try:
@@ -89,19 +115,31 @@ class Pipeline:
             )
         except BaseException as error:
             # Whatever ends a run early, its row must say so and keep what was found.
-            await asyncio.shield(self._end_early(recorder, spool, error))
+            await asyncio.shield(self._end_early(recorder, before, spool, error))
             if isinstance(error, NetworkToolsError):
                 error.details.setdefault("run_id", recorder.run.id)
             raise
-        finished, problem = conclude(recorder.run, authorised.plan, execution)
         # What is done stays done: a caller that goes away in this moment does not undo it.
-        return make_answer(await asyncio.shield(recorder.finish(finished)), execution, problem)
+        return await asyncio.shield(self._end(recorder, before, authorised.plan, execution))
 
-    @staticmethod
-    async def _end_early(recorder: Recorder, spool: RawSpool, error: BaseException) -> None:
+    async def _end(self, recorder: Recorder, before: GuardReading | None, plan: Plan, execution: Execution) -> Answer:
+        await self._note_guard(recorder, before)
+        finished, problem = conclude(recorder.run, plan, execution)
+        process = {"pid": execution.exit.pid, "bytes": execution.exit.bytes_out}
+        return make_answer(await recorder.finish(finished, process), execution, problem)
+
+    async def _note_guard(self, recorder: Recorder, before: GuardReading | None) -> None:
+        facts = await difference(self.guard, before, self.audit, recorder.run.id)
+        if facts:
+            recorder.run = replace(recorder.run, metadata=recorder.run.metadata | {"guard": facts})
+
+    async def _end_early(
+        self, recorder: Recorder, before: GuardReading | None, spool: RawSpool, error: BaseException
+    ) -> None:
         cancelled = isinstance(error, asyncio.CancelledError)
         known = error if isinstance(error, NetworkToolsError) else PlatformError(str(error), code="internal_error")
         try:
+            await self._note_guard(recorder, before)
             await recorder.finish(
                 replace(
                     recorder.run,

@@ -11,16 +11,21 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from mcp_server.audit import AuditLog
 from mcp_server.base_tool import ToolPolicy
-from mcp_server.config import Config, get_config, log_notices
+from mcp_server.config import Config, get_config, log_notices, reload_config
 from mcp_server.discovery import Toolbox, discover
 from mcp_server.errors import NetworkToolsError, PlatformError
 from mcp_server.execution.admission import Admission
+from mcp_server.execution.commands import invalidate_command_cache
+from mcp_server.execution.guard import Enforcement
+from mcp_server.execution.guard_choice import Choice, require
+from mcp_server.execution.guard_client import ArgumentGuard
+from mcp_server.execution.pinned_files import forget as forget_files
 from mcp_server.execution.privilege import can_open_raw_sockets
 from mcp_server.logs import configure_logging
 from mcp_server.model.run import Outcome
@@ -29,8 +34,10 @@ from mcp_server.scope.policy import ScopePolicy
 from mcp_server.scope.resolver import SystemResolver
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable
 
+    from mcp_server.execution.guard import Guard
     from mcp_server.store.base import Store
 
 logger = logging.getLogger(__name__)
@@ -43,27 +50,63 @@ class EnhancedMCPServer:
     that a client is answered before a database library is imported.
     """
 
-    def __init__(self, config: Config | None = None) -> None:
+    def __init__(
+        self, config: Config | None = None, *, guard: Guard | None = None, listener: socket.socket | None = None
+    ) -> None:
+        """Build a server; ``guard`` is the one it lives inside of, ``listener`` a socket to take HTTP requests from.
+
+        Raises ConfigError for a policy that cannot be used, PlatformError ``enforcement_too_weak``.
+        """
         self.config = config or get_config()
+        self.guard: Guard = guard or ArgumentGuard()
+        require(self.config, Choice(self.guard.enforcement))
+        self._listener = listener
+        policy = self.config.scope_policy()
         prepare_state_dir(self.config)
         self._store: Store | None = None
         self._opening = asyncio.Lock()
         self.pipeline = Pipeline(
             config=self.config,
-            policy=ScopePolicy.from_entries(self.config.security.allowed_targets),
-            toolbox=build_toolbox(self.config),
-            resolver=SystemResolver(),
+            policy=policy,
+            toolbox=build_toolbox(self.config, self.guard),
+            resolver=make_resolver(policy, self.guard),
+            guard=self.guard,
             admission=Admission(self._concurrency_of, lambda: self.config.effective.concurrency_ceiling),
-            audit=AuditLog(self.config.state_dir),
+            audit=AuditLog(self.config.state_dir, self.config.audit),
             open_store=self.store,
+            pins=_pins(self.config),
         )
 
-    def reload(self, config: Config) -> None:
-        """Use ``config`` for every call that comes after; running calls keep what they started with."""
-        policy = ScopePolicy.from_entries(config.security.allowed_targets)
-        toolbox = build_toolbox(config)
-        self.config = self.pipeline.config = config
-        self.pipeline.policy, self.pipeline.toolbox = policy, toolbox
+    async def reload(self, config: Config) -> None:
+        """Use ``config`` for every call that comes after; running calls keep what they started with.
+
+        All of it or nothing: raises NetworkToolsError, and the old stays, where the policy is bad, enforcement would
+        be too weak, or the guard did not take the policy over. Programs are looked for and pinned anew.
+        """
+        require(config, Choice(self.guard.enforcement))
+        policy, pins = config.scope_policy(), _pins(config)
+        toolbox = build_toolbox(config, self.guard)
+        await self.guard.reload(policy.hash)
+        invalidate_command_cache()
+        forget_files()
+        pipeline = self.pipeline
+        self.config = pipeline.config = config
+        pipeline.policy, pipeline.toolbox, pipeline.pins = policy, toolbox, pins
+        pipeline.resolver, pipeline.audit.settings = make_resolver(policy, self.guard), config.audit
+        logger.info("server.reloaded scope_hash=%s", policy.hash)
+        await self._log_policy()
+
+    async def _log_policy(self) -> None:
+        """Put on the log which policy is in force from here on, and how it is enforced."""
+        policy, tier = self.pipeline.policy, self.guard.enforcement
+        await self.pipeline.audit.append("policy", scope_hash=policy.hash, enforcement=tier.value)
+
+    async def reload_from_owner(self) -> None:
+        """Read the configuration again and use it; what is wrong with it is logged, and the old stays."""
+        try:
+            await self.reload(reload_config())
+        except NetworkToolsError as error:
+            logger.error("server.not_reloaded code=%s: %s %s", error.code, error.message, error.hint)  # noqa: TRY400 - the owner's mistake, not ours
 
     def _concurrency_of(self, tool_name: str) -> int:
         return self.config.effective.concurrency_for(self.pipeline.toolbox.get(tool_name).concurrency)
@@ -102,7 +145,21 @@ class EnhancedMCPServer:
 
     async def serve(self, *, ready: Callable[[str], None] | None = None) -> None:
         """Serve the configured transport until its input ends or a signal asks to stop, then clean up."""
+        reloads: set[asyncio.Task[None]] = set()
+
+        def on_hangup() -> None:
+            task = asyncio.create_task(self.reload_from_owner())
+            reloads.add(task)
+            task.add_done_callback(reloads.discard)
+
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, on_hangup)
         try:
+            await self.pipeline.audit.start()
+            try:
+                await self._log_policy()
+            except NetworkToolsError as error:
+                # Nothing runs without a log, but what was remembered can be read.
+                logger.error("audit.policy_not_logged: %s", error.message)  # noqa: TRY400 - no traceback: the failure is a disk
             if self.config.server.transport == "stdio":
                 await self._serve_stdio()
             else:
@@ -124,10 +181,11 @@ class EnhancedMCPServer:
 
     async def _serve_http(self, ready: Callable[[str], None] | None) -> None:
         from mcp_server.doors.application import build_application
-        from mcp_server.doors.http import listen, serve_http
+        from mcp_server.doors.http import adopt, listen, serve_http
 
         settings = self.config.server
-        listener = listen(settings.host, settings.port)
+        inherited, self._listener = self._listener, None
+        listener = adopt(inherited, settings.host) if inherited else listen(settings.host, settings.port)
         try:
             application = build_application(self)
         except BaseException:
@@ -145,6 +203,8 @@ class EnhancedMCPServer:
         store, self._store = self._store, None
         if store is not None:
             await store.close()
+        await self.pipeline.audit.close()
+        await asyncio.to_thread(self.guard.close)
 
 
 @contextmanager
@@ -162,9 +222,25 @@ def _uncollected() -> Iterator[None]:
         gc.enable()
 
 
-def build_toolbox(config: Config) -> Toolbox:
-    """Discover the tools of a configuration, rebuilt from their base lists."""
-    policy = ToolPolicy(allow_intrusive=config.security.allow_intrusive, raw_sockets=can_open_raw_sockets())
+def make_resolver(policy: ScopePolicy, guard: Guard) -> SystemResolver:
+    """The resolver a policy names, or else this host's own; inside a guard that one cannot be asked, and is not."""
+    if guard.enforcement is not Enforcement.ARGUMENT and not policy.resolvers:
+        return SystemResolver([])
+    return SystemResolver.of(policy)
+
+
+def _pins(config: Config) -> Mapping[str, frozenset[str]]:
+    from mcp_server.execution.pinned_files import read_pins
+
+    return read_pins(config.security.pinned_files) if config.security.pinned_files else {}
+
+
+def build_toolbox(config: Config, guard: Guard | None = None) -> Toolbox:
+    """Discover the tools of a configuration, rebuilt from their base lists; without a guard raw sockets are off."""
+    policy = ToolPolicy(
+        allow_intrusive=config.security.allow_intrusive,
+        raw_sockets=guard is not None and guard.raw_sockets and can_open_raw_sockets(),
+    )
     return discover(
         policy,
         packages=config.tool.packages,

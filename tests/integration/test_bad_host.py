@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -16,24 +16,12 @@ from typing import Any
 import pytest
 
 from mcp_server.errors import ERRORS
-from tests.support.doors import DOORS, ROOT, Reply, environment, open_doors
+from tests.support.doors import DOORS, ROOT, Reply, accepted, environment, open_doors, spawned
 from tests.support.namespaces import mount_namespace
 from tests.support.processes import binary
 from tests.unit.scope.loopback_dns import Zone
 
 CALL = {"target": "127.0.0.1", "mode": "discover"}
-
-
-@pytest.fixture
-def spied_nmap(tmp_path: Path) -> Iterator[Path]:
-    """A folder for PATH whose nmap leaves a mark for every start; the test fails where there is one at its end."""
-    folder = tmp_path / "spy"
-    folder.mkdir()
-    script = folder / "nmap"
-    script.write_text(f'#!/bin/sh\necho started >> "{folder}/marks"\nexec {binary("nmap")} "$@"\n')
-    script.chmod(0o755)
-    yield folder
-    assert not (folder / "marks").exists(), "a process was started"
 
 
 def assert_failed(reply: Reply, door: str, code: str) -> None:
@@ -86,17 +74,16 @@ def fill(folder: Path, *, leaving: int) -> None:
 
 
 @pytest.mark.parametrize("leaving", [0, 8192], ids=["for-the-log", "for-the-store"])
-async def test_no_disk_space(tmp_path: Path, spied_nmap: Path, leaving: int) -> None:
+async def test_no_disk_space(tmp_path: Path, leaving: int) -> None:
     state = tmp_path / "state"
     state.mkdir(mode=0o700)
     with mount_namespace('mount -t tmpfs -o size=1m,mode=700 tmpfs "$1"', str(state)) as inside:
-        path = f"{spied_nmap}:{os.environ['PATH']}"
         # The servers make their token and audit log before there is no more room; the test reads the token outside.
         (inside.see(state) / "token").write_text("t" * 43)
         (state / "token").write_text("t" * 43)
         for token in (inside.see(state) / "token", state / "token"):
             token.chmod(0o600)
-        async with open_doors(state, prefix=inside.prefix, PATH=path) as doors:
+        async with open_doors(state, prefix=inside.prefix) as doors:
             for door in DOORS:
                 fill(inside.see(state), leaving=leaving)
                 reply = await doors.call(door, "nmap", CALL)
@@ -104,6 +91,7 @@ async def test_no_disk_space(tmp_path: Path, spied_nmap: Path, leaving: int) -> 
             (inside.see(state) / "filler").unlink()
             reply = await doors.call("rest", "nmap", {"target": "8.8.8.8"})
             assert reply.code == "target_out_of_scope", "the server has lived through it"
+            assert not spawned(inside.see(state)), "a process was started"
 
 
 def without_file_privileges() -> tuple[str, ...]:
@@ -113,15 +101,16 @@ def without_file_privileges() -> tuple[str, ...]:
     return (binary("setpriv"), "--bounding-set=-dac_override,-dac_read_search", "--")
 
 
-async def test_a_state_folder_that_became_read_only(tmp_path: Path, spied_nmap: Path) -> None:
+async def test_a_state_folder_that_became_read_only(tmp_path: Path) -> None:
     state = tmp_path / "state"
-    path = f"{spied_nmap}:{os.environ['PATH']}"
-    async with open_doors(state, prefix=without_file_privileges(), PATH=path) as doors:
+    async with open_doors(state, prefix=without_file_privileges()) as doors:
         state.chmod(0o500)
         try:
             for door in DOORS:
-                reply = await doors.call(door, "nmap", CALL)
-                assert_failed(reply, door, "audit_unavailable")
+                assert_failed(await doors.call(door, "nmap", CALL), door, "store_unavailable")
+            (state / "audit.jsonl").chmod(0o400)
+            for door in DOORS:
+                assert_failed(await doors.call(door, "nmap", CALL), door, "audit_unavailable")
             health = await doors.rest.get("/health")
         finally:
             state.chmod(0o700)
@@ -145,7 +134,7 @@ def test_a_state_folder_that_cannot_be_made(tmp_path: Path, words: list[str]) ->
         check=False,
     )
     assert done.returncode == 9, done.stderr
-    assert done.stderr.startswith(f"permission_denied: the state folder {locked}/state cannot be made")
+    assert f"permission_denied: the state folder {locked}/state cannot be made" in done.stderr
     assert "MCP_STATE_DIR" in done.stderr
     assert "Traceback" not in done.stderr
 
@@ -172,7 +161,7 @@ NAMES: list[tuple[str, list[str] | None, str]] = [
 ]
 
 
-async def test_names_that_lead_nowhere_or_out_of_scope(tmp_path: Path, spied_nmap: Path) -> None:
+async def test_names_that_lead_nowhere_or_out_of_scope(tmp_path: Path) -> None:
     address = f"127.53.{os.getpid() >> 8 & 255}.{os.getpid() & 255 or 1}"
     (tmp_path / "resolv.conf").write_text(f"nameserver {address}\noptions timeout:2 attempts:1\n")
     zone = {name: records for name, records, _ in NAMES if records is not None}
@@ -180,7 +169,7 @@ async def test_names_that_lead_nowhere_or_out_of_scope(tmp_path: Path, spied_nma
     with mount_namespace(script, str(tmp_path / "resolv.conf")) as inside:
         async with (
             name_server(address, zone | {"here.lab.internal": ["A 127.0.0.1"]}) as server,
-            open_doors(tmp_path / "state", prefix=inside.prefix, PATH=f"{spied_nmap}:{os.environ['PATH']}") as doors,
+            open_doors(tmp_path / "state", prefix=inside.prefix) as doors,
         ):
             for door in DOORS:
                 for name, _, code in NAMES:
@@ -189,11 +178,11 @@ async def test_names_that_lead_nowhere_or_out_of_scope(tmp_path: Path, spied_nma
                     assert reply.error is not None
                     assert name in reply.error["message"], "the error names the offending name"
             assert ("nowhere.lab.internal.", "A") in server.questions
-            assert not (spied_nmap / "marks").exists()
+            assert not accepted(tmp_path / "state")
             reply = await doors.call("rest", "nmap", {"target": "here.lab.internal", "mode": "discover"})
     assert reply.error is None, "a good name on the same server is scanned"
     assert reply.body["hosts"][0]["address"] == "127.0.0.1"
-    (spied_nmap / "marks").unlink()
+    assert len(accepted(tmp_path / "state")) == 1
 
 
 def test_the_binary_is_looked_up_where_the_server_runs(tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -15,7 +17,7 @@ import httpx2
 import pytest
 
 from mcp_server.config import describe, load_config
-from mcp_server.errors import AccessError, ArgumentError, ConfigError, NotFoundError, TargetError
+from mcp_server.errors import AccessError, ArgumentError, ConfigError, NotFoundError, PlatformError, TargetError
 from mcp_server.execution.commands import invalidate_command_cache
 from mcp_server.model.run import Actor
 from mcp_server.server import EnhancedMCPServer
@@ -54,7 +56,7 @@ async def serving(tmp_path: Path, site: SiteTools | None = None, **env: str) -> 
 
 
 async def probe(server: EnhancedMCPServer, what: str, tool: str = "probe", **more: Any) -> Answer:
-    return await server.pipeline.call(tool, {"target": "127.0.0.1", "extra_args": f"--do {what}", **more}, ACTOR)
+    return await server.pipeline.call(tool, {"target": "127.0.0.1", "extra_args": f"--do {what}"} | more, ACTOR)
 
 
 @changes(".state_dir")
@@ -243,13 +245,13 @@ async def test_only_so_many_run_at_once(tmp_path: Path, site: SiteTools, name: s
 
 @changes("security.allow_intrusive")
 async def test_intrusive_calls_need_the_owners_leave(tmp_path: Path) -> None:
-    arguments = {"target": "127.0.0.1", "ports": "9", "extra_args": "-A"}
+    arguments = {"target": "127.0.0.1", "ports": "9", "timing": 5}
     async with serving(tmp_path) as server:
         with pytest.raises(AccessError) as caught:
             await server.pipeline.plan("nmap", arguments, ACTOR)
         assert caught.value.code == "intrusive_not_allowed"
     async with serving(tmp_path, MCP_SECURITY_ALLOW_INTRUSIVE="true") as server:
-        assert "-O" in (await server.pipeline.plan("nmap", arguments, ACTOR)).argv
+        assert "-T5" in (await server.pipeline.plan("nmap", arguments, ACTOR)).argv
 
 
 @changes("limits.max_memory_mb", "limits.max_file_descriptors")
@@ -305,8 +307,107 @@ async def test_the_database_is_the_one_named(tmp_path: Path, site: SiteTools) ->
         load_config(env=environment(tmp_path, MCP_DATABASE_URL="mysql://x"))
 
 
+@changes("security.policy_file")
+async def test_a_policy_file_draws_the_scope(tmp_path: Path, site: SiteTools) -> None:
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("version: 1\nallow: [127.0.0.1]\nexclude: [127.0.0.2]\n")
+    policy.chmod(0o600)
+    env = environment(tmp_path / "state", TOOLS_PACKAGE=site.package, MCP_SECURITY_POLICY_FILE=str(policy))
+    with pytest.raises(ConfigError, match=r"both set"):
+        EnhancedMCPServer(load_config(env=env))
+    del env["MCP_SECURITY_ALLOWED_TARGETS"]
+    server = EnhancedMCPServer(load_config(env=env))
+    try:
+        assert (await probe(server, "nothing")).error is None
+        with pytest.raises(TargetError):
+            await probe(server, "nothing", target="127.0.0.2")
+        policy.write_text("version: 1\nallow: [127.0.0.2]\n")
+        assert (await probe(server, "nothing")).error is None, "only a reload brings a change into force"
+        await server.reload(load_config(env=env))
+        with pytest.raises(TargetError):
+            await probe(server, "nothing")
+        policy.write_text("version: 1\nallow: [127.0.0.1\n")
+        with pytest.raises(ConfigError):
+            await server.reload(load_config(env=env))
+        assert (await probe(server, "nothing", target="127.0.0.2")).error is None, "a bad file leaves the old in force"
+    finally:
+        await server.cleanup()
+
+
+@changes("security.guard", "security.require_enforcement")
+def test_nothing_is_served_below_the_enforcement_that_is_required(tmp_path: Path) -> None:
+    def start(**env: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "mcp_server", "serve"]
+        settings = environment(tmp_path / "state", **env)
+        return subprocess.run(command, env=settings, input="", capture_output=True, text=True, check=False)
+
+    assert start().returncode == 0
+    weak = start(MCP_SECURITY_REQUIRE_ENFORCEMENT="kernel")
+    assert (weak.returncode, weak.stdout) == (9, "")
+    assert "enforcement_too_weak" in weak.stderr
+    assert "serve --guard kernel" in weak.stderr
+    called = subprocess.run(
+        [sys.executable, "-m", "mcp_server", "call", "nmap", "target=127.0.0.1", "--json"],
+        env=environment(tmp_path / "state", MCP_SECURITY_REQUIRE_ENFORCEMENT="kernel"),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert json.loads(called.stdout)["error"]["code"] == "enforcement_too_weak"
+
+
+@changes("security.pinned_files")
+async def test_the_owner_can_accept_another_version_of_a_script(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefix = tmp_path / "prefix"
+    shutil.copytree("/usr/share/nmap", prefix / "share" / "nmap")
+    (prefix / "bin").mkdir()
+    shutil.copy(shutil.which("nmap") or "", prefix / "bin" / "nmap")
+    script = prefix / "share" / "nmap" / "scripts" / "http-title.nse"
+    script.write_text(script.read_text() + "\n-- changed\n")
+    monkeypatch.setenv("PATH", f"{prefix}/bin:/usr/bin:/bin")
+    invalidate_command_cache()
+    arguments = {"target": "127.0.0.1", "ports": "9", "mode": "scripts", "scripts": ["http-title"]}
+    async with serving(tmp_path) as server:
+        with pytest.raises(PlatformError) as caught:
+            await server.pipeline.plan("nmap", arguments, ACTOR)
+        assert caught.value.code == "binary_changed"
+    sums = tmp_path / "sums"
+    sums.write_text(f"{hashlib.sha256(script.read_bytes()).hexdigest()}  scripts/http-title.nse\n")
+    async with serving(tmp_path, MCP_SECURITY_PINNED_FILES=str(sums)) as server:
+        assert "http-title" in (await server.pipeline.plan("nmap", arguments, ACTOR)).argv
+    invalidate_command_cache()
+
+
+@changes("audit.checkpoint_interval", "audit.ship_to", "audit.max_file_size")
+async def test_the_log_is_sealed_shipped_and_rotated_as_configured(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    settings = {
+        "MCP_AUDIT_CHECKPOINT_INTERVAL": "1",
+        "MCP_AUDIT_SHIP_TO": str(elsewhere),
+        "MCP_AUDIT_MAX_FILE_SIZE": str(64 * 1024),
+    }
+    async with serving(tmp_path, None, **settings) as server:
+        await server.pipeline.audit.start()
+        for _ in range(8):
+            await server.pipeline.audit.append("test", text="x" * 10_000)
+        async with asyncio.timeout(20):
+            while not elsewhere.exists():
+                await asyncio.sleep(0.1)
+        assert len(list((tmp_path / "state").glob("audit*.jsonl"))) == 2
+
+
 def test_every_live_key_has_a_test_here() -> None:
     elsewhere = {
+        # the network namespace: tests/integration/test_guardian_*.py
+        "guard.user",
+        "guard.loopback_user",
+        "guard.mode",
+        "guard.uplink",
+        "guard.addresses",
+        "guard.gateways",
+        "guard.link_network",
         # the Postgres pool: tests/integration/test_store_pool.py
         "database.pool_size",
         "database.max_overflow",

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import resource
 import time
+from collections.abc import Iterator
 
 import pytest
 
-from mcp_server.execution.launcher import Launcher, Tier
+from mcp_server.execution.place import Place
 from mcp_server.execution.process import Limits, run_process
 from tests.support import processes
-from tests.support.processes import alive, binary, marker, run_script
+from tests.support.processes import SHELL, alive, binary, marker, run_script
 
 GIB = 1 << 30
 
 
-@pytest.fixture(params=[Tier.PID_NAMESPACE, Tier.SUPERVISOR])
-def launcher(request: pytest.FixtureRequest) -> Launcher:
-    return processes.launcher(request.param)
+@pytest.fixture(params=["root", "nobody-raw"])
+def place(request: pytest.FixtureRequest) -> Iterator[Place]:
+    with processes.place(request.param) as where:
+        yield where
 
 
 class Count:
@@ -40,12 +42,13 @@ async def test_a_gigabyte_passes_in_flat_memory() -> None:
     assert grown_kib < 4096
 
 
-async def test_output_over_the_limit_is_cut_exactly_and_ends_the_tree(launcher: Launcher) -> None:
+async def test_output_over_the_limit_is_cut_exactly_and_ends_the_tree(place: Place) -> None:
     count, mark = Count(), marker()
     script = f"setsid sleep {mark} & cat /dev/zero"
     argv = (binary("sh"), "-c", script)
-    ended = await run_process(argv, Limits(60, output_bytes=1_000_001), count, launcher=launcher)
+    ended = await run_process(argv, Limits(60, output_bytes=1_000_001), count, place=place, sandbox=SHELL)
     assert ended.output_exceeded
+    assert ended.bytes_out == 1_000_001
     assert not ended.timed_out
     assert ended.returncode == 137
     assert ended.stderr == b""
@@ -63,7 +66,7 @@ async def test_output_of_exactly_the_limit_is_whole() -> None:
 async def test_output_arrives_while_the_program_runs() -> None:
     arrived: list[tuple[float, bytes]] = []
     argv = (binary("sh"), "-c", "echo one; sleep 0.4; echo two")
-    await run_process(argv, Limits(10), lambda data: arrived.append((time.monotonic(), data)))
+    await run_process(argv, Limits(10), lambda data: arrived.append((time.monotonic(), data)), sandbox=SHELL)
     assert [data for _, data in arrived] == [b"one\n", b"two\n"]
     assert arrived[1][0] - arrived[0][0] > 0.3
 
@@ -77,23 +80,23 @@ async def test_a_slow_reader_holds_the_writer_back_and_loses_nothing() -> None:
 
     script = "head -c 1000000 /dev/zero; echo written >&2"
     started = time.monotonic()
-    ended = await run_process((binary("sh"), "-c", script), Limits(30), slow)
+    ended = await run_process((binary("sh"), "-c", script), Limits(30), slow, sandbox=SHELL)
     assert count.total == 1_000_000
     assert ended.stderr == b"written\n"
     assert time.monotonic() - started > 0.02 * 1_000_000 / 65536
 
 
-async def test_stderr_keeps_its_beginning_and_is_read_to_its_end(launcher: Launcher) -> None:
+async def test_stderr_keeps_its_beginning_and_is_read_to_its_end(place: Place) -> None:
     script = "echo first >&2; head -c 5000000 /dev/zero >&2; echo over"
-    ended, output = await run_script(script, Limits(30, stderr_bytes=10), launcher)
+    ended, output = await run_script(script, Limits(30, stderr_bytes=10), place)
     assert output == b"over\n"
     assert ended.stderr == b"first\n\0\0\0\0"
     assert ended.stderr_truncated
-    short, _ = await run_script("printf 0123456789 >&2", Limits(30, stderr_bytes=10), launcher)
+    short, _ = await run_script("printf 0123456789 >&2", Limits(30, stderr_bytes=10), place)
     assert (short.stderr, short.stderr_truncated) == (b"0123456789", False)
 
 
-async def test_an_error_of_the_reader_ends_the_tree_and_is_raised(launcher: Launcher) -> None:
+async def test_an_error_of_the_reader_ends_the_tree_and_is_raised(place: Place) -> None:
     mark = marker()
 
     def refuse(data: bytes) -> None:
@@ -101,7 +104,7 @@ async def test_an_error_of_the_reader_ends_the_tree_and_is_raised(launcher: Laun
 
     argv = (binary("sh"), "-c", f"setsid sleep {mark} & echo x; sleep {mark}")
     with pytest.raises(KeyError) as caught:
-        await run_process(argv, Limits(30), refuse, launcher=launcher)
+        await run_process(argv, Limits(30), refuse, place=place, sandbox=SHELL)
     assert caught.value.args == (b"x\n",)
     assert alive(mark) == []
 

@@ -5,63 +5,72 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from mcp_server.errors import ArgumentError, BusyError, NetworkToolsError, PlatformError
 from mcp_server.execution import process
-from mcp_server.execution.launcher import SYSTEM_PATH, Launcher, Tier
+from mcp_server.execution.confine import SYSTEM_PATH
+from mcp_server.execution.containment import Tier, containment
+from mcp_server.execution.place import Place
 from mcp_server.execution.process import Limits, run_process
 from tests.support import processes
-from tests.support.processes import binary, run_script
+from tests.support.processes import PLACES, binary, idle, public_folder, run_script
 
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(params=[Tier.PID_NAMESPACE, Tier.USER_NAMESPACE, Tier.SUPERVISOR])
-def launcher(request: pytest.FixtureRequest) -> Launcher:
-    return processes.launcher(request.param)
+@pytest.fixture(params=PLACES)
+def place(request: pytest.FixtureRequest) -> Iterator[Place]:
+    with processes.place(request.param) as where:
+        yield where
 
 
-async def test_the_environment_is_three_variables(launcher: Launcher, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("NMAPDIR", "LD_PRELOAD", "PYTHONPATH", "TIMEOUT"):
+async def test_the_environment_is_two_variables(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("NMAPDIR", "LD_PRELOAD", "PYTHONPATH", "TIMEOUT", "HOME"):
         monkeypatch.setenv(name, "")
     output = bytearray()
-    await run_process((binary("env"),), Limits(10), output.extend, launcher=launcher)
-    variables = dict(line.split("=", 1) for line in output.decode().splitlines())
-    home = variables.pop("HOME")
-    assert variables == {"PATH": SYSTEM_PATH, "LC_ALL": "C"}
-    assert not Path(home).exists()
+    await run_process((binary("env"),), Limits(10), output.extend, place=place)
+    assert sorted(output.decode().splitlines()) == ["LC_ALL=C", f"PATH={SYSTEM_PATH}"]
 
 
-async def test_home_is_an_empty_folder_that_is_removed_with_its_content(launcher: Launcher) -> None:
-    _, output = await run_script(
-        "ls -A; stat -c %a .; mkdir -p a/b; touch a/b/c; pwd; echo $HOME", Limits(10), launcher
-    )
-    mode, pwd, home = output.decode().splitlines()
-    assert (mode, pwd) == ("700", home)
-    assert not Path(home).exists()
+async def test_the_folder_is_empty_and_removed_with_its_content(place: Place) -> None:
+    script = """
+ls -A; stat -c %a .; pwd
+mkdir -p a/b; : > a/b/c
+deep=$(printf 'd/%.0s' $(seq 400)); for n in 1 2 3 4 5 6; do mkdir -p $deep; cd $deep; done; : > end
+"""
+    _, output = await run_script(script, Limits(30), place)
+    mode, pwd = output.decode().splitlines()
+    assert mode == "700"
+    assert not Path(pwd).exists()
 
 
-async def test_no_descriptor_is_inherited_and_input_is_empty(launcher: Launcher, tmp_path: Path) -> None:
+async def test_the_pid_is_the_one_that_proc_shows(place: Place) -> None:
+    ended, output = await run_script("readlink /proc/self; echo; exec stat -c %N /proc/self", Limits(10), place)
+    assert output.split()[-1] == f"'{ended.pid}'".encode()
+    assert ended.bytes_out == len(output)
+
+
+async def test_no_descriptor_is_inherited_and_input_is_empty(place: Place, tmp_path: Path) -> None:
     with (tmp_path / "secret").open("w") as file:
         os.set_inheritable(file.fileno(), True)
         script = (
             f"cat; readlink /proc/self/fd/0; ls /proc/self/fd | wc -l; test -e /proc/self/fd/{file.fileno()}; echo $?"
         )
-        _, output = await run_script(script, Limits(10), launcher)
+        _, output = await run_script(script, Limits(10), place)
     assert output.decode().split() == ["/dev/null", "4", "1"]  # the fourth is the folder that ls reads
 
 
-async def test_the_kernel_holds_the_limits(launcher: Launcher) -> None:
+async def test_the_kernel_holds_the_limits(place: Place) -> None:
     limits = Limits(10, memory_bytes=100 << 20, file_descriptors=33, cpu_sec=7, file_bytes=4096)
-    _, output = await run_script("cat /proc/self/limits", limits, launcher)
+    _, output = await run_script("cat /proc/self/limits", limits, place)
     table = {line[:25].strip(): line[25:].split()[:2] for line in output.decode().splitlines()}
     assert table["Max cpu time"] == ["7", "7"]
     assert table["Max address space"] == [str(100 << 20)] * 2
@@ -70,52 +79,41 @@ async def test_the_kernel_holds_the_limits(launcher: Launcher) -> None:
     assert table["Max file size"] == ["4096", "4096"]
 
 
-async def test_signals_are_at_their_defaults(launcher: Launcher) -> None:
-    _, output = await run_script("grep -E 'Sig(Blk|Ign)' /proc/self/status", Limits(10), launcher)
+async def test_signals_are_at_their_defaults(place: Place) -> None:
+    _, output = await run_script("grep -E 'Sig(Blk|Ign)' /proc/self/status", Limits(10), place)
     _, blocked, _, ignored = output.decode().split()
     # Signals 1 to 31: 32 and 33 are the C library's own, and no program can set them (nptl(7)).
     assert [int(mask, 16) & 0x7FFFFFFF for mask in (blocked, ignored)] == [0, 0]
 
 
-async def test_a_program_that_writes_too_much_or_eats_cpu_is_stopped(launcher: Launcher) -> None:
-    ended, listing = await run_script(
-        "head -c 100000 /dev/zero > file; ls -l file", Limits(10, file_bytes=4096), launcher
-    )
+async def test_a_program_that_writes_too_much_or_eats_cpu_is_stopped(place: Place) -> None:
+    ended, listing = await run_script("head -c 100000 /dev/zero > file; ls -l file", Limits(10, file_bytes=4096), place)
     assert b"File size limit exceeded" in ended.stderr
     assert listing.split()[4] == b"4096"
-    busy, _ = await run_script("while :; do :; done", Limits(30, cpu_sec=1), launcher)
+    busy, _ = await run_script("while :; do :; done", Limits(30, cpu_sec=1), place)
     assert busy.returncode in {137, 152}
     assert busy.seconds < 10
 
 
-async def test_a_missing_or_useless_program_is_a_typed_error(tmp_path: Path, launcher: Launcher) -> None:
-    plain = tmp_path / "plain"
-    plain.write_text("#!/bin/sh\n")
-    orphan = tmp_path / "orphan"
-    orphan.write_text("#!/no/such/interpreter\n")
-    orphan.chmod(0o755)
-    for path, code in (
-        (tmp_path / "missing", "binary_not_found"),
-        (tmp_path, "binary_not_found"),
-        (plain, "permission_denied"),
-        (orphan, "binary_not_found"),
-    ):
-        with pytest.raises(PlatformError) as caught:
-            await run_process((str(path),), Limits(10), lambda _: None, launcher=launcher)
-        assert caught.value.code == code
-        assert str(path) in caught.value.message
-
-
-async def test_a_file_that_is_no_program_never_looks_like_success(tmp_path: Path) -> None:
-    broken = tmp_path / "broken"
-    broken.write_bytes(b"\x7fELF nonsense")
-    broken.chmod(0o755)
-    for tier in (Tier.PID_NAMESPACE, Tier.USER_NAMESPACE):  # timeout(1), as execvp(3) does, tries it as a script
-        ended = await run_process((str(broken),), Limits(10), lambda _: None, launcher=processes.launcher(tier))
-        assert ended.returncode != 0
-    with pytest.raises(PlatformError) as caught:
-        await run_process((str(broken),), Limits(10), lambda _: None, launcher=processes.launcher(Tier.SUPERVISOR))
-    assert caught.value.code == "permission_denied"
+async def test_a_missing_or_useless_program_is_a_typed_error(place: Place) -> None:
+    with public_folder() as folder:
+        plain, orphan, broken = (folder / name for name in ("plain", "orphan", "broken"))
+        plain.write_text("#!/bin/sh\n")
+        orphan.write_text("#!/no/such/interpreter\n")
+        broken.write_bytes(b"\x7fELF nonsense")
+        for path in (orphan, broken):
+            path.chmod(0o755)
+        for path, code, reason in (
+            (folder / "missing", "binary_not_found", "No such file"),
+            (folder, "binary_not_found", "No such file"),
+            (plain, "permission_denied", "Permission denied"),
+            (orphan, "binary_not_found", "No such file"),
+            (broken, "permission_denied", "Exec format error"),
+        ):
+            with pytest.raises(PlatformError, match=reason) as caught:
+                await run_process((str(path),), Limits(10), lambda _: None, place=place)
+            assert caught.value.code == code
+            assert str(path) in caught.value.message
 
 
 async def test_words_that_cannot_be_arguments_are_refused() -> None:
@@ -124,6 +122,8 @@ async def test_words_that_cannot_be_arguments_are_refused() -> None:
         ((), PlatformError),
         (("true",), PlatformError),
         ((true, "a\0b"), ArgumentError),
+        ((true, "a\ud800b"), ArgumentError),
+        ((true, *["x" * 1000] * 5000), ArgumentError),
         ((true, "x" * (1 << 20)), ArgumentError),
     ]
     for argv, expected in cases:
@@ -154,18 +154,18 @@ asyncio.run(main())
 
 async def test_no_place_for_the_scratch_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", "/proc")
-    with pytest.raises(PlatformError) as caught:
-        await run_process((binary("true"),), Limits(10), lambda _: None)
+    with processes.place("root") as where, pytest.raises(PlatformError) as caught:
+        await run_process((binary("true"),), Limits(10), lambda _: None, place=where)
     assert "/proc" in caught.value.message
 
 
-async def test_without_pidfd_the_process_is_still_reaped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr("os.pidfd_open")
-    ended, output = await run_script("echo hello; exit 5", Limits(10))
-    assert (ended.returncode, output) == (5, b"hello\n")
-    late, _ = await run_script("sleep 60", Limits(0.5))
-    assert (late.returncode, late.timed_out) == (124, True)
-    assert processes.children() == []
+async def test_elsewhere_than_on_linux_a_reduced_runner_still_bounds_and_ends_a_program() -> None:
+    with processes.place("elsewhere") as where:
+        ended, output = await run_script("echo hello; exit 5", Limits(10), where)
+        assert (ended.returncode, output) == (5, b"hello\n")
+        late, _ = await run_script("sleep 60 & sleep 60", Limits(0.5), where)
+        assert (late.returncode, late.timed_out) == (124, True)
+        assert idle(where)
 
 
 def test_runs_work_on_a_loop_in_another_thread() -> None:
@@ -180,19 +180,32 @@ def test_runs_work_on_a_loop_in_another_thread() -> None:
     assert codes == [9]
 
 
-def test_an_ignored_sigchld_is_an_error_and_not_a_success() -> None:
+def test_a_server_that_ignores_sigchld_does_not_lose_the_status() -> None:
     script = """
 import asyncio, signal
-from mcp_server.errors import ToolError
 from mcp_server.execution.process import Limits, run_process
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-try:
-    print(asyncio.run(run_process(("/bin/false",), Limits(10), print)))
-except ToolError as error:
-    print(error.message)
+print(asyncio.run(run_process(("/bin/false",), Limits(10), print)).returncode)
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout == "the exit status was lost: the server ignores SIGCHLD\n"
+    assert (done.stdout, done.stderr) == ("1\n", "")
+
+
+@pytest.mark.parametrize(("kind", "own"), [("root", {"pid"}), ("nobody", {"pid", "user"}), ("nobody-raw", set())])
+async def test_the_namespaces_of_a_run_are_those_of_its_tier(kind: str, own: set[str]) -> None:
+    names = ("pid", "user", "net", "mnt")
+    with processes.place(kind) as where:
+        _, output = await run_script("".join(f"readlink /proc/self/ns/{n};" for n in names), Limits(10), where)
+        _, again = await run_script("readlink /proc/self/ns/pid", Limits(10), where)
+    seen = dict(zip(names, output.decode().split(), strict=True))
+    assert {n for n in names if seen[n] != str(Path(f"/proc/self/ns/{n}").readlink())} == own
+    assert (seen["pid"] != again.decode().strip()) == ("pid" in own)
+
+
+def test_the_tier_of_this_process_is_told() -> None:
+    found = containment()
+    assert (found.tier, found.ends_detached, found.ends_with_server) == (Tier.PID_NAMESPACE, True, True)
+    assert (found.files_confined, found.signals_confined, found.remedy) == (True, True, "")
 
 
 async def test_nmap_sends_raw_packets_as_root() -> None:
@@ -203,27 +216,13 @@ async def test_nmap_sends_raw_packets_as_root() -> None:
     assert b'reason="reset"' in output
 
 
-def test_nmap_connects_as_an_ordinary_user() -> None:
-    script = """
-import asyncio, os
-from mcp_server.execution.launcher import containment
-from mcp_server.execution.process import Limits, run_process
-
-os.setgroups([])
-os.setresgid(65534, 65534, 65534)
-os.setresuid(65534, 65534, 65534)  # after the imports: the checkout may be closed to others
-output = bytearray()
-argv = ("/usr/bin/nmap", "-n", "-p1", "-oX", "-", "127.0.0.1")
-ended = asyncio.run(run_process(argv, Limits(30), output.extend))
-print(containment().tier, ended.returncode, b'reason="conn-refused"' in output, ended.stderr.decode())
-"""
-    done = subprocess.run([sys.executable, "-c", script], cwd="/", capture_output=True, text=True, check=False)
-    assert done.stdout.split() == [Tier.USER_NAMESPACE, "0", "True"], done.stderr
-
-
-def test_every_program_a_launcher_needs_is_part_of_debian() -> None:
-    for name in ("setpriv", "prlimit", "unshare", "timeout"):
-        assert shutil.which(name, path=SYSTEM_PATH)
+async def test_nmap_connects_without_the_right_to_raw_sockets() -> None:
+    output = bytearray()
+    argv = (binary("nmap"), "-n", "--unprivileged", "-p1", "-oX", "-", "127.0.0.1")
+    with processes.place("nobody") as where:
+        ended = await run_process(argv, Limits(30), output.extend, place=where)
+    assert ended.returncode == 0, ended.stderr
+    assert b'reason="conn-refused"' in output
 
 
 def test_busy_is_a_refusal() -> None:

@@ -200,7 +200,7 @@ async def test_a_scope_that_was_reloaded_holds_for_the_next_call(server: Enhance
     arguments = {"target": "127.0.0.1", "mode": "discover"}
     assert (await server.pipeline.call("nmap", arguments, ACTOR)).error is None
     narrow = environment(server.config.state_dir, MCP_SECURITY_ALLOWED_TARGETS="RFC1918")
-    server.reload(load_config(env=narrow))
+    await server.reload(load_config(env=narrow))
     with pytest.raises(TargetError):
         await server.pipeline.call("nmap", arguments, ACTOR)
 

@@ -48,7 +48,9 @@ class Reply:
 def environment(state: Path, **extra: str) -> dict[str, str]:
     """The environment of a server under test: this one's, without any of the project's own settings."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("MCP_", "TOOL", "LOG_"))}
-    return kept | {"MCP_STATE_DIR": str(state), "MCP_SECURITY_ALLOWED_TARGETS": SCOPE} | extra
+    # Named, because the best tier that works differs between machines.
+    own = {"MCP_STATE_DIR": str(state), "MCP_SECURITY_ALLOWED_TARGETS": SCOPE, "MCP_SECURITY_GUARD": "argument"}
+    return kept | own | extra
 
 
 def free_port() -> int:
@@ -87,6 +89,22 @@ def http_server(
             process.wait(15)
         finally:
             process.kill()
+
+
+def spawned(state: Path) -> list[dict[str, Any]]:
+    """The ends of calls for which a process ran, from the decision log."""
+    return [record for record in log_records(state) if record["event"] == "end" and "pid" in record]
+
+
+def log_records(state: Path) -> list[dict[str, Any]]:
+    """Every record of the decision log, none where there is no log."""
+    log = state / "audit.jsonl"
+    return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+
+
+def accepted(state: Path) -> list[dict[str, Any]]:
+    """The calls that were allowed, from the decision log: no process is started without such a record."""
+    return [record for record in log_records(state) if record.get("decision") == "accept"]
 
 
 @dataclass(slots=True)

@@ -23,6 +23,7 @@ from mcp_server.base_tool import MCPBaseTool
 class ProbeTool(MCPBaseTool):
     command_name = "site-probe"
     allowed_flags = ["--do WORD"]
+    reads = ("/bin", "/usr/bin", "/dev/zero")
 
 class SingleTool(ProbeTool):
     command_name = "site-probe"

@@ -14,7 +14,7 @@ import pytest
 
 from mcp_server.config.sections import LoggingConfig
 from mcp_server.errors import PlatformError
-from mcp_server.logs import configure_logging
+from mcp_server.logs import VALUE_LIMIT, configure_logging
 
 ACTIVE = "a\x1b[31m\u202e\nb"
 
@@ -83,6 +83,35 @@ def test_nothing_active_reaches_a_terminal(capsys: pytest.CaptureFixture[str], s
         assert len(text.splitlines()) == 2
 
 
+@pytest.mark.parametrize("style", ["json", "console"])
+def test_nothing_that_is_logged_can_pass_for_a_line_of_its_own(capsys: pytest.CaptureFixture[str], style: str) -> None:
+    forged = "x\n2026-01-01T00:00:00Z [info     ] audit.ok fake\r\x85y"
+    configure_logging(LoggingConfig(format=style))  # type: ignore[arg-type]  # one of the words it takes
+    log = logging.getLogger("mcp_server.test")
+    log.info("banner %s", forged)
+    log.warning(forged)
+    log.error("it is %r", {"a": forged})
+
+    def failing() -> None:
+        raise RuntimeError(forged)
+
+    try:
+        failing()
+    except RuntimeError:
+        log.exception("it failed")
+    text = capsys.readouterr().err
+    assert "audit.ok" in text
+    lines = [line for line in text.splitlines() if not line.startswith("  ")]
+    assert len(lines) == 4, text
+    assert not any(line.startswith("2026-01-01") for line in lines)
+
+
+def test_a_value_of_a_line_has_a_limit(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging(LoggingConfig())
+    logging.getLogger("mcp_server.test").info("x" * 100_000)
+    assert len(capsys.readouterr().err) < VALUE_LIMIT + 300
+
+
 def test_console_lines_are_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging(LoggingConfig(format="console"))
     logging.getLogger("mcp_server.test").warning("disk is full")
@@ -128,7 +157,7 @@ def test_a_quiet_start_does_not_import_structlog() -> None:
     script = (
         "import sys\n"
         "from mcp_server.config.sections import LoggingConfig\n"
-        "from mcp_server.logs import configure_logging\n"
+        "from mcp_server.logs import VALUE_LIMIT, configure_logging\n"
         "configure_logging(LoggingConfig()); sys.exit('structlog' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

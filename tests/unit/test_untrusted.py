@@ -7,7 +7,7 @@ import unicodedata
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcp_server.model.untrusted import FIELD_LIMIT, neutralise
+from mcp_server.model.untrusted import FIELD_LIMIT, TextBudget, hidden, neutralise, visible
 
 # Default_Ignorable_Code_Point of Unicode's DerivedCoreProperties, and the blanks that are letters or symbols.
 INVISIBLE_RANGES = (
@@ -100,3 +100,28 @@ def test_any_text_is_kept_up_to_the_limit(text: str, limit: int) -> None:
 @given(st.binary())
 def test_any_bytes_can_be_read_back(data: bytes) -> None:
     assert read_back(neutralise(data, limit=100_000)).encode("utf-8", "surrogateescape") == data
+
+
+def test_the_net_lets_no_code_point_through_and_changes_nothing_that_was_neutralised() -> None:
+    for start in range(0, sys.maxunicode + 1, 4096):
+        block = "".join(map(chr, range(start, start + 4096)))
+        shown = visible(block).replace("\n", "")
+        assert not any(map(hidden, set(shown)))
+        assert shown.isprintable()
+        safe = neutralise(block, limit=10 * len(block))
+        assert visible(safe) == safe
+    assert visible("a\x1b[2J\nb\\") == "a\\x1b[2J\nb\\"
+    assert visible("\x7f\x00") == r"\x7f\x00"
+
+
+def test_a_budget_holds_each_host_and_the_whole_call() -> None:
+    budget = TextBudget(host=10, call=30)
+    kept = []
+    for _ in range(4):
+        budget.next_host()
+        kept.append([budget.take("abcdef"), budget.take("gh\x1b"), budget.room])
+    assert kept[0][0] == "abcdef"
+    assert kept[0][1] == "gh…[+1]"
+    assert [room for *_, room in kept] == [0, 0, 0, 0]
+    assert kept[2][0] == "abcd…[+2]"
+    assert kept[3] == ["…[+6]", "…[+3]", 0]

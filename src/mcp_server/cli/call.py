@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mcp_server.cli.output import Json, fail, print_json, print_table, reporting, run_async
+from mcp_server.cli.output import Json, fail, print_json, print_table, reporting, run_async, say
 from mcp_server.errors import ArgumentError, ConfigError
-from mcp_server.model.untrusted import neutralise
+from mcp_server.model.untrusted import FROM_TARGET, VERSION_PROBE, neutralise, visible
 
 if TYPE_CHECKING:
     from mcp_server.base_tool import ToolOutput
@@ -95,6 +95,11 @@ def _as_list(value: Any) -> list[Any]:
 
 def _typed(value: str, node: dict[str, Any]) -> Any:
     kinds = {branch.get("type") for branch in [node, *node.get("anyOf", [])]}
+    if "object" in kinds and value.startswith("{"):
+        try:
+            return json.loads(value)
+        except ValueError:
+            return value
     if "array" in kinds and (value.startswith("[") or "string" not in kinds or "," in value):
         if not value.startswith("["):
             return value.split(",")
@@ -125,7 +130,7 @@ def _progress_bar(*, quiet: bool) -> tuple[AbstractContextManager[Any], Progress
     task = bar.add_task("", total=1.0)
 
     async def report(share: float, message: str) -> None:
-        bar.update(task, completed=share, description=message)
+        bar.update(task, completed=share, description=visible(message))
         bar.start()
 
     ending = ExitStack()
@@ -135,14 +140,15 @@ def _progress_bar(*, quiet: bool) -> tuple[AbstractContextManager[Any], Progress
 
 def _show(answer: Answer, output: ToolOutput) -> None:
     if output.hosts is None:
-        sys.stdout.write(output.stdout.rstrip("\n") + "\n" if output.stdout else "")
+        if output.stdout:
+            say(output.stdout.rstrip("\n"))
     else:
         rows = [row for host in output.hosts for row in host_rows(host)]
         if rows:
             print_table(("HOST", "PORT", "STATE", "SERVICE", "VERSION"), rows)
         if output.hosts_total and output.hosts_total > len(output.hosts):
-            print(f"{output.hosts_total - len(output.hosts)} hosts more: mcp-network-tools runs show {answer.run.id}")
-    print(summary(answer))
+            say(f"{output.hosts_total - len(output.hosts)} hosts more: mcp-network-tools runs show {answer.run.id}")
+    say(summary(answer))
 
 
 def host_rows(host: dict[str, Any]) -> list[tuple[str, str, str, str, str]]:
@@ -160,10 +166,11 @@ def host_rows(host: dict[str, Any]) -> list[tuple[str, str, str, str, str]]:
 
 
 def _service(service: dict[str, Any]) -> tuple[str, str]:
+    said = service.get(FROM_TARGET, {}).get(VERSION_PROBE, {})
     name = service.get("name", "")
     if service.get("tunnel"):
         name = f"{service['tunnel']}/{name}"
-    words = (service.get(key, "") for key in ("product", "version", "extra_info"))
+    words = (said.get(key, "") for key in ("name", "product", "version", "extra_info"))
     return name, " ".join(word for word in words if word)
 
 

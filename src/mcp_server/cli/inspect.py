@@ -99,13 +99,12 @@ def config_check(
     import logging
 
     from mcp_server.config import load_config
-    from mcp_server.scope.policy import ScopePolicy
 
     # What loading would log is part of the answer here.
     logging.getLogger("mcp_server.config").setLevel(logging.ERROR)
     with reporting(as_json=as_json):
         config = load_config(path)
-        policy = ScopePolicy.from_entries(config.security.allowed_targets)
+        policy = config.scope_policy()
         clamped = [str(item) for item in config.clamped]
         unused = [f"{item.section}.{item.key}".lstrip(".") for item in config.not_yet_used]
         dead = list(policy.without_effect)
@@ -114,6 +113,7 @@ def config_check(
                 {
                     "ok": True,
                     "file": str(config.file) if config.file else None,
+                    "policy_file": str(config.security.policy_file) if config.security.policy_file else None,
                     "scope": list(policy.entries),
                     "scope_hash": policy.hash,
                     "clamped": clamped,
@@ -127,7 +127,7 @@ def config_check(
                 [
                     *clamped,
                     *(f"{key}: nothing reads this key yet" for key in unused),
-                    *(f"security.allowed_targets: {entry} has no effect, it is always refused" for entry in dead),
+                    *(f"{policy.source}: {entry} has no effect, all of it is refused or excluded" for entry in dead),
                     "The configuration is valid.",
                 ]
             )
@@ -136,29 +136,71 @@ def config_check(
 
 @scope_app.command("check")
 def scope_check(
-    targets: Annotated[list[str], typer.Argument(help="Addresses, CIDRs or names.")], as_json: Json = False
+    targets: Annotated[list[str], typer.Argument(help="Addresses, CIDRs or names.")],
+    risk: Annotated[
+        str | None, typer.Option("--risk", help="Ask for this risk: passive, probe, scan or intrusive.")
+    ] = None,
+    tool: Annotated[str | None, typer.Option("--tool", help="Say what a call of this tool would cost.")] = None,
+    parameter: Annotated[
+        list[str] | None, typer.Option("--parameter", help="key=value for that call; repeat it for several.")
+    ] = None,
+    as_json: Json = False,
 ) -> None:
-    """Say whether targets may be touched, by which entry, and as which addresses; exit 3 if any may not."""
+    """Say whether targets may be touched, by which line of the policy, as which addresses, and on what terms.
+
+    Exit 3 if any may not, or if the call would be refused.
+    """
+    with reporting(as_json=as_json):
+        given = {"target": targets, "risk": risk, "tool": tool}
+        words = list(parameter or [])
+        body = run_async(_explained({key: value for key, value in given.items() if value is not None}, words))
+        _print_explained(body, as_json=as_json)
+        if not all(item["allowed"] for item in [*body["targets"], *([body["plan"]] if "plan" in body else [])]):
+            raise typer.Exit(ExitCode.REFUSED)
+
+
+@scope_app.command("show")
+def scope_show(as_json: Json = False) -> None:
+    """Show the policy in force: what it allows and excludes, on which terms, and its limits."""
+    with reporting(as_json=as_json):
+        _print_explained(run_async(_explained({}, [])), as_json=as_json)
+
+
+async def _explained(arguments: dict[str, Any], words: list[str]) -> dict[str, Any]:
+    from mcp_server.cli.call import read_parameters
     from mcp_server.config import get_config
-    from mcp_server.scope.explain import explain
-    from mcp_server.scope.policy import ScopePolicy
+    from mcp_server.doors import scope
+    from mcp_server.model.run import Actor
     from mcp_server.scope.resolver import SystemResolver
 
-    async def check() -> list[dict[str, Any]]:
-        policy = ScopePolicy.from_entries(get_config().security.allowed_targets)
-        resolver = SystemResolver()
-        return [await explain(target, policy, resolver) for target in targets]
+    config = get_config()
+    tool = arguments.get("tool")
+    if tool is None:
+        # Without a plan this needs no server, and no state folder.
+        query = scope.read_query(arguments | ({"parameters": {}} if words else {}))
+        policy = config.scope_policy()
+        allow_intrusive = config.security.allow_intrusive
+        return await scope.answer(query, policy, SystemResolver.of(policy), None, allow_intrusive=allow_intrusive)
+    from mcp_server.server import EnhancedMCPServer
+    from mcp_server.steps.call import user_name
 
-    with reporting(as_json=as_json):
-        found = run_async(check())
-        if as_json:
-            print_json({"targets": found})
-        else:
-            for item in found:
-                word = "allowed" if item["allowed"] else "refused"
-                print(f"{word}: {item['target']}: {item['reason']}")
-        if not all(item["allowed"] for item in found):
-            raise typer.Exit(ExitCode.REFUSED)
+    server = EnhancedMCPServer(config)
+    try:
+        schema = server.pipeline.toolbox.get(tool).parameters.model_json_schema()
+        query = scope.read_query(arguments | {"parameters": read_parameters(words, schema)})
+        return await scope.ask_pipeline(server.pipeline, query, Actor(user_name(), "cli"))
+    finally:
+        await server.cleanup()
+
+
+def _print_explained(body: dict[str, Any], *, as_json: bool) -> None:
+    from mcp_server.doors import scope
+
+    if as_json:
+        print_json(body)
+    else:
+        for line in scope.lines(body):
+            print(line)
 
 
 def doctor(as_json: Json = False) -> None:

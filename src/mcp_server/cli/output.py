@@ -15,6 +15,7 @@ from typing import Annotated, Any, Final, NoReturn, TextIO, TypeVar
 import typer
 
 from mcp_server.errors import ConfigError, NetworkToolsError, PlatformError
+from mcp_server.model.untrusted import hidden, neutralise, visible
 
 T = TypeVar("T")
 
@@ -38,12 +39,22 @@ def fill_standard_streams() -> None:
 
 
 def print_json(value: Any, stream: TextIO | None = None) -> None:
-    """Print one JSON document."""
-    print(json.dumps(value, indent=2, ensure_ascii=False, default=str), file=stream or sys.stdout)
+    """Print one JSON document; a character that shows nothing or acts on a terminal is written as JSON escapes it."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, default=str)
+    if not text.isascii() or "\x7f" in text:
+        text = "".join(char if char == "\n" or not hidden(char) else json.dumps(char)[1:-1] for char in text)
+        text = text.replace("\x7f", "\\u007f")
+    print(text, file=stream or sys.stdout)
+
+
+def say(text: str, stream: TextIO | None = None) -> None:
+    """Print text for a person; whatever in it could act on a terminal is escaped."""
+    print(visible(text), file=stream or sys.stdout)
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table; cells are literal text, so nothing a target wrote is read as markup."""
+    """Print a table; cells are literal text on one line each, so nothing a target wrote is read as markup or a row."""
+    rows = [[visible(cell).replace("\n", "\\x0a") for cell in row] for row in rows]
     if not sys.stdout.isatty():
         # A pipe has no width: nothing is folded, cut or coloured there.
         widths = [max(len(cell) for cell in cells) for cells in zip(columns, *rows, strict=True)]
@@ -76,7 +87,7 @@ def fail(
     if as_json:
         print_json({"error": error.as_dict(), **(extra or {})}, stream)
     else:
-        sys.stderr.write(f"{error.code}: {error.message}\n{error.hint}\n")
+        say(f"{error.code}: {error.message}\n{error.hint}", sys.stderr)
     sys.stdout.flush()
     raise typer.Exit(error.spec.exit if exit_code is None else exit_code)
 
@@ -114,7 +125,6 @@ def reporting(*, as_json: bool, stream: TextIO | None = None) -> Iterator[None]:
 
 def _defect(error: Exception) -> NetworkToolsError:
     from mcp_server.config import get_config
-    from mcp_server.model.untrusted import neutralise
 
     try:
         debugging = get_config().logging.level == "DEBUG"

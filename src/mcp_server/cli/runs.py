@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from mcp_server.cli.call import host_rows
-from mcp_server.cli.output import Json, print_json, print_table, reporting, run_async
+from mcp_server.cli.output import Json, print_json, print_table, reporting, run_async, say
 
 if TYPE_CHECKING:
     from mcp_server.store.base import Store
@@ -35,12 +35,12 @@ async def _with_store(work: Callable[[Store], Awaitable[T]]) -> T:
 @app.command("list")
 def list_runs(limit: Limit = 20, cursor: Cursor = None, tool: str | None = None, as_json: Json = False) -> None:
     """List runs, newest first."""
-    from mcp_server.model.codec import to_dict
+    from mcp_server.model.record import run_record
 
     with reporting(as_json=as_json):
         page = run_async(_with_store(lambda store: store.list_runs(limit=limit, cursor=cursor, tool=tool)))
         if as_json:
-            runs = [to_dict(run) for run in page.items]
+            runs = [run_record(run) for run in page.items]
             print_json({"runs": runs, "total": page.total, "next_cursor": page.next_cursor})
             return
         print_table(
@@ -59,7 +59,7 @@ def list_runs(limit: Limit = 20, cursor: Cursor = None, tool: str | None = None,
             ],
         )
         if page.next_cursor:
-            print(f"{page.total} in all; next page: --cursor {page.next_cursor}")
+            say(f"{page.total} in all; next page: --cursor {page.next_cursor}")
 
 
 @app.command("show")
@@ -73,11 +73,11 @@ def show(run_id: str, limit: Limit = 100, cursor: Cursor = None, as_json: Json =
             print_json(body)
             return
         for key, value in body["run"].items():
-            print(f"{key:15} {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}")
+            say(f"{key:15} {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}")
         rows = [row for host in body["hosts"] for row in host_rows(host)]
         print_table(("HOST", "PORT", "STATE", "SERVICE", "VERSION"), rows)
         if body["next_cursor"]:
-            print(f"{body['hosts_total']} hosts in all; next page: --cursor {body['next_cursor']}")
+            say(f"{body['hosts_total']} hosts in all; next page: --cursor {body['next_cursor']}")
 
 
 @app.command("raw")

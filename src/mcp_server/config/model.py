@@ -27,6 +27,7 @@ from mcp_server.config.sections import (
 
 if TYPE_CHECKING:
     from mcp_server.config.show import KeyInfo
+    from mcp_server.scope.policy import ScopePolicy
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +113,15 @@ class Config(Section):
     def effective(self) -> EffectiveLimits:
         """Each limit once; ask again after an assignment."""
         return effective_limits(self.security, self.limits, self.tool)
+
+    def scope_policy(self) -> ScopePolicy:
+        """The policy that draws the scope, read anew; raises ConfigError."""
+        from mcp_server.scope.policy import ScopePolicy
+
+        security = self.security
+        return ScopePolicy.load(
+            security.policy_file, security.allowed_targets, entries_are_set=security.is_set("allowed_targets")
+        )
 
     def redacted(self) -> dict[str, Any]:
         """Everything, ready for JSON, without secrets: ``{section: {key: value}}`` and the top-level keys."""

@@ -106,6 +106,11 @@ class SecurityConfig(Section):
         description="Policy file (YAML) that draws the scope in place of allowed_targets: networks, names, exclusions, "
         "risk tiers, budgets, time windows, resolvers. Both set is an error.",
     )
+    pinned_files: OptionalPath = Field(
+        None,
+        description="File of further SHA-256 sums ('SHA256  PATH' a line, PATH in the program's data folder) of "
+        "scripts that may run besides the reviewed ones.",
+    )
     guard: Literal["auto", "kernel", "rootless", "argument"] = Field(
         "auto",
         description="How the scope is enforced. kernel: every frame, set up by root at the start. rootless: every "
@@ -157,9 +162,9 @@ class GuardConfig(Section):
         "with --guard kernel the user mcp-network-tools.",
     )
     loopback_user: Annotated[str, AfterValidator(checks.check_user)] = Field(
-        "nobody",
-        description="User under which loopback targets are looked at, on the host's own loopback, by a firewall rule "
-        "for this user; not the same as user.",
+        "",
+        description="User under which loopback targets are looked at, on the host's own loopback, held there by a "
+        "firewall rule for this user; not the same as user. Empty: a user id that nobody has.",
     )
     mode: Literal["auto", "macvlan", "nat"] = Field(
         "auto",

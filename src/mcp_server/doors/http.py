@@ -140,6 +140,11 @@ def listen(host: str, port: int, *, backlog: int = 128) -> Listener:
     return Listener(sock, host, sock.getsockname()[1])
 
 
+def adopt(sock: socket.socket, host: str) -> Listener:
+    """The listener of a socket that listens already, which somebody else bound to ``host``."""
+    return Listener(sock, host, sock.getsockname()[1])
+
+
 def _bind_error(host: str, port: int, exc: OSError) -> NetworkToolsError:
     where = f"server.host {host!r} with server.port {port}"
     if exc.errno == errno.EADDRINUSE:

@@ -19,7 +19,7 @@ from mcp.server.lowlevel import Server
 from mcp.shared.exceptions import MCPError
 
 from mcp_server import __version__
-from mcp_server.doors import views
+from mcp_server.doors import scope, views
 from mcp_server.doors.resources import RunResources
 from mcp_server.errors import NetworkToolsError, NotFoundError
 from mcp_server.model.run import Actor, Risk
@@ -81,6 +81,20 @@ def describe(tool: MCPBaseTool) -> types.Tool:
     )
 
 
+def describe_scope() -> types.Tool:
+    """The `tools/list` entry of the tool that explains the scope."""
+    return types.Tool(
+        name=scope.NAME,
+        title=scope.TITLE,
+        description=scope.DESCRIPTION,
+        input_schema=compact_schema(scope.ScopeQuery.model_json_schema()),
+        output_schema=scope.OUTPUT_SCHEMA,
+        annotations=types.ToolAnnotations(
+            read_only_hint=True, destructive_hint=False, idempotent_hint=True, open_world_hint=True
+        ),
+    )
+
+
 def compact_schema(schema: dict[str, Any]) -> dict[str, Any]:
     """Drop what costs a model tokens and tells it nothing: generated titles, null branches and null defaults."""
     return {key: value for key, value in _compact(schema).items() if key != "description"}
@@ -111,12 +125,15 @@ class _Handlers:
     async def list_tools(
         self, _ctx: ServerRequestContext[Any], _params: types.PaginatedRequestParams | None
     ) -> types.ListToolsResult:
-        return types.ListToolsResult(tools=[describe(tool) for tool in self._pipeline.toolbox.tools.values()])
+        tools = [describe(tool) for name, tool in self._pipeline.toolbox.tools.items() if name != scope.NAME]
+        return types.ListToolsResult(tools=[*tools, describe_scope()])
 
     async def call_tool(
         self, ctx: ServerRequestContext[Any], params: types.CallToolRequestParams
     ) -> types.CallToolResult:
         actor = Actor(self._user, self._door, _client_name(ctx))
+        if params.name == scope.NAME:
+            return await self._explain(params.arguments or {}, actor)
         try:
             answer = await _with_cleanup(
                 self._pipeline.call(params.name, params.arguments or {}, actor, _progress(ctx))
@@ -127,11 +144,25 @@ class _Handlers:
             return _result(views.error_text(error), views.refusal(error), is_error=True)
         except Exception:
             logger.exception("call.crashed tool=%s", params.name[:64])
-            crash = NetworkToolsError("the server failed while it handled this call")
-            return _result(views.error_text(crash), views.refusal(crash), is_error=True)
+            return _crashed()
         body, view = views.structured(answer)
         full = self._pipeline.config.server.answer_text == "full" or ctx.protocol_version < _STRUCTURED_SINCE
         return _result(views.text(answer, view, full=full), body, is_error=answer.error is not None)
+
+    async def _explain(self, arguments: dict[str, Any], actor: Actor) -> types.CallToolResult:
+        try:
+            body = await scope.ask_pipeline(self._pipeline, scope.read_query(arguments), actor)
+        except NetworkToolsError as error:
+            return _result(views.error_text(error), views.refusal(error), is_error=True)
+        except Exception:
+            logger.exception("scope.crashed")
+            return _crashed()
+        return _result("\n".join(scope.lines(body)), scope.compact(body), is_error=False)
+
+
+def _crashed() -> types.CallToolResult:
+    crash = NetworkToolsError("the server failed while it handled this call")
+    return _result(views.error_text(crash), views.refusal(crash), is_error=True)
 
 
 async def _with_cleanup(work: Coroutine[Any, Any, T]) -> T:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator, Coroutine
 from http import HTTPStatus
@@ -13,11 +14,12 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
-from mcp_server import __version__
+from mcp_server import __version__, metrics
 from mcp_server.base_tool import ToolOutput
 from mcp_server.config import describe
 from mcp_server.doctor import State, as_dicts, examine, overall
 from mcp_server.doors import mcp as mcp_door
+from mcp_server.doors import scope as scope_door
 from mcp_server.doors.problems import PROBLEM_JSON, problem_body
 from mcp_server.doors.runs import raw_of, run_page
 from mcp_server.doors.views import tool_output
@@ -70,6 +72,7 @@ def build_rest(server: EnhancedMCPServer) -> FastAPI:
     )
     _add_problem_handlers(app)
     _add_server_routes(app, server)
+    _add_scope_route(app, server)
     _add_tool_routes(app, server)
     _add_run_routes(app, server)
     _document_problems(app)
@@ -125,6 +128,7 @@ def _add_server_routes(app: FastAPI, server: EnhancedMCPServer) -> None:
             "version": __version__,
             "mcp": "/mcp",
             "tools": "/tools",
+            "scope": "/scope",
             "runs": "/runs",
             "health": "/health",
             "documentation": "/docs",
@@ -133,7 +137,9 @@ def _add_server_routes(app: FastAPI, server: EnhancedMCPServer) -> None:
     @app.get("/health", summary="Whether the server can do its work, check by check", responses=_responses())
     async def health() -> JSONResponse:
         pipeline = server.pipeline
-        checks = await examine(pipeline.config, pipeline.toolbox, pipeline.open_store)
+        checks = await examine(
+            pipeline.config, pipeline.toolbox, pipeline.open_store, guard=pipeline.guard, audit=pipeline.audit
+        )
         state = overall(checks)
         words = {State.OK: "healthy", State.DEGRADED: "degraded", State.FAILED: "unhealthy"}
         body = {
@@ -144,11 +150,46 @@ def _add_server_routes(app: FastAPI, server: EnhancedMCPServer) -> None:
         }
         return JSONResponse(body, status_code=503 if state is State.FAILED else 200)
 
+    @app.get(
+        "/metrics",
+        summary="Figures for Prometheus",
+        response_class=Response,
+        responses=_responses() | {200: {"content": {"text/plain": {}}}},
+    )
+    def figures() -> Response:
+        return Response(metrics.exposition(), headers={"Content-Type": metrics.CONTENT_TYPE})
+
     @app.get("/config", summary="The configuration in force, secrets redacted", responses=_responses())
     async def config() -> dict[str, Any]:
         current = server.pipeline.config
         later = [f"{key.section}.{key.key}" for key in describe(current) if key.status == "later"]
         return {"config": current.redacted(), "not_used_yet": later}
+
+
+def _add_scope_route(app: FastAPI, server: EnhancedMCPServer) -> None:
+    @app.get(
+        "/scope",
+        summary="Whether targets may be touched, by which line, and what a call would cost; without any: the policy",
+        responses=_responses(404),
+    )
+    async def scope(
+        target: Annotated[list[str] | None, Query(description="Address, CIDR or name; repeat it for several")] = None,
+        risk: Annotated[scope_door.RiskName | None, Query(description="Ask for this risk")] = None,
+        tool: Annotated[str | None, Query(description="Plan a call of this tool")] = None,
+        parameters: Annotated[str | None, Query(description="Its arguments besides target, a JSON object")] = None,
+    ) -> dict[str, Any]:
+        given = {"target": target, "risk": risk, "tool": tool, "parameters": _json_object(parameters)}
+        query = scope_door.read_query({key: value for key, value in given.items() if value is not None})
+        return await scope_door.ask_pipeline(server.pipeline, query, Actor("token", "rest"))
+
+
+def _json_object(text: str | None) -> Any:
+    if text is None:
+        return None
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise ArgumentError("parameters is not JSON", hint='Send an object, as in {"ports": "top:100"}.') from None
 
 
 def _add_tool_routes(app: FastAPI, server: EnhancedMCPServer) -> None:

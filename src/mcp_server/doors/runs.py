@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 async def run_page(store: Store, run_id: str, *, limit: int, cursor: str | None) -> dict[str, Any]:
     """A run with a page of the hosts it saw: ``run``, ``hosts``, ``hosts_total`` and ``next_cursor`` (or None)."""
-    from mcp_server.model.codec import to_dict
+    from mcp_server.model.record import host_record, run_record
 
     run = await store.get_run(run_id)
     page = await store.hosts(run_id, limit=limit, cursor=cursor)
     return {
-        "run": to_dict(run),
-        "hosts": [to_dict(host) for host in page.items],
+        "run": run_record(run),
+        "hosts": [host_record(host) for host in page.items],
         "hosts_total": page.total,
         "next_cursor": page.next_cursor,
     }

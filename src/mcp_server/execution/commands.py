@@ -8,7 +8,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -45,26 +45,81 @@ _DEBIAN_PACKAGES: Final = {
 
 
 @dataclass(frozen=True, slots=True)
+class Pin:
+    """A file as it was found: ``identity`` is device, inode, size and the times of the last change, in nanoseconds."""
+
+    path: str
+    identity: tuple[int, ...]
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
 class Command:
-    """A program of this machine: its name, the path found, and the file that path leads to."""
+    """A program of this machine: its name, the path found, and the file that path leads to.
+
+    ``pins`` holds that file and, where it is a script, its interpreter; empty where it was not found by `pin`.
+    """
 
     name: str
     path: str
     realpath: str
+    pins: tuple[Pin, ...] = ()
 
     def sha256(self) -> str:
         """The hexadecimal SHA-256 of the file, read anew only when the file has changed.
 
         Raises PlatformError ``permission_denied`` where the file may be executed but not read.
         """
-        try:
-            seen = os.stat(self.realpath)  # noqa: PTH116 - one system call on the way of every run
-            return _sha256(self.realpath, seen.st_dev, seen.st_ino, seen.st_size, seen.st_mtime_ns)
-        except OSError as error:
-            raise PlatformError(f"{self.realpath} cannot be read: {error.strerror}") from error
+        return _look(self.realpath).sha256
+
+    def check_unchanged(self) -> None:
+        """Make sure that what would be executed now is what was pinned: one stat(2) a file while nothing was touched.
+
+        A file that was touched but holds the same bytes passes. Raises PlatformError ``binary_changed`` with both
+        hashes, ``binary_not_found`` where a file has gone, ValueError for a command that was not pinned.
+        """
+        if not self.pins:
+            raise ValueError(f"{self.name} was not pinned")
+        for pinned in self.pins:
+            try:
+                if _identity(pinned.path) == pinned.identity:
+                    continue
+            except OSError as error:
+                raise PlatformError(
+                    f"{pinned.path} has gone: {error.strerror}", code="binary_not_found", hint=_RELOAD
+                ) from error
+            found = _look(pinned.path).sha256
+            if found != pinned.sha256:
+                raise PlatformError(
+                    f"{pinned.path} has changed: its SHA-256 was {pinned.sha256} and is {found}",
+                    code="binary_changed",
+                    path=pinned.path,
+                    pinned=pinned.sha256,
+                    found=found,
+                )
 
 
+_RELOAD: Final = "If the program was upgraded or moved, reload the server: it then looks for it again."
 _cache: dict[str, Command] = {}
+_pinned: dict[str, Command] = {}
+
+
+def pin(name: str) -> Command:
+    """The program called ``name`` as it was at the first call since the start or the last reload, with its hashes.
+
+    Unlike `resolve_command` it never goes over to another file: `Command.check_unchanged` refuses instead. A script's
+    interpreter is pinned with it, since it is what runs; shared libraries and what a script reads are not. The first
+    call reads the files, some milliseconds. Raises as `resolve_command` does, and PlatformError ``permission_denied``
+    for a file that may be executed but not read: its hash could not stand on the audit log.
+    """
+    from mcp_server.execution.confine import programs
+
+    known = _pinned.get(name)
+    if known is None:
+        found = resolve_command(name)
+        known = replace(found, pins=tuple(_look(path) for path in programs(found.path)))
+        _pinned[name] = known
+    return known
 
 
 def resolve_command(name: str) -> Command:
@@ -112,8 +167,9 @@ def install_hint(name: str) -> str:
 
 
 def invalidate_command_cache() -> None:
-    """Forget every program found so far; called after a reload."""
+    """Forget every program found or pinned so far; a reload is the owner's word that what is there now is right."""
     _cache.clear()
+    _pinned.clear()
 
 
 def _folders() -> Iterator[str]:
@@ -129,8 +185,23 @@ def _is_file(path: str) -> bool:
         return False
 
 
+def _look(path: str) -> Pin:
+    """The file as it is now, hashed only when it has changed."""
+    try:
+        identity = _identity(path)
+        return Pin(path, identity, _sha256(path, *identity))
+    except OSError as error:
+        raise PlatformError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _identity(path: str) -> tuple[int, ...]:
+    # The time of the last change of the inode, too: unlike the other it cannot be set back.
+    seen = os.stat(path)  # noqa: PTH116 - one system call on the way of every run
+    return (seen.st_dev, seen.st_ino, seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns)
+
+
 @functools.lru_cache(maxsize=64)
 def _sha256(path: str, *_identity: int) -> str:
-    """Hash a file; the identity (device, inode, size, time) makes a replaced file a new entry."""
+    """Hash a file; the identity makes a replaced file a new entry."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

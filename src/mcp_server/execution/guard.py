@@ -83,3 +83,7 @@ class Guard(Protocol):
         ``guard_unavailable`` where loopback cannot be reached under this guard.
         """
         ...
+
+    def close(self) -> None:
+        """Let go of the guard and end the runners; safe to call twice."""
+        ...

@@ -1,6 +1,6 @@
-"""Running one program: argv exec, bounded, ended as a whole tree.
+"""Running one program: argv exec, confined, bounded, ended as a whole tree.
 
-`run_process` starts the program through a `launcher.Launcher`, streams its standard output to a callback and
+`run_process` has the runner of a `place.Place` start the program, streams its standard output to a callback and
 returns an `Exit`. Whatever ends the run (the program, its time limit, its output limit, the callback, a
 cancellation), nothing it started is left when `run_process` returns or raises.
 """
@@ -13,22 +13,24 @@ import errno
 import math
 import os
 import signal
-import subprocess
+import socket
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, Final
 
 from mcp_server.errors import ArgumentError, BusyError, NetworkToolsError, PlatformError, ToolError
-from mcp_server.execution.launcher import SYSTEM_PATH, Bounds, Launcher, launcher_for
-from mcp_server.execution.scratch import scratch_folder
+from mcp_server.execution.place import Channel, Place, default_place
+from mcp_server.execution.sandbox import Sandbox
 from mcp_server.execution.streams import Bounded, Head, LimitError, Pump
 
 GRACE_SEC: Final = 0.5
 """Between SIGTERM and SIGKILL; part of the time limit, and never more than a tenth of it."""
 _KILL_SEC: Final = 5.0
 _IDLE_SEC: Final = 0.5
-_POLL_SEC: Final = 0.02
+_MAX_REQUEST_BYTES: Final = 4 << 20
+"""As in `supervisor.py`; the kernel takes less."""
+_DEFAULT_SANDBOX: Final = Sandbox(reads=("/usr", "/etc", "/dev/zero"), raw_sockets=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +49,8 @@ class Limits:
     cpu_sec: int | None = None
     file_bytes: int = 1 << 20
 
-    def bounds(self) -> Bounds:
-        """The part of the limits that holds without this process."""
+    def words(self) -> list[str]:
+        """The part of the limits that holds without this process, as the supervisor reads it."""
         last_resort = math.ceil(self.timeout_sec) + 1
         rlimits = {
             "cpu": self.cpu_sec or last_resort * (os.cpu_count() or 1),
@@ -57,14 +59,15 @@ class Limits:
             "core": 0,
             "fsize": self.file_bytes,
         }
-        return Bounds.below_own(rlimits, last_resort)
+        return [f"{name}={value}" for name, value in rlimits.items()] + [f"seconds={last_resort}"]
 
 
 @dataclass(frozen=True, slots=True)
 class Exit:
     """How a run ended. ``returncode`` is 124 after a time-out, 128 + N after death by signal N.
 
-    ``stderr`` is the beginning of standard error, ``seconds`` the whole run with its spawn.
+    ``stderr`` is the beginning of standard error, ``seconds`` the whole run with its spawn. ``pid`` is the program's
+    as /proc counted, -1 where it is not known; ``bytes_out`` how much standard output was handed on.
     """
 
     returncode: int
@@ -73,6 +76,8 @@ class Exit:
     stderr: bytes
     stderr_truncated: bool
     seconds: float
+    pid: int = -1
+    bytes_out: int = 0
 
 
 async def run_process(
@@ -80,84 +85,111 @@ async def run_process(
     limits: Limits,
     on_stdout: Callable[[bytes], None],
     *,
-    launcher: Launcher | None = None,
+    place: Place | None = None,
+    sandbox: Sandbox | None = None,
 ) -> Exit:
     """Run ``argv`` (absolute path first) and hand its standard output to ``on_stdout`` as it arrives.
 
-    The program gets /dev/null as input, the environment PATH, LC_ALL and HOME, and an empty folder as HOME and
-    working directory that is removed afterwards. ``on_stdout`` is called on the event loop with at most 64 KiB
-    and never with more than ``limits.output_bytes`` in all; what it raises ends the run and is raised here. A
-    cancellation sends SIGTERM, then SIGKILL, and is raised when everything is gone; output read until then has
-    been handed on.
+    The program gets /dev/null as input, the environment PATH and LC_ALL, and as working directory an empty folder
+    that is removed afterwards; what else it may open is in ``sandbox``. ``on_stdout`` is called on the event loop
+    with at most 64 KiB and never with more than ``limits.output_bytes`` in all; what it raises ends the run and is
+    raised here. A cancellation sends SIGTERM, then SIGKILL, and is raised when everything is gone; output read
+    until then has been handed on.
 
-    Raises PlatformError where the program or the folder cannot be used, BusyError where the machine has no room
-    for a process, ArgumentError for words that cannot be arguments, ToolError where the process cannot be ended.
+    Raises PlatformError where the program, the folder or the place cannot be used, BusyError where the machine has
+    no room for a process, ArgumentError for words that cannot be arguments, ToolError where the process cannot be
+    ended or its runner died.
     """
     started = time.perf_counter()
     _check(argv)
-    launcher = launcher or launcher_for(argv[0])
-    async with contextlib.AsyncExitStack() as folder:
-        try:
-            home = await folder.enter_async_context(scratch_folder())
-            popen = _spawn(launcher.wrap(argv, limits.bounds(), home), home)
-        except OSError as error:
-            raise _unusable(argv[0], error) from error
-        run = _Run(popen, launcher, limits, on_stdout)
-        try:
-            await run.carry_out()
-        finally:
-            run.close()
+    request = _request(argv, limits, sandbox or _DEFAULT_SANDBOX)
+    try:
+        channel = (place or default_place()).open(argv[0])
+    except OSError as error:
+        raise _unusable(argv[0], error) from error
+    run = _Run(channel, limits, on_stdout)
+    try:
+        await run.carry_out(request)
+    finally:
+        run.close()
     run.raise_for(argv[0])
     return Exit(
         returncode=run.returncode(),
         timed_out=run.timed_out,
         output_exceeded=isinstance(run.stdout.error, LimitError),
-        stderr=bytes(run.head.kept).removesuffix(launcher.farewell if run.killed else b""),
+        stderr=bytes(run.head.kept),
         stderr_truncated=run.head.truncated,
         seconds=time.perf_counter() - started,
+        pid=run.end.pid,
+        bytes_out=min(run.stdout.total, limits.output_bytes),
     )
 
 
-class _Run:
-    """One started process: its two pumps, the future of its exit status, and how it is brought to an end.
+@dataclass(slots=True)
+class _End:
+    """What the supervisor said: the wait status and the pid, or what kept the program from starting."""
 
-    ``exited`` is the exit code, negative for a signal. The reaping is done here and not by asyncio: its
-    transports buffer ahead, and its `wait` differs between versions when a grandchild holds a pipe.
+    status: int | None = None
+    pid: int = -1
+    refusal: OSError | None = None
+
+    @classmethod
+    def of(cls, line: str) -> _End:
+        """Read the supervisor's one line; empty where it died without a word, as with its runner."""
+        what, _, rest = line.removesuffix("\n").partition(" ")
+        first, _, second = rest.partition(" ")
+        if what == "exit":
+            return cls(status=int(first), pid=int(second))
+        if what == "failed":
+            number = int(first)
+            return cls(refusal=OSError(number, os.strerror(number), second or None))
+        return cls()
+
+
+class _Run:
+    """One run: its two pumps, the future of its end, and how it is brought about.
+
+    ``over`` is done when nothing of the run is left, with ``end`` as its supervisor told it.
     """
 
-    def __init__(
-        self, popen: subprocess.Popen[bytes], launcher: Launcher, limits: Limits, on_stdout: Callable[[bytes], None]
-    ) -> None:
+    def __init__(self, channel: Channel, limits: Limits, on_stdout: Callable[[bytes], None]) -> None:
         self._loop = loop = asyncio.get_running_loop()
-        self._popen, self._launcher, self._limits = popen, launcher, limits
-        self._pidfd: int | None = None
-        self.exited: asyncio.Future[int] = loop.create_future()
+        self._channel, self._limits = channel, limits
+        self.over: asyncio.Future[None] = loop.create_future()
+        self.end = _End()
         self.timed_out = self.cancelled = self.killed = False
         self.head = Head(limits.stderr_bytes)
-        if popen.stdout is None or popen.stderr is None:
-            raise ValueError("the process was started without pipes")
-        self.stdout = Pump(loop, popen.stdout.fileno(), Bounded(limits.output_bytes, on_stdout))
-        self.stderr = Pump(loop, popen.stderr.fileno(), self.head)
-        self._watch()
+        self.stdout = Pump(loop, channel.stdout, Bounded(limits.output_bytes, on_stdout))
+        self.stderr = Pump(loop, channel.stderr, self.head)
 
-    async def carry_out(self) -> None:
+    async def carry_out(self, request: bytes) -> None:
         """Wait for the end of the program or bring it about; afterwards nothing of it is left."""
         limit = self._limits.timeout_sec
         grace = min(GRACE_SEC, limit / 10)
-        await self._wait({self.exited, self.stdout.failed}, limit - grace)
-        if not self.exited.done():
+        try:
+            await self._loop.sock_sendall(self._channel.run, request)
+        except asyncio.CancelledError:
+            self.cancelled = True
+        except OSError:  # the supervisor ended already, and is heard below
+            pass
+        self._loop.add_reader(self._channel.run, self._hear)
+        if not self.cancelled:
+            await self._wait({self.over, self.stdout.failed}, limit - grace)
+        if not self.over.done():
             unwanted = self.stdout.failed.done()
             self.timed_out = not unwanted and not self.cancelled
-            if not unwanted and self._launcher.ask(self._popen.pid):
-                await self._wait({self.exited, self.stdout.failed}, grace if self.timed_out else GRACE_SEC)
+            if not unwanted:
+                with contextlib.suppress(OSError):  # it has ended meanwhile
+                    self._channel.run.send(b"t")
+                await self._wait({self.over, self.stdout.failed}, grace if self.timed_out else GRACE_SEC)
             await self._kill()
         await self._drain()
 
     def returncode(self) -> int:
-        """The code of `Exit`: what a launcher reports of its own end after a kill is not the program's."""
+        """The code of `Exit`."""
         if self.timed_out:
             return 124
-        code = -signal.SIGKILL if self.killed else self.exited.result()
+        code = -signal.SIGKILL if self.killed else os.waitstatus_to_exitcode(self.end.status or 0)
         return code if code >= 0 else 128 - code
 
     def raise_for(self, path: str) -> None:
@@ -166,38 +198,44 @@ class _Run:
             raise asyncio.CancelledError
         if self.stdout.error is not None and not isinstance(self.stdout.error, LimitError):
             raise self.stdout.error
-        code = self.exited.result()
-        if code in {126, 127} and self.head.kept.startswith(self._launcher.refusal):
-            raise _unusable(path, _os_error(errno.ENOENT if code == 127 else errno.EACCES))
+        if self.end.refusal is not None:
+            raise _unusable(path, self.end.refusal)
+        if self.end.status is None:
+            raise ToolError(
+                f"the run of {path} was lost: the process that watched over it ended",
+                hint="All of the run was ended with it. Look in the system's log for who killed it, and try again.",
+            )
 
     def close(self) -> None:
-        """Let go of every descriptor, whatever happened before."""
+        """Let go of every descriptor, whatever happened before; a program still there is ended by that."""
         self.stdout.stop()
         self.stderr.stop()
-        self._unwatch()
-        if self.exited.done():
-            self.exited.exception()  # looked at, or the loop complains where a cancellation is raised instead
-        for stream in (self._popen.stdout, self._popen.stderr):
-            if stream is not None:
-                stream.close()
+        self._loop.remove_reader(self._channel.run)
+        self._channel.close()
 
     async def _kill(self) -> None:
         """Kill the tree and wait until it is gone; a second cancellation does not cut this short."""
-        # The launcher's own kill leaves it to report the end; a signal to its group is for a launcher that hangs.
-        for kill in (self._launcher.kill, self._kill_group):
-            until = self._loop.time() + _KILL_SEC
-            if not self.exited.done():
-                self.killed = True
-                kill(self._popen.pid)
-            while not self.exited.done() and (left := until - self._loop.time()) > 0:
-                await self._wait({self.exited}, left)
-        if not self.exited.done():
-            raise ToolError(f"process {self._popen.pid} does not end after SIGKILL", hint="Look at it with ps.")
+        until = self._loop.time() + _KILL_SEC
+        if not self.over.done():
+            self.killed = True
+            with contextlib.suppress(OSError):  # as above
+                self._channel.run.shutdown(socket.SHUT_WR)
+        while not self.over.done() and (left := until - self._loop.time()) > 0:
+            await self._wait({self.over}, left)
+        if not self.over.done():
+            raise ToolError("a process does not end after SIGKILL", hint="Look with ps for one in state D.")
 
-    @staticmethod
-    def _kill_group(pid: int) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(pid, signal.SIGKILL)
+    def _hear(self) -> None:
+        """Take the supervisor's line, or its end of file."""
+        try:
+            said = self._channel.run.recv(8192)
+        except BlockingIOError:
+            return
+        except OSError:
+            said = b""
+        self._loop.remove_reader(self._channel.run)
+        self.end = _End.of(os.fsdecode(said))
+        self.over.set_result(None)
 
     async def _drain(self) -> None:
         """Read what is still in the pipes. Bounded: a stranger may hold the other end open, or write for ever."""
@@ -218,64 +256,33 @@ class _Run:
         except asyncio.CancelledError:
             self.cancelled = True
 
-    def _watch(self) -> None:
-        """Have the loop tell when the process ends: by a pidfd, or by asking now and then where there is none."""
-        try:
-            self._pidfd = os.pidfd_open(self._popen.pid)
-        except (AttributeError, OSError):  # macOS, a kernel before 5.3, no descriptor left
-            self._loop.call_later(_POLL_SEC, self._reap)
-        else:
-            self._loop.add_reader(self._pidfd, self._reap)
 
-    def _unwatch(self) -> None:
-        if self._pidfd is not None:
-            self._loop.remove_reader(self._pidfd)
-            os.close(self._pidfd)
-            self._pidfd = None
-
-    def _reap(self) -> None:
-        if self.exited.done():
-            return
-        # Popen.poll takes a lost status for exit code 0, and failure must not look like success.
-        try:
-            pid, status = os.waitpid(self._popen.pid, os.WNOHANG)
-        except ChildProcessError:
-            self._popen.returncode = 255
-            hint = "Start the server with SIGCHLD at its default."
-            self.exited.set_exception(ToolError("the exit status was lost: the server ignores SIGCHLD", hint=hint))
-            return
-        if pid:
-            self._popen.returncode = os.waitstatus_to_exitcode(status)
-            self.exited.set_result(self._popen.returncode)
-        elif self._pidfd is None:
-            self._loop.call_later(_POLL_SEC, self._reap)
+def _request(argv: tuple[str, ...], limits: Limits, sandbox: Sandbox) -> bytes:
+    """What the supervisor reads: see `supervisor.py`."""
+    words = [*limits.words(), f"raw={sandbox.raw_sockets:d}", *(f"read={path}" for path in sandbox.reads), "--", *argv]
+    body = b"".join(os.fsencode(word) + b"\0" for word in words)
+    if len(body) > _MAX_REQUEST_BYTES:
+        raise _unusable(argv[0], _os_error(errno.E2BIG))
+    return len(body).to_bytes(4, "big") + body
 
 
 def _check(argv: tuple[str, ...]) -> None:
-    """Refuse what execve(2) would: the launchers would report it less clearly."""
+    """Refuse what execve(2) would, before anything is started."""
     path = argv[0] if argv else ""
     if not path.startswith("/"):
         raise PlatformError(f"{path!r} is not an absolute path", code="binary_not_found")
     if nul := next((word for word in argv if "\0" in word), None):
         raise ArgumentError(f"the argument {nul!r} holds a NUL byte", code="forbidden_characters")
+    try:
+        os.fsencode("".join(argv))
+    except UnicodeEncodeError as error:
+        raise ArgumentError(
+            "an argument holds what is no text: a lone surrogate", code="forbidden_characters"
+        ) from error
     if not os.path.isfile(path):  # noqa: PTH113 - one stat; this is on the way of every run
         raise _unusable(path, _os_error(errno.ENOENT))
     if not os.access(path, os.X_OK):
         raise _unusable(path, _os_error(errno.EACCES))
-
-
-def _spawn(words: tuple[str, ...], home: str) -> subprocess.Popen[bytes]:
-    """Start the launcher in a session of its own, with a clean environment and no descriptor but its three."""
-    return subprocess.Popen(
-        words,
-        bufsize=0,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        cwd=home,
-        env={"PATH": SYSTEM_PATH, "LC_ALL": "C", "HOME": home},
-        start_new_session=True,
-    )
 
 
 def _os_error(number: int) -> OSError:

@@ -11,7 +11,14 @@ class Sandbox:
 
     ``reads`` are absolute paths of files and folders (a folder with all below it) besides the program itself, its
     interpreter and the system's libraries. Every other capability is given up, and no new privilege can be gained.
+    Raises ValueError for a path that is not absolute.
     """
 
     reads: tuple[str, ...] = ()
     raw_sockets: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the paths: a relative one would mean the runner's folder."""
+        for path in self.reads:
+            if not path.startswith("/") or "\0" in path:
+                raise ValueError(f"{path!r} is not an absolute path")

@@ -1,43 +1,76 @@
-"""The folder a program runs in: its HOME and working directory, empty before and gone afterwards."""
+"""The folder a program runs in: its working directory, empty before and gone afterwards."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import functools
 import os
-import shutil
-import tempfile
 import time
-from collections.abc import AsyncIterator
-from typing import Final
 
-PREFIX: Final = "mcp-run-"
-STALE_SEC: Final = 7200
-"""Twice the longest time limit: a folder this old belongs to a server that was killed."""
+PREFIX = "mcp-run-"
+STALE_SEC = 7200
+"""Twice the longest time limit: a folder this old belongs to a run that nobody cleaned up after."""
 
 
-@contextlib.asynccontextmanager
-async def scratch_folder() -> AsyncIterator[str]:
-    """An empty folder of mode 0700, removed with all that was put into it. Raises OSError where none can be made."""
-    _remove_stale(tempfile.gettempdir())
-    folder = tempfile.mkdtemp(prefix=PREFIX)
+def make(parent: str) -> str:
+    """Make an empty folder of mode 0700 in ``parent``. Raises OSError where none can be made."""
+    folder = f"{parent}/{PREFIX}{os.urandom(8).hex()}"
+    os.mkdir(folder, 0o700)  # noqa: PTH102 - pathlib's import costs the runner more than all of this
+    return folder
+
+
+def remove(folder: str) -> None:
+    """Remove a folder with all that was put into it; what cannot be removed stays, for `remove_stale`.
+
+    Folders are taken apart from the top, their content moved up: a program may have nested them beyond the longest
+    path and the deepest recursion.
+    """
     try:
-        yield folder
-    finally:
+        os.rmdir(folder)  # noqa: PTH106 - nearly always empty, and then this is all
+    except OSError:
         try:
-            os.rmdir(folder)  # noqa: PTH106 - nearly always empty, and then this is all
+            _take_apart(folder)
+            os.rmdir(folder)  # noqa: PTH106 - as above
         except OSError:
-            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+            return
 
 
-@functools.cache
-def _remove_stale(parent: str) -> None:
-    """Remove what a killed server of this user left behind; once per process, and never a reason to fail."""
-    with contextlib.suppress(OSError), os.scandir(parent) as entries:
-        for entry in entries:
-            if not entry.name.startswith(PREFIX) or not entry.is_dir(follow_symlinks=False):
-                continue
-            seen = entry.stat(follow_symlinks=False)
-            if seen.st_uid == os.geteuid() and seen.st_mtime < time.time() - STALE_SEC:
-                shutil.rmtree(entry.path, ignore_errors=True)
+def remove_stale(parent: str) -> None:
+    """Remove what runs of this user left behind long ago; never a reason to fail."""
+    try:
+        with os.scandir(parent) as entries:
+            named = [entry for entry in entries if entry.name.startswith(PREFIX)]
+        for entry in named:
+            if entry.is_dir(follow_symlinks=False):
+                seen = entry.stat(follow_symlinks=False)
+                if seen.st_uid == os.geteuid() and seen.st_mtime < time.time() - STALE_SEC:
+                    remove(entry.path)
+    except OSError:
+        return
+
+
+def _take_apart(folder: str) -> None:
+    """Empty a folder: files are removed, what is inside of folders is moved up until there are none."""
+    mark, count = os.urandom(8).hex(), 0
+    while inner := _remove_files(folder):
+        for path in inner:
+            os.chmod(path, 0o700)  # noqa: PTH101 - as above
+            with os.scandir(path) as entries:
+                content = list(entries)
+            for entry in content:
+                if entry.is_dir(follow_symlinks=False):
+                    os.chmod(entry.path, 0o700)  # noqa: PTH101 - a folder that moves is written to
+                count += 1
+                os.rename(entry.path, f"{folder}/{mark}{count}")  # noqa: PTH104 - as above
+            os.rmdir(path)  # noqa: PTH106 - as above
+
+
+def _remove_files(folder: str) -> list[str]:
+    """Remove what is not a folder, and return the folders."""
+    with os.scandir(folder) as entries:
+        content = list(entries)
+    inner = []
+    for entry in content:
+        if entry.is_dir(follow_symlinks=False):
+            inner.append(entry.path)
+        else:
+            os.unlink(entry.path)  # noqa: PTH108 - as above
+    return inner

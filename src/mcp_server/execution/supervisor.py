@@ -1,153 +1,241 @@
-"""A small parent process that ends a program and everything it left behind.
+"""The parent of one program: starts it confined, passes on SIGTERM, and ends it with everything it left behind.
 
-Run as a script, ``python -I -S supervisor.py SERVER_PID LIMIT=VALUE… -- ARGV…``, where process namespaces are
-not to be had. Its start-up time is added to every run, so it imports nothing of this project, and neither typing,
-contextlib nor signal, whose regular expressions and enumerations would double it.
+Forked from the runner for each run. Where it has a PID namespace it is process 1 there and the kernel knows all its
+descendants; elsewhere on Linux it is a child subreaper (prctl(2)), so that one that called setsid(2) or forked twice
+is handed to it; on other systems it can end the program's session only.
 
-On Linux it is a child subreaper (prctl(2), PR_SET_CHILD_SUBREAPER): a descendant that calls setsid(2) or forks
-twice is handed to it, so it finds and kills all of them, and the kernel sends it SIGHUP when the server dies.
-Elsewhere it can only kill the program's session, and looks for a dead server once a second.
-
-Signals it takes: SIGTERM is passed on to the program, SIGHUP kills everything at once. It exits as the program
-did; death by signal N is 128 + N. A program that cannot be started is 127 where it is missing, else 126.
+The run's socket carries, from the server: four bytes of length and that many of words, each ended by a NUL byte
+(`Request`); then ``t`` to send SIGTERM. The end of file ends everything: the server wants it, or is gone. Back comes
+one line, when nothing is left and the scratch folder is removed: ``exit STATUS PID`` with the wait status, ``failed
+ERRNO PATH`` where the program could not be started, or ``lost`` where the runner died meanwhile.
 """
 
 from __future__ import annotations
 
 import os
-import resource
+import select
 import sys
 import time
 
-TYPE_CHECKING = False  # type checkers know the name; importing it from typing costs as much as all the rest
+from mcp_server.execution import confine, scratch
+
+TYPE_CHECKING = False  # importing the name from typing costs the runner as much as all the rest
 if TYPE_CHECKING:
     import signal
-    from collections.abc import Callable
+    from _socket import socket
 else:
     import _signal as signal
 
-_PR_SET_PDEATHSIG = 1
-_PR_SET_CHILD_SUBREAPER = 36
-_TAKEN = (signal.SIGHUP, signal.SIGTERM, signal.SIGCHLD, signal.SIGALRM)
-_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
-"""Signals the interpreter ignores; a program that inherited that would not end when its reader does."""
-_RLIMITS = {
-    "cpu": resource.RLIMIT_CPU,
-    "as": resource.RLIMIT_AS,
-    "nofile": resource.RLIMIT_NOFILE,
-    "core": resource.RLIMIT_CORE,
-    "fsize": resource.RLIMIT_FSIZE,
-}
+MAX_REQUEST_BYTES = 4 << 20
+"""Above the kernel's own bound on a program's words."""
+_LOOK_SEC = 1.0
+"""How often orphans are reaped while a program runs, and its end is looked for where there is no pidfd."""
+_POLL_SEC = 0.02
 
 
-def _prctl(option: int, value: int) -> None:
-    """Call prctl(2), which the standard library does not offer."""
-    import ctypes
+class Request:
+    """What is to be run: ``LIMIT=N``…, ``seconds=N``, ``raw=0|1``, ``read=PATH``…, ``--``, and the program's words."""
 
-    if ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), f"prctl({option})")
+    def __init__(self, body: bytes) -> None:
+        words = [os.fsdecode(word) for word in body.split(b"\0")[:-1]]
+        split = words.index("--")
+        self.argv = words[split + 1 :]
+        self.limits: dict[str, int] = {}
+        self.reads: list[str] = []
+        self.seconds, self.raw = 0.0, False
+        for name, _, value in (word.partition("=") for word in words[:split]):
+            if name == "read":
+                self.reads.append(value)
+            elif name == "seconds":
+                self.seconds = float(value)
+            elif name == "raw":
+                self.raw = value == "1"
+            else:
+                self.limits[name] = int(value)
 
 
-def _children() -> list[int]:
+class Supervisor:
+    """One run. ``life`` reads end of file when the runner is dead; ``namespace`` says that this is process 1 of one."""
+
+    def __init__(self, run: socket, stdout: int, stderr: int, *, life: int, namespace: bool, parent: str) -> None:
+        self._run, self._stdout, self._stderr = run, stdout, stderr
+        self._life, self._namespace, self._parent = life, namespace, parent
+        self._program = -1
+        self._pid = -1
+        self._status: int | None = None
+        self._lost = False
+
+    def carry_out(self, *, allow_raw: bool) -> None:
+        """Take the request and see it through."""
+        body = self._receive()
+        if body is None:
+            return
+        request = Request(body)
+        request.raw = request.raw and allow_raw
+        try:
+            folder = scratch.make(self._parent)
+        except OSError as error:
+            self._say(f"failed {error.errno} {self._parent}")
+            return
+        try:
+            said = self._start(request, folder) or self._see_through(request.seconds)
+        finally:
+            scratch.remove(folder)
+        self._say(said)
+
+    def _receive(self) -> bytes | None:
+        """The request, or None where the server is gone before all of it is here."""
+        head = self._exactly(4)
+        length = int.from_bytes(head, "big") if head else 0
+        return self._exactly(length) if 0 < length <= MAX_REQUEST_BYTES else None
+
+    def _exactly(self, count: int) -> bytes | None:
+        data = bytearray()
+        while len(data) < count:
+            more = self._run.recv(count - len(data))
+            if not more:
+                return None
+            data += more
+        return bytes(data)
+
+    def _say(self, line: str) -> None:
+        try:
+            self._run.send(os.fsencode(line) + b"\n")
+        except OSError:  # nobody is left to be told
+            return
+
+    def _start(self, request: Request, folder: str) -> str:
+        """Fork and wait for the execve(2) of the child: empty, or what has to be said of its failure."""
+        heard, told = os.pipe()
+        own = os.getpid()
+        try:
+            self._program = os.fork()
+        except OSError as error:
+            return f"failed {error.errno} {request.argv[0]}"
+        if self._program == 0:
+            try:
+                self._into(own, told)
+                confine.become(request.argv, folder, limits=request.limits, reads=request.reads, raw=request.raw)
+            except OSError as error:
+                os.write(told, os.fsencode(f"{error.errno} {error.filename or request.argv[0]}"))
+            except BaseException:  # noqa: BLE001 - a child that went on would be a second supervisor
+                sys.excepthook(*sys.exc_info())
+                os.write(told, b"0 ")
+            finally:
+                os._exit(127)
+        for fd in (told, self._stdout, self._stderr):
+            os.close(fd)
+        words = b""
+        while more := os.read(heard, 4096):
+            words += more
+        os.close(heard)
+        pid, _, refusal = words.partition(b"\n")
+        self._pid = int(pid or -1)
+        if not refusal:
+            return ""
+        self._end_all()
+        return f"failed {os.fsdecode(refusal)}"
+
+    def _into(self, supervisor: int, told: int) -> None:
+        """In the child: a session of its own, its three descriptors, its signals, and its pid as /proc counts."""
+        os.setsid()
+        linux = sys.platform == "linux"
+        if linux:
+            from mcp_server.execution import syscalls
+
+            syscalls.die_with_parent(signal.SIGKILL)
+            if os.getppid() != supervisor:
+                os._exit(127)
+        os.write(told, (os.readlink("/proc/self") if linux else str(os.getpid())).encode() + b"\n")  # noqa: PTH115 - pathlib's import takes time
+        null = os.open("/dev/null", os.O_RDONLY)
+        for fd, place in ((null, 0), (self._stdout, 1), (self._stderr, 2)):
+            os.dup2(fd, place)
+        confine.default_signals()
+
+    def _see_through(self, seconds: float) -> str:
+        """Wait for the end of the program or of whoever wants it; then nothing of it is left."""
+        ends = time.monotonic() + seconds
+        poll = select.poll()
+        try:
+            watch = os.pidfd_open(self._program)
+            poll.register(watch, select.POLLIN)
+            step = _LOOK_SEC
+        except (AttributeError, OSError):  # not Linux, a kernel before 5.3
+            step = _POLL_SEC
+        poll.register(self._run, select.POLLIN)
+        poll.register(self._life, select.POLLIN)
+        while self._status is None and (left := ends - time.monotonic()) > 0:
+            for fd, _ in poll.poll(min(step, left) * 1000):
+                if fd == self._life:
+                    self._lost, ends = True, 0
+                elif fd == self._run.fileno() and not self._obey():
+                    ends = 0
+            self._reap()
+        self._end_all()
+        if self._lost:
+            return "lost"
+        return f"exit {signal.SIGKILL if self._status is None else self._status} {self._pid}"
+
+    def _obey(self) -> bool:
+        """Do what the server asks for; False at the end of what it has to say."""
+        try:
+            asked = self._run.recv(64)
+        except OSError:
+            return False
+        if b"t" in asked and self._status is None:
+            _send(self._program, signal.SIGTERM)
+        return bool(asked)
+
+    def _reap(self) -> None:
+        """Take the status of what has ended."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            if pid == self._program:
+                self._status = status
+
+    def _end_all(self) -> None:
+        """Kill and reap until no descendant is left."""
+        while True:
+            if self._namespace:
+                _send(-1, signal.SIGKILL)  # everything in the namespace but this process, at one moment
+            else:
+                for pid in children():
+                    _send(pid, signal.SIGKILL)
+                if self._status is None or sys.platform != "linux":  # else its number may be another's by now
+                    _send(-self._program, signal.SIGKILL)
+            try:
+                pid, status = os.waitpid(-1, 0 if self._namespace else os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == self._program:
+                self._status = status
+            elif pid == 0:
+                time.sleep(0.001)
+
+
+def children() -> list[int]:
     """The pids of this process's children now; empty where /proc does not list them."""
     try:
-        with open(f"/proc/self/task/{os.getpid()}/children", encoding="ascii") as listing:  # noqa: PTH123 - pathlib's import costs a millisecond of every run
-            return [int(pid) for pid in listing.read().split()]
+        fd = os.open(f"/proc/self/task/{os.getpid()}/children", os.O_RDONLY)
     except OSError:
         return []
-
-
-def _send(kill: Callable[[int, int], None], to: int, number: int) -> None:
-    """Send a signal to a process or group that may have ended meanwhile."""
-    try:  # noqa: SIM105 - contextlib's import costs two milliseconds of every run
-        kill(to, number)
-    except (ProcessLookupError, PermissionError):  # macOS answers EPERM for a group of zombies
-        pass
-
-
-def _become(argv: list[str], rlimits: dict[str, int], *, die_with_parent: bool) -> None:
-    """In the forked child: turn into the program, or leave with 126 or 127 and one line on stderr."""
     try:
-        os.setsid()
-        if die_with_parent:
-            _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        for name, value in rlimits.items():
-            try:
-                resource.setrlimit(_RLIMITS[name], (value, value))
-            except ValueError:
-                if sys.platform == "linux":
-                    raise
-                # macOS refuses RLIMIT_AS; a missing bound is better there than a tool that never runs
-        for number in (signal.SIGCHLD, *_BY_PYTHON):
-            signal.signal(number, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _TAKEN)
-        os.execv(argv[0], argv)  # noqa: S606 - argv exec without a shell is the point
-    except (OSError, ValueError) as error:
-        os.write(2, f"supervisor: failed to execute {argv[0]}: {error}\n".encode())
-        os._exit(127 if isinstance(error, FileNotFoundError) else 126)
+        listed = b""
+        while more := os.read(fd, 65536):
+            listed += more
+    finally:
+        os.close(fd)
+    return [int(pid) for pid in listed.split()]
 
 
-def _end_all(program: int) -> int | None:
-    """Kill and reap until no descendant is left; the program's wait status if it was reaped here.
-
-    Each round kills one generation: what a dead process leaves behind is handed to this one.
-    """
-    status = None
-    while True:
-        for pid in _children():
-            _send(os.kill, pid, signal.SIGKILL)
-        _send(os.killpg, program, signal.SIGKILL)
-        try:
-            pid, ended = os.waitpid(-1, os.WNOHANG)
-        except ChildProcessError:
-            return status
-        if pid == program:
-            status = ended
-        elif pid == 0:
-            time.sleep(0.001)
-
-
-def _watch(program: int, server: int) -> int | None:
-    """Wait until the program ends, the server dies or SIGHUP asks for the end; the wait status if it ended."""
-    while True:
-        taken = signal.sigwait(_TAKEN)
-        if taken == signal.SIGTERM:
-            _send(os.kill, program, signal.SIGTERM)
-        elif taken == signal.SIGCHLD:
-            # the program is not reaped yet, so there is a child to wait for
-            while (ended := os.waitpid(-1, os.WNOHANG))[0]:
-                if ended[0] == program:
-                    return ended[1]
-        elif taken == signal.SIGHUP or os.getppid() != server:
-            return None
-
-
-def main(words: list[str]) -> int:
-    """Run the program the words name under its limits and return the exit code to leave with."""
-    split = words.index("--")
-    server, argv = int(words[0]), words[split + 1 :]
-    rlimits = {name: int(value) for name, _, value in (word.partition("=") for word in words[1:split])}
-    linux = sys.platform == "linux"
-
-    signal.pthread_sigmask(signal.SIG_BLOCK, _TAKEN)
-    signal.signal(signal.SIGCHLD, lambda *_: None)  # an ignored SIGCHLD, inherited, would lose the exit status
-    if linux:
-        _prctl(_PR_SET_CHILD_SUBREAPER, 1)
-        _prctl(_PR_SET_PDEATHSIG, signal.SIGHUP)
-    else:
-        signal.setitimer(signal.ITIMER_REAL, 1, 1)
-    if os.getppid() != server:  # it died before the kernel was asked to tell
-        return 128 + signal.SIGHUP
-
-    program = os.fork()
-    if program == 0:
-        _become(argv, rlimits, die_with_parent=linux)
-    status = _watch(program, server)
-    late = _end_all(program)
-    status = late if status is None else status
-    code = os.waitstatus_to_exitcode(status) if status is not None else -signal.SIGKILL
-    return code if code >= 0 else 128 - code
-
-
-if __name__ == "__main__":
-    os._exit(main(sys.argv[1:]))  # nothing is buffered, and tearing the interpreter down takes time
+def _send(to: int, number: int) -> None:
+    """Send a signal to a process or, below zero, to a group; it may have ended meanwhile."""
+    try:
+        os.kill(to, number)
+    except (ProcessLookupError, PermissionError):  # macOS answers EPERM for a group of zombies
+        return

@@ -1,8 +1,9 @@
-"""Hosts and runs as plain JSON-ready dictionaries and back, for the store and for every door.
+"""Hosts and runs as plain JSON-ready dictionaries and back, for the store.
 
 Field names are those of the dataclasses. What is empty (None, ``""``, no items) is left out; counts and
 verdicts of a run and its coverage always stand, because a missing zero would read as "not known". Times are
 ISO 8601 in UTC with a ``Z``, tuples are lists, an outcome is its value and a risk its lower-case name.
+This is the stored form; doors show the one of `mcp_server.model.record`, which is read back here too.
 Written by hand: ``dataclasses.asdict`` takes ten times as long, and this is on the way of every answer.
 """
 
@@ -199,11 +200,17 @@ def to_dict(obj: Any) -> dict[str, Any]:
 
 
 def _script_from(data: Mapping[str, Any]) -> Script:
+    if "from_target" in data:
+        (output,) = data["from_target"].values()
+        return Script(data["id"], output)
     return Script(data["id"], data["output"])
 
 
 def _service_from(data: Mapping[str, Any]) -> Service:
-    return Service(**{**data, "cpe": tuple(data.get("cpe", ()))})
+    fields = dict(data)
+    for said in fields.pop("from_target", {}).values():
+        fields |= said
+    return Service(**{**fields, "cpe": tuple(fields.get("cpe", ()))})
 
 
 def _port_from(data: Mapping[str, Any]) -> Port:
@@ -236,7 +243,7 @@ def host_from_dict(data: Mapping[str, Any]) -> Host:
             distance=data.get("distance"),
             rtt_ms=data.get("rtt_ms"),
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ArgumentError(f"not a host: {error}") from error
 
 
@@ -257,10 +264,12 @@ _RUN_TEXT_DEFAULTS = {"correlation_id": "", "scope_hash": ""}
 def run_from_dict(data: Mapping[str, Any]) -> Run:
     """Return the run that `to_dict` wrote; raise ArgumentError where a field is missing, unknown or malformed."""
     try:
+        said = data.get("from_target", {})
         return Run(
             **{
                 **_RUN_TEXT_DEFAULTS,
-                **data,
+                **{key: value for key, value in data.items() if key != "from_target"},
+                **said,
                 "parameters": data.get("parameters", {}),
                 "actor": Actor(**data["actor"]),
                 "risk": Risk[data["risk"].upper()],

@@ -1,8 +1,9 @@
 """The small answer for an agent: what a run found, counted as it arrives and written within a budget.
 
 For few hosts there is a line each, ports with the same service factored together; for many there are groups
-of hosts with the same open ports. Neither loses an open port without saying so. Everything a target chose is
-confined to the service text of a line, where it cannot imitate the notation around it.
+of hosts with the same open ports. Neither loses an open port without saying so. Lines and groups are in our words
+only: what targets said of their services stands in a list of its own, each text once, and a line points to it
+with ``#N``.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from ipaddress import IPv4Address, IPv6Address
 
 from mcp_server.model.addresses import Address, addresses_text, ipv4_items, ipv6_items, joined
 from mcp_server.model.asset import Host
-from mcp_server.model.summary import host_line, open_ports_text
+from mcp_server.model.summary import Line, host_line, open_ports_text
 
 LINE_HOSTS = 1000
 """Hosts whose line is kept; a run with more of them is shown as groups."""
@@ -27,6 +28,8 @@ TIMED_OUT = "timed out"
 NOT_KEPT = "open ports not kept here"
 _NOTHING, _TIMED, _UNKEPT = range(3)
 _LEAST = 24
+_TEXTS_FRAME = len(',"from_target":{"version_probe":{}}')
+"""What the list of texts costs besides its entries, as `mcp_server.doors.views` writes it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +37,14 @@ class DigestView:
     """One rendering of a digest: ``hosts`` or ``groups``, whichever ``kind`` says; the other is None.
 
     ``hosts`` maps an address to what is open on it; hosts with nothing to tell share one entry, whose key is
-    written in the notation of `mcp_server.model.addresses`. Each group has ``ports``, ``count`` and ``addresses``
-    in that notation. ``omitted`` hosts are in neither; ``up`` leaves out the ``timed_out`` ones.
+    written in the notation of `mcp_server.model.addresses`. ``texts`` maps the N of every ``#N`` in ``hosts`` to what
+    a target said. Each group has ``ports``, ``count`` and ``addresses`` in that notation. ``omitted`` hosts are in
+    neither; ``up`` leaves out the ``timed_out`` ones.
     """
 
     kind: str
     hosts: dict[str, str] | None
+    texts: dict[str, str]
     groups: list[dict[str, str]] | None
     omitted: int
     up: int
@@ -58,7 +63,7 @@ class HostDigest:
         self._v6_high, self._v6_low, self._v6_set = array("Q"), array("Q"), array("I")
         self._sets: dict[str, int] = {NOTHING_OPEN: _NOTHING, TIMED_OUT: _TIMED, NOT_KEPT: _UNKEPT}
         self._room = PORT_SETS_CHARS
-        self._lines: dict[Address, str] | None = {}
+        self._lines: dict[Address, Line] | None = {}
 
     def add(self, host: Host) -> None:
         """Count one host, and keep what its line and its group need; a host that is not up is passed over."""
@@ -74,20 +79,21 @@ class HostDigest:
         if self._lines is None:
             return
         line = host_line(host)
-        if line:
+        if line.parts:
             self._lines[address] = line
         if len(self._lines) > LINE_HOSTS:
             self._lines = None
 
     def view(self, budget_chars: int) -> DigestView:
         """Return lines if they fit ``budget_chars`` characters of JSON, else groups, cut where even they do not."""
-        hosts, omitted = self.lines(budget_chars)
+        hosts, texts, omitted = self.lines(budget_chars)
         groups: list[dict[str, str]] | None = None
         if omitted:
             groups, omitted = self.groups(budget_chars)
         return DigestView(
             kind="hosts" if groups is None else "groups",
             hosts=hosts if groups is None else None,
+            texts=texts if groups is None else {},
             groups=groups,
             omitted=omitted,
             up=self.up,
@@ -95,30 +101,33 @@ class HostDigest:
             timed_out=self.timed_out,
         )
 
-    def lines(self, budget_chars: int) -> tuple[dict[str, str], int]:
-        """Return address to line in numeric order, IPv4 first, and how many hosts did not fit.
+    def lines(self, budget_chars: int) -> tuple[dict[str, str], dict[str, str], int]:
+        """Return address to line in numeric order, IPv4 first, the texts they point to, and how many hosts did not fit.
 
         Past `LINE_HOSTS` hosts no lines are kept, and all hosts are among those that did not fit.
         """
         total = self.up + self.timed_out
         if self._lines is None:
-            return {}, total
+            return {}, {}, total
         room = budget_chars - 2
         shown: dict[str, str] = {}
+        texts = _Texts()
         told = 0
         entries = [(str(address), self._lines[address], 1) for address in sorted(self._lines, key=_order)]
         for text, numbers in self._grouped().items():
             v4, v6 = self._without_line(numbers)
             if v4 or v6:
-                entries.append((addresses_text(v4, v6), text, len(v4) + len(v6)))
-        for key, text, hosts in entries:
-            cost = _quoted(key) + _quoted(text) + 2
+                entries.append((addresses_text(v4, v6), Line(((text, ""),)), len(v4) + len(v6)))
+        for key, line, hosts in entries:
+            text, new = texts.point(line)
+            cost = _quoted(key) + _quoted(text) + 2 + texts.cost(new)
             if cost > room:
                 break
             room -= cost
             shown[key] = text
+            texts.keep(new)
             told += hosts
-        return shown, total - told
+        return shown, texts.listed(), total - told
 
     def groups(self, budget_chars: int) -> tuple[list[dict[str, str]], int]:
         """Return hosts grouped by their open ports, by lowest address, and how many hosts did not fit.
@@ -186,6 +195,41 @@ class HostDigest:
             [number for number in v4 if IPv4Address(number) not in lines],
             [number for number in v6 if IPv6Address(number) not in lines],
         )
+
+
+class _Texts:
+    """What targets said, each text once, numbered from 1 in the order of the lines that point to it."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}
+
+    def point(self, line: Line) -> tuple[str, list[str]]:
+        """Return the line, with ``#N`` after each part of which a target said something, and the texts that are new."""
+        new: list[str] = []
+        parts = []
+        for ours, theirs in line.parts:
+            if not theirs:
+                parts.append(ours)
+                continue
+            if theirs not in self._numbers and theirs not in new:
+                new.append(theirs)
+            number = self._numbers.get(theirs) or len(self._numbers) + 1 + new.index(theirs)
+            parts.append(f"{ours} #{number}")
+        return "; ".join(parts), new
+
+    def cost(self, new: list[str]) -> int:
+        """Return the characters of JSON that further texts take."""
+        frame = _TEXTS_FRAME if new and not self._numbers else 0
+        return frame + sum(len(str(len(self._numbers) + len(new))) + 4 + _quoted(text) for text in new)
+
+    def keep(self, new: list[str]) -> None:
+        """Give further texts their numbers."""
+        for text in new:
+            self._numbers[text] = len(self._numbers) + 1
+
+    def listed(self) -> dict[str, str]:
+        """Return number to text."""
+        return {str(number): text for text, number in self._numbers.items()}
 
 
 class _Group:

@@ -1,14 +1,16 @@
 """One host in one line: open ports, factored by service, in text that costs a model little.
 
 A line is ``name: PORTS SERVICE; PORTS SERVICE; …``. PORTS is ``22,80-90/tcp``, with ``?`` after the transport
-for open|filtered. SERVICE is nmap's name, product and version, only where a probe found them out: a name from
-the table of well-known ports says no more than the number does.
+for open|filtered. SERVICE is a word of the tool's own vocabulary, only where a probe found it out: a name from
+the table of well-known ports says no more than the number does. What the target said of the service, product and
+version, is kept apart: a line holds our words only.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from mcp_server.model.addresses import ranges
 from mcp_server.model.asset import Host, Port, Service
@@ -23,29 +25,40 @@ PORTS_CHARS = 1000
 """Characters of one list of ports; a longer one is cut, with the number of ports left out."""
 
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?")
+_SERVICE = re.compile(r"(?!\d+/)[A-Za-z0-9][A-Za-z0-9._+:/-]{0,31}")
 
 
-def host_line(host: Host) -> str:
-    """Return what is worth telling of a host, or an empty string where that is nothing."""
-    factored: dict[str, list[Port]] = {}
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One host: parts in our words, each with what the target said of it (or an empty string)."""
+
+    parts: tuple[tuple[str, str], ...] = ()
+
+
+def host_line(host: Host) -> Line:
+    """Return what is worth telling of a host, or a line without parts where that is nothing."""
+    factored: dict[tuple[str, str], list[Port]] = {}
     for port in host.ports:
         if port.state == "open":
-            factored.setdefault(_service_text(port.service), []).append(port)
-    parts = [f"{_ports(ports)} {service}".rstrip() for service, ports in factored.items()]
-    if sum(len(part) + 2 for part in parts) > LINE_CHARS:
-        parts = [_ports(port for port in host.ports if port.state == "open"), "services left out"]
-    parts += _maybe_open(host)
+            factored.setdefault(_service_texts(port.service), []).append(port)
+    parts = [(f"{_ports(ports)} {ours}".rstrip(), theirs) for (ours, theirs), ports in factored.items()]
+    if sum(len(ours) + len(theirs) + 2 for ours, theirs in parts) > LINE_CHARS:
+        parts = [(_ports(port for port in host.ports if port.state == "open"), ""), ("services left out", "")]
+    more = _maybe_open(host)
     if host.os:
-        parts.append(f"os {_confined(host.os[0].name)} {host.os[0].accuracy}%")
+        more.append(f"os {_confined(host.os[0].name)} {host.os[0].accuracy}%")
     scripts = len(host.scripts) + sum(len(port.scripts) for port in host.ports)
     if scripts:
-        parts.append(f"{scripts} script{'s' if scripts > 1 else ''}")
+        more.append(f"{scripts} script{'s' if scripts > 1 else ''}")
     name = next((name for name in host.names if _NAME.fullmatch(name)), "")
-    if host.timed_out and (parts or name):
-        parts.append("timed out")
-    if name and not parts:
-        parts.append("no open ports")
-    return f"{name}: {'; '.join(parts)}" if name else "; ".join(parts)
+    if host.timed_out and (parts or more or name):
+        more.append("timed out")
+    if name and not parts and not more:
+        more.append("no open ports")
+    parts += [(ours, "") for ours in more]
+    if name:
+        parts[0] = (f"{name}: {parts[0][0]}", parts[0][1])
+    return Line(tuple(parts))
 
 
 def open_ports_text(host: Host) -> str:
@@ -89,16 +102,27 @@ def _maybe_open(host: Host, *, exact: bool = True) -> list[str]:
     return parts
 
 
-def _service_text(service: Service | None) -> str:
+def _service_texts(service: Service | None) -> tuple[str, str]:
+    """Return what a probe found: the service in the tool's words, and product and version in the target's."""
     if service is None or service.method != "probed":
-        return ""
+        return "", ""
     name = f"{service.tunnel}/{service.name}" if service.tunnel else service.name
-    return _confined(" ".join(part for part in (name, service.product, service.version) if part))
+    known = is_service_name(name)
+    words = (service.product, service.version) if known else (name, service.product, service.version)
+    return name if known else "", _shortened(" ".join(word for word in words if word))
+
+
+def is_service_name(text: str) -> bool:
+    """Whether ``text`` is written as the names in nmap-service-probes are; anything else is the target's text."""
+    return _SERVICE.fullmatch(text) is not None
 
 
 def _confined(text: str) -> str:
-    """Keep a target's text from ending the part it stands in; the escape is that of `neutralise`."""
-    text = text.replace(";", "\\x3b")
+    """Keep a text from ending the part it stands in; the escape is that of `neutralise`."""
+    return _shortened(text.replace(";", "\\x3b"))
+
+
+def _shortened(text: str) -> str:
     if len(text) <= SERVICE_CHARS:
         return text
     kept = text[:SERVICE_CHARS]

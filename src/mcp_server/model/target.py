@@ -3,9 +3,36 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import Any
 
 Network = IPv4Network | IPv6Network
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """How a name came to its addresses: what was asked, what was answered, and by whom.
+
+    ``aliases`` are the names it led to (CNAME), in order, as the server spelled them: they are not to be trusted as
+    text. ``ttl`` is the shortest lifetime in the answer, in seconds, None for the hosts file. ``source`` is the
+    address of the name server that answered (two where they differ), or the path of the hosts file.
+    """
+
+    name: str
+    addresses: tuple[IPv4Address | IPv6Address, ...]
+    aliases: tuple[str, ...] = ()
+    ttl: int | None = None
+    source: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The evidence as JSON-ready values, for a record; aliases as they came."""
+        return {
+            "name": self.name,
+            "addresses": [str(address) for address in self.addresses],
+            "aliases": list(self.aliases),
+            "ttl": self.ttl,
+            "source": self.source,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,12 +40,14 @@ class Target:
     """One target, resolved once: what was typed and the canonical networks a tool is given instead.
 
     ``given`` is the caller's text, for messages only. ``networks`` is what is touched (one address is a /32
-    or /128). ``name`` is the A-label that was resolved, or None where an address or network was given.
+    or /128). ``name`` is the A-label that was resolved, and ``evidence`` how; both are None where an address or
+    network was given.
     """
 
     given: str
     networks: tuple[Network, ...]
     name: str | None = None
+    evidence: Evidence | None = None
 
     @property
     def count(self) -> int:

@@ -1,4 +1,4 @@
-"""The scope policy: which networks and names may be touched, as the owner's configuration lists them.
+"""The scope policy: which networks and names may be touched, and on what terms, as the owner's hand wrote it.
 
 Membership is tested against the policy's own networks. ``ipaddress.is_private`` and its kin are not used: they
 admit 169.254.169.254, 0.0.0.0 and 240.0.0.0/4, and they change between Python versions.
@@ -6,97 +6,152 @@ admit 169.254.169.254, 0.0.0.0 and 240.0.0.0/4, and they change between Python v
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, collapse_addresses, ip_network
-from typing import Final
+from ipaddress import IPv4Address, IPv6Address, ip_network
+from itertools import chain, islice
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final
 
-from mcp_server.errors import ConfigError, RefusedError, TargetError
+from mcp_server.errors import ConfigError
 from mcp_server.model.target import Network
-from mcp_server.scope.ranges import Ranges
-from mcp_server.scope.reading import MAPPED, read_target, shown
+from mcp_server.scope import entries as entries_
+from mcp_server.scope.entries import Entries, network_of
+from mcp_server.scope.radix import RadixTree, cut
+from mcp_server.scope.ranges import WIDTHS, Span, merged, prefixes, span, without
+from mcp_server.scope.reading import shown
+from mcp_server.scope.refused import ALWAYS_REFUSED, WELL_KNOWN
+from mcp_server.scope.terms import Grant, Limits, Line, Terms, Verdict, strictest_rate
 
-WELL_KNOWN: Final[dict[str, tuple[Network, ...]]] = {
-    "RFC1918": (IPv4Network("10.0.0.0/8"), IPv4Network("172.16.0.0/12"), IPv4Network("192.168.0.0/16")),
-    "loopback": (IPv4Network("127.0.0.0/8"), IPv6Network("::1/128")),
-}
-"""Entries that stand for networks; read without regard to case."""
+if TYPE_CHECKING:
+    from datetime import datetime
 
-# The deprecated IPv4-compatible addresses (RFC 4291 section 2.5.5.1) without ::1, which loopback may name.
-_COMPATIBLE = tuple(IPv6Network("::/96").address_exclude(IPv6Network("::1/128")))
+    from mcp_server.model.run import Risk
+    from mcp_server.scope.guard_sets import GuardSets
+    from mcp_server.scope.windows import Window
 
-ALWAYS_REFUSED: Final[tuple[tuple[Network, str], ...]] = (
-    (IPv4Network("0.0.0.0/8"), "0.0.0.0/8 (this host, RFC 1122)"),
-    (IPv4Network("169.254.0.0/16"), "169.254.0.0/16 (link-local and cloud metadata, RFC 3927)"),
-    (IPv4Network("224.0.0.0/4"), "224.0.0.0/4 (multicast)"),
-    (IPv4Network("240.0.0.0/4"), "240.0.0.0/4 (reserved and limited broadcast, RFC 1112)"),
-    *((network, "::/96 (unspecified and IPv4-compatible, RFC 4291)") for network in _COMPATIBLE),
-    (MAPPED, "::ffff:0:0/96 (IPv4-mapped, RFC 4291)"),
-    (IPv6Network("::ffff:0:0:0/96"), "::ffff:0:0:0/96 (IPv4-translated, RFC 2765)"),
-    (IPv6Network("64:ff9b::/96"), "64:ff9b::/96 (NAT64, RFC 6052)"),
-    (IPv6Network("64:ff9b:1::/48"), "64:ff9b:1::/48 (NAT64, RFC 8215)"),
-    (IPv6Network("2001::/32"), "2001::/32 (Teredo, RFC 4380)"),
-    (IPv6Network("2002::/16"), "2002::/16 (6to4, RFC 3056)"),
-    (IPv6Network("fe80::/10"), "fe80::/10 (link-local, RFC 4291)"),
-    (IPv6Network("ff00::/8"), "ff00::/8 (multicast)"),
-)
-"""Ranges no entry can lift, each with the words a refusal uses. IPv6 forms that carry an IPv4 address are among
-them because a gateway would deliver to the address inside."""
+__all__ = ["ALWAYS_REFUSED", "WELL_KNOWN", "Grant", "ScopePolicy", "Verdict", "read_entry"]
 
-_REFUSED = Ranges(ALWAYS_REFUSED)
-_LOOPBACK = Ranges((network, "loopback") for network in WELL_KNOWN["loopback"])
-_ENTRIES_SHOWN = 12
-_ENTRY_HINT = "Use RFC1918, loopback, an address, a CIDR without host bits, or a name suffix such as .lab.internal."
+LINES_SHOWN: Final = 12
+"""Entries that a message or a verdict lists before it counts the rest."""
+SETTING: Final = "security.allowed_targets"
 
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """Whether a network or name may be touched; ``entry`` is the line that allows it, ``code`` the refusal's code."""
-
-    allowed: bool
-    reason: str
-    entry: str | None = None
-    code: str | None = None
-
-    def require(self) -> None:
-        """Raise TargetError with the verdict's code and reason unless it allows."""
-        if not self.allowed:
-            raise TargetError(self.reason, code=self.code, parameter="target")
+_LOOPBACK: Final[dict[int, Span]] = {network.version: span(network) for network in WELL_KNOWN["loopback"]}
 
 
 class ScopePolicy:
-    """An immutable set of allowed networks and name suffixes.
+    """An immutable policy: allowed networks and names with their terms, exclusions, limits, windows, resolvers.
 
-    ``entries`` are the configured lines in canonical spelling, in their order. Make one with `from_entries`.
+    ``entries`` are the allowed entries in canonical spelling, in their order; ``source`` says where they were written.
+    Make one with `load`, `from_file` or `from_entries`.
     """
 
     def __init__(
-        self, entries: tuple[str, ...], networks: tuple[tuple[Network, str], ...], suffixes: frozenset[str]
+        self,
+        allow: Entries,
+        exclude: Entries,
+        *,
+        source: str = SETTING,
+        name: str = "",
+        limits: Limits | None = None,
+        windows: Mapping[str, Window] | None = None,
+        resolvers: tuple[IPv4Address | IPv6Address, ...] = (),
     ) -> None:
-        self.entries = entries
-        self._networks = networks
-        self._suffixes = suffixes
-        self._allowed = Ranges(networks)
-        self._loopback = Ranges(pair for pair in networks if _LOOPBACK.covering(pair[0]))
+        self.source = source
+        self.name = name
+        self.limits: Final = limits or Limits()
+        self.windows: Final = MappingProxyType(dict(windows or {}))
+        self.resolvers: Final = resolvers
+        self._allow: Final = allow
+        self._exclude: Final = exclude
+        self._refused: Final = ALWAYS_REFUSED
+        self._trees: Final = {version: self._three_trees(version) for version in WIDTHS}
+
+    def _three_trees(self, version: int) -> tuple[RadixTree, RadixTree, RadixTree]:
+        """What is allowed outside of loopback, what inside of it, and what is excluded or always refused."""
+        width, networks = WIDTHS[version], self._allow.networks[version]
+        low, high = _LOOPBACK[version]
+        shortest = width - (high - low).bit_length()
+        # This host's own services are not part of "any network": only an entry inside loopback allows loopback.
+        inside = [each for each in networks if low <= each[0] <= high and each[1] >= shortest]
+        outside = (
+            [each for each in networks if not low <= each[0] <= high or each[1] < shortest] if inside else networks
+        )
+        # Below zero, so that they are told from the positions of exclusions.
+        refused = [
+            (int(network.network_address), network.prefixlen, -1 - index)
+            for index, (network, _) in enumerate(self._refused)
+            if network.version == version
+        ]
+        denied = [*self._exclude.networks[version], *refused]
+        return RadixTree(width, outside), RadixTree(width, inside), RadixTree(width, denied)
+
+    @classmethod
+    def load(cls, policy_file: Path | None, entries: Iterable[str], *, entries_are_set: bool) -> ScopePolicy:
+        """The policy of a configuration: its file, or else its list of entries.
+
+        Raises ConfigError where either is wrong, and where a file is named and the list is set too: two hands drew
+        two lines.
+        """
+        if policy_file is None:
+            return cls.from_entries(entries)
+        if entries_are_set:
+            raise ConfigError(
+                f"security.policy_file and {SETTING} are both set; one of them draws the scope",
+                hint=f"Move the entries of {SETTING} into the file, below 'allow', and unset it.",
+            )
+        return cls.from_file(policy_file)
 
     @classmethod
     def from_entries(cls, entries: Iterable[str]) -> ScopePolicy:
         """Build a policy from ``security.allowed_targets``; raise ConfigError naming the first bad entry.
 
-        An empty list is a policy that allows nothing.
+        An empty list is a policy that allows nothing. Any risk is allowed, at any time and rate.
         """
-        lines: dict[str, tuple[Network, ...]] = {}
+        allow, terms = Entries(repeats=True), Terms()
         for text in entries:
-            canonical, networks = read_entry(text)
-            lines[canonical] = networks
-        return cls(
-            entries=tuple(lines),
-            networks=tuple((network, line) for line, networks in lines.items() for network in networks),
-            suffixes=frozenset(line for line in lines if line.startswith(".")),
-        )
+            try:
+                allow.add(text, terms, exact_names=False)
+            except ConfigError as error:
+                raise ConfigError(f"{SETTING}: {error.message}", hint=error.hint) from None
+        return cls(allow, Entries())
+
+    @classmethod
+    def from_file(cls, path: Path) -> ScopePolicy:
+        """Read a policy file (docs/policy.md); raises ConfigError naming file and line."""
+        from mcp_server.scope.policy_file import read_policy_file, uncollected
+
+        with uncollected():
+            file = read_policy_file(path)
+            return cls(
+                file.allow,
+                file.exclude,
+                source=str(file.path),
+                name=file.name,
+                limits=file.limits,
+                windows=file.windows,
+                resolvers=file.resolvers,
+            )
+
+    @property
+    def entries(self) -> tuple[str, ...]:
+        """The allowed entries in canonical spelling, in their order."""
+        return tuple(self._allow.spellings)
+
+    @property
+    def size(self) -> int:
+        """How many entries are allowed."""
+        return len(self._allow.spellings)
+
+    def lines(self, at_most: int) -> tuple[Line, ...]:
+        """The first ``at_most`` allowed entries with their terms, in their order."""
+        return tuple(map(self._allow.line, range(min(at_most, self.size))))
+
+    @property
+    def exclusions(self) -> tuple[str, ...]:
+        """The excluded networks and names in canonical spelling, in their order."""
+        return tuple(self._exclude.spellings)
 
     @cached_property
     def hash(self) -> str:
@@ -104,96 +159,211 @@ class ScopePolicy:
 
         The always-refused ranges are part of it, so a version that changes them changes the hash.
         """
-        canonical = {
-            "loopback": _collapsed(network for network, _ in self._networks if _LOOPBACK.covering(network)),
-            "networks": _collapsed(network for network, _ in self._networks),
-            "refused": _collapsed(network for network, _ in ALWAYS_REFUSED),
-            "suffixes": sorted(self._suffixes),
-        }
-        text = json.dumps(canonical, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode("ascii")).hexdigest()
+        from mcp_server.scope.meaning import digest
+
+        return digest(self._allow, self._exclude, self._trees, self.limits, self.windows, self.resolvers, self._refused)
+
+    def guard_sets(self) -> GuardSets:
+        """The policy as a packet filter needs it."""
+        from mcp_server.scope.meaning import guard_sets
+
+        return guard_sets(self._allow, self._exclude, self.resolvers, self._refused)
 
     @property
     def without_effect(self) -> tuple[str, ...]:
-        """Entries that allow nothing because an always-refused range holds all of them."""
-        dead = {line for network, line in self._networks if _REFUSED.covering(network)}
-        return tuple(line for line in self.entries if line in dead)
+        """Entries of which an always-refused range or an exclusion holds every network, so that they allow nothing."""
+        alive = set(self._allow.names.values())
+        for version, width in WIDTHS.items():
+            denied = self._trees[version][2]
+            for first, length, position in self._allow.networks[version]:
+                if denied.holding(first, first | ((1 << (width - length)) - 1)) is None:
+                    alive.add(position)
+        return tuple(line for position, line in enumerate(self._allow.spellings) if position not in alive)
 
     def summary(self) -> str:
         """The allowed entries as a refusal lists them; long lists are cut and the rest counted."""
-        if not self.entries:
-            return "nothing"
-        rest = len(self.entries) - _ENTRIES_SHOWN
-        return ", ".join(self.entries[:_ENTRIES_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
+        return _listed(self._allow.spellings) or "nothing"
 
     def check_network(self, network: Network) -> Verdict:
-        """Judge a network as a whole: every address allowed, none always refused."""
-        text = _text(network)
-        if "%" in text:
-            return _out(f"{text} has a zone id, which is always refused")
-        refused = _REFUSED.overlapping(network)
-        if refused is not None:
-            verb = "overlaps" if _REFUSED.covering(network) is None else "lies in"
-            return _out(f"{text} {verb} {refused}, which is refused whatever the scope says")
-        # This host's own services are not part of "any network": only an entry inside loopback allows loopback.
-        allowed = self._allowed if _LOOPBACK.overlapping(network) is None else self._loopback
-        entries = allowed.covering(network)
-        if entries is not None:
-            entry = ", ".join(entries)
-            return Verdict(allowed=True, reason=f"{text} is allowed by {entry}", entry=entry)
-        where = "outside" if allowed.overlapping(network) is None else "only partly in"
-        return _out(f"{text} is {where} the scope; allowed: {self.summary()}")
+        """Judge a network as a whole: every address allowed, none excluded, none always refused.
+
+        For each address the narrowest entry that holds it decides.
+        """
+        version = network.version
+        first, last = span(network)
+        if version == 6 and getattr(network.network_address, "scope_id", None):
+            return _out(lambda: f"{network.network_address} has a zone id, which is always refused")
+        allowed, loopback, denied = self._trees[version]
+        holder, inside = denied.touching(first, last)
+        if holder is not None or inside:
+            return self._denied(network, inside[0][2] if holder is None else holder, whole=holder is not None)
+        low, high = _LOOPBACK[version]
+        tree = loopback if low <= last and first <= high else allowed
+        holder, inside = tree.touching(first, last)
+        if not inside and holder is not None:
+            line = self._allow.line(holder)
+            return Verdict(
+                True, lambda: f"{_text(network)} is allowed by {line.entry}", entry=line.entry, lines=(line,)
+            )
+        found = dict.fromkeys([position for _, _, position in cut(first, last, holder, inside)])
+        positions = [position for position in found if position is not None]
+        if None not in found:
+            entry = _listed([self._allow.spellings[each] for each in positions[:LINES_SHOWN]], len(positions))
+            return Verdict(
+                True, lambda: f"{_text(network)} is allowed by {entry}", entry=entry, lines=self._lines(positions)
+            )
+        where = "only partly in" if positions else "outside"
+        return _out(
+            lambda: f"{_text(network)} is {where} the scope; allowed: {self.summary()}",
+            hint=(lambda: self._rest_hint(network)) if positions else None,
+        )
 
     def check_address(self, address: IPv4Address | IPv6Address) -> Verdict:
         """Judge one address, such as a resolver's answer."""
         return self.check_network(ip_network(address))
 
     def check_name(self, name: str) -> Verdict:
-        """Judge a canonical name by its suffix; it must lie *under* one: ``.lab.internal`` is not ``lab.internal``.
+        """Judge a canonical name: by an entry that is this name, else by the longest suffix it lies under.
 
-        An allowed name is only worth looking up: every address it resolves to is judged as well.
+        It must lie *under* a suffix: ``.lab.internal`` does not allow ``lab.internal``. An allowed name is only worth
+        looking up: every address it resolves to is judged as well.
         """
-        labels = name.split(".")
-        for index in range(1, len(labels)):
-            suffix = "." + ".".join(labels[index:])
-            if suffix in self._suffixes:
-                return Verdict(allowed=True, reason=f"{name} is allowed by {suffix}", entry=suffix)
-        return _out(f"name {shown(name)} is under no allowed suffix; allowed: {self.summary()}")
+        excluded = self._excluding(name)
+        if excluded is not None:
+            return _out(lambda: f"{shown(name)[1:-1]} is excluded by {excluded}", lines=(excluded,))
+        names = self._allow.names
+        position = next((names[form] for form in _forms(name) if form in names), None)
+        if position is None:
+            return _out(lambda: f"name {shown(name)} is under no allowed suffix; allowed: {self.summary()}")
+        line = self._allow.line(position)
+        return Verdict(True, lambda: f"{name} is allowed by {line.entry}", entry=line.entry, lines=(line,))
+
+    def check_alias(self, name: str) -> Verdict:
+        """Judge a name that a name server led to (a CNAME): any but an excluded one will do, for addresses decide."""
+        excluded = self._excluding(name)
+        if excluded is None:
+            return Verdict(True, lambda: f"{shown(name)[1:-1]} is not excluded")
+        return _out(lambda: f"{shown(name)[1:-1]} is excluded by {excluded}", lines=(excluded,))
+
+    def rest_of(self, network: Network, at_most: int | None = None) -> tuple[Network, ...]:
+        """The fewest networks that hold all of ``network`` that may be touched, in order; the first ``at_most``."""
+        version = network.version
+        first, last = span(network)
+        allowed, loopback, denied = self._trees[version]
+        holder, inside = denied.touching(first, last)
+        if holder is not None:
+            return ()
+        low, high = _LOOPBACK[version]
+        left = [(start, end) for start, end, position in allowed.pieces(first, last) if position is not None]
+        left = without(left, [(low, high)])
+        left += [(s, e) for s, e, position in loopback.pieces(first, last) if position is not None]
+        holes = _outermost(inside)
+        rest = islice(prefixes(without(merged(left), holes), version), at_most)
+        return tuple(network_of(version, *each) for each in rest)
+
+    def require(
+        self,
+        networks: Sequence[Network],
+        names: Sequence[str],
+        risk: Risk,
+        *,
+        addresses: int,
+        ports: int,
+        probes: int,
+        now: datetime,
+    ) -> Grant:
+        """Judge a planned call; pure, so the hour's budget is not touched (`budget.PacketBudget` keeps that).
+
+        ``networks`` are the pinned targets, ``names`` those that were looked up. ``ports`` is per address (0 counts
+        as 1), ``probes`` in all. ``now`` must know its offset from UTC. Of several lines that decide, the strictest
+        counts.
+
+        Raises:
+            TargetError: ``target_out_of_scope``.
+            AccessError: ``risk_not_allowed``, or ``outside_time_window`` with ``next_opening`` in its details.
+            BusyError: ``budget_exceeded``, with ``limit`` and ``asked`` in its details.
+        """
+        from mcp_server.scope.granting import grant
+
+        return grant(self, networks, names, risk, addresses=addresses, ports=ports, probes=probes, now=now)
+
+    def rate_for(self, networks: Iterable[Network], names: Iterable[str] = ()) -> float | None:
+        """The most packets a second that the policy allows towards all of ``networks``; None: no bound.
+
+        ``names`` are those the networks were looked up for.
+        """
+        verdicts = chain(map(self.check_network, networks), map(self.check_name, names))
+        return strictest_rate((line for verdict in verdicts for line in verdict.lines), self.limits)
+
+    def _denied(self, network: Network, position: int, *, whole: bool) -> Verdict:
+        hint = None if whole else lambda: self._rest_hint(network)
+        if position < 0:
+            verb, words = "lies in" if whole else "overlaps", self._refused[-1 - position][1]
+            return _out(lambda: f"{_text(network)} {verb} {words}, which is refused whatever the scope says", hint=hint)
+        line = self._exclude.line(position)
+        if whole:
+            return _out(lambda: f"{_text(network)} is excluded by {line}", lines=(line,))
+        where = "" if line.number is None else f" in line {line.number}"
+        return _out(
+            lambda: f"{_text(network)} holds {line.entry}, which the policy excludes{where}", hint=hint, lines=(line,)
+        )
+
+    def _rest_hint(self, network: Network) -> str | None:
+        if not (rest := self.rest_of(network, LINES_SHOWN + 1)):
+            return None
+        more = " and more" if len(rest) > LINES_SHOWN else ""
+        return f"Allowed of it: {', '.join(map(_text, rest[:LINES_SHOWN]))}{more}."
+
+    def _excluding(self, name: str) -> Line | None:
+        # To exclude a suffix is to exclude the name itself too: who shuts a door means the whole house.
+        for form in (f".{name}", *_forms(name)):
+            if (position := self._exclude.names.get(form)) is not None:
+                return self._exclude.line(position)
+        return None
+
+    def _lines(self, positions: Sequence[int]) -> tuple[Line, ...]:
+        shown_ = dict.fromkeys(positions[:LINES_SHOWN])
+        if len(positions) > LINES_SHOWN:
+            terms = {self._allow.terms[position]: position for position in reversed(positions)}
+            shown_ |= dict.fromkeys(terms.values())
+        return tuple(self._allow.line(position) for position in shown_)
 
 
-def _out(reason: str) -> Verdict:
-    return Verdict(allowed=False, reason=reason, code="target_out_of_scope")
+def read_entry(text: str) -> tuple[str, tuple[Network, ...]]:
+    """Read an entry of ``security.allowed_targets``: its canonical spelling and its networks (none for a suffix).
+
+    Raises ConfigError whose message begins with the key.
+    """
+    try:
+        return entries_.read_entry(text)
+    except ConfigError as error:
+        raise ConfigError(f"{SETTING}: {error.message}", hint=error.hint) from None
+
+
+def _out(
+    reason: Callable[[], str], *, hint: Callable[[], str | None] | None = None, lines: tuple[Line, ...] = ()
+) -> Verdict:
+    return Verdict(False, reason, code="target_out_of_scope", hint=hint, lines=lines)
 
 
 def _text(network: Network) -> str:
     return str(network.network_address) if network.num_addresses == 1 else str(network)
 
 
-def _collapsed(networks: Iterable[Network]) -> list[str]:
-    v4: list[IPv4Network] = []
-    v6: list[IPv6Network] = []
-    for network in networks:
-        if isinstance(network, IPv4Network):
-            v4.append(network)
-        else:
-            v6.append(network)
-    return [*map(str, collapse_addresses(v4)), *map(str, collapse_addresses(v6))]
+def _forms(name: str) -> list[str]:
+    """A name and the suffixes it lies under, the longest first."""
+    labels = name.split(".")
+    return [name, *("." + ".".join(labels[index:]) for index in range(1, len(labels)))]
 
 
-def read_entry(text: str) -> tuple[str, tuple[Network, ...]]:
-    """Return an entry's canonical spelling and its networks (none for a name suffix); raises ConfigError."""
-    for word, networks in WELL_KNOWN.items():
-        if text.lower() == word.lower():
-            return word, networks
-    try:
-        if text.startswith("."):
-            suffix = read_target(text[1:])
-            if suffix.name is not None:
-                return f".{suffix.name}", ()
-        else:
-            parsed = read_target(text)
-            if parsed.network is not None:
-                return parsed.canonical, (parsed.network,)
-    except RefusedError as error:
-        raise ConfigError(f"security.allowed_targets: {error.message}", hint=_ENTRY_HINT) from None
-    raise ConfigError(f"security.allowed_targets: {shown(text)} is not a scope entry", hint=_ENTRY_HINT)
+def _listed(items: Sequence[str], count: int | None = None) -> str:
+    rest = (len(items) if count is None else count) - LINES_SHOWN
+    return ", ".join(items[:LINES_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _outermost(inside: Sequence[tuple[int, int, int]]) -> list[Span]:
+    found: list[Span] = []
+    for first, last, _ in inside:  # wider before narrower
+        if not found or first > found[-1][1]:
+            found.append((first, last))
+    return found

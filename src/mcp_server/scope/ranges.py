@@ -1,56 +1,79 @@
-"""Sorted, disjoint address ranges that answer containment and overlap by bisection."""
+"""Address ranges as pairs of integers: merging, subtracting, and writing them as networks.
+
+A span is ``(first, last)``, both inclusive, of one IP version. A list of spans is *merged* when it is sorted and no
+two of them touch.
+"""
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from ipaddress import IPv4Network, IPv6Network
+from typing import Final
 
 from mcp_server.model.target import Network
 
+Span = tuple[int, int]
 
-class Ranges:
-    """Networks of one or both IP versions, each with the label it came from.
-
-    CIDR networks are disjoint or nested, so dropping every nested one leaves ranges that do not overlap. A
-    nested network's label is lost: the wider one already decides.
-    """
-
-    def __init__(self, networks: Iterable[tuple[Network, str]]) -> None:
-        self._by_version: dict[int, tuple[list[int], list[int], list[str]]] = {4: ([], [], []), 6: ([], [], [])}
-        for network, label in sorted(networks, key=lambda pair: (int(pair[0].network_address), pair[0].prefixlen)):
-            firsts, lasts, labels = self._by_version[network.version]
-            first, last = _bounds(network)
-            if not lasts or first > lasts[-1]:
-                firsts.append(first)
-                lasts.append(last)
-                labels.append(label)
-
-    def covering(self, network: Network) -> tuple[str, ...] | None:
-        """The labels of the ranges that together hold all of ``network``, or None where an address is left over."""
-        firsts, lasts, labels = self._by_version[network.version]
-        first, last = _bounds(network)
-        index = bisect_right(firsts, first) - 1
-        found: list[str] = []
-        while 0 <= index < len(firsts) and firsts[index] <= first <= lasts[index]:
-            if labels[index] not in found:
-                found.append(labels[index])
-            if last <= lasts[index]:
-                return tuple(found)
-            first = lasts[index] + 1
-            index += 1
-        return None
-
-    def overlapping(self, network: Network) -> str | None:
-        """The label of the lowest range that shares an address with ``network``, or None."""
-        firsts, lasts, labels = self._by_version[network.version]
-        first, last = _bounds(network)
-        index = bisect_right(firsts, first) - 1
-        if index >= 0 and first <= lasts[index]:
-            return labels[index]
-        index += 1
-        return labels[index] if index < len(firsts) and firsts[index] <= last else None
+WIDTHS: Final = {4: 32, 6: 128}
+"""Bits of an address, by IP version."""
 
 
-def _bounds(network: Network) -> tuple[int, int]:
+def span(network: Network) -> Span:
+    """The first and the last address of a network, as integers."""
     first = int(network.network_address)
-    return first, first + network.num_addresses - 1
+    return first, first | ((1 << (WIDTHS[network.version] - network.prefixlen)) - 1)
+
+
+def merged(spans: Iterable[Span]) -> list[Span]:
+    """Spans in any order, as few merged ones."""
+    found: list[Span] = []
+    for first, last in sorted(spans):
+        if found and first <= found[-1][1] + 1:
+            if last > found[-1][1]:
+                found[-1] = (found[-1][0], last)
+        else:
+            found.append((first, last))
+    return found
+
+
+def without(spans: Iterable[Span], holes: Iterable[Span]) -> list[Span]:
+    """What is left of merged spans when merged ``holes`` are cut out."""
+    left: list[Span] = []
+    rest = iter(holes)
+    hole = next(rest, None)
+    for first, last in spans:
+        at = first
+        while hole is not None and hole[0] <= last:
+            if hole[0] > at:
+                left.append((at, hole[0] - 1))
+            at = max(at, hole[1] + 1)
+            if hole[1] > last:  # it may reach into the next span too
+                break
+            hole = next(rest, None)
+        if at <= last:
+            left.append((at, last))
+    return left
+
+
+def prefixes(spans: Iterable[Span], version: int) -> Iterator[tuple[int, int]]:
+    """The fewest networks that hold exactly these merged spans, each as first address and prefix length."""
+    width = WIDTHS[version]
+    for first, last in spans:
+        at = first
+        while at <= last:
+            # As wide as the alignment of its first address and what is left of the span allow.
+            bits = (last - at + 1).bit_length() - 1
+            if at:
+                bits = min(bits, (at & -at).bit_length() - 1)
+            yield at, width - bits
+            at += 1 << bits
+
+
+def ipv4_networks(spans: Iterable[Span]) -> tuple[IPv4Network, ...]:
+    """The fewest IPv4 networks that hold exactly these merged spans."""
+    return tuple(IPv4Network(prefix) for prefix in prefixes(spans, 4))
+
+
+def ipv6_networks(spans: Iterable[Span]) -> tuple[IPv6Network, ...]:
+    """The fewest IPv6 networks that hold exactly these merged spans."""
+    return tuple(IPv6Network(prefix) for prefix in prefixes(spans, 6))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from ipaddress import ip_network
 from itertools import islice
 from typing import Final
 
 from mcp_server.errors import TargetError
-from mcp_server.model.target import Network, Target, Targets
+from mcp_server.model.target import Evidence, Network, Target, Targets
 from mcp_server.scope.policy import ScopePolicy
 from mcp_server.scope.reading import ParsedTarget, read_target
 from mcp_server.scope.resolver import Resolver, SystemResolver
@@ -25,7 +26,7 @@ async def pin_targets(texts: Sequence[str], policy: ScopePolicy, resolver: Resol
 
     Every text is read and judged before the first lookup, so a call that is refused leaks no question. Each
     name is looked up once and *all* its addresses are pinned: a tool that takes only the first would report on
-    another host than was asked for. One address out of scope refuses the whole call.
+    another host than was asked for. One address out of scope, or one excluded alias, refuses the whole call.
 
     No address occurs twice in the result. A network that another one holds is left out of its target; such a
     target stays in ``items`` with empty ``networks``.
@@ -44,16 +45,22 @@ async def pin_targets(texts: Sequence[str], policy: ScopePolicy, resolver: Resol
     _check_count(len(names), max_addresses, "names")  # this also bounds the lookups
     _check_count(_size(given), max_addresses)
 
-    addresses: dict[str, tuple[Network, ...]] = {}
+    answers: dict[str, Evidence] = {}
     for batch in _batches(names, LOOKUPS_AT_ONCE):
-        addresses |= await _resolve_all(batch, policy, resolver)
+        answers |= await _resolve_all(batch, policy, resolver)
 
-    networks = _without_overlaps([addresses[t.name] if t.name is not None else _literal(t) for t in parsed])
+    evidence = [None if target.name is None else answers[target.name] for target in parsed]
+    networks = _without_overlaps(
+        [
+            _literal(target) if found is None else _networks(found)
+            for target, found in zip(parsed, evidence, strict=True)
+        ]
+    )
     _check_count(_size(networks), max_addresses)
     return Targets(
         tuple(
-            Target(given=target.given, networks=pinned, name=target.name)
-            for target, pinned in zip(parsed, networks, strict=True)
+            Target(given=target.given, networks=pinned, name=target.name, evidence=found)
+            for target, pinned, found in zip(parsed, networks, evidence, strict=True)
         )
     )
 
@@ -69,23 +76,27 @@ def _literal(target: ParsedTarget) -> tuple[Network, ...]:
     return () if target.network is None else (target.network,)
 
 
-async def _resolve_all(names: list[str], policy: ScopePolicy, resolver: Resolver) -> dict[str, tuple[Network, ...]]:
+def _networks(found: Evidence) -> tuple[Network, ...]:
+    return tuple(ip_network(address) for address in found.addresses)
+
+
+async def _resolve_all(names: list[str], policy: ScopePolicy, resolver: Resolver) -> dict[str, Evidence]:
     """Resolve names side by side; where several fail, the one given first is reported."""
     answers = await asyncio.gather(*(resolver.lookup(name) for name in names), return_exceptions=True)
-    result: dict[str, tuple[Network, ...]] = {}
+    result: dict[str, Evidence] = {}
     for name, answer in zip(names, answers, strict=True):
         if isinstance(answer, BaseException):
             raise answer
-        if not answer:
+        if not answer.addresses:
             raise TargetError(f"{name} has no address", code="target_unresolvable", parameter="target")
         # Servers rotate their answers; sorted, the same answer always makes the same plan.
-        for address in (ordered := sorted(set(answer), key=lambda a: (a.version, int(a)))):
-            verdict = policy.check_address(address)
+        ordered = tuple(sorted(set(answer.addresses), key=lambda a: (a.version, int(a))))
+        for verdict in (*map(policy.check_alias, answer.aliases), *map(policy.check_address, ordered)):
             if not verdict.allowed:
                 raise TargetError(
                     f"{name} resolves out of scope: {verdict.reason}", code=verdict.code, parameter="target"
                 )
-        result[name] = tuple(ip_network(address) for address in ordered)
+        result[name] = replace(answer, addresses=ordered)
     return result
 
 

@@ -3,80 +3,118 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from mcp_server.audit import AuditLog, printable
 from mcp_server.config import Config
 from mcp_server.errors import AccessError, NetworkToolsError, RefusedError
+from mcp_server.execution.guard import Enforcement, Guard, GuardReading
 from mcp_server.model.run import Actor, Outcome, Risk
+from mcp_server.scope.budget import PacketBudget, Reservation
 from mcp_server.scope.policy import ScopePolicy
 from mcp_server.steps.call import Call
 from mcp_server.steps.plan import Plan
-
-ENFORCEMENT = "argument"
-"""How the scope is enforced: addresses are checked before the spawn. Stands on every run and record."""
+from mcp_server.steps.watch import read_guard
 
 
 @dataclass(frozen=True, slots=True)
 class Authorised:
-    """A plan that may run, and the policy it was allowed under."""
+    """A plan that may run, the policy it was allowed under, and what was set aside for it."""
 
     plan: Plan
     scope_hash: str
-    enforcement: str = ENFORCEMENT
+    enforcement: Enforcement
+    reservation: Reservation
 
 
-async def authorise(plan: Plan, config: Config, policy: ScopePolicy, audit: AuditLog) -> Authorised:
-    """Check the compiled plan against the policy and log the acceptance; raises TargetError or AccessError."""
-    for target in plan.targets.items:
-        for network in target.networks:
-            policy.check_network(network).require()
-    if plan.invocation.risk >= Risk.INTRUSIVE and not config.security.allow_intrusive:
-        raise AccessError(f"{plan.call.tool.tool_name()}: this call is intrusive", code="intrusive_not_allowed")
-    call = plan.call
-    await audit.append(
-        "decision",
-        decision="accept",
-        run_id=call.id,
-        correlation_id=call.correlation_id,
-        **_who(call.actor),
-        tool=call.tool.tool_name(),
-        arguments=printable(call.parameters.model_dump(mode="json", exclude_defaults=True)),
-        targets=[
-            {"given": printable(target.given), "pinned": list(target.canonical())} for target in plan.targets.items
-        ],
-        argv=list(plan.argv),
-        risk=str(plan.invocation.risk),
-        addresses=plan.targets.count,
-        estimate={"probes": plan.invocation.estimate.probes, "seconds": round(plan.invocation.estimate.seconds, 1)},
-        scope_hash=policy.hash,
-        enforcement=ENFORCEMENT,
-    )
-    return Authorised(plan, policy.hash)
+@dataclass(frozen=True, slots=True)
+class Authoriser:
+    """What decides on plans: the owner's configuration and policy, the hour's budget, the guard in force."""
 
+    config: Config
+    policy: ScopePolicy
+    guard: Guard
+    budget: PacketBudget
+    audit: AuditLog
 
-async def log_refusal(
-    audit: AuditLog,
-    policy: ScopePolicy,
-    actor: Actor,
-    tool: str,
-    arguments: Mapping[str, Any],
-    error: NetworkToolsError,
-) -> None:
-    """Put a refused call on the log with its code and reason, arguments as given but bounded and escaped."""
-    await audit.append(
-        "decision",
-        decision="deny",
-        **_who(actor),
-        tool=printable(tool, 64),
-        arguments=printable(dict(arguments), 256),
-        code=error.code,
-        reason=printable(error.message, 512),
-        scope_hash=policy.hash,
-        enforcement=ENFORCEMENT,
-    )
+    async def authorise(self, plan: Plan) -> Authorised:
+        """Judge the compiled plan and log the acceptance.
+
+        Raises TargetError, AccessError or BusyError where the policy refuses, PlatformError where the guard is gone
+        or the log cannot be written.
+        """
+        call, invocation = plan.call, plan.invocation
+        if invocation.risk >= Risk.INTRUSIVE and not self.config.security.allow_intrusive:
+            raise AccessError(f"{call.tool.tool_name()}: this call is intrusive", code="intrusive_not_allowed")
+        probes = max(invocation.estimate.probes, plan.targets.count)
+        grant = self.policy.require(
+            [network for target in plan.targets.items for network in target.networks],
+            [target.name for target in plan.targets.items if target.name is not None],
+            invocation.risk,
+            addresses=plan.targets.count,
+            ports=sum(ports.count for ports in invocation.ports),
+            probes=probes,
+            now=datetime.now(UTC),
+        )
+        reading = await read_guard(self.guard)
+        reservation = self.budget.reserve(probes, self.policy.limits.packets_per_hour, time.monotonic())
+        try:
+            await self._log(plan, grant.entries, reading)
+        except BaseException:
+            self.budget.release(reservation)
+            raise
+        return Authorised(plan, self.policy.hash, self.guard.enforcement, reservation)
+
+    async def _log(self, plan: Plan, entries: tuple[str, ...], reading: GuardReading | None) -> None:
+        from mcp_server.execution.containment import containment
+
+        call, estimate = plan.call, plan.invocation.estimate
+        confined = await asyncio.to_thread(containment, allow_raw=self.guard.raw_sockets)
+        await self.audit.append(
+            "decision",
+            decision="accept",
+            run_id=call.id,
+            correlation_id=call.correlation_id,
+            **_who(call.actor),
+            tool=call.tool.tool_name(),
+            arguments=printable(call.parameters.model_dump(mode="json", exclude_defaults=True)),
+            targets=[
+                {"given": printable(target.given), "pinned": list(target.canonical())}
+                | ({"resolution": printable(target.evidence.as_dict())} if target.evidence else {})
+                for target in plan.targets.items
+            ],
+            argv=list(plan.argv),
+            binary={"path": plan.command.path, "realpath": plan.command.realpath, "sha256": plan.command.sha256()},
+            risk=str(plan.invocation.risk),
+            addresses=plan.targets.count,
+            estimate={"probes": estimate.probes, "seconds": round(estimate.seconds, 1)},
+            reason=f"allowed by {', '.join(entries)}",
+            scope_hash=self.policy.hash,
+            enforcement=self.guard.enforcement.value,
+            place=plan.place.name,
+            sandbox={"tier": confined.tier.value, "files_confined": confined.files_confined},
+            ruleset=reading.ruleset if reading else None,
+        )
+
+    async def log_refusal(
+        self, actor: Actor, tool: str, arguments: Mapping[str, Any], error: NetworkToolsError
+    ) -> None:
+        """Put a refused call on the log with its code and reason, arguments as given but bounded and escaped."""
+        await self.audit.append(
+            "decision",
+            decision="deny",
+            **_who(actor),
+            tool=printable(tool, 64),
+            arguments=printable(dict(arguments), 256),
+            code=error.code,
+            reason=printable(error.message, 512),
+            scope_hash=self.policy.hash,
+            enforcement=self.guard.enforcement.value,
+        )
 
 
 async def log_not_started(audit: AuditLog, call: Call, error: BaseException) -> None:

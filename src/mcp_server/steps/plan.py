@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mcp_server.base_tool import Invocation, MCPBaseTool
 from mcp_server.config import Config
-from mcp_server.errors import PlatformError
-from mcp_server.execution.commands import Command, resolve_command
+from mcp_server.errors import AccessError, PlatformError
+from mcp_server.execution.commands import Command, pin
+from mcp_server.execution.guard import Guard
 from mcp_server.execution.process import Limits
+from mcp_server.execution.sandbox import Sandbox
 from mcp_server.flags import read
 from mcp_server.model.target import Targets
 from mcp_server.scope.policy import ScopePolicy
@@ -17,49 +22,107 @@ from mcp_server.scope.resolve import pin_targets
 from mcp_server.scope.resolver import Resolver
 from mcp_server.steps.call import Call
 
+if TYPE_CHECKING:
+    from mcp_server.execution.place import Place
+
 PREFIXES = (Path("/usr"), Path("/usr/local"))
 """Where a program's data folder is looked for besides beside the program, which may be a wrapper elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What will be done, exactly: pinned targets, the argv with the binary's absolute path, and its limits."""
+    """What will be done, exactly: pinned targets, the argv with the pinned binary, its limits, and what confines it."""
 
     call: Call
     targets: Targets
     invocation: Invocation
+    command: Command
     argv: tuple[str, ...]
     limits: Limits
+    sandbox: Sandbox
+    place: Place
 
 
-async def plan(call: Call, config: Config, policy: ScopePolicy, resolver: Resolver) -> Plan:
-    """Plan a call; raises TargetError, ArgumentError or PlatformError (``binary_not_found``)."""
-    tool, parameters, limits = call.tool, call.parameters, config.effective
-    settings = read(parameters.extra_args, tool.flags(), max_length=limits.max_args_length)
-    targets = await pin_targets(tool.targets_of(parameters), policy, resolver, max_addresses=tool.max_addresses)
-    targets = tool.choose(targets, settings)
-    seconds = limits.timeout_for(own=tool.default_timeout_sec, asked=parameters.timeout_sec)
-    # A tool that divides its time among hosts must know the limit that will hold, not the one that was asked for.
-    invocation = tool.compile(parameters.model_copy(update={"timeout_sec": seconds}), targets, settings)
-    command = resolve_command(tool.command_name)
-    bounds = Limits(
-        timeout_sec=seconds,
-        output_bytes=limits.raw_bytes,
-        stderr_bytes=limits.stderr_bytes,
-        memory_bytes=limits.memory_bytes,
-        file_descriptors=limits.file_descriptors,
-    )
-    return Plan(call, targets, invocation, (*_program(tool, command), *invocation.args), bounds)
+@dataclass(frozen=True, slots=True)
+class Planner:
+    """What plans are made with: the owner's configuration and policy, and what this host has.
+
+    ``pins`` are hashes the owner accepts besides the reviewed ones, by path in a program's data folder.
+    """
+
+    config: Config
+    policy: ScopePolicy
+    resolver: Resolver
+    guard: Guard
+    pins: Mapping[str, frozenset[str]]
+
+    async def plan(self, call: Call) -> Plan:
+        """Plan a call; raises TargetError, ArgumentError, AccessError or PlatformError (``binary_not_found``)."""
+        tool, parameters, limits = call.tool, call.parameters, self.config.effective
+        settings = read(parameters.extra_args, tool.flags(), max_length=limits.max_args_length)
+        targets = await pin_targets(
+            tool.targets_of(parameters), self.policy, self.resolver, max_addresses=tool.max_addresses
+        )
+        targets = tool.choose(targets, settings)
+        place = self.guard.place_for(targets)
+        tool = self._bounded(tool, targets, place)
+        seconds = limits.timeout_for(own=tool.default_timeout_sec, asked=parameters.timeout_sec)
+        # A tool that divides its time among hosts must know the limit that will hold, not the one that was asked for.
+        invocation = tool.compile(parameters.model_copy(update={"timeout_sec": seconds}), targets, settings)
+        if invocation.needs_raw_sockets and not tool.policy.raw_sockets:
+            raise PlatformError(
+                f"{tool.tool_name()}: this call needs raw sockets, and there is no guard to hold them here",
+                code="permission_denied",
+                hint="Start the server with 'mcp-network-tools serve --guard kernel'; loopback has none in any tier.",
+            )
+        command = pin(tool.command_name)
+        command.check_unchanged()
+        data = _data_folder(tool, command)
+        if invocation.files:
+            await self._check_files(data or Path(command.realpath).parent, invocation)
+        return Plan(
+            call=call,
+            targets=targets,
+            invocation=invocation,
+            command=command,
+            argv=(command.path, *((tool.data_dir_flag, str(data)) if data else ()), *invocation.args),
+            limits=Limits(
+                timeout_sec=seconds,
+                output_bytes=limits.raw_bytes,
+                stderr_bytes=limits.stderr_bytes,
+                memory_bytes=limits.memory_bytes,
+                file_descriptors=limits.file_descriptors,
+            ),
+            sandbox=Sandbox(reads=tuple(tool.reads), raw_sockets=tool.policy.raw_sockets),
+            place=place,
+        )
+
+    def _bounded(self, tool: MCPBaseTool, targets: Targets, place: Place) -> MCPBaseTool:
+        """The tool as the place and the policy's rate for these targets bound it."""
+        rate = self.policy.rate_for(network for target in targets.items for network in target.networks)
+        if rate is not None and not tool.limits_rate:
+            raise AccessError(
+                f"the policy allows {rate:g} packets a second there, and {tool.tool_name()} cannot keep to a rate",
+                code="risk_not_allowed",
+                hint="Use a tool that can, or targets without a rate; 'scope check' shows which have one.",
+            )
+        raw_sockets = tool.policy.raw_sockets and place.allow_raw
+        return tool.under(replace(tool.policy, raw_sockets=raw_sockets, max_rate=rate))
+
+    async def _check_files(self, folder: Path, invocation: Invocation) -> None:
+        from mcp_server.execution.pinned_files import check_files
+
+        await asyncio.to_thread(check_files, folder, invocation.files, self.pins)
 
 
-def _program(tool: MCPBaseTool, command: Command) -> tuple[str, ...]:
-    """The program by its absolute path, and its data folder where the tool names one: ``PREFIX/share/NAME``."""
+def _data_folder(tool: MCPBaseTool, command: Command) -> Path | None:
+    """The data folder ``PREFIX/share/NAME`` of a tool that is given it; None for one that is not."""
     if not tool.data_dir_flag:
-        return (str(command.path),)
+        return None
     prefixes = (Path(command.realpath).parent.parent, *PREFIXES)
     for folder in (prefix / "share" / tool.command_name for prefix in prefixes):
         if folder.is_dir():
-            return (str(command.path), tool.data_dir_flag, str(folder))
+            return folder
     raise PlatformError(
         f"{tool.command_name} has no data folder share/{tool.command_name} in {', '.join(map(str, prefixes))}",
         code="binary_not_found",

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mcp_server.audit import AuditLog
 from mcp_server.model.asset import Host
@@ -31,7 +31,7 @@ def new_run(authorised: Authorised) -> Run:
         actor=call.actor,
         correlation_id=call.correlation_id,
         scope_hash=authorised.scope_hash,
-        enforcement=authorised.enforcement,
+        enforcement=authorised.enforcement.value,
         risk=plan.invocation.risk,
         argv=plan.argv,
         started=datetime.now(UTC),
@@ -84,8 +84,11 @@ class Recorder:
         """Note what a run that is being ended early had covered."""
         self.run = replace(self.run, coverage=coverage, hosts_up=digest.up, open_ports=digest.open_ports)
 
-    async def finish(self, run: Run) -> Run:
-        """Write the last hosts, the end of the run and its record on the decision log."""
+    async def finish(self, run: Run, process: Mapping[str, Any] | None = None) -> Run:
+        """Write the last hosts, the end of the run and its record on the decision log.
+
+        ``process`` holds what only the log keeps of the program: its pid, and the bytes it wrote.
+        """
         run = replace(run, ended=run.ended or datetime.now(UTC))
         try:
             await self.flush()
@@ -101,5 +104,7 @@ class Recorder:
                 returncode=run.returncode,
                 code=run.error_code,
                 raw=run.raw.sha256 if run.raw else None,
+                **({"guard": guard} if (guard := run.metadata.get("guard")) else {}),
+                **(process or {}),
             )
         return run

@@ -72,7 +72,7 @@ async def run(
     collector = _Collector(parser, recorder, spool, head_bytes)
     try:
         async with _beside(recorder.keep_writing(), _report(collector, recorder, plan.limits.timeout_sec, progress)):
-            exit_ = await run_process(plan.argv, plan.limits, collector.take)
+            exit_ = await run_process(plan.argv, plan.limits, collector.take, place=plan.place, sandbox=plan.sandbox)
     except BaseException:
         if parser and collector.digest:
             recorder.cut_short(parser.close().coverage, collector.digest)

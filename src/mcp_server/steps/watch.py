@@ -58,4 +58,8 @@ async def difference(guard: Guard, before: GuardReading | None, audit: AuditLog,
 
 async def _raise_alarm(audit: AuditLog, run_id: str, alarm: str, **facts: Any) -> None:
     logger.critical("guard.alarm alarm=%s run=%s %s", alarm, run_id, facts)
-    await audit.append("alarm", alarm=alarm, run_id=run_id, **facts)
+    try:
+        await audit.append("alarm", alarm=alarm, run_id=run_id, **facts)
+    except NetworkToolsError as error:
+        # The run still has to be ended and recorded; no other one starts while the log cannot be written.
+        logger.error("audit.alarm_not_logged run=%s: %s", run_id, error.message)  # noqa: TRY400 - no traceback: the failure is a disk

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Final
 
 from mcp_server.base_tool import Estimate
-from mcp_server.flags import DurationValue, emit
+from mcp_server.flags import DurationValue, FloatValue, emit
 from mcp_server.model.target import Targets
 from mcp_server.tools.nmap_scan import Scan
+from mcp_server.tools.nmap_script_args import emit_script_args
 
 BASE: Final = ("-n", "-oX", "-", "--noninteractive", "--no-stylesheet", "--stats-every", "2s")
 """On every argv: no DNS, XML to standard output, no keyboard, no path of this machine in the XML, progress."""
@@ -32,6 +33,10 @@ def build_args(scan: Scan, targets: Targets, *, timeout_sec: float, raw_sockets:
     if host_timeout:
         words += ["--host-timeout", DurationValue().emit(host_timeout)]
     words += emit(scan.tuning)
+    if scan.max_rate is not None:
+        words += ["--max-rate", FloatValue().emit(scan.max_rate)]
+    if scan.max_parallelism is not None:
+        words += ["--max-parallelism", str(scan.max_parallelism)]
     return (*words, *targets.canonical())
 
 
@@ -50,6 +55,8 @@ def _port_scan(scan: Scan) -> list[str]:
         words.append("-O")
     if scan.scripts:
         words += ["--script", ",".join(scan.scripts)]
+    if scan.script_args:
+        words += ["--script-args", emit_script_args(scan.script_args)]
     return [*words, "--max-hostgroup", str(scan.max_hostgroup or _default_hostgroup(scan))]
 
 
@@ -78,7 +85,7 @@ def estimate(scan: Scan, targets: Targets) -> Estimate:
     probes = targets.count * (ports + discovery)
     rates = {setting.flag.field: float(setting.value) for setting in scan.tuning if setting.value is not None}
     rate = max(_PACKETS_A_SECOND[scan.timing], rates.get("min_rate", 0.0))
-    rate = min(rate, rates.get("max_rate", rate))
+    rate = min(rate, rates.get("max_rate", rate), scan.max_rate or rate)
     detail = sum(
         seconds
         for asked, seconds in (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
@@ -10,16 +11,15 @@ from xml.parsers import expat
 
 from mcp_server.model.addresses import Address
 from mcp_server.model.asset import ExtraPorts, Host, OsMatch, Port, Script, Service
-from mcp_server.model.untrusted import FIELD_LIMIT, neutralise
+from mcp_server.model.untrusted import FIELD_LIMIT, TextBudget, neutralise
 
 Attributes = dict[str, str]
 
 SCRIPT_LIMIT: Final = 4096
 """Characters kept of one script's output."""
-HOST_SCRIPTS_LIMIT: Final = 256 * 1024
-"""Characters kept of all script output of one host; each script is still named."""
 
 _SHORT: Final = 64
+_MAC: Final = re.compile(r"[0-9A-Fa-f]{2}(?::[0-9A-Fa-f]{2}){5}")
 _SERVICE_TEXTS: Final = ("name", "product", "version", "extrainfo", "tunnel", "hostname", "ostype", "method")
 
 # nmap's own vocabulary is small and repeats without end; what a target chose is neither.
@@ -47,13 +47,23 @@ def number(text: str | None, low: int, high: int = 2**63) -> int | None:
     return None if value is None or not low <= value <= high else value
 
 
-def _new_service(texts: tuple[str, ...], conf: int, cpe: tuple[str, ...]) -> Service:
-    name, product, version, extra_info, tunnel, hostname, os_type, method = map(neutralise, texts)
-    return Service(name, product, version, extra_info, tunnel, hostname, os_type, method, conf, cpe)
+def _service(take: Callable[[str], str], texts: tuple[str, ...], conf: int, cpe: tuple[str, ...]) -> Service:
+    name, product, version, extra_info, tunnel, hostname, os_type, method = texts
+    said = (take(product), take(version), take(extra_info))
+    return Service(
+        word(name), *said, word(tunnel), take(hostname), take(os_type), word(method), conf, tuple(map(take, cpe))
+    )
 
 
-# A network runs few different services on many ports: one object serves them all.
-_shared_service = lru_cache(maxsize=2048)(_new_service)
+@lru_cache(maxsize=2048)
+def _shared_service(texts: tuple[str, ...], conf: int, cpe: tuple[str, ...]) -> tuple[Service, int]:
+    """A service and how many characters of the target's text it holds.
+
+    A network runs few different services on many ports: one object serves them all.
+    """
+    service = _service(neutralise, texts, conf, cpe)
+    said = (service.product, service.version, service.extra_info, service.hostname, service.os_type, *service.cpe)
+    return service, sum(map(len, said))
 
 
 class HostReader:
@@ -67,10 +77,10 @@ class HostReader:
         self, xml: expat.XMLParserType, done: Callable[[Address | None, Host], None], warn: Callable[[str], None]
     ) -> None:
         self._xml, self._done, self._warn = xml, done, warn
+        self._budget = TextBudget()
         self._on_start: dict[str, Callable[[Attributes], None]] = {
             "status": self._status,
             "address": self._address_of,
-            "hostname": self._hostname,
             "port": self._begin_port,
             "state": self._state_of_port,
             "service": self._service_of_port,
@@ -96,12 +106,11 @@ class HostReader:
         self._never_started = ports_asked and attributes.get("starttime") == "0"
         self._address: Address | None = None
         self._state = self._reason = self._mac = self._vendor = ""
-        self._names: list[str] = []
         self._ports: list[Port] = []
         self._extra: list[ExtraPorts] = []
         self._os: list[OsMatch] = []
         self._scripts: list[Script] = []
-        self._script_room = HOST_SCRIPTS_LIMIT
+        self._budget.next_host()
         self._distance: int | None = None
         self._rtt_ms: float | None = None
         # The element being read, where it has children of its own.
@@ -132,16 +141,14 @@ class HostReader:
     def _address_of(self, a: Attributes) -> None:
         text, kind = a.get("addr", ""), a.get("addrtype", "ipv4")
         if kind == "mac":
-            self._mac, self._vendor = neutralise(text), word(a.get("vendor", ""))
+            # Six bytes of a frame; the vendor is from nmap's own table of prefixes.
+            if _MAC.fullmatch(text):
+                self._mac, self._vendor = text, word(a.get("vendor", ""))
             return
         try:
             self._address = IPv6Address(text) if kind == "ipv6" else IPv4Address(text)
         except ValueError:
             self._address = None
-
-    def _hostname(self, a: Attributes) -> None:
-        if a.get("name"):
-            self._names.append(neutralise(a["name"]))
 
     def _begin_port(self, a: Attributes) -> None:
         self._port = word(a.get("protocol", "")), number(a.get("portid"), 0, 65535)
@@ -169,8 +176,12 @@ class HostReader:
         get = (self._service or {}).get
         texts = tuple([get(key, "") for key in _SERVICE_TEXTS])
         conf, cpe = number(get("conf"), 0, 10) or 0, tuple(self._cpe)
-        make = _shared_service if sum(map(len, texts)) <= FIELD_LIMIT else _new_service
-        return make(texts, conf, cpe)
+        if sum(map(len, texts)) <= FIELD_LIMIT:
+            service, size = _shared_service(texts, conf, cpe)
+            if size <= self._budget.room:
+                self._budget.spend(size)
+                return service
+        return _service(self._budget.take, texts, conf, cpe)
 
     def _begin_cpe(self, _: Attributes) -> None:
         # Only a CPE is text; a handler that stays set would be called for every line break.
@@ -179,14 +190,13 @@ class HostReader:
 
     def _end_cpe(self) -> None:
         self._xml.CharacterDataHandler = None
-        text = word("".join(self._cpe_text))
+        # As the target wrote it: a service and a guess at a system neutralise it each with the rest of theirs.
+        text = "".join(self._cpe_text)
         if text and text not in self._cpe:
             self._cpe.append(text)
 
     def _script(self, a: Attributes) -> None:
-        output = neutralise(a.get("output", ""), min(SCRIPT_LIMIT, self._script_room))
-        self._script_room = max(0, self._script_room - len(output))
-        script = Script(word(a.get("id", "")), output)
+        script = Script(word(a.get("id", "")), self._budget.take(a.get("output", ""), SCRIPT_LIMIT))
         (self._scripts if self._port is None else self._port_scripts).append(script)
 
     def _begin_extraports(self, a: Attributes) -> None:
@@ -209,11 +219,11 @@ class HostReader:
             self._extra.append(ExtraPorts(state, left))
 
     def _begin_osmatch(self, a: Attributes) -> None:
-        self._os_match, self._cpe = (neutralise(a.get("name", "")), number(a.get("accuracy"), 0, 100) or 0), []
+        self._os_match, self._cpe = (self._budget.take(a.get("name", "")), number(a.get("accuracy"), 0, 100) or 0), []
 
     def _end_osmatch(self) -> None:
         if self._os_match is not None:
-            self._os.append(OsMatch(*self._os_match, tuple(self._cpe)))
+            self._os.append(OsMatch(*self._os_match, tuple(map(self._budget.take, self._cpe))))
             self._os_match, self._cpe = None, []
 
     def _distance_to(self, a: Attributes) -> None:
@@ -230,7 +240,6 @@ class HostReader:
             address=str(self._address),
             state=self._state,
             reason=self._reason,
-            names=tuple(dict.fromkeys(self._names)),
             mac=self._mac,
             vendor=self._vendor,
             ports=tuple(self._ports),

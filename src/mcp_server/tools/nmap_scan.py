@@ -14,6 +14,7 @@ from mcp_server.errors import AccessError, ArgumentError, PlatformError
 from mcp_server.flags import Setting
 from mcp_server.tools.nmap_flags import FAST_PORTS, FLAGS, PAIRS
 from mcp_server.tools.nmap_ports import ALL_PORTS, PortSet
+from mcp_server.tools.nmap_script_args import ScriptArgs, unread
 from mcp_server.tools.nmap_scripts import CATEGORIES, INTRUSIVE_NAMES
 
 DEFAULT_MODE: Final = "services"
@@ -41,6 +42,7 @@ _PORT_SCAN_FIELDS: Final = (
     "services",
     "os",
     "scripts",
+    "script_args",
     "aggressive",
     "in_order",
     "version_intensity",
@@ -76,7 +78,7 @@ class Scan:
     """What one call asks of nmap. Times are milliseconds; ``ports`` is None where only hosts are looked for.
 
     ``tcp`` is syn, connect or None for UDP alone. ``host_timeout`` and ``max_hostgroup`` are None where the
-    caller left them to the tool.
+    caller left them to the tool. ``max_rate`` (packets a second) and ``max_parallelism`` are the owner's bounds.
     """
 
     mode: str
@@ -94,6 +96,9 @@ class Scan:
     host_timeout: int | None
     max_hostgroup: int | None
     tuning: tuple[Setting, ...]
+    script_args: ScriptArgs = ()
+    max_rate: float | None = None
+    max_parallelism: int | None = None
 
     @property
     def transports(self) -> tuple[tuple[str, str], ...]:
@@ -138,6 +143,14 @@ def resolve(
         scripts = given["scripts"].value
     elif aggressive or mode.value == "scripts":
         scripts = tuple(sorted(CATEGORIES["default"]))
+    script_args: ScriptArgs = _value(given, "script_args", default=())
+    stray = unread(script_args, scripts)
+    if stray:
+        raise ArgumentError(
+            f"script_args {stray} is read by none of the scripts of this call",
+            hint="Name the script that reads it in scripts, or drop it.",
+            parameter="script_args",
+        )
     scan = Scan(
         mode=mode.value,
         tcp=tcp,
@@ -160,6 +173,7 @@ def resolve(
             for flag in FLAGS
             if flag.field in given and flag.field in _TUNING
         ),
+        script_args=script_args,
     )
     return _gate(scan, given, allow_intrusive=allow_intrusive, raw_sockets=raw_sockets)
 
@@ -190,6 +204,8 @@ def _parameter_source(field: str, value: Any) -> str:
         return f"host_timeout_sec={value // 1000}"
     if isinstance(value, PortSet):
         return f"ports='{value.spec[:60]}'"
+    if field == "script_args":
+        return f"script_args={','.join(name for name, _ in value[:3])}"
     if field == "scripts":
         return f"scripts={','.join(value[:3])}{',…' if len(value) > 3 else ''}"
     return f"{field}={value!r}"

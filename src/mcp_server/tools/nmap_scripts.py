@@ -8,7 +8,11 @@ redirect to any host), ``dns-nsid`` and other users of ``dns.query`` (follow a r
 ``snmp-interfaces`` (adds targets), ``nbstat`` and ``http-favicon`` (read data files).
 
 A category word (``safe``, ``default``, ``discovery``, ``vuln``) stands for the names on these lists that are in it;
-a category, path or expression never reaches an argv. Scripts take no arguments.
+a category, path or expression never reaches an argv.
+
+A named script runs only where its file is the one that was reviewed; the files of 7.94 and 7.95 are the same. nmap's
+own code, which is ``nse_main.lua``, the libraries, ``script.db`` and the scripts of category ``version`` that version
+detection runs by itself, is trusted as the program is: what it was at the start is what it must stay.
 """
 
 from __future__ import annotations
@@ -100,6 +104,19 @@ CATEGORIES: Final[dict[str, tuple[str, ...]]] = {
 """Category word to the names it stands for."""
 
 MAX_SCRIPTS: Final = len(SAFE) + len(INTRUSIVE)
+
+OWN_CODE: Final = ("nse_main.lua", "scripts/script.db", "scripts/*.nse", "nselib/*.lua", "nselib/data/*.lua")
+"""Files of nmap's data folder that it executes whenever a script runs, a named one or one of its own."""
+
+_REVIEWED: Final = {script.name: frozenset({script.sha256}) for script in (*SAFE, *INTRUSIVE)}
+
+
+def files_of(scripts: tuple[str, ...], *, services: bool) -> tuple[tuple[str, frozenset[str]], ...]:
+    """Return what a scan executes of nmap's data folder, as `mcp_server.base_tool.Invocation.files` holds it."""
+    if not scripts and not services:
+        return ()
+    named = tuple((f"scripts/{name}.nse", _REVIEWED[name]) for name in scripts)
+    return (*named, *((path, frozenset[str]()) for path in OWN_CODE))
 
 
 def parse_scripts(items: list[str]) -> tuple[str, ...]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Callable
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field
 
@@ -22,8 +23,10 @@ from mcp_server.model.untrusted import neutralise
 from mcp_server.tools.nmap_argv import build_args, estimate
 from mcp_server.tools.nmap_flags import FLAGS
 from mcp_server.tools.nmap_ports import MAX_PORTS_CHARS, PORTS_HINT, parse_ports
+from mcp_server.tools.nmap_rate import bounded
 from mcp_server.tools.nmap_scan import DEFAULT_MODE, Scan, resolve
-from mcp_server.tools.nmap_scripts import MAX_SCRIPTS, NAMES_HINT, parse_scripts
+from mcp_server.tools.nmap_script_args import ARGS_HINT, MAX_ARGS, parse_script_args
+from mcp_server.tools.nmap_scripts import MAX_SCRIPTS, NAMES_HINT, files_of, parse_scripts
 
 MAX_ADDRESSES = 1024
 MAX_TARGETS = 256
@@ -66,6 +69,10 @@ class NmapInput(ToolParameters):
             description="Names as ssl-cert, http-title, or default, safe, discovery, vuln (intrusive).",
         ),
     ] = None
+    script_args: Annotated[
+        dict[Annotated[str, Field(max_length=64)], str | int | bool] | None,
+        Field(max_length=MAX_ARGS, description="As {'http-title.url': '/login', 'ssh_hostkey': 'sha256'}."),
+    ] = None
     extra_args: Annotated[
         str,
         Field(
@@ -96,6 +103,8 @@ class NmapTool(MCPBaseTool):
     has_parser = True
     # nmap finds the home folder by user id, not by HOME, and would take scripts from ~/.nmap before its own.
     data_dir_flag = "--datadir"
+    reads = ("/usr/share/nmap", "/usr/local/share/nmap")
+    limits_rate = True
 
     def choose(self, targets: Targets, settings: tuple[Setting, ...]) -> Targets:
         """One IP version, as nmap takes only one: IPv4 for names that have both, unless -6 or a target decides."""
@@ -117,6 +126,7 @@ class NmapTool(MCPBaseTool):
             allow_intrusive=self.policy.allow_intrusive,
             raw_sockets=self.policy.raw_sockets,
         )
+        scan = bounded(scan, self.policy.max_rate)
         _check_targets(targets, scan, self.max_addresses)
         return Invocation(
             args=build_args(
@@ -133,6 +143,7 @@ class NmapTool(MCPBaseTool):
             ),
             estimate=estimate(scan, targets),
             needs_raw_sockets=scan.needs_raw_sockets,
+            files=files_of(scan.scripts, services=scan.services),
         )
 
     def parser(self, parameters: Any, targets: Targets, invocation: Invocation) -> OutputParser:  # noqa: ARG002 - the contract's parameter; the XML does not depend on it
@@ -149,20 +160,39 @@ def _written(parameters: NmapInput) -> dict[str, Any]:
         value = getattr(parameters, field)
         if field in parameters.model_fields_set and value is not None:
             written[field] = value
-    if parameters.ports is not None:
-        check_characters(parameters.ports, "ports")
-        try:
-            written["ports"] = parse_ports(parameters.ports)
-        except ValueError as error:
-            raise ArgumentError(f"ports: {error}", hint=PORTS_HINT, parameter="ports") from None
     if parameters.host_timeout_sec is not None:
         written["host_timeout"] = parameters.host_timeout_sec * 1000
-    if parameters.scripts is not None:
+    for field, parse, hint in _PARSED:
+        value = getattr(parameters, field)
+        if value is None:
+            continue
+        for text in [value] if isinstance(value, str) else value if isinstance(value, list) else ():
+            _check_text(text, field)
         try:
-            written["scripts"] = parse_scripts(parameters.scripts)
+            written[field] = parse(value)
         except ValueError as error:
-            raise ArgumentError(f"scripts: {error}", hint=NAMES_HINT, parameter="scripts") from None
+            raise ArgumentError(f"{field}: {error}", hint=hint, parameter=field) from None
     return written
+
+
+_PARSED: Final[tuple[tuple[str, Callable[[Any], Any], str], ...]] = (
+    ("ports", parse_ports, PORTS_HINT),
+    ("scripts", parse_scripts, NAMES_HINT),
+    ("script_args", parse_script_args, ARGS_HINT),
+)
+"""Parameters with a grammar of their own: the reader that raises ValueError, and what to say then."""
+
+
+def _check_text(text: str, parameter: str) -> None:
+    """Refuse a text with a forbidden character, or one that begins as an option or a file does to some parser."""
+    check_characters(text, parameter)
+    if text[0] in "-@+":
+        raise ArgumentError(
+            f"{parameter} begins with '{text[0]}' (U+{ord(text[0]):04X})",
+            code="forbidden_characters",
+            parameter=parameter,
+            character=f"U+{ord(text[0]):04X}",
+        )
 
 
 def _check_targets(targets: Targets, scan: Scan, max_addresses: int) -> None:

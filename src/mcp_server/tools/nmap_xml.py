@@ -8,6 +8,7 @@ parse with an error, and the hosts completed before stay valid.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from ipaddress import ip_network
@@ -29,6 +30,7 @@ HOST_LIMIT = 512 * 1024 * 1024
 """Bytes one host may take: all ports of TCP, UDP and SCTP with a service and a script each are about 200 MB."""
 _SLICE = 64 * 1024
 _WARNINGS_KEPT = 20
+_VERSION = re.compile(r"[0-9A-Za-z.+-]{1,32}")
 _CUT_SHORT = "nmap's output ended before its closing statistics"
 
 
@@ -175,11 +177,12 @@ class NmapXmlParser:
         self._progress.passed(position)
         pinned = self._named.get(address)
         if pinned:
-            host = replace(host, names=tuple(dict.fromkeys((*pinned, *host.names))))
+            host = replace(host, names=tuple(dict.fromkeys(pinned)))
         self._ready.append(host)
 
     def _on_run(self, attributes: Attributes) -> None:
-        self._version = neutralise(attributes.get("version", ""), 32)
+        version = attributes.get("version", "")
+        self._version = version if _VERSION.fullmatch(version) else ""
         self._progress.arguments(attributes.get("args", ""))
 
     def _on_scaninfo(self, attributes: Attributes) -> None:
@@ -201,7 +204,7 @@ class NmapXmlParser:
         except ValueError:
             known = False
         if not known:
-            self._warn(f"nmap skipped {neutralise(text, 64)!r}, which is not among the targets")
+            self._warn("nmap skipped something that is not among the targets")
 
     def _on_host(self, attributes: Attributes) -> None:
         ports_asked = bool(self._ports or self._scanned)
@@ -214,7 +217,8 @@ class NmapXmlParser:
             self._success = True
             self._progress.ended()
         else:
-            self._failure = "nmap stopped: " + neutralise(attributes.get("errormsg", "no reason given"))
+            # What it says there stands on its standard error too; an error message of ours repeats neither.
+            self._failure = "nmap stopped, and said why on standard error"
 
     def _on_hosts(self, attributes: Attributes) -> None:
         for key in ("up", "down", "total"):

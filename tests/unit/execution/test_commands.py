@@ -11,7 +11,7 @@ import pytest
 
 from mcp_server.errors import PlatformError
 from mcp_server.execution import commands
-from mcp_server.execution.commands import install_hint, invalidate_command_cache, resolve_command
+from mcp_server.execution.commands import install_hint, invalidate_command_cache, pin, resolve_command
 
 
 @pytest.fixture(autouse=True)
@@ -100,6 +100,74 @@ def test_the_hash_of_a_program_that_has_gone_is_an_error(folder: Path) -> None:
     path.unlink()
     with pytest.raises(PlatformError, match="some-tool cannot be read"):
         command.sha256()
+
+
+def test_a_pinned_program_may_be_touched_but_not_changed(folder: Path) -> None:
+    path = program(folder, "some-tool", "#!/bin/sh\necho 1\n")
+    pinned = pin("some-tool")
+    assert [each.path for each in pinned.pins] == [str(path), "/bin/sh"]
+    assert pinned.pins[0].sha256 == pinned.sha256() == hashlib.sha256(path.read_bytes()).hexdigest()
+    pinned.check_unchanged()
+    path.touch()
+    copy = folder / "copy"
+    copy.write_bytes(path.read_bytes())
+    copy.chmod(0o755)
+    copy.rename(path)
+    pinned.check_unchanged()
+    seen = path.stat()
+    path.write_text("#!/bin/sh\necho 2\n")
+    os.utime(path, ns=(seen.st_atime_ns, seen.st_mtime_ns))  # as an intruder would: same size, same time
+    with pytest.raises(PlatformError) as caught:
+        pinned.check_unchanged()
+    now = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert caught.value.code == "binary_changed"
+    assert caught.value.details == {"path": str(path), "pinned": pinned.pins[0].sha256, "found": now}
+    assert pinned.pins[0].sha256 in caught.value.message
+    assert now in caught.value.message
+    assert pin("some-tool") is pinned
+    invalidate_command_cache()
+    pin("some-tool").check_unchanged()
+    assert pin("some-tool").pins[0].sha256 == now
+
+
+def test_a_script_is_pinned_with_its_interpreter(folder: Path) -> None:
+    shell = folder / "shell"
+    shell.write_bytes(Path("/bin/sh").read_bytes())
+    shell.chmod(0o755)
+    program(folder, "some-tool", f"#!{shell} -e\n")
+    pinned = pin("some-tool")
+    shell.write_bytes(Path("/bin/true").read_bytes())
+    with pytest.raises(PlatformError, match="shell has changed"):
+        pinned.check_unchanged()
+
+
+def test_a_link_to_another_file_is_a_change(folder: Path) -> None:
+    one, two = program(folder, "one", "#!/bin/sh\necho 1\n"), program(folder, "two", "#!/bin/sh\necho 2\n")
+    link = folder / "some-tool"
+    link.symlink_to(one)
+    pinned = pin("some-tool")
+    link.unlink()
+    link.symlink_to(two)
+    with pytest.raises(PlatformError) as caught:
+        pinned.check_unchanged()
+    assert caught.value.code == "binary_changed"
+
+
+def test_a_pinned_program_does_not_give_way_to_another(folder: Path) -> None:
+    path = program(folder, "true")
+    pinned = pin("true")
+    path.unlink()
+    assert resolve_command("true").path != str(path)
+    assert pin("true") is pinned
+    with pytest.raises(PlatformError) as caught:
+        pinned.check_unchanged()
+    assert caught.value.code == "binary_not_found"
+    assert "reload" in caught.value.hint
+
+
+def test_only_what_was_pinned_can_be_checked() -> None:
+    with pytest.raises(ValueError, match="not pinned"):
+        resolve_command("true").check_unchanged()
 
 
 def test_a_link_is_followed_to_its_file(folder: Path) -> None:

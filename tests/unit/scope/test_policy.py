@@ -128,10 +128,12 @@ def test_the_entry_that_allows_is_named() -> None:
     assert policy.check_network(ip_network("127.0.0.1")).entry == "loopback"
 
 
-def test_of_nested_entries_the_wider_one_decides() -> None:
+def test_of_nested_entries_the_narrowest_decides() -> None:
     policy = ScopePolicy.from_entries(["10.255.255.255", "RFC1918", "10.1.0.0/16"])
-    for text in ("10.255.255.255", "10.1.0.1", "10.255.255.254/31"):
-        assert policy.check_network(ip_network(text)).entry == "RFC1918"
+    assert policy.check_network(ip_network("10.255.255.255")).entry == "10.255.255.255"
+    assert policy.check_network(ip_network("10.1.0.1")).entry == "10.1.0.0/16"
+    assert policy.check_network(ip_network("10.2.0.1")).entry == "RFC1918"
+    assert policy.check_network(ip_network("10.255.255.254/31")).entry == "RFC1918, 10.255.255.255"
 
 
 def test_a_network_that_only_ends_in_the_scope_is_partly_in_it() -> None:

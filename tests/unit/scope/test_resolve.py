@@ -11,10 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mcp_server.errors import ArgumentError, RefusedError, TargetError
-from mcp_server.model.target import Targets
+from mcp_server.model.target import Evidence, Targets
 from mcp_server.scope.policy import ScopePolicy
 from mcp_server.scope.resolve import LOOKUPS_AT_ONCE, SystemResolver, pin_targets
-from mcp_server.scope.resolver import Address
 from tests.unit.scope.loopback_dns import Zone
 
 HOST = "host.lab.internal"
@@ -152,6 +151,74 @@ async def test_rebinding_changes_nothing_that_is_pinned(
     assert targets.canonical() == ("10.77.0.5",)
     assert (await refusal(policy, resolver, HOST)).code == "target_out_of_scope"
     assert targets.canonical() == ("10.77.0.5",)
+
+
+# evidence
+
+
+async def test_the_evidence_says_who_answered_what(zone: Zone, resolver: SystemResolver, policy: ScopePolicy) -> None:
+    zone.records |= {
+        HOST: ["CNAME A.lab.internal."],
+        "A.lab.internal": ["CNAME b.lab.internal."],
+        "b.lab.internal": ["A 10.77.0.9", "A 10.77.0.5"],
+    }
+    (target, literal) = (await pin(policy, resolver, HOST, "10.0.0.1")).items
+    assert target.evidence is not None
+    assert target.evidence.as_dict() == {
+        "name": HOST,
+        "addresses": ["10.77.0.5", "10.77.0.9"],
+        "aliases": ["a.lab.internal", "b.lab.internal"],
+        "ttl": 60,
+        "source": "127.0.0.1",
+    }
+    assert literal.evidence is None
+
+
+async def test_evidence_from_the_hosts_file_names_the_file(policy: ScopePolicy, tmp_path: Path) -> None:
+    hosts = tmp_path / "hosts"
+    hosts.write_text(f"10.77.0.5 {HOST}\n")
+    (target,) = (await pin(policy, SystemResolver([], hosts_file=hosts), HOST)).items
+    assert target.evidence is not None
+    assert (target.evidence.source, target.evidence.ttl) == (str(hosts), None)
+
+
+async def test_the_evidence_of_the_first_answer_stands_when_the_server_changes_its_mind(
+    zone: Zone, policy: ScopePolicy, resolver: SystemResolver
+) -> None:
+    zone.records[HOST] = []
+    zone.changing[f"{HOST}.", "A"] = [["A 10.77.0.5"], ["A 10.77.0.6"]]
+    first = await pin(policy, resolver, HOST)
+    second = await pin(policy, resolver, HOST)
+    for targets, address in ((first, "10.77.0.5"), (second, "10.77.0.6")):
+        (target,) = targets.items
+        assert target.evidence is not None
+        assert targets.canonical() == (address,) == tuple(map(str, target.evidence.addresses))
+
+
+async def test_an_alias_that_is_excluded_refuses_the_name(zone: Zone, resolver: SystemResolver, tmp_path: Path) -> None:
+    file = tmp_path / "policy.yaml"
+    file.write_text("version: 1\nallow: [RFC1918, .lab.internal]\nexclude: [.hr.lab.internal]\n")
+    strict = ScopePolicy.from_file(file)
+    zone.records |= {HOST: ["CNAME db.HR.lab.internal."], "db.HR.lab.internal": ["A 10.77.0.5"]}
+    error = await refusal(strict, resolver, HOST)
+    assert error.code == "target_out_of_scope"
+    assert "db.hr.lab.internal is excluded by .hr.lab.internal (line 3)" in error.message
+    assert (await refusal(strict, resolver, "db.hr.lab.internal")).code == "target_out_of_scope"
+
+
+async def test_resolvers_of_the_policy_are_asked_and_nothing_else(zone: Zone, tmp_path: Path) -> None:
+    """Neither resolv.conf nor the hosts file has a say where the owner named the servers."""
+    file = tmp_path / "policy.yaml"
+    file.write_text("version: 1\nallow: [RFC1918, .lab.internal]\nresolvers: [127.0.0.1, 10.0.0.53]\n")
+    policy = ScopePolicy.from_file(file)
+    made = SystemResolver.of(policy)
+    assert made._nameservers == ["127.0.0.1", "10.0.0.53"]
+    assert made._hosts_file is None
+    made._port = zone.port  # 53 is not ours to listen on here
+    zone.records["localhost.lab.internal"] = ["A 10.77.0.5"]
+    assert (await pin(policy, made, "localhost.lab.internal")).canonical() == ("10.77.0.5",)
+    default = SystemResolver.of(ScopePolicy.from_entries(["RFC1918"]))
+    assert (default._nameservers, str(default._hosts_file)) == (None, "/etc/hosts")
 
 
 # nothing is asked for a call that is refused anyway
@@ -302,9 +369,9 @@ async def test_the_limit_counts_addresses_after_collapsing(
 class NoAnswers:
     """A resolver that finds nothing and breaks its contract by not raising."""
 
-    async def lookup(self, name: str) -> tuple[Address, ...]:
+    async def lookup(self, name: str) -> Evidence:
         assert name == HOST
-        return ()
+        return Evidence(name, ())
 
 
 async def test_an_empty_lookup_is_never_an_empty_success(policy: ScopePolicy) -> None:

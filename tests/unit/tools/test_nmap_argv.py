@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from ipaddress import ip_address, ip_network
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -25,6 +26,9 @@ _TIME = r"[1-9][0-9]{0,6}(ms|s)"
 _PORT_LIST = r"[1-9][0-9]{0,4}(-[1-9][0-9]{0,4})?(,[1-9][0-9]{0,4}(-[1-9][0-9]{0,4})?)*"
 _NAMES = r"[a-z0-9]+([.-][a-z0-9]+)*(,[a-z0-9]+([.-][a-z0-9]+)*)*"
 
+_SCRIPT_ARG = r'[a-z_]+([.-][a-z]+)*="[A-Za-z0-9/][A-Za-z0-9 ._~/?=:,*+()-]{0,254}"'
+_SCRIPT_ARGS = f"{_SCRIPT_ARG}(,{_SCRIPT_ARG})*"
+
 SWITCHES = {"-n", "--noninteractive", "--no-stylesheet", "--privileged", "--unprivileged", "-6"}
 SWITCHES |= {"-sn", "-sS", "-sT", "-sU", "-sV", "-O", "-Pn"}
 SWITCHES |= {"-r", "--reason", "--osscan-limit", "--osscan-guess", *(f"-T{timing}" for timing in range(6))}
@@ -33,7 +37,9 @@ VALUES = {
     "--stats-every": r"2s",
     "-p": _PORT_LIST,
     "--script": _NAMES,
-    **dict.fromkeys(("--top-ports", "--max-hostgroup", "--max-retries", "--min-rate", "--max-rate"), _NUMBER),
+    "--script-args": _SCRIPT_ARGS,
+    "--max-rate": rf"({_NUMBER})(\.[0-9]{{1,3}})?",
+    **dict.fromkeys(("--top-ports", "--max-hostgroup", "--max-retries", "--min-rate", "--max-parallelism"), _NUMBER),
     "--version-intensity": r"[0-9]",
     **dict.fromkeys(("--host-timeout", "--scan-delay", "--max-scan-delay"), _TIME),
     **dict.fromkeys(("--initial-rtt-timeout", "--max-rtt-timeout"), _TIME),
@@ -48,6 +54,7 @@ def check_argv(args: tuple[str, ...], networks: tuple[str, ...]) -> None:
     words = list(args[: -len(networks)])
     targets = args[-len(networks) :]
     seen: set[str] = set()
+    plain = [word for before, word in pairwise(["", *words]) if before != "--script-args"]
     rest = iter(words)
     for word in rest:
         assert word not in seen
@@ -56,7 +63,7 @@ def check_argv(args: tuple[str, ...], networks: tuple[str, ...]) -> None:
             continue
         assert word in VALUES
         assert re.fullmatch(VALUES[word], next(rest))
-    assert not any("/" in word or "@" in word or " " in word for word in words)
+    assert not any("/" in word or "@" in word or " " in word for word in plain)
     assert all(word.isascii() and word.isprintable() for word in args)
     for target, network in zip(targets, networks, strict=True):
         assert not target.startswith("-")
@@ -120,12 +127,22 @@ _parameters = st.fixed_dictionaries(
         "scripts": st.lists(
             st.one_of(_script, st.sampled_from([*CATEGORIES, "http-*", "/x.nse"])), min_size=1, max_size=4
         ),
+        "script_args": st.dictionaries(
+            st.sampled_from(["http-title.url", "http.useragent", "banner.timeout", "vulns.short", "x"]),
+            st.one_of(st.sampled_from(["/", "/a?b=c", "agent 1.0", '"', "-x"]), st.integers(0, 70), st.booleans()),
+            max_size=2,
+        ),
         "ping": st.booleans(),
         "timeout_sec": st.integers(1, 3600),
         "extra_args": _extra,
     },
 )
-_policies = st.builds(ToolPolicy, allow_intrusive=st.booleans(), raw_sockets=st.booleans())
+_policies = st.builds(
+    ToolPolicy,
+    allow_intrusive=st.booleans(),
+    raw_sockets=st.booleans(),
+    max_rate=st.one_of(st.none(), st.floats(0.01, 20_000)),
+)
 
 
 def _compile(policy: ToolPolicy, networks: tuple[str, ...], parameters: dict[str, Any]) -> Invocation | None:
@@ -147,6 +164,10 @@ def test_every_argv_passes_the_independent_checker(
     args = set(invocation.args)
     if not policy.raw_sockets:
         assert not args & {"-sS", "-sU", "-O", "--privileged"}
+    if policy.max_rate is not None:
+        rates = dict(pairwise(invocation.args))
+        assert 0 < float(rates["--max-rate"]) <= policy.max_rate
+        assert float(rates.get("--min-rate", 0)) <= float(rates["--max-rate"])
     if not policy.allow_intrusive:
         assert "-T5" not in args
         assert not INTRUSIVE_NAMES.intersection(",".join(invocation.args).split(","))

@@ -10,6 +10,7 @@ import pytest
 from mcp_server.tools.nmap_flags import FLAGS
 from mcp_server.tools.nmap_ports import SERVICE_PORTS
 from mcp_server.tools.nmap_scan import TEMPLATES
+from mcp_server.tools.nmap_script_args import ARGS
 from mcp_server.tools.nmap_scripts import CATEGORIES, INTRUSIVE, SAFE
 from mcp_server.tools.nmap_tool import NmapInput
 
@@ -49,6 +50,14 @@ def test_every_script_has_its_line(sections: dict[str, str]) -> None:
     assert first_cells(sections["Intrusive scripts"]) == [script.name for script in INTRUSIVE]
     for word in CATEGORIES:
         assert f"`{word}`" in sections["Scripts"]
+
+
+def test_every_script_argument_has_its_line_with_its_value_and_meaning(sections: dict[str, str]) -> None:
+    assert first_cells(sections["Script arguments"]) == [argument.name for argument in ARGS]
+    for argument in ARGS:
+        assert f"| {argument.help} |" in sections["Script arguments"]
+        for word in argument.value.label.split("|"):
+            assert word in sections["Script arguments"]
 
 
 def test_every_service_name_is_listed(sections: dict[str, str]) -> None:

@@ -1,0 +1,92 @@
+"""What the sandbox adds to starting a program: `run_process` against asyncio's bare subprocess, both with ``true``.
+
+Both ways alternate in one process, first as it is and then with a gigabyte held in memory: a spawn must not depend on
+the server's size.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+from bench.result import Result, Spread
+from mcp_server.execution.containment import containment
+from mcp_server.execution.place import Place
+from mcp_server.execution.process import Limits, run_process
+from mcp_server.execution.sandbox import Sandbox
+
+ROUNDS: Final = 200
+WARM_UP: Final = 20
+ADDED_MS: Final = 4.0
+GROWTH_MS: Final = 1.0
+_TRUE: Final = "/bin/true"
+_GIB: Final = 1 << 30
+
+
+def measure() -> list[Result]:
+    """The median of what is added, and of what a server of a gigabyte adds to that."""
+    return asyncio.run(_measure())
+
+
+async def _measure() -> list[Result]:
+    place, sandbox = Place.here(), Sandbox(reads=("/usr/share/nmap",), raw_sockets=True)
+
+    async def ours() -> None:
+        ended = await run_process((_TRUE,), Limits(10), lambda _: None, place=place, sandbox=sandbox)
+        assert ended.returncode == 0
+
+    try:
+        bare, small = await _alternate(_bare, ours)
+        ballast = bytearray(b"\x01") * _GIB
+        bare_large, large = await _alternate(_bare, ours)
+        assert len(ballast) == _GIB
+    finally:
+        place.close()
+    added = Spread.of([mine - raw for mine, raw in zip(small, bare, strict=True)], "ms")
+    raw, whole, heavy = (Spread.of(values, "ms") for values in (bare, small, large))
+    found = containment()
+    return [
+        Result(
+            "the sandbox adds to a spawn",
+            str(added),
+            f"<= {ADDED_MS:g} ms",
+            added.median <= ADDED_MS,
+            floor=str(raw),
+            ratio=whole.median / raw.median,
+            notes=(f"run_process {whole}; tier {found.tier}, Landlock ABI {found.landlock_abi}",),
+        ),
+        Result(
+            "a spawn by a server of 1 GB",
+            str(heavy),
+            f"<= {GROWTH_MS:g} ms more",
+            heavy.median - whole.median <= GROWTH_MS,
+            floor=str(whole),
+            ratio=heavy.median / whole.median,
+            notes=(f"asyncio's bare subprocess then takes {Spread.of(bare_large, 'ms')}",),
+        ),
+    ]
+
+
+async def _bare() -> None:
+    process = await asyncio.create_subprocess_exec(
+        _TRUE,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    await process.communicate()
+    assert process.returncode == 0
+
+
+async def _alternate(*ways: Callable[[], Awaitable[Any]]) -> list[list[float]]:
+    """The milliseconds of each way, in turns."""
+    taken: list[list[float]] = [[] for _ in ways]
+    for turn in range(WARM_UP + ROUNDS):
+        for way, values in zip(ways, taken, strict=True):
+            started = time.perf_counter()
+            await way()
+            if turn >= WARM_UP:
+                values.append(1000 * (time.perf_counter() - started))
+    return taken

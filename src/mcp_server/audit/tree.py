@@ -1,0 +1,50 @@
+"""The Merkle tree over the records: RFC 6962 section 2.1, SHA-256, a leaf for each line without its newline."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from typing import Final
+
+EMPTY_ROOT: Final = hashlib.sha256(b"").digest()
+
+
+def leaf_hash(line: bytes) -> bytes:
+    """The hash of a leaf."""
+    return hashlib.sha256(b"\x00" + line).digest()
+
+
+def node_hash(left: bytes, right: bytes) -> bytes:
+    """The hash of the node above two others."""
+    return hashlib.sha256(b"\x01" + left + right).digest()
+
+
+class Frontier:
+    """The roots of the full subtrees that stand side by side, largest first: all that a growing tree needs.
+
+    There are as many as ``size`` has bits set. Raises ValueError where ``hashes`` are not that many.
+    """
+
+    def __init__(self, size: int = 0, hashes: Iterable[bytes] = ()) -> None:
+        self.size = size
+        self.hashes = list(hashes)
+        if len(self.hashes) != size.bit_count() or any(len(each) != len(EMPTY_ROOT) for each in self.hashes):
+            raise ValueError("a tree of this size has another frontier")
+
+    def add(self, line: bytes) -> None:
+        """Append a leaf."""
+        merged, size = leaf_hash(line), self.size
+        while size & 1:
+            merged = node_hash(self.hashes.pop(), merged)
+            size >>= 1
+        self.hashes.append(merged)
+        self.size += 1
+
+    def root(self) -> bytes:
+        """The root of the tree as it is now."""
+        if not self.hashes:
+            return EMPTY_ROOT
+        *others, root = self.hashes
+        for left in reversed(others):
+            root = node_hash(left, root)
+        return root

@@ -1,0 +1,204 @@
+"""Appending: one record at a time under the log's lock, on the disk before the call returns.
+
+Several processes append to the same log. Each finds the end of the chain where it left it, or, where another one has
+written since, by reading the last line. A line that a crash cut off was never acknowledged: it is overwritten by a
+record of the repair that holds its bytes.
+"""
+
+from __future__ import annotations
+
+import base64
+import errno
+import hashlib
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from mcp_server.audit.files import (
+    CURRENT,
+    LEGACY,
+    locked,
+    open_regular,
+    read_tail,
+    rotated_name,
+    rotated_numbers,
+)
+from mcp_server.audit.records import Head, Receipt, line_of, read_record
+from mcp_server.errors import PlatformError
+
+TORN_KEPT: Final = 16 * 1024
+"""Bytes of a torn line kept on the record of its repair."""
+
+
+class _Place(NamedTuple):
+    """Where this process left the log: the file, its size, and the end of the chain."""
+
+    device: int
+    inode: int
+    size: int
+    head: Head
+
+
+class _End(NamedTuple):
+    """What an append starts from: where it writes, the end of the chain, and what a crash left there."""
+
+    offset: int
+    head: Head
+    torn: bytes = b""
+    first: bool = False
+
+
+class Writer:
+    """Appends records to the log in one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / CURRENT
+        self._folder = folder
+        self._place: _Place | None = None
+
+    def append(self, event: str, fields: Mapping[str, Any], max_file_size: int) -> Receipt:
+        """Write one synced record of cleaned fields.
+
+        Raises PlatformError ``audit_unavailable``, ``disk_full``, or ``audit_broken`` where the log has lost records.
+        """
+        try:
+            with locked(self._folder) as folder:
+                return self._append(folder, event, fields, max_file_size)
+        except OSError as error:
+            raise PlatformError(
+                f"the decision log {self.path} cannot be written: {error.strerror}",
+                code="disk_full" if error.errno in {errno.ENOSPC, errno.EDQUOT} else "audit_unavailable",
+            ) from error
+
+    def _append(self, folder: int, event: str, fields: Mapping[str, Any], max_file_size: int) -> Receipt:
+        descriptor = open_regular(CURRENT, os.O_RDWR | os.O_CREAT, folder)
+        try:
+            end = self._find_end(folder, descriptor)
+            if end is None:  # an earlier version's log: set aside, so that record 0 can hold its hash
+                os.rename(CURRENT, LEGACY, src_dir_fd=folder, dst_dir_fd=folder)
+                descriptor = _reopen(folder, descriptor)
+                end = _End(0, Head(), first=True)
+            lines, head = self._lines(folder, end, event, fields)
+            if end.offset and not end.torn and end.offset + len(lines) > max_file_size:
+                number = (rotated_numbers(folder) or [0])[-1] + 1
+                os.rename(CURRENT, rotated_name(number), src_dir_fd=folder, dst_dir_fd=folder)
+                descriptor = _reopen(folder, descriptor)
+                end = _End(0, end.head)
+            _write(descriptor, end, lines)
+            if not end.offset:
+                os.fsync(folder)  # the file's name must outlive a power cut as well
+            found = os.fstat(descriptor)
+            self._place = _Place(found.st_dev, found.st_ino, found.st_size, head)
+            return Receipt(head.seq - 1, head.prev)
+        finally:
+            os.close(descriptor)
+
+    def _find_end(self, folder: int, descriptor: int) -> _End | None:
+        """The end of the chain, or None where the file was written by a version that had none."""
+        found, place = os.fstat(descriptor), self._place
+        if place and (place.device, place.inode, place.size) == (found.st_dev, found.st_ino, found.st_size):
+            return _End(place.size, place.head)
+        tail = read_tail(descriptor, found.st_size)
+        if tail.line is None:
+            head = _end_of_full_files(folder)
+        elif (read := _head_after(tail.line)) is not None:
+            head = read
+        elif place is None and not rotated_numbers(folder) and not _first_line_is_chained(descriptor):
+            return None
+        else:
+            raise _broken(f"the last line of {CURRENT} is no record of the chain")
+        if place and (head.seq < place.head.seq or (head.seq == place.head.seq and head.prev != place.head.prev)):
+            raise _broken(
+                f"it ended with record {place.head.seq - 1}, now with record {head.seq - 1}: records were taken away"
+            )
+        return _End(tail.end, head, tail.torn, first=head.seq == 0)
+
+    def _lines(self, folder: int, end: _End, event: str, fields: Mapping[str, Any]) -> tuple[bytes, Head]:
+        lines, head = b"", end.head
+        now = datetime.now(UTC).isoformat(timespec="microseconds")
+        if end.first and (legacy := _hash_of_legacy(folder)):
+            line, head = line_of(head, now, "genesis", legacy)
+            lines += line
+        if end.torn:
+            line, head = line_of(head, now, "repair", _describe_torn(end.torn))
+            lines += line
+        line, head = line_of(head, now, event, fields)
+        return lines + line, head
+
+
+def _write(descriptor: int, end: _End, lines: bytes) -> None:
+    """Write whole and sync, or leave the file as it was."""
+    try:
+        _write_all(descriptor, lines, end.offset)
+        if len(lines) < len(end.torn):
+            os.ftruncate(descriptor, end.offset + len(lines))
+        os.fdatasync(descriptor)
+    except OSError:
+        # A torn line must not be mistaken for a record, and what a crash had left stays for a later repair.
+        with suppress(OSError):
+            os.ftruncate(descriptor, end.offset)
+            if end.torn:
+                os.pwrite(descriptor, end.torn, end.offset)
+        raise
+
+
+def _write_all(descriptor: int, data: bytes, offset: int) -> None:
+    if os.pwrite(descriptor, data, offset) != len(data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _reopen(folder: int, descriptor: int) -> int:
+    fresh = open_regular(CURRENT, os.O_RDWR | os.O_CREAT | os.O_EXCL, folder)
+    os.close(descriptor)
+    return fresh
+
+
+def _head_after(line: bytes) -> Head | None:
+    record = read_record(line)
+    return None if record is None else Head(record["seq"] + 1, hashlib.sha256(line).hexdigest())
+
+
+def _end_of_full_files(folder: int) -> Head:
+    numbers = rotated_numbers(folder)
+    if not numbers:
+        return Head()
+    name = rotated_name(numbers[-1])
+    descriptor = open_regular(name, os.O_RDONLY, folder)
+    try:
+        tail = read_tail(descriptor, os.fstat(descriptor).st_size)
+    finally:
+        os.close(descriptor)
+    head = None if tail.line is None or tail.torn else _head_after(tail.line)
+    if head is None:
+        raise _broken(f"{name} does not end with a record of the chain")
+    return head
+
+
+def _first_line_is_chained(descriptor: int) -> bool:
+    first = os.pread(descriptor, 1024 * 1024, 0).split(b"\n", 1)[0]
+    return read_record(first) is not None
+
+
+def _hash_of_legacy(folder: int) -> dict[str, Any] | None:
+    try:
+        descriptor = open_regular(LEGACY, os.O_RDONLY, folder)
+    except FileNotFoundError:
+        return None
+    with os.fdopen(descriptor, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return {"legacy_file": LEGACY, "legacy_bytes": file.tell(), "legacy_sha256": digest}
+
+
+def _describe_torn(torn: bytes) -> dict[str, Any]:
+    return {
+        "torn_bytes": len(torn),
+        "torn_sha256": hashlib.sha256(torn).hexdigest(),
+        "torn": base64.b64encode(torn[:TORN_KEPT]).decode(),
+    }
+
+
+def _broken(what: str) -> PlatformError:
+    return PlatformError(f"the decision log is broken: {what}", code="audit_broken")

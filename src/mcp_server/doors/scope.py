@@ -1,0 +1,225 @@
+"""Explaining the scope, the same in every door: may this be touched, by which line, and what would a call cost.
+
+It starts nothing and is no run; a name is looked up once, also where a plan is made for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mcp_server.errors import AccessError, ArgumentError, NetworkToolsError, NotFoundError
+from mcp_server.model.run import Actor, Risk
+from mcp_server.model.untrusted import neutralise
+
+if TYPE_CHECKING:
+    from mcp_server.pipeline import Pipeline
+    from mcp_server.scope.policy import ScopePolicy
+    from mcp_server.scope.resolver import Resolver
+    from mcp_server.steps.plan import Plan
+
+NAME: Final = "scope"
+TITLE: Final = "Scope"
+DESCRIPTION: Final = (
+    "Says whether targets may be touched, by which line of the owner's policy, up to which risk, rate and time "
+    "window, and what a call would cost. Runs nothing. Without arguments: the policy."
+)
+MAX_TARGETS: Final = 64
+MAX_CHARS: Final = 1024
+
+RiskName = Literal["passive", "probe", "scan", "intrusive"]
+_Text = Annotated[str, Field(max_length=MAX_CHARS)]
+
+OUTPUT_SCHEMA: Final[dict[str, Any]] = {
+    "type": "object",
+    "properties": {
+        "scope_hash": {"type": "string"},
+        "targets": {"type": "array", "items": {"type": "object"}},
+        "plan": {"type": "object", "description": "Cost: addresses, ports, probes, seconds"},
+        "policy": {"type": "object"},
+    },
+}
+
+
+class ScopeQuery(BaseModel):
+    """What is asked; strict, as the parameters of a tool are."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, defer_build=True)
+
+    target: Annotated[
+        _Text | Annotated[list[_Text], Field(min_length=1, max_length=MAX_TARGETS)] | None,
+        Field(description="Addresses, CIDRs or names."),
+    ] = None
+    risk: Annotated[RiskName | None, Field(description="Ask for this risk.")] = None
+    tool: Annotated[_Text | None, Field(description="Plan a call of this tool.")] = None
+    parameters: Annotated[dict[str, Any] | None, Field(description="Its arguments besides target.")] = None
+
+    @property
+    def targets(self) -> list[str]:
+        """The targets as a list, each once."""
+        given = [] if self.target is None else [self.target] if isinstance(self.target, str) else self.target
+        return list(dict.fromkeys(given))
+
+
+Planner = Callable[["Resolver", str, Mapping[str, Any]], Awaitable["Plan"]]
+"""Plans a call of a tool with arguments, by a resolver."""
+
+
+def read_query(arguments: Mapping[str, Any]) -> ScopeQuery:
+    """Read arguments strictly; raises ArgumentError naming the first wrong one."""
+    try:
+        query = ScopeQuery.model_validate(dict(arguments))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        name = neutralise(str(first["loc"][0]) if first["loc"] else "arguments", 64)
+        unknown = first["type"] == "extra_forbidden"
+        what = f"unknown parameter {name!r}" if unknown else f"parameter {name!r}: {first['msg']}"
+        raise ArgumentError(
+            f"{NAME}: {what}", hint=f"Known parameters: {', '.join(ScopeQuery.model_fields)}."
+        ) from None
+    if query.parameters is not None and query.tool is None:
+        raise ArgumentError(f"{NAME}: parameters are those of a tool, and no tool is named", hint="Name it in tool.")
+    if query.tool is not None and not query.targets:
+        raise ArgumentError(f"{NAME}: a plan needs a target", hint="Give it in target.")
+    return query
+
+
+async def ask_pipeline(pipeline: Pipeline, query: ScopeQuery, actor: Actor) -> dict[str, Any]:
+    """Answer a query from a server's pipeline, as `answer` does."""
+
+    async def plan(resolver: Resolver, tool: str, arguments: Mapping[str, Any]) -> Plan:
+        return await replace(pipeline, resolver=resolver).plan(tool, arguments, actor)
+
+    allow_intrusive = pipeline.config.security.allow_intrusive
+    return await answer(query, pipeline.policy, pipeline.resolver, plan, allow_intrusive=allow_intrusive)
+
+
+async def answer(
+    query: ScopeQuery, policy: ScopePolicy, resolver: Resolver, plan: Planner | None, *, allow_intrusive: bool
+) -> dict[str, Any]:
+    """Answer a query. Keys: ``scope_hash``; ``targets`` (`scope.explain.explain` of each), or without any ``policy``
+    (`scope.explain.describe`); and ``plan`` where a tool is named: ``tool``, ``allowed``, ``code``, ``hint``,
+    ``reason``, ``risk``, ``addresses``, ``ports``, ``probes``, ``seconds``, ``packets_per_second``.
+
+    Raises NotFoundError for an unknown tool, ArgumentError for parameters that are not the tool's.
+    """
+    from mcp_server.scope.explain import describe, explain
+    from mcp_server.scope.resolver import Remembered
+
+    now, once = datetime.now(UTC), Remembered(resolver)
+    body: dict[str, Any] = {"scope_hash": policy.hash}
+    if not query.targets:
+        return body | {"policy": describe(policy, now)}
+    risk = Risk[query.risk.upper()] if query.risk else Risk.PASSIVE
+    body["targets"] = [await explain(target, policy, once, now=now, risk=risk) for target in query.targets]
+    if query.tool is not None and plan is not None:
+        body["plan"] = await _plan(query, policy, once, plan, now=now, allow_intrusive=allow_intrusive)
+    return body
+
+
+async def _plan(
+    query: ScopeQuery, policy: ScopePolicy, resolver: Resolver, plan: Planner, *, now: datetime, allow_intrusive: bool
+) -> dict[str, Any]:
+    from mcp_server.scope.explain import refused
+
+    tool, targets = query.tool or "", query.targets
+    target = targets[0] if len(targets) == 1 else targets
+    body: dict[str, Any] = {"tool": neutralise(tool, 64), "allowed": False}
+    try:
+        planned = await plan(resolver, tool, {**(query.parameters or {}), "target": target})
+        invocation, pinned = planned.invocation, planned.targets
+        # Counted as the authorise step counts, which decides on a call.
+        ports = sum(each.count for each in invocation.ports)
+        probes = max(invocation.estimate.probes, pinned.count)
+        body |= {
+            "risk": str(invocation.risk),
+            "addresses": pinned.count,
+            "ports": ports,
+            "probes": probes,
+            "seconds": round(invocation.estimate.seconds, 1),
+        }
+        if invocation.risk >= Risk.INTRUSIVE and not allow_intrusive:
+            raise AccessError(f"{tool}: this call is intrusive", code="intrusive_not_allowed")
+        grant = policy.require(
+            [network for item in pinned.items for network in item.networks],
+            [item.name for item in pinned.items if item.name],
+            invocation.risk,
+            addresses=pinned.count,
+            ports=ports,
+            probes=probes,
+            now=now,
+        )
+    except NetworkToolsError as error:
+        # What is wrong with the question is an error; what is wrong with a target stands beside its explanation.
+        if isinstance(error, NotFoundError | ArgumentError) and error.details.get("parameter") != "target":
+            raise
+        return body | refused(error)
+    return body | {"allowed": True, "packets_per_second": grant.packets_per_second}
+
+
+def compact(value: Any) -> Any:
+    """Leave out what tells an agent nothing: None, empty texts, lists and mappings. False and 0 say something."""
+    if isinstance(value, Mapping):
+        pairs = ((key, compact(each)) for key, each in value.items())
+        return {key: each for key, each in pairs if each not in (None, "", [], {})}
+    return [compact(each) for each in value] if isinstance(value, (list, tuple)) else value
+
+
+def lines(body: Mapping[str, Any]) -> list[str]:
+    """An answer as lines of text, for people and for clients that read no structure."""
+    body = compact(body)
+    found = [_target_line(each) for each in body.get("targets", ())]
+    if (planned := body.get("plan")) is not None:
+        cost = ", ".join(
+            f"{key} {planned[key]}" for key in ("risk", "addresses", "ports", "probes", "seconds") if key in planned
+        )
+        state = "would run" if planned["allowed"] else f"refused: {planned['reason']}. {planned['hint']}"
+        found.append(f"plan {planned['tool']}: {state}{f' ({cost})' if cost else ''}")
+    if (policy := body.get("policy")) is not None:
+        found += _policy_lines(policy)
+    return found
+
+
+def _target_line(each: Mapping[str, Any]) -> str:
+    text = f"{'allowed' if each['allowed'] else 'refused'}: {each['target']}: {each['reason']}"
+    if not each["allowed"]:
+        text += f". {each['hint']}"
+    if "max_risk" in each:
+        text += f"; up to {each['max_risk']}"
+    if "packets_per_second" in each:
+        text += f", {each['packets_per_second']:g} packets/s"
+    numbers = [str(line["line"]) for line in each.get("lines", ()) if "line" in line]
+    if numbers:
+        text += f"; line {', '.join(numbers)}"
+    for window in each.get("windows", ()):
+        text += f"; window {window['name']} ({window['when']}) {_state(window)}"
+    return text
+
+
+def _state(window: Mapping[str, Any]) -> str:
+    return "is open" if window["open"] else f"opens {window.get('next_opening', 'never')}"
+
+
+def _policy_lines(policy: Mapping[str, Any]) -> list[str]:
+    found = [f"policy: {policy.get('name', policy['source'])}"]
+    for line in policy.get("allow", ()):
+        if line["max_risk"] == "intrusive" and not {"packets_per_second", "windows"} & line.keys():
+            found.append(f"allow {line['entry']}")
+            continue
+        rate = f", {line['packets_per_second']:g} packets/s" if "packets_per_second" in line else ""
+        when = f", in {', '.join(line['windows'])}" if "windows" in line else ""
+        found.append(f"allow {line['entry']}: up to {line['max_risk']}{rate}{when}")
+    if policy["allow_total"] > len(policy.get("allow", ())):
+        found.append(f"and {policy['allow_total'] - len(policy['allow'])} more")
+    if "exclude" in policy:
+        rest = policy["exclude_total"] - len(policy["exclude"])
+        found.append(f"exclude {', '.join(policy['exclude'])}{f' and {rest} more' if rest else ''}")
+    found += [f"limit {key}: {value:g}" for key, value in policy.get("limits", {}).items()]
+    found += [f"window {each['name']}: {each['when']}, {_state(each)}" for each in policy.get("windows", ())]
+    if "resolvers" in policy:
+        found.append(f"resolvers {', '.join(policy['resolvers'])}")
+    return found

@@ -1,0 +1,83 @@
+"""Which tier a start is to have: what the owner asks for, what works here, and what is required."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mcp_server.errors import PlatformError
+from mcp_server.execution.guard import Enforcement
+
+if TYPE_CHECKING:
+    from mcp_server.config import Config
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The tier a start is to have, and why it has no stronger one (empty for the strongest)."""
+
+    enforcement: Enforcement
+    reason: str = ""
+
+    def log(self) -> None:
+        """Say in one line which tier it is; a warning where only arguments are checked."""
+        level = logging.WARNING if self.enforcement is Enforcement.ARGUMENT else logging.INFO
+        why = f" because {self.reason}" if self.reason else ""
+        logger.log(level, "guard.chosen enforcement=%s%s", self.enforcement.value, why)
+
+
+def choose_guard(config: Config) -> Choice:
+    """The tier that ``security.guard`` asks for, or with ``auto`` the best that works here.
+
+    Raises PlatformError: ``guard_unavailable`` for a tier that was asked for and cannot be, ``enforcement_too_weak``
+    for one that is weaker than ``security.require_enforcement``.
+    """
+    wanted = config.security.guard
+    choice = _best() if wanted == "auto" and os.geteuid() else _as_root(config) if wanted == "auto" else _asked(wanted)
+    require(config, choice)
+    return choice
+
+
+def require(config: Config, choice: Choice) -> None:
+    """Raise PlatformError ``enforcement_too_weak`` where a tier is weaker than ``security.require_enforcement``."""
+    required = Enforcement(config.security.require_enforcement)
+    if not choice.enforcement.at_least(required):
+        why = f": {choice.reason}" if choice.reason else ""
+        raise PlatformError(
+            f"security.require_enforcement is {required.value}, and here it would be {choice.enforcement.value}{why}",
+            code="enforcement_too_weak",
+        )
+
+
+def _asked(wanted: str) -> Choice:
+    if wanted == "rootless" and (reason := _rootless_missing()):
+        raise PlatformError(f"the rootless tier cannot be set up: {reason}", code="guard_unavailable")
+    return Choice(Enforcement(wanted), {"argument": "security.guard asks for no more"}.get(wanted, ""))
+
+
+def _as_root(config: Config) -> Choice:
+    if config.guard.user:
+        return Choice(Enforcement.KERNEL)
+    why = "guard.user names no user to become ('serve --guard kernel' takes the user mcp-network-tools)"
+    return Choice(Enforcement.ARGUMENT, why)
+
+
+def _best() -> Choice:
+    if reason := _rootless_missing():
+        return Choice(
+            Enforcement.ARGUMENT, f"the kernel tier is set up by root, and the rootless tier cannot be: {reason}"
+        )
+    return Choice(Enforcement.ROOTLESS, "the kernel tier is set up by root")
+
+
+def _rootless_missing() -> str | None:
+    """Why the rootless tier cannot be set up by this process; None where it can."""
+    if os.geteuid() == 0:
+        return "it is for users other than root, who has the kernel tier"
+    from mcp_server.execution.guard_rootless import rootless_available
+
+    return rootless_available()

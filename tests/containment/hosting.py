@@ -1,0 +1,62 @@
+"""The namespace that plays the host, made fit for a guarded server: its users, policy file, and settings."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from tests.containment import ground
+from tests.lab.network.programs import ROOT
+from tests.support.guarded import _opened
+
+SERVER_UID: Final = 61201
+_POLICY: Final = "/run/policy.yaml"
+_SETUP: Final = r"""
+mkdir /run/keep
+grep -v '^containment' /etc/passwd >/run/keep/passwd
+echo "containment-server:x:$1:$1::/nonexistent:/usr/sbin/nologin" >>/run/keep/passwd
+mount --bind /run/keep/passwd /etc/passwd
+shift
+while [ $# -gt 1 ]; do  # a folder nobody else may pass, and one below it that is needed
+  mkdir /run/keep/folder
+  mount --bind "$2" /run/keep/folder
+  mount -t tmpfs -o mode=755 private "$1"
+  mkdir -p "$2"
+  mount --bind /run/keep/folder "$2"
+  umount /run/keep/folder
+  rmdir /run/keep/folder
+  shift 2
+done
+"""
+
+
+def prepare() -> None:
+    """Make the server's user, let it reach the interpreter, and write the policy; in this mount namespace alone."""
+    subprocess.run(["/bin/sh", "-ec", _SETUP, "sh", str(SERVER_UID), *_opened()], check=True)
+    ground.write_policy(_POLICY)
+
+
+def settings(addresses: Sequence[str]) -> dict[str, str]:
+    """The environment of a guarded server whose namespace has these addresses."""
+    return {
+        "MCP_SECURITY_POLICY_FILE": _POLICY,
+        "MCP_SECURITY_REQUIRE_ENFORCEMENT": "kernel",
+        "MCP_GUARD_USER": "containment-server",
+        "MCP_GUARD_MODE": "macvlan",
+        "MCP_GUARD_UPLINK": "eth0",
+        "MCP_GUARD_ADDRESSES": ",".join(addresses),
+        "MCP_GUARD_GATEWAYS": ",".join(ground.GATEWAYS),
+        "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "TOOLS_PACKAGE": "tests.containment.unchecked",
+        "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "src"))),
+    }
+
+
+def state_folder(path: str) -> Path:
+    """A state folder that the guardian gives to its server."""
+    made = Path(path)
+    made.mkdir(mode=0o700)
+    return made

@@ -1,0 +1,132 @@
+"""What the guard costs a scan in scope: nothing. Same hosts, ports, versions, MAC addresses as raw nmap on the host."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from xml.etree import ElementTree as ET
+
+import pytest
+
+from mcp_server.model.asset import Host
+from tests.containment import ground
+from tests.containment.cell import Cell, cell
+from tests.containment.wire import Traffic, Wire
+from tests.lab.network.fleet import FLEET_PORTS
+from tests.lab.network.handle import Lab
+from tests.lab.raw_nmap import _host
+from tests.lab.truth_compare import assert_true, missing_hosts
+
+SERVICES = (21, 22, 80, 2222, 5432)
+NAMES = ("web1", "ssh1", "pg1", "ftp1", "dual1")
+FLEET = "10.78.148.0/24"
+LINK = ("10.77.1.8/30", "10.77.1.13", "10.77.1.14/31", "10.77.1.16/31", "10.77.1.18", "10.77.1.20/30", "10.77.1.24/29")
+_NMAP = ("nmap", "--privileged", "-n", "-T4", "-oX", "-")
+SCANS: dict[str, tuple[str, ...]] = {
+    "services": (*_NMAP, "-sS", "-sV", "-p", ",".join(map(str, SERVICES))),
+    "neighbours": (*_NMAP, "-sn", *LINK),
+    "fleet": (*_NMAP, "-sS", "-p", ",".join(map(str, FLEET_PORTS)), FLEET),
+    "IPv6": (*_NMAP, "-6", "-sS", "-p", "22,80,443,2222", "fd77:1::a", "fd77:1::b", "fd77:1::14", "fd77:1::15"),
+    "UDP": (*_NMAP, "-sU", "-Pn", "-p", "161", "--max-retries", "2", "10.77.1.17"),
+    "traceroute": (*_NMAP, "-sn", "-PE", "--traceroute", "10.78.148.0/28"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Both:
+    """The XML of each scan, as the host's own nmap and as the guarded one wrote it."""
+
+    raw: dict[str, str]
+    guarded: dict[str, str]
+    traffic: Traffic
+
+
+pytestmark = pytest.mark.timeout(300)  # far more than it takes on a machine that does nothing else
+
+
+@pytest.fixture(scope="module")
+def both(ground_lab: Lab, wire: Wire) -> Both:
+    targets = {"services": tuple(str(ground_lab.truth[name].ipv4) for name in NAMES)}
+    commands = [(*argv, *targets.get(name, ())) for name, argv in SCANS.items()]
+
+    def run(made: Cell) -> dict[str, str]:
+        done = made.run(commands, seconds=40)
+        assert done.codes == [0] * len(commands), done.codes
+        assert not done.drops, f"a scan in scope met the guard: {done.drops}"
+        return dict(zip(SCANS, done.outputs, strict=True))
+
+    with cell(ground_lab, "bare") as bare, cell(ground_lab, "guarded") as guarded, ThreadPoolExecutor(2) as pool:
+        wire.reset()
+        first, second = pool.map(run, (bare, guarded))
+        return Both(first, second, wire.read())
+
+
+def hosts_of(document: str) -> list[Host]:
+    """The hosts of nmap's XML, read without this project's parser."""
+    return [_host(element) for element in ET.fromstring(document).iter("host")]  # noqa: S314 - local nmap's output
+
+
+def facts(document: str) -> list[tuple[object, ...]]:
+    """Every fact of a scan that may not differ: addresses, MACs, states, reasons, ports, services, hops."""
+    found: list[tuple[object, ...]] = []
+    for host in ET.fromstring(document).iter("host"):  # noqa: S314 - local nmap's output
+        addresses = tuple(sorted(a.get("addr", "") for a in host.iter("address")))
+        status = host.find("status")
+        ports = tuple(
+            (
+                port.get("protocol"),
+                port.get("portid"),
+                *(state.get("state") for state in port.iter("state")),
+                *(state.get("reason") for state in port.iter("state")),
+                *((s.get("name"), s.get("product"), s.get("version"), s.get("tunnel")) for s in port.iter("service")),
+            )
+            for port in host.iter("port")
+        )
+        closed = tuple((e.get("state"), e.get("count")) for e in host.iter("extraports"))
+        hops = tuple((hop.get("ttl"), hop.get("ipaddr")) for hop in host.iter("hop"))
+        reason = (status.get("state"), status.get("reason")) if status is not None else ()
+        found.append((addresses, reason, ports, closed, hops))
+    return sorted(found, key=repr)
+
+
+@pytest.mark.parametrize("name", SCANS)
+def test_a_guarded_scan_says_what_an_unguarded_one_says(both: Both, name: str) -> None:
+    ours, raw = facts(both.guarded[name]), facts(both.raw[name])
+    assert raw, "the control found nothing"
+    assert ours == raw
+
+
+def test_open_ports_and_versions_are_the_truth(both: Both, ground_lab: Lab) -> None:
+    addresses = [str(ground_lab.truth[name].ipv4) for name in NAMES]
+    assert_true(
+        ground_lab.truth, hosts_of(both.guarded["services"]), addresses=addresses, tested=SERVICES, services=True
+    )
+
+
+def test_neighbours_are_found_by_arp_with_their_hardware_addresses(both: Both, ground_lab: Lab) -> None:
+    document = ET.fromstring(both.guarded["neighbours"])  # noqa: S314 - local nmap's output
+    seen = {
+        host.findall("address")[0].get("addr"): (host.findall("address")[-1].get("addr", "").lower(), _reason(host))
+        for host in document.iter("host")
+    }
+    expected = {
+        address: (host.mac, "arp-response")
+        for host in ground_lab.truth.hosts.values()
+        for address in host.addresses
+        if ":" not in address and ground.inside(address)
+    }
+    assert seen == expected
+
+
+def test_the_routed_fleet_is_found_whole(both: Both, ground_lab: Lab) -> None:
+    assert missing_hosts(ground_lab.truth, hosts_of(both.guarded["fleet"]), FLEET) == missing_hosts(
+        ground_lab.truth, hosts_of(both.raw["fleet"]), FLEET
+    )
+
+
+def test_and_nothing_left_the_scope(both: Both) -> None:
+    both.traffic.assert_held(at_least=2000)
+
+
+def _reason(host: ET.Element) -> str:
+    return "".join(status.get("reason", "") for status in host.iter("status"))

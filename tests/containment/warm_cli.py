@@ -1,0 +1,47 @@
+"""`tests.support.cli` for hundreds of calls: what every call imports and builds is there before the first fork.
+
+As a program: as that one is, on standard input and output.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import io
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout, suppress
+
+from tests.support.cli import ROOT, Done, _fork
+
+
+async def batch(env: Mapping[str, str], *commands: Sequence[str]) -> list[Done]:
+    """Run every command line, one after the other, each in a process of its own."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "tests.containment.warm_cli",
+        env=dict(env),
+        cwd=ROOT,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    out, _ = await process.communicate(json.dumps(commands).encode())
+    assert process.returncode == 0
+    return [(status, stdout, stderr) for status, stdout, stderr in json.loads(out)]
+
+
+def _main() -> None:
+    from mcp_server.cli import main
+
+    commands = json.load(sys.stdin)
+    sys.argv = ["mcp-network-tools", "call", "nmap", "target=8.8.8.8", "--json"]
+    with redirect_stdout(io.StringIO()), suppress(SystemExit):
+        main()
+    gc.freeze()
+    json.dump([_fork(words) for words in commands], sys.stdout)
+
+
+if __name__ == "__main__":
+    _main()

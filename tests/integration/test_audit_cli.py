@@ -1,0 +1,217 @@
+"""``audit`` on the command line: a log that calls wrote, verified, shown, exported and tampered with."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Awaitable, Callable
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jsonschema  # type: ignore[import-untyped]  # it ships no types
+import pytest
+
+from mcp_server.audit.checkpoint import CHECKPOINTS
+from mcp_server.audit.keys import KEY, public_key
+from mcp_server.audit.writer import Writer
+from mcp_server.config.sections import AuditConfig
+from mcp_server.errors import ExitCode
+from tests.support.audit import change, rechain, records_of
+from tests.support.cli import Done, batch, run
+from tests.support.doors import environment
+
+Audit = Callable[..., Awaitable[Done]]
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The state folder of a scan that ran and one that was denied, sealed."""
+    state = tmp_path_factory.mktemp("audit") / "state"
+    env = environment(state)
+    scan = ("call", "nmap", "mode=ports", "ports=1-3")
+    assert run(*scan, "target=127.0.0.1", env=env).returncode == 0
+    assert run(*scan, "target=8.8.8.8", env=env).returncode == ExitCode.REFUSED
+    assert run("audit", "checkpoint", env=env).returncode == 0
+    return state
+
+
+@pytest.fixture
+def state(written: Path, tmp_path: Path) -> Path:
+    """A copy to tamper with."""
+    return Path(shutil.copytree(written, tmp_path / "state"))
+
+
+@pytest.fixture
+def audit(state: Path) -> Audit:
+    """Run an ``audit`` command on the copy."""
+
+    async def command(*words: str) -> Done:
+        (done,) = await batch(environment(state), ["audit", *words])
+        return done
+
+    return command
+
+
+async def body(audit: Audit, *words: str) -> tuple[int, dict[str, Any]]:
+    status, out, err = await audit(*words, "--json")
+    assert err == ""
+    return status, json.loads(out)
+
+
+def test_what_calls_write_is_what_the_schema_says(written: Path) -> None:
+    schema = json.loads(files("mcp_server.audit").joinpath("record.schema.json").read_text())
+    records = records_of(written)
+    kinds = [(record["event"], record.get("decision") or record.get("outcome")) for record in records]
+    calls = [kind for kind in kinds if kind[0] in {"decision", "end"}]
+    assert calls == [("decision", "accept"), ("end", "completed"), ("decision", "deny")]
+    for record in records:
+        jsonschema.Draft202012Validator(schema).validate(record)
+
+
+async def test_a_log_that_was_left_alone_is_verified(audit: Audit, written: Path, tmp_path: Path) -> None:
+    status, report = await body(audit, "verify")
+    size = len(records_of(written))
+    assert (status, report["ok"], report["size"], report["sealed"]) == (0, True, size, size)
+    assert report["last_time"] == records_of(written)[-1]["time"]
+    key = (await audit("show-key"))[1]
+    assert key == f"{public_key(written)}\n"
+    (tmp_path / "key").write_text(key)
+    shutil.copy(written / CHECKPOINTS, tmp_path / "kept")
+    for given in (key.strip(), str(tmp_path / "key")):
+        status, out, err = await audit("verify", "--checkpoint", str(tmp_path / "kept"), "--public-key", given)
+        assert (status, err) == (0, "")
+        assert out.startswith(f"ok: {size} records in 1 files, the last of 20")
+        assert f"cover {size} of {size} records" in out
+
+
+async def test_an_edited_log_fails_with_the_place(audit: Audit, state: Path) -> None:
+    change(state / "audit.jsonl", 0, actor="somebody else")
+    status, out, err = await audit("verify")
+    assert (status, out) == (ExitCode.TOOL_FAILED, "")
+    assert err.startswith("audit_broken: edited: audit.jsonl line 1, record 0: ")
+    status, reply = await body(audit, "verify")
+    assert status == ExitCode.TOOL_FAILED
+    details = reply["error"]["details"]
+    assert (details["kind"], details["file"], details["line"], details["seq"]) == ("edited", "audit.jsonl", 1, 0)
+
+
+async def test_a_log_written_anew_with_its_own_key_fails_against_what_was_kept(
+    audit: Audit, state: Path, tmp_path: Path
+) -> None:
+    key = str(public_key(state))
+    shutil.copy(state / CHECKPOINTS, tmp_path / "kept")
+    change(state / "audit.jsonl", 0, actor="somebody else")
+    rechain(state)
+    for name in (KEY, CHECKPOINTS, "audit.tree"):
+        (state / name).unlink()
+    assert (await audit("checkpoint"))[0] == 0
+    assert (await audit("verify"))[0] == 0, "nothing in the folder itself can tell"
+    kept = ("--checkpoint", str(tmp_path / "kept"))
+    status, reply = await body(audit, "verify", *kept, "--public-key", key)
+    assert (status, reply["error"]["details"]["kind"]) == (ExitCode.TOOL_FAILED, "rechained")
+    assert (await body(audit, "verify", "--public-key", key))[1]["error"]["details"]["kind"] == "forged"
+
+
+async def test_what_verify_cannot_use_is_refused_with_a_hint(audit: Audit, state: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").touch()
+    for words, code in (
+        (("--checkpoint", str(tmp_path / "missing")), "invalid_arguments"),
+        (("--checkpoint", str(tmp_path / "empty")), "invalid_arguments"),
+        (("--public-key", str(tmp_path / "missing")), "invalid_arguments"),
+        (("--public-key", "a+b+c"), "invalid_arguments"),
+    ):
+        status, reply = await body(audit, "verify", *words)
+        assert (status, reply["error"]["code"]) == (ExitCode.USAGE, code), words
+        assert reply["error"]["hint"]
+    (state / KEY).unlink()
+    status, reply = await body(audit, "verify")
+    assert (status, reply["error"]["code"]) == (ExitCode.NOT_FOUND, "not_found")
+    assert "--public-key" in reply["error"]["hint"]
+
+
+async def test_a_log_that_cannot_be_read_is_no_defect(audit: Audit, state: Path) -> None:
+    (state / "audit.jsonl").unlink()
+    (state / "audit.jsonl").mkdir()
+    for command in (["verify"], ["show"], ["export", "--format", "ecs"], ["checkpoint"]):
+        status, reply = await body(audit, *command)
+        assert (status, reply["error"]["code"]) == (ExitCode.ENVIRONMENT, "permission_denied"), command
+
+
+async def test_records_are_shown_and_chosen(audit: Audit, written: Path) -> None:
+    status, out, _ = await audit("show")
+    lines = out.splitlines()
+    assert status == 0
+    assert lines[0].split() == ["SEQ", "TIME", "EVENT", "ACTOR", "TOOL", "WHAT", "RUN"]
+    assert len(lines) == 1 + len(records_of(written))
+    assert "target_out_of_scope" in out
+    for words, decisions in (
+        (["--decision", "deny"], ["deny"]),
+        (["--decision", "accept", "--since", "1h"], ["accept"]),
+        (["--since", "2100-01-01"], []),
+        (["--actor", "nobody"], []),
+        (["--run", "r_none"], []),
+    ):
+        found = (await body(audit, "show", *words))[1]["records"]
+        assert [record.get("decision") for record in found] == decisions, words
+    assert len((await body(audit, "show", "--limit", "1"))[1]["records"]) == 1
+    assert (await body(audit, "show", "--since", "x"))[0] == ExitCode.USAGE
+
+
+async def test_what_somebody_put_on_the_log_does_nothing_to_a_terminal(audit: Audit, state: Path) -> None:
+    hostile = "\x1b]0;owned\x07\u202e\n\U000e0041\ud800"
+    fields = {"actor": hostile, "tool": hostile, "reason": hostile, "client": hostile, "decision": "deny"}
+    Writer(state).append("decision", fields, AuditConfig().max_file_size)
+    with (state / "audit.jsonl").open("ab") as file:
+        file.write(b"\x1b[2J\xff junk\n")
+    for words in (["show"], ["show", "--json"], ["export", "--format", "ecs"], ["export", "--format", "ocsf"]):
+        _, out, err = await audit(*words)
+        assert out
+        text = (out + err).replace("\n", "").replace("…", "")
+        assert text.isprintable(), words
+        assert not {"\u202e", "\U000e0041"} & set(text)
+    _, out, _ = await audit("show")
+    assert "unreadable" in out
+    assert "\\x1b]0;owned\\x07\\u202e\\x0a" in out
+
+
+async def test_an_export_is_json_lines(audit: Audit, written: Path, state: Path) -> None:
+    for form, key in (("ocsf", "class_uid"), ("ecs", "ecs")):
+        status, out, err = await audit("export", "--format", form)
+        events = [json.loads(line) for line in out.splitlines()]
+        assert (status, err, len(events)) == (0, "", len(records_of(written)))
+        assert all(key in event for event in events)
+    _, out, _ = await audit("export", "--format", "ecs", "--decision", "deny")
+    assert len(out.splitlines()) == 1
+    assert (await audit("export", "--format", "xml"))[0] == ExitCode.USAGE
+    with (state / "audit.jsonl").open("ab") as file:
+        file.write(b"junk\n")
+    status, out, err = await audit("export", "--format", "ecs")
+    assert status == ExitCode.TOOL_FAILED, "what was left out is not passed over in silence"
+    assert len(out.splitlines()) == len(records_of(written))
+    assert err.startswith("audit_broken: 1 lines are no records")
+
+
+async def test_an_empty_state_folder(tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir(mode=0o700)
+    commands = (["verify"], ["show"], ["export", "--format", "ecs"], ["checkpoint"], ["show-key"])
+    done = await batch(environment(empty), *(["audit", *words] for words in commands))
+    assert [status for status, _, _ in done] == [0, 0, 0, ExitCode.NOT_FOUND, ExitCode.NOT_FOUND]
+    assert done[0][1].startswith("ok: 0 records")
+
+
+async def test_checkpoints_are_shipped_and_verified_from_a_system_log(state: Path, tmp_path: Path) -> None:
+    """The copy elsewhere is what shows a cut; tests/unit/test_audit_checkpoint.py has the system log."""
+    kept = tmp_path / "kept"
+    env = {**environment(state), "MCP_AUDIT_SHIP_TO": str(kept)}
+    Writer(state).append("policy", {"scope_hash": "a1"}, AuditConfig().max_file_size)
+    ((status, _, _),) = await batch(env, ["audit", "checkpoint"])
+    assert status == 0
+    lines = (state / "audit.jsonl").read_bytes().splitlines(keepends=True)
+    (state / "audit.jsonl").write_bytes(b"".join(lines[:-1]))
+    (state / CHECKPOINTS).unlink()
+    verify = ["audit", "verify", "--json"]
+    cut, found = await batch(env, verify, [*verify, "--checkpoint", str(kept)])
+    assert cut[0] == 0, "without the copy nothing tells"
+    assert json.loads(found[1])["error"]["details"]["kind"] == "truncated"

@@ -1,0 +1,258 @@
+"""What a program that has been taken over cannot do, and what nmap can be talked into, in every tier."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mcp_server.execution.place import Place
+from mcp_server.execution.process import Exit, Limits, run_process
+from mcp_server.execution.sandbox import Sandbox
+from tests.support import processes
+from tests.support.clock import SOON
+from tests.support.processes import PLACES, SHELL, binary, idle, public_folder, run_script
+
+NMAP = Sandbox(reads=("/usr/share/nmap",), raw_sockets=True)
+OPEN = """
+sub try { my ($what, $done) = @_; print "$what ", ($done ? "done" : 0 + $!), "\\n"; $! = 0 }
+"""
+"""Perl, which every Debian has: one line an attempt, with "done" or the errno."""
+
+FILES = """
+for my $path (@ARGV) { try "read:$path", open(my $f, "<", $path); try "write:$path", open(my $g, "+<", $path) }
+for my $folder ("/tmp", "/dev/shm", "/var/tmp", "/root", "/etc", "/proc", "/home", $state) {
+  try "list:$folder", opendir(my $d, $folder); try "create:$folder", open(my $f, ">", "$folder/mcp-attack-$$");
+  try "mkdir:$folder", mkdir("$folder/mcp-attack-$$"); try "link:$folder", symlink("x", "$folder/mcp-attack-$$");
+}
+try "truncate", truncate("$state/log", 0);
+try "unlink", unlink("$state/log");
+try "rename", rename("$state/log", "$state/other");
+try "away", rename("own", "$state/own") if open(my $own, ">", "own");
+try "hardlink", link("$state/log", "mine");
+try "chmod", chmod(0666, "$state/log"); try "times", utime(1, 1, "$state/log");
+try "chown", chown($<, $(, "$state/log");
+try "exec", open(my $p, "-|", "/usr/bin/id");
+open(my $x, ">", "prog"); print $x "#!/bin/sh\\n"; close $x;
+try "own-exec", !system("./prog") && !$?;
+"""
+PROCESSES = """
+use Socket;
+try "kill:$_", kill(0, $_) for @ARGV;
+try "ptrace:$_", syscall(101, 16, $_, 0, 0) == 0 for @ARGV;
+my ($buffer, $local, $remote) = ("x" x 8, pack("QQ", unpack("Q", pack("P", "x" x 8)), 8), pack("QQ", 0x400000, 8));
+try "vm:$_", syscall(310, $_, $local, 1, $remote, 1, 0) >= 0 for @ARGV;
+for my $file ("mem", "environ", "maps", "fd", "root", "cwd") {
+  try "$file:$_", open(my $f, "<", "/proc/$_/$file") for @ARGV
+}
+my $none = pack("QQ", 0, 0); try "limit:$_", syscall(302, $_, 7, $none, 0) == 0 for @ARGV;
+try "unix", socket(my $u, AF_UNIX, SOCK_STREAM, 0);
+try "packet", socket(my $s, 17, SOCK_RAW, 0);
+try "raw", socket($s, AF_INET, SOCK_RAW, 1);
+try "inet", socket($s, AF_INET, SOCK_STREAM, 0);
+my $room = "\\0" x 120; try "uring", syscall(425, 1, $room) >= 0;
+try "unshare", syscall(272, 0x10000000) == 0;
+my $c = syscall(56, 0x10000011, 0, 0, 0, 0); exit if !$c; try "clone", $c > 0;
+my $args = pack("Q8", 0x10000000, 0, 0, 0, 17, 0, 0, 0);
+$c = syscall(435, $args, 64); exit if !$c; try "clone3", $c > 0;
+my ($from, $to, $type) = ("x", "/tmp", "tmpfs"); try "mount", syscall(165, $from, $to, $type, 0, 0) == 0;
+try "setuid", syscall(105, 0) == 0 && $< != 0;
+"""
+
+OTHER_RUN = """
+try "list", opendir(my $d, $ARGV[0]); try "read", open(my $f, "<", "$ARGV[0]/file");
+try "write", open($f, ">", "$ARGV[0]/new"); try "kill", kill(0, $ARGV[1]);
+"""
+
+
+@pytest.fixture(params=PLACES)
+def place(request: pytest.FixtureRequest) -> Iterator[Place]:
+    with processes.place(request.param) as where:
+        yield where
+
+
+async def attack(
+    code: str, *words: str, place: Place, sandbox: Sandbox | None = None, state: str = "/"
+) -> dict[str, str]:
+    """Run Perl and return each attempt with its outcome."""
+    output = bytearray()
+    argv = (binary("perl"), "-e", f"my $state = '{state}';{OPEN}{code}", *words)
+    ended = await run_process(
+        argv, Limits(20), output.extend, place=place, sandbox=sandbox or Sandbox(raw_sockets=True)
+    )
+    assert ended.returncode == 0, ended.stderr
+    return dict(line.rsplit(" ", 1) for line in output.decode().splitlines())
+
+
+async def nmap(place: Place, *words: str, sandbox: Sandbox = NMAP) -> tuple[Exit, bytes]:
+    output = bytearray()
+    argv = (binary("nmap"), "-n", "--unprivileged", "-p1", "-oX", "-", *words, "127.0.0.1")
+    ended = await run_process(argv, Limits(30), output.extend, place=place, sandbox=sandbox)
+    return ended, bytes(output)
+
+
+async def test_no_file_but_its_own_can_be_reached(place: Place) -> None:
+    with public_folder() as state:
+        state.chmod(0o777)
+        log = state / "log"
+        log.write_text("log\n")
+        log.chmod(0o666)
+        before = log.stat()
+        files = ["/etc/passwd", "/etc/shadow", "/proc/self/environ", "/proc/self/mem", "/proc/1/environ", "/dev/tty"]
+        files += ["/etc/hostname", "/usr/bin/id", "/proc/version", "/sys/kernel/mm/transparent_hugepage/enabled"]
+        tried = await attack(FILES, str(log), *files, place=place, state=str(state))
+        assert {what for what, how in tried.items() if how == "done"} == set()
+        assert len(tried) > 50
+        after = log.stat()
+        assert (after.st_mode, after.st_mtime_ns, log.read_text()) == (before.st_mode, before.st_mtime_ns, "log\n")
+        assert list(state.iterdir()) == [log]
+
+
+async def test_no_other_process_can_be_reached(place: Place) -> None:
+    """The runner has the user of the program; this process is the server."""
+    if place.name == "here":
+        place.start()
+    victims = {processes.runner_of(place), os.getpid(), 1}
+    tried = await attack(PROCESSES, *map(str, victims), place=place)
+    raw = {"packet", "raw"} if place.name != "nobody" else set()
+    assert {what for what, how in tried.items() if how == "done"} == raw | {"inet"}
+    assert len(tried) >= 40
+    for pid in victims:
+        assert Path(f"/proc/{pid}").exists()
+
+
+async def test_raw_sockets_only_where_they_are_granted(place: Place) -> None:
+    tried = await attack(PROCESSES, place=place, sandbox=Sandbox(raw_sockets=False))
+    assert {what for what, how in tried.items() if how == "done"} == {"inet"}
+
+
+async def test_a_place_without_raw_sockets_grants_none_to_root() -> None:
+    where = Place.here(allow_raw=False)
+    try:
+        tried = await attack(PROCESSES, place=where)
+        _, output = await run_script("grep -E 'Cap|NoNew|Seccomp:' /proc/self/status", Limits(10), where)
+    finally:
+        where.close()
+    assert {what for what, how in tried.items() if how == "done"} == {"inet"}
+    lines = dict(line.split(":\t") for line in output.decode().splitlines())
+    assert lines.pop("NoNewPrivs") == "1"
+    assert lines.pop("Seccomp") == "2"
+    assert set(lines.values()) == {"0" * 16}
+    assert len(lines) == 5
+
+
+async def test_the_capabilities_of_a_program(place: Place) -> None:
+    _, output = await run_script("grep -E 'Cap|NoNew' /proc/self/status; id -u", Limits(10), place)
+    lines = dict(re.findall(r"(\w+):\t(\w+)", output.decode()))
+    granted = "0" * 16 if place.name == "nobody" else f"{1 << 13:016x}"
+    assert {lines[name] for name in ("CapInh", "CapPrm", "CapEff", "CapAmb")} == {granted}
+    assert lines["NoNewPrivs"] == "1"
+
+
+async def test_what_is_set_uid_gains_nothing(place: Place) -> None:
+    with public_folder() as folder:
+        copy = folder / "cat"
+        copy.write_bytes(Path(binary("cat")).read_bytes())
+        copy.chmod(0o4755)
+        sandbox = Sandbox(reads=("/proc",), raw_sockets=False)
+        output = bytearray()
+        ended = await run_process(
+            (str(copy), "/proc/self/status"), Limits(10), output.extend, place=place, sandbox=sandbox
+        )
+    assert ended.returncode == 0, ended.stderr
+    user = "0" if place.name == "here" else "65534"
+    assert re.search(rb"Uid:\t(\d+)\t(\d+)", output).groups() == (user.encode(),) * 2  # type: ignore[union-attr]
+    assert re.search(rb"CapEff:\t0+\n", output)
+
+
+async def test_two_runs_do_not_see_each_other(place: Place) -> None:
+    output = bytearray()
+    other = asyncio.create_task(
+        run_process(
+            (binary("sh"), "-c", "echo secret > file; pwd; echo $$; exec sleep 60"),
+            Limits(60),
+            output.extend,
+            place=place,
+            sandbox=SHELL,
+        )
+    )
+    while output.count(b"\n") < 2:
+        await asyncio.sleep(0.01)
+    folder, pid = output.decode().split()
+    tried = await attack(OTHER_RUN, folder, pid, place=place)
+    shared = place.name == "nobody-raw"
+    # Where both are in namespaces of their own, that number is somebody else's, or nobody's.
+    assert {what for what, how in tried.items() if how == "done"} - (set() if shared else {"kill"}) == set()
+    other.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await other
+    assert idle(place)
+
+
+async def test_an_abstract_socket_of_the_server_cannot_be_reached(place: Place) -> None:
+    name = f"mcp-test-{os.getpid()}"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("\0" + name)
+        listener.listen()
+        code = 'use Socket; my $s; try "socket", socket($s, AF_UNIX, SOCK_STREAM, 0) && '
+        code += f'connect($s, pack("Sa*", 1, "\\0{name}"))'
+        assert await attack(code, place=place) == {"socket": "97"}  # EAFNOSUPPORT
+
+
+async def test_nmap_writes_no_file_for_anybody(place: Place) -> None:
+    with public_folder() as folder:
+        folder.chmod(0o777)
+        for flag in ("-oN", "-oG", "-oS", "-oA"):
+            ended, _ = await nmap(place, flag, f"{folder}/x")
+            assert ended.returncode == 1
+            assert b"ermission denied" in ended.stderr
+        assert list(folder.iterdir()) == []
+
+
+async def test_nmap_reads_no_file_and_runs_no_script_for_anybody(place: Place) -> None:
+    with public_folder() as folder:
+        script = folder / "x.nse"
+        script.write_text('categories={"safe"} prerule=function() return true end action=function() return "RAN" end')
+        targets = folder / "targets"
+        targets.write_text("127.0.0.2\n")
+        (folder / "nmap-services").write_text("made-up 1/tcp 0.9\n")
+        ordinary, _ = await nmap(place)
+        assert ordinary.returncode == 0
+        for words in (
+            ("-iL", str(targets)),
+            ("-iL", "/etc/shadow"),
+            ("--excludefile", str(targets)),
+            ("--script", str(script)),
+            ("--resume", str(targets)),
+        ):
+            ended, output = await nmap(place, *words)
+            assert b"RAN" not in output
+            assert b"127.0.0.2" not in output
+            assert ended.returncode != 0 or b"ermission denied" in ended.stderr, words
+        _, output = await nmap(place, "--datadir", str(folder), "--servicedb", str(folder / "nmap-services"))
+        assert b"made-up" not in output
+
+
+async def test_nmap_finds_its_data_and_scripts(place: Place) -> None:
+    ended, output = await nmap(place, "--datadir", "/usr/share/nmap", "-sV", "--script", "banner,ssl-cert")
+    assert (ended.returncode, ended.stderr) == (0, b"")
+    assert b'name="tcpmux"' in output
+
+
+FORKING = {
+    "chain": "while (1) { exit if fork(); setpgrp }",  # each leaves one orphan behind and ends
+    "many": "for (1..200) { unless (fork()) { setpgrp; fork(); sleep 60; exit } } sleep 60",
+}
+
+
+@pytest.mark.parametrize("how", FORKING)
+async def test_a_program_that_forks_all_the_time_is_ended(place: Place, how: str) -> None:
+    argv = (binary("perl"), "-e", FORKING[how])
+    ended = await run_process(argv, Limits(1), lambda _: None, place=place, sandbox=Sandbox())
+    assert idle(place)
+    assert ended.seconds < SOON

@@ -1,0 +1,163 @@
+"""What the lab's hostile host says comes out of every channel visibly, only where it is expected, and never active."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from mcp_server.model.untrusted import CALL_TEXT_LIMIT, hidden
+from tests.lab.network.handle import Lab
+from tests.lab.network.peers.fakes import HOSTILE_BULK, HOSTILE_TEXTS
+
+Channels = dict[str, dict[str, Any]]
+
+MARK = "mark-"
+RICH = re.compile(rb"\x1b\[[0-9;]*m|\x1b\[\?25[hl]|\x1b\[[0-9]*[AGK]|\r")
+"""What the table and the progress bar of the command line send to a terminal by themselves."""
+RAW = [text for text in HOSTILE_TEXTS if re.search(rb"[\x00-\x1f\x7f-\xff]", text)]
+PLAIN_FIELDS = {"stdout", "stderr"}
+"""The fields of a ToolOutput whose names the interface fixes."""
+
+
+@pytest.fixture(scope="module")
+def channels(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Channels:
+    folder = tmp_path_factory.mktemp("hostile")
+    out = folder / "channels.json"
+    work = folder / "work"
+    work.mkdir()
+    host = lab.truth["evil1"].ipv4
+    lab.run("scan", [sys.executable, "-m", "tests.lab.hostile_channels", str(host), str(work), str(out)], timeout=115)
+    found: Channels = json.loads(out.read_text())
+    return found
+
+
+def texts(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Every text in a JSON value, and every key as a text of its own, with the keys above it."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield (*path, "a key"), key
+            yield from texts(item, (*path, key))
+    elif isinstance(value, list):
+        for item in value:
+            yield from texts(item, path)
+    elif isinstance(value, str):
+        yield path, value
+
+
+def of_form(channels: Channels, *forms: str) -> dict[str, Any]:
+    chosen = {name: channel["body"] for name, channel in channels.items() if channel["form"] in forms}
+    assert chosen, f"no channel of the form {forms} was read"
+    return chosen
+
+
+def test_every_channel_was_read_and_the_test_is_not_blind(channels: Channels) -> None:
+    seen = {name: json.dumps(channel["body"]) for name, channel in channels.items()}
+    for door in ("stdio", "http"):
+        for call in ("scripts", "services", "cut", "plain", "failed"):
+            for part in ("structure", "text", "resource", "resource/raw"):
+                assert f"{door} {call} {part}" in seen
+        assert len(channels[f"{door} progress"]["body"]) > 5
+    # What the host said did come through, in its harmless form, wherever a door shows what it said.
+    for name in (
+        *(f"{door} services {part}" for door in ("stdio", "http") for part in ("structure", "text", "resource")),
+        *("rest services", "rest services run", "cli scripts json", "terminal call", "terminal scripts show json"),
+    ):
+        assert "mark-version" in seen[name], name
+    for name in ("stdio scripts resource", "http scripts resource", "rest scripts", "cli scripts json"):
+        assert {"mark-osc", "mark-bidi", "mark-xml", "mark-json", "mark-order", "mark-md"} <= set(
+            re.findall(r"mark-\w+", seen[name])
+        ), name
+    for name in (
+        *(f"{door} plain {part}" for door in ("stdio", "http") for part in ("structure", "resource/raw")),
+        *(f"{door} failed {part}" for door in ("stdio", "http") for part in ("structure", "text", "resource")),
+        *("rest plain", "rest failed", "cli plain json", "cli failed json", "terminal plain", "terminal plain raw"),
+        *("terminal failed", "terminal failed raw", "terminal failed show"),
+    ):
+        shown = seen[name].replace("\\\\\\\\", "\\").replace("\\\\", "\\")
+        for sign in (
+            r"\x1b[31mmark-csi",
+            r"\x1b]0;mark-osc\x07",
+            r"\u202emark-bidi",
+            r"\U000e0041",
+            r"mark-\u200bzero",
+        ):
+            assert sign in shown, f"{name}: {sign}"
+    assert len([name for name in seen if name.startswith("file ")]) >= 3, "logs of the servers, and the audit log"
+
+
+def test_nothing_hidden_or_active_is_in_any_text(channels: Channels) -> None:
+    for name, body in of_form(channels, "json", "text", "output", "ours").items():
+        for path, text in texts(body):
+            found = {char for char in text if hidden(char) and char != "\n"}
+            assert not found, f"{name} {path}: {found!r}"
+
+
+def test_nothing_of_the_hosts_reaches_a_terminal_raw(channels: Channels) -> None:
+    for name, body in of_form(channels, "terminal").items():
+        sent = body.encode("latin-1")
+        for raw in RAW:
+            active = raw.split(b"mark-")[0] + b"mark-" if not raw.startswith(b"mark-") else raw
+            assert active not in sent, f"{name}: {active!r}"
+        rest = RICH.sub(b"", sent).decode()
+        found = {char for char in rest if hidden(char) and char != "\n"}
+        assert not found, f"{name}: {found!r}"
+        assert b"[red]mark-markup" in sent or b"mark-markup" not in sent, f"{name}: read as markup"
+
+
+def test_what_the_host_said_stands_only_in_fields_that_say_so(channels: Channels) -> None:
+    for name, body in of_form(channels, "json").items():
+        for path, text in texts(body):
+            if MARK in text:
+                expected = "from_target" in path and path[-1] != "a key"
+                if not name.startswith(("stdio", "http")):
+                    expected |= path[-1] in PLAIN_FIELDS
+                assert expected, f"{name} {'.'.join(path)}: {text[:200]}"
+
+
+def test_in_the_text_of_an_answer_every_line_of_the_hosts_is_marked(channels: Channels) -> None:
+    for name, text in of_form(channels, "text").items():
+        for line in text.splitlines():
+            assert MARK not in line or line.startswith(("| ", "#")), f"{name}: {line[:200]}"
+
+
+def test_our_own_words_hold_nothing_of_the_hosts(channels: Channels) -> None:
+    """Errors, progress, logs, the audit log, lists, metrics, the pages of the server."""
+    for name, body in of_form(channels, "ours").items():
+        for path, text in texts(body):
+            assert MARK not in text, f"{name} {path}: {text[max(0, text.index(MARK) - 100) :][:300]}"
+    for name, body in of_form(channels, "json").items():
+        for path, text in texts(body):
+            if "error" in path or path[-1:] in {("message",), ("hint",), ("error_message",), ("detail",)}:
+                assert MARK not in text, f"{name} {path}"
+
+
+def test_a_line_of_the_hosts_never_passes_for_a_line_of_a_log(channels: Channels) -> None:
+    lines = 0
+    for name, body in of_form(channels, "ours").items():
+        if name.startswith("file ") and ".log" in name:
+            lines += len(body.splitlines())
+            assert not any(line.startswith("2026-01-01") for line in body.splitlines()), name
+    assert lines > 10, "the servers logged nothing that could have been forged"
+
+
+def test_a_banner_of_a_megabyte_is_a_small_answer(channels: Channels) -> None:
+    assert HOSTILE_BULK >= 1_000_000
+    for name, body in of_form(channels, "json", "text").items():
+        raw = sum(len(text) for _, text in texts(body))
+        # A REST or command-line result repeats nmap's XML, which has what nmap itself keeps of the banner.
+        limit = 15_000 if name.endswith((" structure", " text")) else 400_000
+        assert raw <= limit, f"{name}: {raw}"
+    assert CALL_TEXT_LIMIT <= 16 * 1024 * 1024
+
+
+def test_an_address_and_a_run_that_the_host_names_lead_nowhere(channels: Channels) -> None:
+    for name, body in of_form(channels, "json").items():
+        for path, text in texts(body):
+            if path[-1:] in {("address",), ("addresses",), ("run_id",), ("next",), ("argv",)}:
+                assert "0.0.0.0" not in text, f"{name} {path}"
+                assert "r_mark" not in text, f"{name} {path}"

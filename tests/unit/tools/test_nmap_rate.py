@@ -1,0 +1,74 @@
+"""The owner's bound on packets a second: laid on every scan, never lifted by what the caller wrote."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from mcp_server.base_tool import ToolPolicy
+from mcp_server.errors import ArgumentError
+from mcp_server.tools.nmap_tool import NmapTool
+from tests.unit.tools.test_nmap_tool import compile_call
+
+
+def bounded(limit: float | None, **parameters: Any) -> tuple[str, ...]:
+    policy = ToolPolicy(raw_sockets=True, allow_intrusive=True, max_rate=limit)
+    return compile_call(policy, ("10.0.0.0/24",), parameters).args
+
+
+def value(args: tuple[str, ...], flag: str) -> str | None:
+    return args[args.index(flag) + 1] if flag in args else None
+
+
+@pytest.mark.parametrize(
+    ("limit", "extra_args", "expected"),
+    [
+        (None, "", None),
+        (None, "--max-rate 10000", "10000"),
+        (200.0, "", "200"),
+        (0.5, "", "0.5"),
+        (33.3333, "", "33.333"),
+        (200.0, "--max-rate 100", "100"),
+        (200.0, "--max-rate 200", "200"),
+        (200.0, "--max-rate 201", "200"),
+        (200.0, "--max-rate 10000 --min-rate 200", "200"),
+        (1e-9, "", "0.001"),
+    ],
+)
+def test_the_rate_is_the_lower_of_the_two(limit: float | None, extra_args: str, expected: str | None) -> None:
+    args = bounded(limit, extra_args=extra_args, mode="ports")
+    assert value(args, "--max-rate") == expected
+    assert args.count("--max-rate") == (expected is not None)
+
+
+def test_a_least_rate_above_the_bound_is_refused() -> None:
+    with pytest.raises(ArgumentError, match=r"--min-rate 300 is more than the 200 packets") as caught:
+        bounded(200.0, extra_args="--min-rate 300")
+    assert caught.value.details["limit"] == 200.0
+
+
+def test_the_bound_holds_in_every_mode_and_template_and_holds_connections_down_where_nmap_has_its_own_pace() -> None:
+    for mode in ("discover", "ports", "services", "os", "scripts"):
+        args = bounded(50.0, mode=mode)
+        assert value(args, "--max-rate") == "50"
+        assert value(args, "--max-parallelism") == (None if mode in {"discover", "ports"} else "5")
+    for template in ("quick", "standard", "thorough", "discovery", "version", "script"):
+        assert value(bounded(50.0, template=template), "--max-rate") == "50"
+    assert value(bounded(3.0), "--max-parallelism") == "1"
+    assert value(bounded(100_000.0), "--max-parallelism") == "100"
+
+
+def test_the_estimate_follows() -> None:
+    def seconds(limit: float | None) -> float:
+        policy = ToolPolicy(max_rate=limit)
+        return compile_call(policy, ("10.0.0.0/24",), {"mode": "ports", "ports": "1-1000"}).estimate.seconds
+
+    assert seconds(100.0) >= 256 * 1000 / 100
+    assert seconds(None) < seconds(100.0) < seconds(1.0)
+
+
+def test_the_tool_says_that_it_keeps_to_the_bound_and_what_it_reads() -> None:
+    assert NmapTool.limits_rate
+    assert all(path.startswith("/") for path in NmapTool.reads)
+    assert "/usr/share/nmap" in NmapTool.reads
