@@ -34,6 +34,7 @@ FLEET: Final = 2000
 SEGMENT: Final = "10.77.1.0/24"
 _CALL_SEC: Final = 120.0
 _OURS: Final = ("-oX", "-", "--noninteractive", "--no-stylesheet", "--stats-every", "2s")
+_POINTER: Final = re.compile(r"#(\d+)")
 _OPEN_LINE: Final = re.compile(r"(?P<port>\d+)/tcp +open +(?P<service>\S+) *(?P<version>.*)")
 
 
@@ -58,7 +59,7 @@ def _compare(lab: Lab, name: str, arguments: dict[str, Any]) -> Result:
             answer = calling.result(timeout=_CALL_SEC)
         finally:
             session.close()
-    lost = list(_lost(normal, answer["structuredContent"]["hosts"]))
+    lost = list(_lost(normal, answer["structuredContent"]))
     ours, theirs = answer_tokens(answer), len(normal) / 4
     up, ports = answer["structuredContent"]["up"], answer["structuredContent"]["open_ports"]
     return Result(
@@ -84,8 +85,10 @@ def _argv_of(state: Path) -> tuple[str, ...]:
     raise TimeoutError("the call was not decided on")
 
 
-def _lost(normal: str, hosts: dict[str, str]) -> Iterator[str]:
+def _lost(normal: str, body: dict[str, Any]) -> Iterator[str]:
     """The open ports, and the versions, that nmap's normal output has and the answer has not."""
+    texts = body.get("from_target", {}).get("version_probe", {})
+    hosts = {key: _POINTER.sub(lambda match: f" {texts[match[1]]}", line) for key, line in body["hosts"].items()}
     shown = {str(address): line for key, line in hosts.items() for address in read_addresses(key)}
     for block in normal.split("Nmap scan report for ")[1:]:
         address, *lines = block.splitlines()

@@ -111,7 +111,8 @@ def show(answer: dict[str, object], record: dict[str, object]) -> set[int]:
     for host in record["hosts"]:  # type: ignore[attr-defined]  # JSON
         for port in host.get("ports", []):
             service = port.get("service") or {}
-            version = f"{service.get('product', '')} {service.get('version', '')}".strip()
+            said = service.get("from_target", {}).get("version_probe", {})
+            version = f"{said.get('product', '')} {said.get('version', '')}".strip()
             cells = (
                 host["address"],
                 f"{port['number']}/{port['transport']}",

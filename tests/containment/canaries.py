@@ -12,7 +12,7 @@ from typing import Final
 
 from tests.containment import ground
 from tests.containment.corpus.attack import CANARIES, DROP_ZONE
-from tests.lab.network.programs import find
+from tests.lab.network.programs import ROOT, find
 
 SECRET: Final = "canary-secret-7f3a91"
 RAN: Final = "canary-code-ran-52c4"
@@ -35,7 +35,12 @@ _WATCHED: Final = (CANARIES, _HOME, "/tmp", "/etc/cron.d", "/var/tmp", "/usr/sha
 
 def lay_out() -> None:
     """Make the files and folders; /tmp becomes an empty file system of this mount namespace."""
+    checkout = os.open(ROOT, os.O_PATH)
     subprocess.run([find("mount"), "-t", "tmpfs", "-o", "mode=1777", "tmpfs", "/tmp"], check=True)
+    if ROOT.is_relative_to("/tmp"):  # it has just been hidden
+        ROOT.mkdir(parents=True)
+        subprocess.run([find("mount"), "--bind", f"/proc/{os.getpid()}/fd/{checkout}", str(ROOT)], check=True)
+    os.close(checkout)
     for folder in (CANARIES, DROP_ZONE, f"{CANARIES}/scripts", f"{_HOME}/.nmap/scripts"):
         Path(folder).mkdir(parents=True)
         Path(folder).chmod(0o755)

@@ -21,7 +21,7 @@ from typing import IO
 from tests.containment import canaries, ground
 from tests.containment.drive import use_resolver
 from tests.lab.network.handle import Lab
-from tests.lab.network.programs import find
+from tests.lab.network.programs import find, uncovered
 
 _PARALLEL = 64
 _NOBODY = 65534
@@ -60,7 +60,7 @@ class Cell:
 def cell(lab: Lab, kind: str) -> Iterator[Cell]:
     """A cell, bare or guarded, for as long as the block runs."""
     argv = lab.exec_argv("scan", [sys.executable, "-m", "tests.containment.cell", kind])
-    process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=uncovered(), text=True)
     assert process.stdin is not None
     assert process.stdout is not None
     try:

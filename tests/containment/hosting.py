@@ -10,7 +10,7 @@ from typing import Final
 
 from tests.containment import ground
 from tests.lab.network.programs import ROOT
-from tests.support.guarded import _opened
+from tests.support.guarded import opened
 
 SERVER_UID: Final = 61201
 _POLICY: Final = "/run/policy.yaml"
@@ -35,7 +35,7 @@ done
 
 def prepare() -> None:
     """Make the server's user, let it reach the interpreter, and write the policy; in this mount namespace alone."""
-    subprocess.run(["/bin/sh", "-ec", _SETUP, "sh", str(SERVER_UID), *_opened()], check=True)
+    subprocess.run(["/bin/sh", "-ec", _SETUP, "sh", str(SERVER_UID), *opened()], check=True)
     ground.write_policy(_POLICY)
 
 

@@ -18,6 +18,7 @@ from typing import IO, Any, Self
 
 from tests.containment import ground
 from tests.lab.network.handle import Lab
+from tests.lab.network.programs import uncovered
 
 PORTS = ("scan", "scan2")
 """Devices of the router that the scanner's namespace is joined to: its uplink, and a second one it may not use."""
@@ -98,7 +99,7 @@ class Wire:
         """Watch both of the scanner's ports for as long as the block runs."""
         lab.run("r1", ["nft", "-f", "-"], text_in=_counting_rules())
         argv = lab.exec_argv("r1", [sys.executable, "-I", "-S", str(_TAP), json.dumps(ground.settings()), *PORTS])
-        process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=uncovered(), text=True)
         assert process.stdin is not None
         assert process.stdout is not None
         try:

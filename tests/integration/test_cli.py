@@ -47,7 +47,7 @@ async def test_a_call_in_text_is_a_table_and_a_line_of_summary(env: dict[str, st
     assert lines[0].split() == ["HOST", "PORT", "STATE", "SERVICE", "VERSION"]
     assert lines[1].split() == ["127.0.0.1", "-", "up"]
     assert lines[-1].startswith("nmap completed in ")
-    assert "looked at 1 of 1 addresses; 3 tcp ports (syn); run r_" in lines[-1]
+    assert "looked at 1 of 1 addresses; 3 tcp ports (connect); run r_" in lines[-1]
     assert not any(line.endswith(" ") for line in lines)
 
 

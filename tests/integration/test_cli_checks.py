@@ -26,7 +26,7 @@ async def test_doctor_on_a_host_that_lacks_nothing(env: dict[str, str]) -> None:
     report = json.loads(out)
     assert (status, report["state"]) == (0, "ok")
     names = [check["name"] for check in report["checks"]]
-    assert names == ["tool nmap", "raw sockets", "process tree", "state folder", "disk", "store", "scope"]
+    assert names == ["tool nmap", "guard", "processes", "state folder", "disk", "store", "scope"]
     assert all(check["detail"] for check in report["checks"])
     assert text.count("ok ") == len(names)
 
@@ -48,17 +48,21 @@ def test_doctor_without_a_writable_folder_says_what_still_works(tmp_path: Path) 
     assert "ok        tool nmap" in done.stdout
 
 
-def test_doctor_without_privilege(tmp_path: Path) -> None:
+def test_doctor_says_that_nothing_holds_packets_and_how_to_have_it(tmp_path: Path) -> None:
+    # As root without guard.user, and as a user who cannot make a guard: the best that works is argument.
     prefix = [binary("setpriv"), "--bounding-set=-net_raw", "--"] if os.geteuid() == 0 else []
     done = subprocess.run(
         [*prefix, *COMMAND, "doctor", "--json"],
-        env=environment(tmp_path / "state"), cwd=ROOT, capture_output=True, text=True, check=False,
+        env=environment(tmp_path / "state", MCP_SECURITY_GUARD="auto", PATH="/usr/bin"),
+        cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     report = json.loads(done.stdout)
     assert (done.returncode, report["state"]) == (0, "degraded")
-    raw = next(check for check in report["checks"] if check["name"] == "raw sockets")
-    assert "connect scans" in raw["works"]
-    assert raw["remedy"].startswith("sudo ")
+    guard = next(check for check in report["checks"] if check["name"] == "guard")
+    assert guard["detail"].startswith("enforcement: argument")
+    assert "connect scans" in guard["works"]
+    assert guard["remedy"].startswith("sudo useradd")
+    assert "serve --guard kernel" in guard["remedy"]
 
 
 async def test_doctor_names_a_folder_open_to_others_and_a_broken_tool(tmp_path: Path) -> None:

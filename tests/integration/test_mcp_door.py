@@ -50,7 +50,7 @@ def parts(result: CallToolResult) -> tuple[str, dict[str, Any]]:
 
 
 async def output_schema(client: Client) -> dict[str, Any]:
-    (tool,) = (await client.list_tools()).tools
+    tool, _ = (await client.list_tools()).tools
     assert tool.output_schema is not None
     return tool.output_schema
 
@@ -62,13 +62,13 @@ async def test_two_servers_give_the_same_small_list_of_tools(doors: Doors) -> No
             await process.send(modern(1, "tools/list"))
             lines.append(await process.reader.readline())
     assert lines[0] == lines[1]
-    (entry,) = json.loads(lines[0])["result"]["tools"]
+    entry, _ = json.loads(lines[0])["result"]["tools"]
     compact = json.dumps(entry, separators=(",", ":"), ensure_ascii=False)
     assert len(compact) / 4 <= 1200, "tokens, at four characters each"
 
 
 async def test_the_entry_of_a_tool_is_what_an_agent_chooses_by(client: Client) -> None:
-    (tool,) = (await client.list_tools()).tools
+    tool, _ = (await client.list_tools()).tools
     assert (tool.name, tool.title) == ("nmap", "Nmap scan")
     assert tool.description is not None
     assert "scope" in tool.description
@@ -85,7 +85,7 @@ async def test_the_entry_of_a_tool_is_what_an_agent_chooses_by(client: Client) -
 
 
 async def test_the_schema_of_arguments_says_what_the_server_accepts(client: Client) -> None:
-    (tool,) = (await client.list_tools()).tools
+    tool, _ = (await client.list_tools()).tools
     check = jsonschema.Draft202012Validator(tool.input_schema).is_valid
     for good in (QUICK, {"target": ["10.0.0.1"], "timing": 4, "ping": False, "scripts": ["default"]}):
         assert check(good)

@@ -5,20 +5,22 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import os
-import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree as ET
 
 import httpx2
 import jsonschema  # type: ignore[import-untyped]  # it ships no types
 import pytest
 
 from mcp_server.errors import ERRORS
-from tests.support.doors import ROOT, environment, http_server, rest_client
+from mcp_server.metrics import COUNTERS
+from tests.support.clock import SOON
+from tests.support.doors import ROOT, environment, http_server, log_records, rest_client
 from tests.support.scans import gone, own_network, scanners, slow_scan, started
 
 TOOLS = """
@@ -34,30 +36,23 @@ QUICK = {"target": "127.0.0.1", "mode": "ports", "ports": "1-3"}
 
 
 class Server:
-    """A running HTTP server, its token, and the folder in which its nmap leaves a copy of all it writes."""
+    """A running HTTP server, its token, and its state folder."""
 
-    def __init__(self, base: str, token: str, state: Path, copies: Path) -> None:
-        self.base, self.token, self.state, self.copies = base, token, state, copies
+    def __init__(self, base: str, token: str, state: Path) -> None:
+        self.base, self.token, self.state = base, token, state
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("rest")
     (folder / "rest_test_tools.py").write_text(TOOLS)
-    copies = folder / "bin"
-    copies.mkdir()
-    nmap = shutil.which("nmap")
-    wrapper = copies / "nmap"
-    wrapper.write_text(f'#!/bin/bash\nset -o pipefail\n{nmap} "$@" | tee "{copies}/written"\n')
-    wrapper.chmod(0o755)
     env = environment(
         folder / "state",
-        PATH=f"{copies}:{os.environ['PATH']}",
         PYTHONPATH=str(folder),
         TOOLS_PACKAGE="rest_test_tools",
     )
     with http_server(env) as (base, token, _):
-        yield Server(base, token, folder / "state", copies)
+        yield Server(base, token, folder / "state")
 
 
 @pytest.fixture
@@ -112,7 +107,7 @@ async def test_both_names_run_the_tool(client: httpx2.AsyncClient, name: str) ->
     assert (output["outcome"], output["returncode"], output["timed_out"]) == ("completed", 0, False)
     assert output["correlation_id"] == "my-id-1"
     assert output["coverage"]["looked_at"] == output["coverage"]["planned"] == 1
-    assert output["coverage"]["ports"] == [{"transport": "tcp", "spec": "1-3", "count": 3, "method": "syn"}]
+    assert output["coverage"]["ports"] == [{"transport": "tcp", "spec": "1-3", "count": 3, "method": "connect"}]
     assert [host["address"] for host in output["hosts"]] == ["127.0.0.1"]
     assert output["metadata"]["enforcement"] == "argument"
     assert output["execution_time"] > 0
@@ -136,11 +131,15 @@ async def test_an_open_port_is_found(client: httpx2.AsyncClient) -> None:
 
 async def test_the_raw_output_is_what_nmap_wrote(server: Server, client: httpx2.AsyncClient) -> None:
     run_id = (await execute(client, **QUICK)).json()["run_id"]
-    written = (server.copies / "written").read_bytes()
-    assert written.startswith(b"<?xml")
     response = await client.get(f"/runs/{run_id}/raw")
     assert response.status_code == 200
-    assert response.content == written
+    written = response.content
+    assert written.startswith(b"<?xml")
+    assert written.rstrip().endswith(b"</nmaprun>")
+    run = ET.fromstring(written)  # noqa: S314 - local nmap's output
+    assert run.get("args", "").endswith(" 127.0.0.1")
+    end = next(each for each in log_records(server.state) if each["event"] == "end" and each["run_id"] == run_id)
+    assert end["bytes"] == len(written), "every byte that the process wrote is kept"
     headers = response.headers
     digest = hashlib.sha256(written).hexdigest()
     assert headers["x-content-sha256"] == digest
@@ -321,8 +320,8 @@ async def test_the_openapi_page_describes_what_is_answered(client: httpx2.AsyncC
     document = (await client.get("/openapi.json")).json()
     assert document["openapi"].startswith("3.1")
     assert set(document["paths"]) == {
-        "/", "/health", "/config", "/tools", "/tools/{tool_name}/execute", "/runs", "/runs/{run_id}",
-        "/runs/{run_id}/raw",
+        "/", "/health", "/config", "/metrics", "/scope", "/tools", "/tools/{tool_name}/execute", "/runs",
+        "/runs/{run_id}", "/runs/{run_id}/raw",
     }  # fmt: skip
     for reference in references(document):
         assert resolve(document, reference), reference
@@ -360,7 +359,20 @@ def resolve(document: dict[str, Any], reference: str) -> Any:
     return node
 
 
-PATHS = ["/", "/tools", "/health", "/config", "/runs", "/runs/x", "/runs/x/raw", "/docs", "/openapi.json", "/no"]
+PATHS = [
+    "/",
+    "/tools",
+    "/health",
+    "/config",
+    "/metrics",
+    "/scope",
+    "/runs",
+    "/runs/x",
+    "/runs/x/raw",
+    "/docs",
+    "/openapi.json",
+    "/no",
+]
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -405,7 +417,7 @@ async def test_a_store_that_is_away_is_503_and_no_secret_is_shown(tmp_path: Path
                 assert "tiger" not in response.text
                 assert token not in response.text
     audit = [json.loads(line) for line in (tmp_path / "state" / "audit.jsonl").read_text().splitlines()]
-    assert audit[0]["decision"] == "accept"
+    assert [each["decision"] for each in audit if each["event"] == "decision"] == ["accept"]
 
 
 async def test_a_defect_is_500_without_internals() -> None:
@@ -472,3 +484,42 @@ async def test_a_mistyped_filter_is_refused_by_name(client: httpx2.AsyncClient) 
     assert "'outcom'" in body["message"]
     assert "outcome" in body["hint"]
     assert (await client.get("/runs?outcome=failed&limit=5")).status_code == 200
+
+
+async def test_metrics_are_what_prometheus_reads(client: httpx2.AsyncClient) -> None:
+    response = await client.get("/metrics")
+    assert response.status_code == 200
+    assert response.headers["content-type"].startswith("text/plain; version=0.0.4")
+    for name in COUNTERS:
+        assert f"# TYPE {name}_total counter" in response.text
+
+
+async def test_a_hangup_reads_policy_and_configuration_again(tmp_path: Path) -> None:
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("version: 1\nallow: [127.0.0.1]\n")
+    policy.chmod(0o600)
+    env = environment(tmp_path / "state", MCP_SECURITY_POLICY_FILE=str(policy))
+    del env["MCP_SECURITY_ALLOWED_TARGETS"]
+
+    async def allowed(client: httpx2.AsyncClient, address: str) -> bool:
+        answer = (await client.get("/scope", params={"target": address})).json()
+        return bool(answer["targets"][0]["allowed"])
+
+    with http_server(env) as (base, token, process):
+        async with rest_client(base, token) as client:
+            assert (await allowed(client, "127.0.0.1"), await allowed(client, "127.0.0.2")) == (True, False)
+            policy.write_text("version: 1\nallow: [127.0.0.2]\n")
+            process.send_signal(signal.SIGHUP)
+            async with asyncio.timeout(SOON):
+                while not await allowed(client, "127.0.0.2"):
+                    await asyncio.sleep(0.05)
+            assert not await allowed(client, "127.0.0.1")
+            policy.write_text("version: 1\nallow: [127.0.0.3/8]\n")
+            process.send_signal(signal.SIGHUP)
+            log = tmp_path / f"server-{base.rpartition(':')[2]}.log"
+            async with asyncio.timeout(SOON):
+                while "server.not_reloaded" not in log.read_text():
+                    await asyncio.sleep(0.05)
+            assert await allowed(client, "127.0.0.2"), "a bad file leaves the old in force"
+    hashes = [record["scope_hash"] for record in log_records(tmp_path / "state") if record["event"] == "policy"]
+    assert len(hashes) == len(set(hashes)) == 2

@@ -25,12 +25,12 @@ def environment(state: Path) -> dict[str, str]:
 
 
 async def nmap_of(server: psutil.Process) -> list[psutil.Process]:
-    """Everything the server has started, once nmap is among it."""
+    """The nmap that the server has started, with what it started; the runner it was forked from goes on."""
     async with asyncio.timeout(20):
         while True:
-            children = server.children(recursive=True)
-            if any(name_of(child) == "nmap" for child in children):
-                return children
+            found = [child for child in server.children(recursive=True) if name_of(child) == "nmap"]
+            if found:
+                return found
             await asyncio.sleep(0.02)
 
 

@@ -68,7 +68,7 @@ table netdev world {{
 """
 
 
-def _opened() -> list[str]:
+def opened() -> list[str]:
     """Pairs of a folder that only its owner may pass and the folder below it that the interpreter is in."""
     pairs: dict[Path, Path] = {}
     for needed in (Path(sys.base_prefix).resolve(), Path(sys.prefix).resolve(), ROOT):
@@ -233,7 +233,7 @@ def world() -> Iterator[World]:
     quiet = "sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1\nip link set lo up"
     private = ("--net", "--mount", "--propagation", "private")
     with (
-        _holder(_SETUP, str(SERVER_UID), str(LOOPBACK_UID), *_opened(), unshare=private) as pid,
+        _holder(_SETUP, str(SERVER_UID), str(LOOPBACK_UID), *opened(), unshare=private) as pid,
         _holder(quiet, unshare=("--net",)) as outside,
     ):
         made = World(pid, outside, environment())
@@ -274,7 +274,7 @@ while True:
 
 def environment(**extra: str) -> dict[str, str]:
     """The environment of a guarded server: this one's, without the project's settings, with users and folders."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("MCP_", "TOOL", "LOG_"))}
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("MCP_", "TOOL", "LOG_", "COV"))}
     settings = {
         "MCP_STATE_DIR": "/run/world/state",
         "MCP_SECURITY_POLICY_FILE": "/run/world/policy.yaml",

@@ -166,10 +166,10 @@ def test_versions_stand_under_from_target_and_in_numbered_lines() -> None:
     made.add(Host(address="10.0.0.1", state="up", ports=(Port("tcp", 80, "open", service=service),)))
     answer = Answer(run=RUN, digest=made)
     body, view = views.structured(answer)
-    assert body["hosts"] == {"10.0.0.1": "80/tcp http #1"}
+    assert body["hosts"] == {"10.0.0.1": "80/tcp http#1"}
     assert body["from_target"] == {"version_probe": {"1": "evil; 22/tcp 1.0"}}
     assert views.text(answer, view, full=True).splitlines()[1:] == [
-        "10.0.0.1 80/tcp http #1",
+        "10.0.0.1 80/tcp http#1",
         "From the hosts, untrusted (version_probe):",
         "#1 evil; 22/tcp 1.0",
     ]

@@ -15,6 +15,7 @@ from mcp_server.model.untrusted import FROM_TARGET, VERSION_PROBE, neutralise, v
 
 if TYPE_CHECKING:
     from mcp_server.base_tool import ToolOutput
+    from mcp_server.execution.guard import Guard
     from mcp_server.steps.answer import Answer
     from mcp_server.steps.run import Progress
 
@@ -36,11 +37,15 @@ def call(
     parameters: Annotated[
         list[str] | None, typer.Argument(help="key=value; repeat a key, or separate by commas, for a list.")
     ] = None,
+    inside: Annotated[int | None, typer.Option(hidden=True)] = None,
     as_json: Json = False,
 ) -> None:
-    """Run a tool and print what it found."""
+    """Run a tool inside the strongest guard that works here, and print what it found."""
     with reporting(as_json=as_json):
-        answer, output = run_async(_call(tool, parameters or [], quiet=as_json))
+        guard = None if inside is None else _inside(inside)
+        if guard is None:
+            _go_inside(tool, parameters or [], as_json=as_json)
+        answer, output = run_async(_call(tool, parameters or [], guard, quiet=as_json))
         body = output.model_dump(mode="json", exclude_none=True) if as_json else {}
         if not as_json:
             _show(answer, output)
@@ -50,13 +55,34 @@ def call(
             print_json(body)
 
 
-async def _call(tool: str, parameters: list[str], *, quiet: bool) -> tuple[Answer, ToolOutput]:
+def _inside(descriptor: int) -> Guard:
+    from mcp_server.execution.guard_client import KernelGuard
+
+    return KernelGuard(descriptor)
+
+
+def _go_inside(tool: str, parameters: list[str], *, as_json: bool) -> None:
+    """Where a guard is to be had, have the call made inside it, and exit as that did."""
+    from mcp_server.config import get_config
+    from mcp_server.execution.guard import Enforcement
+    from mcp_server.execution.guard_choice import choose_guard
+
+    config = get_config()
+    choice = choose_guard(config)
+    if choice.enforcement is not Enforcement.ARGUMENT:
+        from mcp_server.cli.guarded import run_guarded
+
+        words = ["call", *(["--json"] if as_json else []), tool, *parameters]
+        raise typer.Exit(run_guarded(config, choice, words, quiet=True))
+
+
+async def _call(tool: str, parameters: list[str], guard: Guard | None, *, quiet: bool) -> tuple[Answer, ToolOutput]:
     from mcp_server.doors.views import tool_output
     from mcp_server.model.run import Actor
     from mcp_server.server import EnhancedMCPServer
     from mcp_server.steps.call import user_name
 
-    server = EnhancedMCPServer()
+    server = EnhancedMCPServer(guard=guard)
     try:
         schema = server.pipeline.toolbox.get(tool).parameters.model_json_schema()
         arguments = read_parameters(parameters, schema)

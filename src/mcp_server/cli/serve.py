@@ -67,8 +67,7 @@ def serve(
         if choice.enforcement is not Enforcement.ARGUMENT:
             raise typer.Exit(_guard(config, choice, as_json=as_json))
         _configure_logging(config)
-        choice.log()
-        _run(config, as_json=as_json)
+        _run(config, choice, as_json=as_json)
 
 
 def _configure_logging(config: Config) -> None:
@@ -79,17 +78,22 @@ def _configure_logging(config: Config) -> None:
     log_notices(config)
 
 
-def _run(config: Config, *, as_json: bool, **guarded: Any) -> None:
+def _run(config: Config, choice: Choice | None, *, as_json: bool, **guarded: Any) -> None:
     import asyncio
     import json
 
     from mcp_server.server import EnhancedMCPServer
 
     def ready(url: str) -> None:
+        if choice is not None:
+            choice.log()
         line = json.dumps({"event": "listening", "url": url}) if as_json else f"Listening on {url}"
         print(line, file=sys.stderr, flush=True)
 
-    asyncio.run(EnhancedMCPServer(config, **guarded).serve(ready=ready))
+    server = EnhancedMCPServer(config, **guarded)
+    if choice is not None and config.server.transport == "stdio":
+        choice.log()
+    asyncio.run(server.serve(ready=ready))
 
 
 def _serve_inside(config: Config, descriptor: int, *, as_json: bool) -> None:
@@ -98,41 +102,24 @@ def _serve_inside(config: Config, descriptor: int, *, as_json: bool) -> None:
 
     guard = KernelGuard(descriptor)
     _configure_logging(config)
-    _run(config, as_json=as_json, guard=guard, listener=guard.listener)
+    _run(config, None, as_json=as_json, guard=guard, listener=guard.listener)
 
 
 def _guard(config: Config, choice: Choice, *, as_json: bool) -> int:
     """Be the guardian of a server; the exit code of that."""
     import socket
 
-    from mcp_server.config import load_config
-    from mcp_server.execution.guard import Enforcement
-    from mcp_server.logs import configure_logging
+    from mcp_server.cli.guarded import run_guarded
 
     settings = config.server
-    # The log file is the server's, whose user this is not.
-    configure_logging(config.logging.model_copy(update={"file_path": None}))
-    if choice.reason:
-        choice.log()  # that it is up, and which it is, the guardian says itself
+    words = ["serve", "--transport", settings.transport, *(["--json"] if as_json else [])]
+    if settings.transport == "stdio":
+        return run_guarded(config, choice, words)
 
     def bind() -> socket.socket:
         from mcp_server.doors.http import listen
 
         return listen(settings.host, settings.port).sock
 
-    def reload() -> Config:
-        return load_config(notify=False)
-
-    command = [sys.executable, "-P", "-m", "mcp_server", "serve", "--transport", settings.transport]
-    if settings.transport == "http":
-        command += ["--host", settings.host, "--port", str(settings.port)]
-    if as_json:
-        command.append("--json")
-    binding = bind if settings.transport == "http" else None
-    if choice.enforcement is Enforcement.ROOTLESS:
-        from mcp_server.execution.guard_rootless import enter_rootless
-
-        return enter_rootless(config, command, reload=reload, bind=binding)
-    from mcp_server.execution.guard_kernel import KernelGuardian
-
-    return KernelGuardian(config, command, reload=reload, bind=binding).run()
+    words += ["--host", settings.host, "--port", str(settings.port)]
+    return run_guarded(config, choice, words, bind=bind)

@@ -24,7 +24,7 @@ from mcp_server.doors.problems import PROBLEM_JSON, problem_body
 from mcp_server.doors.runs import raw_of, run_page
 from mcp_server.doors.views import tool_output
 from mcp_server.errors import ArgumentError, NetworkToolsError, NotFoundError
-from mcp_server.model.codec import to_dict
+from mcp_server.model.record import run_record
 from mcp_server.model.run import Actor, Outcome
 from mcp_server.model.untrusted import neutralise
 
@@ -260,7 +260,7 @@ def _add_run_routes(app: FastAPI, server: EnhancedMCPServer) -> None:
         outcome: Outcome | None = None,
     ) -> dict[str, Any]:
         page = await (await server.store()).list_runs(limit=limit, cursor=cursor, tool=tool, outcome=outcome)
-        return {"runs": [to_dict(run) for run in page.items], "total": page.total, "next_cursor": page.next_cursor}
+        return {"runs": [run_record(run) for run in page.items], "total": page.total, "next_cursor": page.next_cursor}
 
     @app.get("/runs/{run_id}", summary="One run with a page of the hosts it saw", responses=_responses(404))
     async def run(

@@ -10,7 +10,7 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,6 +141,7 @@ class KernelGuardian(Guardian):
         clear_dead_guards()
         self._plan = make_plan(self.config.guard, self.pid)
         self.link = self._plan.link
+        _check_addresses(self.config.guard.addresses if self._plan.mode == "macvlan" else ())
         if self.bind is not None:
             self.listener = own_descriptors_by(self._accounts.server, self.bind)
 
@@ -209,6 +210,7 @@ class KernelGuardian(Guardian):
             device=self._plan.device,
             tables=tables,
             sysctls=dict(self._plan.sysctls),
+            addresses=self.config.guard.addresses if self._plan.mode == "macvlan" else (),
         )
 
     def _guard_users(self) -> None:
@@ -337,6 +339,19 @@ def clear_dead_guards() -> None:
         if not state.alive and state.host == host_namespace():
             for problem in dismantle(state):
                 logger.warning("guard.left_behind %s", problem)
+
+
+def _check_addresses(addresses: Collection[str]) -> None:
+    """Refuse an address that another guard on this host has: two devices would answer for it."""
+    for state in all_guards():
+        taken = sorted(set(addresses) & set(state.addresses))
+        if taken and state.alive and state.host == host_namespace():
+            raise PlatformError(
+                f"guard.addresses: {', '.join(taken)} belongs to the guard of process {state.guardian}",
+                code="guard_unavailable",
+                hint="Call through that server (HTTP), end it with 'mcp-network-tools guard down', or give this one "
+                "an address of its own.",
+            )
 
 
 def server_environment(given: Mapping[str, str], account: Account, config: Config) -> dict[str, str]:

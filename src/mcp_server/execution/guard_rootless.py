@@ -148,6 +148,7 @@ class RootlessGuardian(Guardian):
 
     def go_inside(self) -> dict[str, str]:
         """Give up everything but CAP_NET_RAW, and of that what the ruleset cannot see."""
+        syscalls.bound_bounding_set(1 << syscalls.CAP_NET_RAW)
         syscalls.keep_capabilities(1 << syscalls.CAP_NET_RAW)
         syscalls.no_new_privileges()
         syscalls.die_with_parent(signal.SIGKILL)

@@ -35,7 +35,7 @@ class GuardState:
     """One guard's changes to the host: nftables tables (family and name), a device, sysctl files with their old text.
 
     ``born`` is the guardian's start time in clock ticks, because process numbers are used again; ``host`` is the
-    inode of the network namespace that was changed.
+    inode of the network namespace that was changed. ``addresses`` are those the guard's own device has on the segment.
     """
 
     guardian: int
@@ -49,6 +49,7 @@ class GuardState:
     device: str = ""
     tables: tuple[tuple[str, str], ...] = ()
     sysctls: dict[str, str] = field(default_factory=dict)
+    addresses: tuple[str, ...] = ()
 
     @property
     def path(self) -> Path:
@@ -98,6 +99,7 @@ def load(path: Path) -> GuardState | None:
     """The guard a file describes; None where it is gone or unreadable."""
     try:
         document = json.loads(path.read_text())
+        document["addresses"] = tuple(document.get("addresses", ()))
         document["tables"] = tuple((family, name) for family, name in document["tables"])
         return GuardState(**document)
     except (OSError, ValueError, KeyError, TypeError):

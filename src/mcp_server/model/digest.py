@@ -214,7 +214,7 @@ class _Texts:
             if theirs not in self._numbers and theirs not in new:
                 new.append(theirs)
             number = self._numbers.get(theirs) or len(self._numbers) + 1 + new.index(theirs)
-            parts.append(f"{ours} #{number}")
+            parts.append(f"{ours}#{number}")
         return "; ".join(parts), new
 
     def cost(self, new: list[str]) -> int:

@@ -99,7 +99,10 @@ class Planner:
 
     def _bounded(self, tool: MCPBaseTool, targets: Targets, place: Place) -> MCPBaseTool:
         """The tool as the place and the policy's rate for these targets bound it."""
-        rate = self.policy.rate_for(network for target in targets.items for network in target.networks)
+        rate = self.policy.rate_for(
+            [network for target in targets.items for network in target.networks],
+            [target.name for target in targets.items if target.name is not None],
+        )
         if rate is not None and not tool.limits_rate:
             raise AccessError(
                 f"the policy allows {rate:g} packets a second there, and {tool.tool_name()} cannot keep to a rate",

@@ -12,7 +12,7 @@ from typing import Final, Self
 from tests.lab.network.daemons import WORK
 from tests.lab.network.launch import end, end_by_number, launch
 from tests.lab.network.namespaces import NAMESPACES, check_machine
-from tests.lab.network.programs import LabError, find
+from tests.lab.network.programs import LabError, find, uncovered
 from tests.lab.network.truth import RESOLVER, Truth, make_truth
 
 # Runs in a mount namespace of its own. An empty /run hides the machine's resolver daemons (nscd, systemd-resolved),
@@ -82,7 +82,9 @@ class Lab:
         With ``check`` a status other than 0 is a LabError that shows what the program said.
         """
         tied = [find("setpriv"), "--pdeathsig", "KILL", "--", *self.exec_argv(namespace, argv)]
-        done = subprocess.run(tied, input=text_in, capture_output=True, text=True, timeout=timeout, check=False)
+        done = subprocess.run(
+            tied, input=text_in, env=uncovered(), capture_output=True, text=True, timeout=timeout, check=False
+        )
         if check and done.returncode:
             raise LabError(f"{' '.join(argv)} in {namespace} ended with {done.returncode}: {done.stderr[-2000:]}")
         return done

@@ -27,6 +27,11 @@ class LabError(RuntimeError):
     """The lab cannot be built, or was asked for something it does not have; the message says what is missing."""
 
 
+def uncovered() -> dict[str, str]:
+    """The environment without what makes a Python process measure its coverage: not every one may write its file."""
+    return {key: value for key, value in os.environ.items() if not key.startswith("COV")}
+
+
 def find(program: str) -> str:
     """The absolute path of a program; LabError names the command that installs it."""
     path = shutil.which(program, path=os.pathsep.join(_FOLDERS))

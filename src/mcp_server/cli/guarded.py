@@ -1,0 +1,49 @@
+"""Having a command carried out inside the guard: this process is the guardian, and a child does the work."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable, Sequence
+
+    from mcp_server.config import Config
+    from mcp_server.execution.guard_choice import Choice
+
+
+def run_guarded(
+    config: Config,
+    choice: Choice,
+    words: Sequence[str],
+    *,
+    bind: Callable[[], socket.socket] | None = None,
+    quiet: bool = False,
+) -> int:
+    """Set up the guard of ``choice`` and run the command ``words`` inside it; returns the exit code of that.
+
+    The command is given ``--inside FD`` at its end. ``bind`` makes the listening socket that it is handed. With
+    ``quiet`` only warnings are logged.
+    """
+    from mcp_server.config import load_config
+    from mcp_server.execution.guard import Enforcement
+    from mcp_server.logs import configure_logging
+
+    # The log file is the server's, whose user this is not.
+    settings = config.logging.model_copy(update={"file_path": None} | ({"level": "WARNING"} if quiet else {}))
+    configure_logging(settings)
+    if choice.reason:
+        choice.log()
+
+    def reload() -> Config:
+        return load_config(notify=False)
+
+    command = [sys.executable, "-P", "-m", "mcp_server", *words]
+    if choice.enforcement is Enforcement.ROOTLESS:
+        from mcp_server.execution.guard_rootless import enter_rootless
+
+        return enter_rootless(config, command, reload=reload, bind=bind)
+    from mcp_server.execution.guard_kernel import KernelGuardian
+
+    return KernelGuardian(config, command, reload=reload, bind=bind).run()
