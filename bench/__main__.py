@@ -21,6 +21,7 @@ NAMES = (
     "policy",
     "audit",
     "spawn",
+    "guard",
 )
 
 

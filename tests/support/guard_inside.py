@@ -3,7 +3,8 @@
 ``python -m tests.support.guard_inside`` is the guardian. What it starts does what it is told on its standard input,
 a line of JSON at a time, and answers each on its standard output: ``{"do": "read"}``, ``{"do": "reload", "policy":
 HASH}``, ``{"do": "send", "hex": …}`` (anything at all to the guardian), ``{"do": "run", "targets": […], "argv": […]}``,
-``{"do": "python", "code": …}`` (``guard`` is the guard, ``found`` what is answered).
+``{"do": "spawns", "program": …, "rounds": …}``, ``{"do": "python", "code": …}`` (``guard`` is the guard, ``found`` what
+is answered).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import os
 import socket
 import sys
+import time
 from dataclasses import asdict
 from ipaddress import ip_network
 from typing import Any
@@ -28,7 +30,7 @@ def targets_of(texts: list[str]) -> Targets:
     return Targets(tuple(Target(text, networks=(ip_network(text),)) for text in texts))
 
 
-async def carry_out(guard: KernelGuard, order: dict[str, Any]) -> Any:
+async def carry_out(guard: KernelGuard, order: dict[str, Any]) -> Any:  # noqa: PLR0911 - one for each order
     match order["do"]:
         case "read":
             return asdict(await guard.read())
@@ -47,13 +49,37 @@ async def carry_out(guard: KernelGuard, order: dict[str, Any]) -> Any:
             ended = await run_process(
                 tuple(order["argv"]), Limits(timeout_sec=20), output.extend, place=place, sandbox=sandbox
             )
-            return {"returncode": ended.returncode, "output": output.decode()}
+            return {"returncode": ended.returncode, "output": output.decode(), "seconds": ended.seconds}
+        case "spawns":
+            return await spawn(guard, order["program"], order["rounds"])
         case "python":
             names: dict[str, Any] = {"guard": guard, "found": None}
             exec(order["code"], names)  # noqa: S102 - the test's own text
             return names["found"]
         case other:
             raise ValueError(other)
+
+
+async def spawn(guard: KernelGuard, program: str, rounds: int) -> list[list[float]]:
+    """Milliseconds of asyncio's bare subprocess, and of a run as the road makes it: reading, sandbox, reading."""
+    place, sandbox = guard.place_for(targets_of(["192.0.2.1"])), Sandbox(raw_sockets=True)
+
+    async def bare() -> None:
+        process = await asyncio.create_subprocess_exec(program, stdout=asyncio.subprocess.PIPE)
+        await process.communicate()
+
+    async def guarded() -> None:
+        await guard.read()
+        await run_process((program,), Limits(timeout_sec=20), lambda _: None, place=place, sandbox=sandbox)
+        await guard.read()
+
+    taken: list[list[float]] = [[], []]
+    for _ in range(rounds):
+        for way, values in zip((bare, guarded), taken, strict=True):
+            started = time.perf_counter()
+            await way()
+            values.append(1000 * (time.perf_counter() - started))
+    return taken
 
 
 async def obey(guard: KernelGuard) -> None:
