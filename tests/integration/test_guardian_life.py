@@ -282,3 +282,38 @@ def test_what_the_unit_file_leaves_the_guardian_is_enough(clean: World) -> None:
             assert found.guard()["state"] == "up"
             end(found, found.server)
         assert clean.traces()["files"] == []
+
+
+def test_a_guard_that_is_gone_ends_all_runs_and_turns_health_red(clean: World) -> None:
+    with guarded(clean, *http(8115)) as found:
+        listening(clean)
+        call = {"target": TARGET, "mode": "ports", "ports": str(OPEN_PORT)}
+        assert ask(clean, 8115, "/health")["status"] != "unhealthy"
+        tamper = [binary("nsenter"), "--target", str(found.server), "--net", binary("nft")]
+        subprocess.run([*tamper, "delete", "table", "netdev", "mcp_scope"], check=True)
+        assert ask(clean, 8115, "/tools/nmap/execute", call)["code"] == "guard_unavailable"
+        health = ask(clean, 8115, "/health")
+        assert health["status"] == "unhealthy"
+        assert next(check for check in health["checks"] if check["name"] == "guard")["state"] == "failed"
+    log = (clean.folder / "state/audit.jsonl").read_text()
+    assert '"code":"guard_unavailable"' in log
+
+
+def test_a_single_call_is_made_inside_a_guard_of_its_own(clean: World) -> None:
+    (clean.folder / "policy.yaml").write_text(policy(TARGET))
+    clean.env = environment(**MACVLAN)
+    done = clean.cli("call", "nmap", f"target={TARGET}", "mode=ports", f"ports={OPEN_PORT}", "--json")
+    body = json.loads(done.stdout)
+    assert body["metadata"]["enforcement"] == "kernel"
+    assert body["coverage"]["ports"][0]["method"] == "syn"
+    assert [port["state"] for port in body["hosts"][0]["ports"]] == ["open"]
+    refused = clean.cli("call", "nmap", f"target={STRANGER}", "--json", check=False)
+    assert (refused.returncode, json.loads(refused.stdout)["error"]["code"]) == (3, "target_out_of_scope")
+
+
+def test_an_address_that_a_guard_has_is_not_given_to_a_second_one(clean: World) -> None:
+    with guarded(clean, *http(8116)):
+        listening(clean)
+        done = clean.cli("call", "nmap", f"target={TARGET}", "--json", check=False)
+    assert json.loads(done.stdout)["error"]["code"] == "guard_unavailable"
+    assert GUARDED in json.loads(done.stdout)["error"]["message"]
