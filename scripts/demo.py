@@ -77,7 +77,12 @@ def wait_for(port: int) -> None:
 
 async def scan(ports: list[int]) -> tuple[dict[str, object], dict[str, object], str]:
     """Call nmap through the server; return the answer's structure, the full record, and its raw resource."""
-    environment = {"MCP_STATE_DIR": str(STATE), "MCP_SECURITY_ALLOWED_TARGETS": "loopback,RFC1918,.lab.internal"}
+    environment = {
+        "MCP_STATE_DIR": str(STATE),
+        "MCP_SECURITY_ALLOWED_TARGETS": "loopback,RFC1918,.lab.internal",
+        "MCP_SECURITY_GUARD": "argument",  # the same everywhere; the services are on loopback
+        "LOG_LEVEL": "WARNING",
+    }
     parameters = StdioServerParameters(command=str(SERVER), args=["serve"], env=environment)
     bar = Progress(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console, transient=True)
     with bar:

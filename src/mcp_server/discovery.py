@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from types import ModuleType
+from typing import Final
 
 from mcp_server.base_tool import MCPBaseTool, ToolPolicy
 from mcp_server.errors import NotFoundError
@@ -30,6 +31,10 @@ _SCAFFOLD_PREFIX = re.compile(r"^(_|(Test|Mock|Abstract|Example)(?=[A-Z0-9]|$)(?
 """Whole words only: ``Testament`` is a name, and an ``ExampleFree`` tool says that it is not an example."""
 _SCAFFOLD_SUFFIX = re.compile(r"(?:^|(?<=[a-z0-9]))(Base|Mixin|Interface)$")
 """Whole words only: ``Database`` does not end in ``Base``."""
+
+
+RESERVED: Final = frozenset({"scope"})
+"""Names of tools that start no process and belong to the doors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +121,7 @@ def why_left_out(candidate: type[MCPBaseTool], include: Iterable[str], exclude: 
         (inspect.isabstract(candidate), "it is abstract"),
         (not candidate.command_name, "it names no command"),
         (not candidate.tool_name(), "nothing of its name is left without 'Tool'"),
+        (candidate.tool_name() in RESERVED, "its name is that of a tool the server answers itself"),
         (not matches(include), "no include pattern names it"),
         (matches(exclude), "an exclude pattern names it"),
     )

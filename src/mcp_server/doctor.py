@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 LOW_DISK_BYTES = 256 * 1024 * 1024
 _WITHOUT_STATE = "the commands tools, config, scope and doctor; nothing runs without a log and a record"
 
-_MAKE_USER = "sudo useradd --system --user-group --create-home mcp-network-tools && "
+_MAKE_USER = "sudo useradd --system --user-group --no-create-home --shell /usr/sbin/nologin mcp-network-tools; "
 
 
 class State(StrEnum):

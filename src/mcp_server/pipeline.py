@@ -71,8 +71,15 @@ class Pipeline:
                 if error.code not in {"audit_unavailable", "audit_broken"}:
                     await authoriser.log_refusal(actor, name, arguments, error)
                 raise
+            except asyncio.CancelledError:
+                # A name may have been looked up for it: that it was asked for must be on the log.
+                given_up = NetworkToolsError("the call was given up before it was decided on", code="cancelled")
+                await asyncio.shield(authoriser.log_refusal(actor, name, arguments, given_up))
+                raise
             try:
                 await admitted.enter_async_context(self.admission.slot(call.tool.tool_name()))
+                # It may have waited long: the owner's mind, the hour or the guard may be another by now.
+                authorised = self._authoriser().confirm(authorised)
                 store = await self.open_store()
                 before = await read_guard(self.guard)
             except BaseException as error:

@@ -36,6 +36,7 @@ from mcp_server.scope.resolver import SystemResolver
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
+    from pathlib import Path
 
     from mcp_server.execution.guard import Guard
     from mcp_server.store.base import Store
@@ -263,8 +264,15 @@ def prepare_state_dir(config: Config) -> None:
         whose = "belongs to another user" if found.st_uid != os.geteuid() else "can be written by others"
         raise PlatformError(
             f"the state folder {config.state_dir} {whose}, who could put links and logs of their own into it",
-            hint=f"sudo chown $(id -un) {config.state_dir} && chmod 700 {config.state_dir}, or set MCP_STATE_DIR.",
+            hint=_owner_hint(config.state_dir, found.st_uid),
         )
+
+
+def _owner_hint(folder: Path, uid: int) -> str:
+    if uid == os.geteuid():
+        return f"chmod 700 {folder}"
+    # Taking it over would lock out a server that runs as its owner, as a guarded one does.
+    return f"Run it as the folder's owner (sudo -u '#{uid}' env MCP_STATE_DIR={folder} ...), or set MCP_STATE_DIR."
 
 
 def main() -> int:

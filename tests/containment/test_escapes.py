@@ -11,7 +11,7 @@ from tests.containment.escapes import ESCAPES, IN_SCOPE, words
 from tests.containment.wire import Traffic, Wire
 from tests.lab.network.handle import Lab
 
-_SECONDS = 5.0
+_SECONDS = 8.0
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from mcp_server.errors import BusyError, PlatformError, TargetError
 from mcp_server.model.run import Actor, Outcome
 from mcp_server.server import EnhancedMCPServer
 from tests.support.clock import within_a_second
-from tests.support.doors import environment
+from tests.support.doors import accepted, environment, log_records
 from tests.support.scans import scanners, started
 
 ACTOR = Actor("tester", "test")
@@ -110,6 +110,26 @@ async def test_a_cancelled_call_leaves_no_process_and_keeps_what_it_had(server: 
     assert run.raw is not None
     assert run.raw.size > 0
     assert (await store.hosts(run.id)).total == run.coverage.looked_at
+
+
+async def test_a_call_that_waited_is_judged_by_the_policy_of_the_day(server: EnhancedMCPServer) -> None:
+    first = asyncio.create_task(server.pipeline.call("nmap", SLOW, ACTOR))
+    store = await server.store()
+    async with asyncio.timeout(30):
+        while not (await store.list_runs()).total:
+            await asyncio.sleep(0.05)
+    waiting = asyncio.create_task(server.pipeline.call("nmap", {"target": "127.0.0.200", "mode": "discover"}, ACTOR))
+    async with asyncio.timeout(10):
+        while len(accepted(server.config.state_dir)) < 2:
+            await asyncio.sleep(0.05)
+    narrow = environment(server.config.state_dir, MCP_SECURITY_ALLOWED_TARGETS="127.0.0.0/25")
+    await server.reload(load_config(env=narrow))
+    first.cancel()
+    with pytest.raises(TargetError):
+        await waiting
+    ends = {each["run_id"]: each for each in log_records(server.config.state_dir) if each["event"] == "end"}
+    refused = ends[accepted(server.config.state_dir)[1]["run_id"]]
+    assert (refused["outcome"], refused["code"]) == ("refused", "target_out_of_scope")
 
 
 async def test_kill_9_in_the_middle_reads_interrupted_at_the_next_start(tmp_path: Path) -> None:

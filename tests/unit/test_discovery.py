@@ -177,3 +177,12 @@ def test_a_module_that_leaves_does_not_take_the_server_along(tmp_path: Path, mon
     toolbox = discover(ToolPolicy(), packages=["leaving_tools"])
     assert [item.name for item in toolbox.left_out] == ["leaving_tools"]
     assert "nmap" in toolbox.tools
+
+
+def test_a_name_that_the_server_answers_itself_is_no_tool() -> None:
+    class ScopeTool(MCPBaseTool):
+        command_name = "true"
+
+    reason = why_left_out(ScopeTool, ("*",), ())
+    assert reason is not None
+    assert "the server answers itself" in reason

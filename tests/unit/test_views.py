@@ -60,6 +60,7 @@ def test_a_typed_answer_in_structure_and_text() -> None:
     assert body == {
         "run_id": "r_1",
         "outcome": "completed",
+        "enforcement": "argument",
         "coverage": {"planned": 256, "looked_at": 256, "ports": "tcp 1-100 syn"},
         "up": 2,
         "open_ports": 4,

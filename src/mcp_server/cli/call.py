@@ -201,7 +201,7 @@ def _service(service: dict[str, Any]) -> tuple[str, str]:
 
 
 def summary(answer: Answer) -> str:
-    """One line: outcome, what was covered, the run's id."""
+    """One line: outcome, what was covered, the run's id, and how the scope was enforced."""
     run, coverage = answer.run, answer.run.coverage
     parts = [f"{run.tool} {run.outcome.value} in {answer.seconds:.1f} s"]
     if coverage:
@@ -209,4 +209,4 @@ def summary(answer: Answer) -> str:
         parts += [f"{ports.count} {ports.transport} ports ({ports.method})" for ports in coverage.ports]
         if coverage.not_looked_at_count:
             parts.append(f"{coverage.not_looked_at_count} addresses not looked at")
-    return "; ".join([*parts, f"run {run.id}"])
+    return "; ".join([*parts, f"run {run.id}", f"enforcement: {run.enforcement}"])

@@ -43,6 +43,7 @@ _ERROR_SCHEMA = {
 _FRAME: dict[str, Any] = {
     "run_id": {"type": "string", "description": "Everything is at run://{run_id}"},
     "outcome": {"enum": _OUTCOMES},
+    "enforcement": {"type": "string"},
     "coverage": {"type": "object", "description": "Addresses planned and looked at, ports tested"},
     "error": _ERROR_SCHEMA,
     "alarm": {"type": "string", "description": "The guard dropped packets: what is missing may be its doing"},
@@ -84,7 +85,7 @@ def output_schema(*, parsed: bool) -> dict[str, Any]:
 def structured(answer: Answer) -> tuple[dict[str, Any], DigestView | None]:
     """The structured content of an answer and the digest view it holds."""
     run = answer.run
-    body: dict[str, Any] = {"run_id": run.id, "outcome": run.outcome.value}
+    body: dict[str, Any] = {"run_id": run.id, "outcome": run.outcome.value, "enforcement": run.enforcement}
     facts = {
         "coverage": run.coverage and short_coverage(run.coverage),
         "alarm": guard_alarm(run),

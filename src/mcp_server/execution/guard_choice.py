@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_ASKED_FOR = "security.guard asks for no more"
+
 
 @dataclass(frozen=True, slots=True)
 class Choice:
@@ -24,8 +26,9 @@ class Choice:
     reason: str = ""
 
     def log(self) -> None:
-        """Say in one line which tier it is; a warning where only arguments are checked."""
-        level = logging.WARNING if self.enforcement is Enforcement.ARGUMENT else logging.INFO
+        """Say in one line which tier it is; a warning where only arguments are checked and nobody asked for that."""
+        unasked = self.enforcement is Enforcement.ARGUMENT and self.reason != _ASKED_FOR
+        level = logging.WARNING if unasked else logging.INFO
         why = f" because {self.reason}" if self.reason else ""
         logger.log(level, "guard.chosen enforcement=%s%s", self.enforcement.value, why)
 
@@ -56,12 +59,15 @@ def require(config: Config, choice: Choice) -> None:
 def _asked(wanted: str) -> Choice:
     if wanted == "rootless" and (reason := _rootless_missing()):
         raise PlatformError(f"the rootless tier cannot be set up: {reason}", code="guard_unavailable")
-    return Choice(Enforcement(wanted), {"argument": "security.guard asks for no more"}.get(wanted, ""))
+    return Choice(Enforcement(wanted), {"argument": _ASKED_FOR}.get(wanted, ""))
 
 
 def _as_root(config: Config) -> Choice:
     if config.guard.user:
-        return Choice(Enforcement.KERNEL)
+        from mcp_server.execution.guard_kernel import kernel_missing
+
+        reason = kernel_missing()
+        return Choice(Enforcement.ARGUMENT, reason) if reason else Choice(Enforcement.KERNEL)
     why = "guard.user names no user to become ('serve --guard kernel' takes the user mcp-network-tools)"
     return Choice(Enforcement.ARGUMENT, why)
 

@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
 from mcp_server.audit import AuditLog, printable
+from mcp_server.base_tool import CORRELATION_ID_MAX_CHARS
 from mcp_server.config import Config
 from mcp_server.errors import AccessError, NetworkToolsError, RefusedError
 from mcp_server.execution.guard import Enforcement, Guard, GuardReading
 from mcp_server.model.run import Actor, Outcome, Risk
 from mcp_server.scope.budget import PacketBudget, Reservation
-from mcp_server.scope.policy import ScopePolicy
+from mcp_server.scope.policy import Grant, ScopePolicy
 from mcp_server.steps.call import Call
 from mcp_server.steps.plan import Plan
 from mcp_server.steps.watch import read_guard
@@ -47,21 +48,9 @@ class Authoriser:
         Raises TargetError, AccessError or BusyError where the policy refuses, PlatformError where the guard is gone
         or the log cannot be written.
         """
-        call, invocation = plan.call, plan.invocation
-        if invocation.risk >= Risk.INTRUSIVE and not self.config.security.allow_intrusive:
-            raise AccessError(f"{call.tool.tool_name()}: this call is intrusive", code="intrusive_not_allowed")
-        probes = max(invocation.estimate.probes, plan.targets.count)
-        grant = self.policy.require(
-            [network for target in plan.targets.items for network in target.networks],
-            [target.name for target in plan.targets.items if target.name is not None],
-            invocation.risk,
-            addresses=plan.targets.count,
-            ports=sum(ports.count for ports in invocation.ports),
-            probes=probes,
-            now=datetime.now(UTC),
-        )
+        grant = self._judge(plan)
         reading = await read_guard(self.guard)
-        reservation = self.budget.reserve(probes, self.policy.limits.packets_per_hour, time.monotonic())
+        reservation = self.budget.reserve(_probes(plan), self.policy.limits.packets_per_hour, time.monotonic())
         try:
             await self._log(plan, grant.entries, reading)
         except BaseException:
@@ -69,10 +58,31 @@ class Authoriser:
             raise
         return Authorised(plan, self.policy.hash, self.guard.enforcement, reservation)
 
+    def confirm(self, authorised: Authorised) -> Authorised:
+        """Judge a call again that has waited since; raises as `authorise` does where it may no longer run."""
+        self._judge(authorised.plan)
+        return replace(authorised, scope_hash=self.policy.hash)
+
+    def _judge(self, plan: Plan) -> Grant:
+        invocation = plan.invocation
+        if invocation.risk >= Risk.INTRUSIVE and not self.config.security.allow_intrusive:
+            raise AccessError(f"{plan.call.tool.tool_name()}: this call is intrusive", code="intrusive_not_allowed")
+        return self.policy.require(
+            [network for target in plan.targets.items for network in target.networks],
+            [target.name for target in plan.targets.items if target.name is not None],
+            invocation.risk,
+            addresses=plan.targets.count,
+            ports=sum(ports.count for ports in invocation.ports),
+            probes=_probes(plan),
+            now=datetime.now(UTC),
+        )
+
     async def _log(self, plan: Plan, entries: tuple[str, ...], reading: GuardReading | None) -> None:
         from mcp_server.execution.containment import containment
 
         call, estimate = plan.call, plan.invocation.estimate
+        # A runner that a guardian started elsewhere is another user's, and holds no capability.
+        elsewhere = not plan.place.allow_raw and self.guard.raw_sockets
         confined = await asyncio.to_thread(containment, allow_raw=self.guard.raw_sockets)
         await self.audit.append(
             "decision",
@@ -96,17 +106,22 @@ class Authoriser:
             scope_hash=self.policy.hash,
             enforcement=self.guard.enforcement.value,
             place=plan.place.name,
-            sandbox={"tier": confined.tier.value, "files_confined": confined.files_confined},
-            ruleset=reading.ruleset if reading else None,
+            sandbox={
+                "tier": plan.place.name if elsewhere else confined.tier.value,
+                "files_confined": confined.files_confined,
+            },
+            ruleset=reading.ruleset if reading and not elsewhere else None,
         )
 
     async def log_refusal(
         self, actor: Actor, tool: str, arguments: Mapping[str, Any], error: NetworkToolsError
     ) -> None:
         """Put a refused call on the log with its code and reason, arguments as given but bounded and escaped."""
+        given = arguments.get("correlation_id")
         await self.audit.append(
             "decision",
             decision="deny",
+            **({"correlation_id": printable(given, CORRELATION_ID_MAX_CHARS)} if isinstance(given, str) else {}),
             **_who(actor),
             tool=printable(tool, 64),
             arguments=printable(dict(arguments), 256),
@@ -126,6 +141,11 @@ async def log_not_started(audit: AuditLog, call: Call, error: BaseException) -> 
     else:
         outcome, code = Outcome.FAILED, "internal_error"
     await audit.append("end", run_id=call.id, correlation_id=call.correlation_id, outcome=outcome.value, code=code)
+
+
+def _probes(plan: Plan) -> int:
+    """The packets a call may take; a tool that estimates none sends at least one to each address."""
+    return max(plan.invocation.estimate.probes, plan.targets.count)
 
 
 def _who(actor: Actor) -> dict[str, str]:

@@ -100,6 +100,7 @@ class Recorder:
                 "end",
                 run_id=run.id,
                 correlation_id=run.correlation_id,
+                scope_hash=run.scope_hash,
                 outcome=run.outcome.value,
                 returncode=run.returncode,
                 code=run.error_code,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from mcp_server import metrics
 from mcp_server.audit import AuditLog
@@ -12,6 +13,8 @@ from mcp_server.execution.guard import Guard, GuardReading
 
 logger = logging.getLogger(__name__)
 
+_counted: WeakKeyDictionary[Guard, dict[str, int]] = WeakKeyDictionary()
+
 
 async def read_guard(guard: Guard) -> GuardReading | None:
     """The guard's state, or None in the argument tier.
@@ -19,10 +22,22 @@ async def read_guard(guard: Guard) -> GuardReading | None:
     Raises PlatformError ``guard_unavailable`` where it is gone or changed, which is counted.
     """
     try:
-        return await guard.read()
+        reading = await guard.read()
     except NetworkToolsError:
         metrics.count("mcp_guard_failures")
         raise
+    if reading is not None:
+        _count(guard, reading.drops)
+    return reading
+
+
+def _count(guard: Guard, drops: dict[str, int]) -> None:
+    """Count what was dropped since the last reading, once, however many runs were under way or none."""
+    before = _counted.get(guard, {})
+    for rule, packets in drops.items():
+        if packets > before.get(rule, 0):
+            metrics.count("mcp_guard_drops", packets - before.get(rule, 0), rule=rule)
+    _counted[guard] = drops
 
 
 async def difference(guard: Guard, before: GuardReading | None, audit: AuditLog, run_id: str) -> dict[str, Any]:
@@ -50,8 +65,6 @@ async def difference(guard: Guard, before: GuardReading | None, audit: AuditLog,
     if after.ruleset != before.ruleset:
         facts["ruleset_after"] = after.ruleset
     if facts["dropped"]:
-        for rule, packets in facts["dropped"].items():
-            metrics.count("mcp_guard_drops", packets, rule=rule)
         await _raise_alarm(audit, run_id, "guard_drops", dropped=facts["dropped"])
     return facts
 
