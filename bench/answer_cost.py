@@ -78,11 +78,11 @@ def _argv_of(state: Path) -> tuple[str, ...]:
     log = state / "audit.jsonl"
     until = time.monotonic() + _CALL_SEC
     while time.monotonic() < until:
-        lines = log.read_text().splitlines() if log.exists() else []
-        if lines:
-            return tuple(json.loads(lines[0])["argv"])
-        time.sleep(0.05)
-    raise TimeoutError("the call was not decided on")
+        for line in log.read_text().splitlines() if log.exists() else ():
+            if "argv" in (record := json.loads(line)):
+                return tuple(record["argv"])
+        time.sleep(0.02)
+    raise TimeoutError("the call was never decided on")
 
 
 def _lost(normal: str, body: dict[str, Any]) -> Iterator[str]:

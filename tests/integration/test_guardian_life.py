@@ -189,6 +189,10 @@ def test_guard_status_and_guard_down(clean: World, mode: str) -> None:
         assert (shown["guardian"], shown["server"]) == (found.process.pid, found.server)
         assert len(shown["ruleset"]) == len(shown["policy"]) == 64
         assert str(found.process.pid) in clean.cli("guard", "status").stdout
+        assert clean.cli("guard", "down", "--dead").stdout == "no guard was up\n"
+        elsewhere = clean.run("unshare", "--net", sys.executable, "-m", "mcp_server", "guard", "down", check=False)
+        assert (elsewhere.returncode, "belongs to another network namespace" in elsewhere.stderr) == (9, True)
+        assert found.guard()["state"] == "up"
         assert json.loads(clean.cli("guard", "down", "--json").stdout) == {"taken_down": [found.process.pid]}
         found.process.wait(5)
     assert clean.cli("guard", "down").stdout == "no guard was up\n"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -218,3 +220,62 @@ def test_a_read_only_proc_sys_says_so(host: World) -> None:
     code, said = refused(host, prefix=private)
     assert code == 9, said
     assert said.startswith("guard_unavailable: the guard cannot be set up: [Errno 30]"), said
+
+
+RECORD: dict[str, Any] = {
+    "guardian": 999999, "born": 1, "host": 0, "enforcement": "kernel", "user": "u", "mode": "nat", "uplink": "eth0",
+    "server": 0, "device": "mcps999999", "tables": [["ip", "mcp_scope_nat_999999"]], "sysctls": {}, "addresses": [],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sysctls": {"/run/world/victim": "0"}},
+        {"sysctls": {"/proc/sys/net/ipv4/conf/../forwarding": "0"}},
+        {"tables": [["inet", "x\nadd table inet injected"]]},
+        {"device": "eth0"},
+        {"user": "\x1b]0;title\x07"},
+        {"guardian": 1},
+        {"more": 1},
+    ],
+    ids=str,
+)
+def test_a_record_that_no_guardian_wrote_is_not_acted_upon(host: World, change: dict[str, Any]) -> None:
+    folder = host.see("/run/mcp-network-tools")
+    folder.mkdir(mode=0o700, exist_ok=True)
+    record = folder / "guard-999999.json"
+    inode = _inode(host)
+    try:
+        record.write_text(json.dumps(RECORD | {"host": inode} | change))
+        record.chmod(0o600)
+        for command in ("status", "down"):
+            done = host.cli("guard", command, check=False)
+            assert (done.returncode, "is no record of a guard" in done.stderr) == (9, True), done.stderr
+        record.write_text(json.dumps(RECORD | {"host": inode}))
+        assert host.cli("guard", "down", "--dead").stdout == "taken down: 999999\n"
+    finally:
+        record.unlink(missing_ok=True)
+
+
+def test_a_folder_of_guards_that_is_not_roots_alone_is_not_believed(host: World) -> None:
+    folder = host.see("/run/mcp-network-tools")
+    folder.mkdir(mode=0o700, exist_ok=True)
+    try:
+        os.chown(folder, SERVER_UID, SERVER_UID)
+        assert "root alone" in host.cli("guard", "down", check=False).stderr
+        assert "root alone" in refused(host)[1]
+        os.chown(folder, 0, 0)
+        (folder / "lock").unlink(missing_ok=True)
+        (folder / "lock").symlink_to("/run/world/made")
+        (folder / "guard-999999.json").write_text(json.dumps(RECORD | {"host": _inode(host)}))
+        assert "lock is no record" in host.cli("guard", "down", check=False).stderr
+        assert not (host.folder / "made").exists()
+    finally:
+        os.chown(folder, 0, 0)
+        for name in ("lock", "guard-999999.json"):
+            (folder / name).unlink(missing_ok=True)
+
+
+def _inode(host: World) -> int:
+    return Path(f"/proc/{host.pid}/ns/net").stat().st_ino

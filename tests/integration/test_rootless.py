@@ -311,3 +311,38 @@ def test_what_is_missing_is_named_with_its_remedy(host: Host) -> None:
     _, said = refused.communicate(timeout=30)
     assert refused.returncode == 1
     assert said.strip().startswith("guard_unavailable: the rootless tier cannot be set up: /dev/net/tun")
+
+
+_RELOADING: Final = """
+import asyncio, sys
+from ipaddress import ip_network
+from mcp_server.errors import NetworkToolsError
+from mcp_server.execution.guard_client import KernelGuard
+from mcp_server.model.target import Target, Targets
+
+async def main():
+    guard = KernelGuard(int(sys.argv[-1]))
+    before = (await guard.read()).ruleset
+    await guard.reload(guard.policy_hash)
+    try:
+        await guard.reload("another")
+    except NetworkToolsError as error:
+        print(error.code, error.message, error.hint)
+    print((await guard.read()).ruleset == before)
+    for text in ("127.0.0.1", "fd99::1"):
+        try:
+            guard.place_for(Targets((Target(text, networks=(ip_network(text),)),)))
+        except NetworkToolsError as error:
+            print(error.code, error.message, error.hint)
+
+asyncio.run(main())
+"""
+
+
+def test_the_policy_is_not_swapped_at_the_word_of_its_own_user(host: Host) -> None:
+    refused, same, loopback, version6 = answer(host.start(_RELOADING)).splitlines()
+    assert refused.startswith("permission_denied the policy is not changed")
+    assert "Restart the server" in refused
+    assert same == "True"
+    assert "The rootless tier has no loopback" in loopback
+    assert version6.startswith("invalid_target the guard has no IPv6 address")

@@ -64,6 +64,38 @@ my ($from, $to, $type) = ("x", "/tmp", "tmpfs"); try "mount", syscall(165, $from
 try "setuid", syscall(105, 0) == 0 && $< != 0;
 """
 
+KERNEL_OBJECTS = """
+my ($pair, $room) = ("\\0" x 8, "\\0" x 256);
+try "pair:$_", syscall(53, 1, $_, 0, $pair) == 0 for 2, 5, 2 | 02000000, 5 | 04000;
+try "stream", syscall(53, 1, 1 | 02000000, 0, $pair) == 0;
+try "pair-family", syscall(53, 30, 1, 0, $pair) == 0;
+for my $family (0 .. 50) {
+  for my $type (1, 2, 3, 5) { try "socket:$family:$type", syscall(41, $family, $type, 0) >= 0 }
+}
+try "shmget", syscall(29, 0, 4096, 01666) >= 0; try "shmat", syscall(30, 0, 0, 010000) != -1;
+try "shmctl", syscall(31, 0, 14, 0) >= 0;
+try "msgget", syscall(68, 0, 01666) >= 0; try "msgctl", syscall(71, 0, 12, $room) >= 0;
+try "semget", syscall(64, 0, 1, 01666) >= 0; try "semctl", syscall(66, 0, 0, 19, $room) >= 0;
+my $queue = "mcp-test-$$"; try "mq_open", syscall(240, $queue, 0102, 0600, 0) >= 0; syscall(241, $queue);
+try "setpriority", syscall(141, 0, 0, 1) == 0; try "ioprio", syscall(251, 1, 0, 3 << 13) == 0;
+my ($cpus, $none, $attr) = (pack("Q16", 1), pack("l", 0), pack("LLQlLQQQ", 48, 0, 0, 0, 0, 0, 0, 0));
+try "affinity", syscall(203, 0, 128, $cpus) == 0; try "scheduler", syscall(144, 0, 3, $none) == 0;
+try "param", syscall(142, 0, $none) == 0; try "attr", syscall(314, 0, $attr, 0) == 0;
+open(my $own, ">", "own"); my $flags = pack("Q", 0x80); my $more = "\\0" x 28;
+try "setflags", syscall(16, fileno($own), 0x40086602, $flags) == 0;
+try "fssetxattr", syscall(16, fileno($own), 0x401c5820, $more) == 0;
+use Socket;
+socket(my $s, AF_INET, SOCK_DGRAM, 0); socket(my $six, AF_INET6, SOCK_DGRAM, 0);
+my ($group, $from, $lo) = (inet_aton("239.1.2.3"), inet_aton("127.0.0.2"), inet_aton("127.0.0.1"));
+my $any = pack("Lx4", 1) . pack("Sx2a4x120", 2, $group); my $source = pack("Sx2a4x120", 2, $from);
+try "join", setsockopt($s, 0, 35, $group . $lo); try "join-source", setsockopt($s, 0, 39, $group . $lo . $from);
+try "mcast", setsockopt($s, 0, 42, $any); try "mcast-source", setsockopt($s, 0, 46, $any . $source);
+my $wide = pack("H32", "ff150000000000000000000000001234");
+try "join6", setsockopt($six, 41, 20, $wide . pack("L", 1));
+try "mcast6", setsockopt($six, 41, 42, pack("Lx4", 1) . pack("SSLa16x100", 10, 0, 0, $wide));
+try "ttl", setsockopt($s, 0, 2, pack("l", 9)); try "hops", setsockopt($six, 41, 16, pack("l", 9));
+"""
+
 OTHER_RUN = """
 try "list", opendir(my $d, $ARGV[0]); try "read", open(my $f, "<", "$ARGV[0]/file");
 try "write", open($f, ">", "$ARGV[0]/new"); try "kill", kill(0, $ARGV[1]);
@@ -124,6 +156,20 @@ async def test_no_other_process_can_be_reached(place: Place) -> None:
     assert len(tried) >= 40
     for pid in victims:
         assert Path(f"/proc/{pid}").exists()
+
+
+@pytest.mark.parametrize("raw", [True, False])
+async def test_what_is_neither_file_nor_process_cannot_be_reached(place: Place, raw: bool) -> None:
+    """Datagram pairs (which reach sockets that are files), other families, queues, priorities, groups."""
+    tried = await attack(KERNEL_OBJECTS, place=place, sandbox=Sandbox(raw_sockets=raw))
+    done = {what for what, how in tried.items() if how == "done"}
+    sockets = {"socket:2:1", "socket:2:2", "socket:10:1", "socket:10:2", "socket:16:2", "socket:16:3"}
+    sockets |= {"socket:17:2", "socket:17:3"} if raw and place.name != "nobody" else set()
+    assert done == {"stream", "ttl", "hops"} | sockets
+    families = {what.split(":")[1] for what, how in tried.items() if what.startswith("socket:") and how != "97"}
+    assert families == {"2", "10", "16"} | ({"17"} if raw and place.name != "nobody" else set())
+    others = {how for what, how in tried.items() if not what.startswith("socket:")}
+    assert others == {"done", "1", "97"}
 
 
 async def test_raw_sockets_only_where_they_are_granted(place: Place) -> None:

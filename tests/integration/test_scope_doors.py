@@ -22,7 +22,16 @@ from mcp_server.model.run import Actor
 from mcp_server.scope.resolver import SystemResolver
 from mcp_server.server import EnhancedMCPServer
 from tests.support.cli import batch
-from tests.support.doors import ROOT, Doors, environment, http_server, in_own_task, mcp_client, rest_client
+from tests.support.doors import (
+    ROOT,
+    Doors,
+    environment,
+    http_server,
+    in_own_task,
+    log_records,
+    mcp_client,
+    rest_client,
+)
 from tests.unit.scope.loopback_dns import serve
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -39,7 +48,7 @@ allow:
   - {network: 10.9.0.0/16, windows: [minute]}
   - .lab.internal
 exclude: [127.0.0.13, printer.lab.internal]
-limits: {addresses_x_ports: 500, packets_per_hour: 100000}
+limits: {addresses_x_ports: 500, packets_per_hour: 5000004}
 """
 DOORS = ("stdio", "http", "rest", "cli")
 
@@ -127,6 +136,12 @@ async def test_a_tier_can_be_asked_for(doors: Doors) -> None:
     assert each["allowed"] is True
 
 
+async def test_what_is_intrusive_is_refused_while_the_owner_does_not_allow_it(doors: Doors) -> None:
+    (each,) = (await everywhere(doors, target="10.0.0.1", risk="intrusive"))["targets"]
+    assert (each["allowed"], each["code"], each["max_risk"]) == (False, "intrusive_not_allowed", "scan")
+    assert "security.allow_intrusive" in each["hint"]
+
+
 async def test_a_plan_is_priced_and_judged_without_running(doors: Doors) -> None:
     body = await everywhere(doors, target="127.0.9.0/30", tool="nmap", parameters={"ports": "1-100", "mode": "ports"})
     plan = body["plan"]
@@ -159,7 +174,7 @@ async def test_without_a_target_it_describes_the_policy(doors: Doors) -> None:
         "127.0.0.0/8", "127.0.9.0/24", "10.0.0.0/8", "10.9.0.0/16", ".lab.internal",
     ]  # fmt: skip
     assert policy["exclude"] == ["127.0.0.13", "printer.lab.internal"]
-    assert policy["limits"] == {"addresses_x_ports": 500, "packets_per_hour": 100000}
+    assert policy["limits"] == {"addresses_x_ports": 500, "packets_per_hour": 5000004}
     assert policy["windows"][0]["when"] == "mon 00:00-00:01 Pacific/Kiritimati"
 
 
@@ -229,6 +244,7 @@ async def test_people_read_the_same_in_a_shell(doors: Doors) -> None:
     assert out.splitlines()[0].endswith("127.0.0.0/8; up to probe, 100 packets/s; line 7")
     assert "allow 127.0.0.0/8: up to probe, 100 packets/s" in shown
     assert "exclude 127.0.0.13, printer.lab.internal" in shown
+    assert "limit packets_per_hour: 5000004\n" in shown
 
 
 async def test_config_check_reads_the_policy_file_too(doors: Doors, tmp_path: Path) -> None:
@@ -260,3 +276,15 @@ async def test_a_name_is_asked_once_also_where_its_call_is_planned(tmp_path: Pat
     assert (body["plan"]["allowed"], body["plan"]["addresses"]) == (True, 1)
     assert body["scope_hash"] == server.pipeline.policy.hash
     await server.cleanup()
+
+
+async def test_every_question_to_a_name_server_is_on_the_log(tmp_path: Path) -> None:
+    server = EnhancedMCPServer(load_config(env=environment(tmp_path / "state")))
+    try:
+        query = read_query({"target": ["nowhere.lab.internal", "127.0.0.1"]})
+        server.pipeline.resolver = SystemResolver([])
+        await ask_pipeline(server.pipeline, query, Actor("tester", "test"))
+    finally:
+        await server.cleanup()
+    asked = [each for each in log_records(tmp_path / "state") if each["event"] == "lookup"]
+    assert [(each["name"], each["actor"]) for each in asked] == [("nowhere.lab.internal", "tester")]

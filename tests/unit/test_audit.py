@@ -114,8 +114,9 @@ async def test_the_schema_describes_every_field_and_nothing_else(tmp_path: Path)
     await log.append("decision", **DENIAL)
     await log.append("alarm", alarm="guard_drops", run_id="r_1", dropped={"egress": 2})
     await log.append("policy", scope_hash="a1b2", enforcement="kernel")
+    await log.append("lookup", name="a.lab.internal", actor="a", door="rest")
     records = records_of(tmp_path)
-    events = ["genesis", "decision", "repair", "end", "decision", "alarm", "policy"]
+    events = ["genesis", "decision", "repair", "end", "decision", "alarm", "policy", "lookup"]
     assert [record["event"] for record in records] == events
     validator = schema()
     for record in records:
@@ -231,6 +232,14 @@ SECRET = "hunter2-correct-horse"
         {"target": f"https://10.0.0.1/?key={SECRET}&x=1"},
         {"json": f'{{"client_secret": "{SECRET}"}}'},
         {"community": SECRET},
+        *(
+            {name: SECRET}
+            for name in ("smbpass", "mysqlpass", "dbPass", "pass", "wpa_psk", "jwt", "privkey", "otp", "totp")
+        ),
+        {"extra_args": f"--script-args smbuser=a,smbpass={SECRET},mysqlpass={SECRET}"},
+        {"extra_args": f"--privkey {SECRET} --psk={SECRET}"},
+        {"argv": ["tool", "--smb-pass", SECRET]},
+        {"json": f'{{"jwt": "{SECRET}", "otp": "{SECRET}"}}'},
     ],
     ids=str,
 )
@@ -249,6 +258,9 @@ def test_what_is_no_secret_stays() -> None:
         "url": "http://10.0.0.1:8080/keys?page=1",
         "risk": "scan",
         "password": "",
+        "bypass": "bypass=yes compass: north",
+        "compass": "--passive 10.0.0.1 --bypass 10.0.0.2",
+        "cotp": "cotp=1",
     }
     assert cleaned(plain) == plain
 

@@ -187,6 +187,46 @@ async def test_records_taken_away_under_a_running_server_stop_it(tmp_path: Path,
         assert "records were taken away" in await refused(log, "audit_broken")
 
 
+async def _replace_end(folder: Path) -> None:
+    _cut(folder)
+    for number in range(4):
+        await AuditLog(folder).append("decision", number=number)
+
+
+async def _replace_end_in_full_files(folder: Path) -> None:
+    _cut(folder)
+    for number in range(4):
+        await AuditLog(folder, SMALL).append("decision", number=number, argv=["a" * 50_000])
+
+
+async def _replace_file(folder: Path) -> None:
+    data = (folder / "audit.jsonl").read_bytes()
+    (folder / "audit.jsonl").rename(folder / "elsewhere")
+    (folder / "audit.jsonl").write_bytes(data)
+    await AuditLog(folder).append("decision")
+
+
+@pytest.mark.parametrize("tamper", [_replace_end, _replace_end_in_full_files, _replace_file])
+async def test_records_replaced_by_another_process_stop_a_running_server(tmp_path: Path, tamper: Any) -> None:
+    log = AuditLog(tmp_path)
+    for _ in range(3):
+        await log.append("decision")
+    await tamper(tmp_path)
+    for _ in range(2):
+        assert "record 2 is no longer" in await refused(log, "audit_broken")
+
+
+async def test_two_processes_go_on_over_full_files(tmp_path: Path) -> None:
+    one, other = AuditLog(tmp_path, SMALL), AuditLog(tmp_path, SMALL)
+    await one.append("decision")
+    for _ in range(4):
+        await other.append("decision", argv=["a" * 50_000])
+    assert len(files_of(tmp_path)) > 2
+    assert (await one.append("decision")).seq == 5
+    assert (await other.append("decision")).seq == 6
+    assert verify(tmp_path).broken is None
+
+
 @pytest.mark.parametrize("end", [b"a line\n", b'{"event":"decision"}\n', b"\n", b"[" * 100_000 + b"\n"])
 async def test_a_line_that_is_none_of_ours_stops_the_log(tmp_path: Path, end: bytes) -> None:
     write_log(tmp_path, 3)

@@ -348,6 +348,14 @@ def digest(folder: Path, text: str) -> str:
     return ScopePolicy.from_file(write(folder, text)).hash
 
 
+@pytest.mark.parametrize(("one", "other"), [("1000000", "1000004"), ("100.0", "100.0004")])
+def test_rates_that_differ_little_give_another_hash(tmp_path: Path, one: str, other: str) -> None:
+    text = "version: 1\nallow:\n- {network: 10.0.0.0/8, packets_per_second: RATE}\n"
+    limit = "version: 1\nallow: [10.0.0.0/8]\nlimits: {packets_per_second: RATE}\n"
+    for policy in (text, limit):
+        assert digest(tmp_path, policy.replace("RATE", one)) != digest(tmp_path, policy.replace("RATE", other))
+
+
 def test_spelling_and_order_do_not_change_the_hash(tmp_path: Path) -> None:
     base = digest(tmp_path, GOOD)
     other = """\

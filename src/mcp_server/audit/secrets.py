@@ -12,9 +12,14 @@ from typing import Any, Final
 
 from mcp_server.config.redact import REDACTED, is_secret
 
-_NAMES: Final = "token|secret|password|passwd|passphrase|api[_-]?key|credential|community"
+# Words, or their ends, as in the script arguments smbpass and mysqlpass; neither bypass, compass nor passive, nor COTP.
+_ENDINGS: Final = (
+    r"(?:(?<!by)(?<!com)(?<!sur)(?<!tres)(?<!over)(?<!under)pass|psk|jwt|priv[_-]?key|(?<![a-z])[th]?otp)(?![a-z])"
+)
+_NAMES: Final = rf"token|secret|password|passwd|passphrase|api[_-]?key|credential|community|{_ENDINGS}"
 _MORE_NAMES: Final = (
-    r"(?i)authori[sz]ation|passphrase|credential|cookie|bearer|community|api[^a-z0-9]?key|private[^a-z0-9]?key|pwd"
+    r"(?i)authori[sz]ation|passphrase|credential|cookie|bearer|community|api[^a-z0-9]?key|private[^a-z0-9]?key|pwd|"
+    rf"{_ENDINGS}"
 )
 _WORD_BOUNDARY: Final = r"(?<=[a-z0-9])(?=[A-Z])"
 _ANY: Final = rf"(?i){_NAMES}|key=|authorization|cookie|bearer|://"

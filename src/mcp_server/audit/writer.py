@@ -1,8 +1,8 @@
 """Appending: one record at a time under the log's lock, on the disk before the call returns.
 
 Several processes append to the same log. Each finds the end of the chain where it left it, or, where another one has
-written since, by reading the last line. A line that a crash cut off was never acknowledged: it is overwritten by a
-record of the repair that holds its bytes.
+written since, by reading the last line; the record it wrote last itself must still be where it was written. A line
+that a crash cut off was never acknowledged: it is overwritten by a record of the repair that holds its bytes.
 """
 
 from __future__ import annotations
@@ -34,11 +34,12 @@ TORN_KEPT: Final = 16 * 1024
 
 
 class _Place(NamedTuple):
-    """Where this process left the log: the file, its size, and the end of the chain."""
+    """Where this process left the log: the file, its size, the bytes of its last line, and the end of the chain."""
 
     device: int
     inode: int
     size: int
+    line: int
     head: Head
 
 
@@ -91,7 +92,8 @@ class Writer:
             if not end.offset:
                 os.fsync(folder)  # the file's name must outlive a power cut as well
             found = os.fstat(descriptor)
-            self._place = _Place(found.st_dev, found.st_ino, found.st_size, head)
+            last = len(lines) - 1 - (lines.rfind(b"\n", 0, -1) + 1)
+            self._place = _Place(found.st_dev, found.st_ino, found.st_size, last, head)
             return Receipt(head.seq - 1, head.prev)
         finally:
             os.close(descriptor)
@@ -99,6 +101,10 @@ class Writer:
     def _find_end(self, folder: int, descriptor: int) -> _End | None:
         """The end of the chain, or None where the file was written by a version that had none."""
         found, place = os.fstat(descriptor), self._place
+        if place and not _still_there(folder, descriptor, place):
+            raise _broken(
+                f"record {place.head.seq - 1} is no longer what this process wrote: records were taken away or replaced"
+            )
         if place and (place.device, place.inode, place.size) == (found.st_dev, found.st_ino, found.st_size):
             return _End(place.size, place.head)
         tail = read_tail(descriptor, found.st_size)
@@ -110,7 +116,7 @@ class Writer:
             return None
         else:
             raise _broken(f"the last line of {CURRENT} is no record of the chain")
-        if place and (head.seq < place.head.seq or (head.seq == place.head.seq and head.prev != place.head.prev)):
+        if place and head.seq < place.head.seq:
             raise _broken(
                 f"it ended with record {place.head.seq - 1}, now with record {head.seq - 1}: records were taken away"
             )
@@ -154,6 +160,27 @@ def _reopen(folder: int, descriptor: int) -> int:
     fresh = open_regular(CURRENT, os.O_RDWR | os.O_CREAT | os.O_EXCL, folder)
     os.close(descriptor)
     return fresh
+
+
+def _still_there(folder: int, current: int, place: _Place) -> bool:
+    """Whether the last record this process wrote is unchanged, in the file that is written to or a full one."""
+    found = os.fstat(current)
+    if (found.st_dev, found.st_ino) == (place.device, place.inode):
+        return _holds(current, place)
+    for number in reversed(rotated_numbers(folder)):
+        full = open_regular(rotated_name(number), os.O_RDONLY, folder)
+        try:
+            found = os.fstat(full)
+            if (found.st_dev, found.st_ino) == (place.device, place.inode):
+                return _holds(full, place)
+        finally:
+            os.close(full)
+    return False
+
+
+def _holds(descriptor: int, place: _Place) -> bool:
+    line = os.pread(descriptor, place.line + 1, place.size - place.line - 1)
+    return line.endswith(b"\n") and hashlib.sha256(line[:-1]).hexdigest() == place.head.prev
 
 
 def _head_after(line: bytes) -> Head | None:

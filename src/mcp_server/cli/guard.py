@@ -6,7 +6,7 @@ import os
 import signal
 import socket
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from mcp_server.execution.guard_state import GuardState
 
 app = typer.Typer(no_args_is_help=True, help="The guard of the kernel tier: its state, and its end.")
+
+Dead = Annotated[bool, typer.Option("--dead", help="Leave guards alone whose guardian is alive.")]
 
 _ANSWER_SEC: Final = 2.0
 _GRACE_SEC: Final = 40.0
@@ -45,15 +47,19 @@ def status(as_json: Json = False) -> None:
 
 
 @app.command("down")
-def down(as_json: Json = False) -> None:
+def down(dead: Dead = False, as_json: Json = False) -> None:
     """End every guard with its server, and take away what is left of any; exit 0 also where there is nothing."""
-    from mcp_server.execution.guard_state import all_guards, dismantle
+    from mcp_server.execution.guard_state import all_guards, dismantle, host_namespace
 
     with reporting(as_json=as_json):
         _only_root()
         taken, problems = [], []
         for state in all_guards():
-            _end(state)
+            here = state.host == host_namespace()
+            if dead and (state.alive or not here):
+                continue
+            if here:  # of another host namespace nothing could be put back: `dismantle` says so
+                _end(state)
             left = dismantle(state)
             problems += left
             if not left:

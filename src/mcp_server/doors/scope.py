@@ -17,6 +17,8 @@ from mcp_server.model.run import Actor, Risk
 from mcp_server.model.untrusted import neutralise
 
 if TYPE_CHECKING:
+    from mcp_server.audit import AuditLog
+    from mcp_server.model.target import Evidence
     from mcp_server.pipeline import Pipeline
     from mcp_server.scope.policy import ScopePolicy
     from mcp_server.scope.resolver import Resolver
@@ -95,7 +97,20 @@ async def ask_pipeline(pipeline: Pipeline, query: ScopeQuery, actor: Actor) -> d
         return await replace(pipeline, resolver=resolver).plan(tool, arguments, actor)
 
     allow_intrusive = pipeline.config.security.allow_intrusive
-    return await answer(query, pipeline.policy, pipeline.resolver, plan, allow_intrusive=allow_intrusive)
+    logged = _Logged(pipeline.resolver, pipeline.audit, actor)
+    return await answer(query, pipeline.policy, logged, plan, allow_intrusive=allow_intrusive)
+
+
+class _Logged:
+    """A resolver whose every question is on the decision log before it is asked: a name may carry data out."""
+
+    def __init__(self, resolver: Resolver, audit: AuditLog, actor: Actor) -> None:
+        self._resolver, self._audit, self._actor = resolver, audit, actor
+
+    async def lookup(self, name: str) -> Evidence:
+        """Log the question, then ask it; raises PlatformError where the log cannot be written."""
+        await self._audit.append("lookup", name=name, actor=self._actor.name, door=self._actor.door)
+        return await self._resolver.lookup(name)
 
 
 async def answer(
@@ -115,7 +130,10 @@ async def answer(
     if not query.targets:
         return body | {"policy": describe(policy, now)}
     risk = Risk[query.risk.upper()] if query.risk else Risk.PASSIVE
-    body["targets"] = [await explain(target, policy, once, now=now, risk=risk) for target in query.targets]
+    body["targets"] = [
+        await explain(target, policy, once, now=now, risk=risk, allow_intrusive=allow_intrusive)
+        for target in query.targets
+    ]
     if query.tool is not None and plan is not None:
         body["plan"] = await _plan(query, policy, once, plan, now=now, allow_intrusive=allow_intrusive)
     return body
@@ -191,13 +209,18 @@ def _target_line(each: Mapping[str, Any]) -> str:
     if "max_risk" in each:
         text += f"; up to {each['max_risk']}"
     if "packets_per_second" in each:
-        text += f", {each['packets_per_second']:g} packets/s"
+        text += f", {_number(each['packets_per_second'])} packets/s"
     numbers = [str(line["line"]) for line in each.get("lines", ()) if "line" in line]
     if numbers:
         text += f"; line {', '.join(numbers)}"
     for window in each.get("windows", ()):
         text += f"; window {window['name']} ({window['when']}) {_state(window)}"
     return text
+
+
+def _number(value: float) -> str:
+    """A cap as its owner wrote it: ``5000000``, and not the rounded ``5e+06``."""
+    return str(int(value)) if value == int(value) else repr(value)
 
 
 def _state(window: Mapping[str, Any]) -> str:
@@ -210,7 +233,7 @@ def _policy_lines(policy: Mapping[str, Any]) -> list[str]:
         if line["max_risk"] == "intrusive" and not {"packets_per_second", "windows"} & line.keys():
             found.append(f"allow {line['entry']}")
             continue
-        rate = f", {line['packets_per_second']:g} packets/s" if "packets_per_second" in line else ""
+        rate = f", {_number(line['packets_per_second'])} packets/s" if "packets_per_second" in line else ""
         when = f", in {', '.join(line['windows'])}" if "windows" in line else ""
         found.append(f"allow {line['entry']}: up to {line['max_risk']}{rate}{when}")
     if policy["allow_total"] > len(policy.get("allow", ())):
@@ -218,7 +241,7 @@ def _policy_lines(policy: Mapping[str, Any]) -> list[str]:
     if "exclude" in policy:
         rest = policy["exclude_total"] - len(policy["exclude"])
         found.append(f"exclude {', '.join(policy['exclude'])}{f' and {rest} more' if rest else ''}")
-    found += [f"limit {key}: {value:g}" for key, value in policy.get("limits", {}).items()]
+    found += [f"limit {key}: {_number(value)}" for key, value in policy.get("limits", {}).items()]
     found += [f"window {each['name']}: {each['when']}, {_state(each)}" for each in policy.get("windows", ())]
     if "resolvers" in policy:
         found.append(f"resolvers {', '.join(policy['resolvers'])}")

@@ -66,7 +66,7 @@ def become(argv: list[str], folder: str, *, limits: Mapping[str, int], reads: li
         version = landlock.abi()
         if version:
             landlock.restrict(list(rules(argv[0], folder, reads)), version)
-        seccomp.restrict(seccomp.code())
+        seccomp.restrict(seccomp.code(raw=raw))
     for name, value in limits.items():
         _limit(RLIMITS[name], value)
     os.execve(argv[0], argv, ENVIRONMENT)  # noqa: S606 - argv exec without a shell is the point

@@ -51,6 +51,7 @@ class KernelGuard:
         self._enforcement = Enforcement(hello.body["enforcement"])
         self.policy_hash: str = hello.body["policy"]
         """Hash of the policy that is enforced on packets."""
+        self._versions = frozenset(hello.body["versions"])
         self._control = hello.descriptors.get(channel.LOOPBACK)
         listener = hello.descriptors.get(channel.LISTENER)
         self.listener = None if listener is None else socket.socket(fileno=listener)
@@ -88,6 +89,8 @@ class KernelGuard:
         PlatformError ``guard_unavailable`` where it read another policy than ``policy_hash``, which is in force then;
         its own error where a file is bad, and nothing has changed then.
         """
+        if self._enforcement is Enforcement.ROOTLESS and policy_hash == self.policy_hash:
+            return  # nothing to swap, which the guardian of this tier does not do
         self._reloads += 1
         try:
             answer = await self._ask(channel.Ask.RELOAD, RELOAD_SEC)
@@ -106,8 +109,8 @@ class KernelGuard:
     def place_for(self, targets: Targets) -> Place:
         """Where a run on these targets is started: on the host's loopback, or here.
 
-        TargetError ``invalid_target`` for loopback targets mixed with others, PlatformError ``guard_unavailable``
-        where no runner looks at loopback.
+        TargetError ``invalid_target`` for loopback targets mixed with others, and for an IP version of which the guard
+        has no address; PlatformError ``guard_unavailable`` where no runner looks at loopback.
         """
         from mcp_server.execution.place import Place
 
@@ -117,10 +120,19 @@ class KernelGuard:
                     raise PlatformError(
                         "loopback targets are looked at from outside of the guard, and no runner is there for them",
                         code="guard_unavailable",
-                        hint="Reload the server: the runner is started where the policy names loopback.",
+                        hint="The rootless tier has no loopback; the kernel tier has."
+                        if self._enforcement is Enforcement.ROOTLESS
+                        else "Reload the server: the runner is started where the policy names loopback.",
                     )
                 self._loopback, self._control = Place.at("loopback", self._control, allow_raw=False), None
             return self._loopback
+        for target in targets.items:
+            for version in sorted(target.versions - self._versions):
+                raise TargetError(
+                    f"the guard has no IPv{version} address, and {target.given!r} is not reached without one",
+                    hint="guard.addresses (guard.mode macvlan) gives it one; nat and the rootless tier are IPv4 only.",
+                    parameter="target",
+                )
         if self._here is None:
             self._here = Place.here(allow_raw=True)
         return self._here

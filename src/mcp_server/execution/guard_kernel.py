@@ -10,7 +10,7 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 from mcp_server.errors import ConfigError, NetworkToolsError, PlatformError
 from mcp_server.execution import guard_channel as channel
 from mcp_server.execution import syscalls
-from mcp_server.execution.guard import Enforcement
+from mcp_server.execution.guard import Enforcement, GuardReading
 from mcp_server.execution.guard_account import (
     Account,
     become,
@@ -33,10 +33,10 @@ from mcp_server.execution.guard_account import (
 from mcp_server.execution.guard_canary import prove
 from mcp_server.execution.guard_children import become_silent, end, fork
 from mcp_server.execution.guard_filter import confine
+from mcp_server.execution.guard_host import HostRules
 from mcp_server.execution.guard_net import (
     Namespace,
     Plan,
-    load_host_rules,
     make_device,
     make_plan,
     nat_rules,
@@ -48,8 +48,9 @@ from mcp_server.execution.guard_rules import ruleset
 from mcp_server.execution.guard_state import (
     GuardState,
     Undertaker,
-    all_guards,
     born,
+    check_addresses,
+    clear_dead_guards,
     dismantle,
     host_namespace,
     note_server,
@@ -118,6 +119,9 @@ class KernelGuardian(Guardian):
     _undertaker: Undertaker | None = None
     _control: socket.socket | None = None
     _runner = 0
+    _host: HostRules | None = None
+    _nameless: Account | None = None  # its user id stays the same: a runner that is alive has it
+    _fenced: set[int]  # also of runners that have ended: what they started may not have
 
     def prepare(self) -> None:
         """Check users, files and links; the state folder is made, or given to the server's user where it is empty."""
@@ -130,6 +134,9 @@ class KernelGuardian(Guardian):
         _check_capabilities()
         self.policy = self.config.scope_policy()
         self._accounts = Accounts.find(self.config, loopback=self.policy.guard_sets().loopback)
+        if not self.config.guard.loopback_user:
+            self._nameless = self._accounts.loopback
+        self._fenced = set()
         files = _owners_files(self.config)
         check_can_serve(self._accounts.server, files)
         for path in files:
@@ -141,7 +148,7 @@ class KernelGuardian(Guardian):
         clear_dead_guards()
         self._plan = make_plan(self.config.guard, self.pid)
         self.link = self._plan.link
-        _check_addresses(self.config.guard.addresses if self._plan.mode == "macvlan" else ())
+        check_addresses(self.config.guard.addresses if self._plan.mode == "macvlan" else ())
         if self.bind is not None:
             self.listener = own_descriptors_by(self._accounts.server, self.bind)
 
@@ -167,9 +174,9 @@ class KernelGuardian(Guardian):
             self.nft = Nft()
             self.nft.run(ruleset(self.policy.guard_sets(), self.link))
             self._prove()
-        if self._plan.device:
-            load_host_rules(nat_rules(self._plan, self._nat_table))
-        self._guard_users()
+            self.note_counters()
+        self._host = HostRules()
+        self._load_host_rules()
         open_way(self._plan, self._namespace)
         self._start_runner()
 
@@ -213,15 +220,23 @@ class KernelGuardian(Guardian):
             addresses=self.config.guard.addresses if self._plan.mode == "macvlan" else (),
         )
 
-    def _guard_users(self) -> None:
-        loopback = self._accounts.loopback
-        load_host_rules(
-            user_rules(
-                self._user_table,
-                server=self._accounts.server.uid if self.listener else None,
-                loopback=loopback.uid if loopback else None,
-            )
-        )
+    def _load_host_rules(self) -> None:
+        """Load the host's tables; each as one transaction, so that no packet meets none."""
+        if self._host is None:
+            return
+        if self._plan.device:
+            self._host.load("ip", self._nat_table, nat_rules(self._plan, self._nat_table))
+        if self._accounts.loopback is not None:
+            self._fenced.add(self._accounts.loopback.uid)
+        server = self._accounts.server.uid if self.listener else None
+        rules = user_rules(self._user_table, server=server, loopback=sorted(self._fenced))
+        self._host.load("inet", self._user_table, rules)
+
+    def reading(self) -> GuardReading:
+        """As every guardian's, of the host's tables too."""
+        if self._host is not None:
+            self._host.check()
+        return super().reading()
 
     def _start_runner(self) -> None:
         """Start the runner of loopback targets where the policy names any and none is there."""
@@ -261,16 +276,28 @@ class KernelGuardian(Guardian):
         """The new files must be out of the server's reach as the first were, and the users be there."""
         for path in _owners_files(config):
             check_out_of_reach(self._accounts.server, path)
-        self._wanted = Accounts.find(self.config, loopback=policy.guard_sets().loopback)
+        self._wanted = self._accounts_for(config, loopback=policy.guard_sets().loopback)
+
+    def _accounts_for(self, config: Config, *, loopback: bool) -> Accounts:
+        """Whom the users are from here on: the server stays who it is, and a nameless loopback user too."""
+        nameless = loopback and not config.guard.loopback_user
+        if nameless and self._nameless is not None:
+            return Accounts(self._accounts.server, self._nameless)
+        found = Accounts.find(config, loopback=loopback)
+        if nameless:
+            self._nameless = found.loopback
+        if found.loopback is not None and found.loopback.uid == self._accounts.server.uid:
+            raise ConfigError("guard.loopback_user is the user the server runs as", hint="Name another user.")
+        return Accounts(self._accounts.server, found.loopback)
 
     def after_swap(self) -> None:
         """Start or end the loopback runner, as the policy now names loopback or not."""
-        self._accounts = self._wanted
+        before, self._accounts = self._accounts, self._wanted
         if self._runner and os.waitpid(self._runner, os.WNOHANG)[0]:
             self._runner = 0
-        if self._accounts.loopback is None:
+        if self._accounts.loopback != before.loopback:
             self._end_runner()
-        self._guard_users()
+        self._load_host_rules()
         self._start_runner()
 
     def watched(self) -> dict[int, Callable[[], None]]:
@@ -294,7 +321,7 @@ class KernelGuardian(Guardian):
                 if struct.unpack("3i", credentials)[1] != 0:
                     return
                 try:
-                    answer = channel.Answer(0, self.description() | channel.reading_body(self.nft.read()))
+                    answer = channel.Answer(0, self.description() | channel.reading_body(self.reading()))
                 except NetworkToolsError as error:
                     answer = channel.error_answer(0, error)
                 channel.send_answer(caller, answer)
@@ -310,12 +337,24 @@ class KernelGuardian(Guardian):
         self._end_runner()
         if self._control is not None:
             self._control.close()
+        if self._host is not None:
+            self._host.close()
         if self._namespace is not None:
             sweep(self._namespace.descriptor)
             self._namespace.close()
         if hasattr(self, "_state") and not (self._undertaker and self._undertaker.finish()):
             for problem in dismantle(self._state):
                 logger.error("guard.left_behind %s", problem)
+
+
+def kernel_missing() -> str | None:
+    """Why root cannot set the kernel tier up here, with the remedy; None where it has what that needs."""
+    try:
+        _check_capabilities()
+        Nft().close()
+    except PlatformError as error:
+        return f"{error.message} ({error.hint})"
+    return None
 
 
 def _check_capabilities() -> None:
@@ -331,27 +370,6 @@ def _check_capabilities() -> None:
 
 def _owners_files(config: Config) -> list[Path]:
     return [path for path in (config.file, config.security.policy_file) if path is not None]
-
-
-def clear_dead_guards() -> None:
-    """Take down what guards left whose guardian and undertaker were both killed."""
-    for state in all_guards():
-        if not state.alive and state.host == host_namespace():
-            for problem in dismantle(state):
-                logger.warning("guard.left_behind %s", problem)
-
-
-def _check_addresses(addresses: Collection[str]) -> None:
-    """Refuse an address that another guard on this host has: two devices would answer for it."""
-    for state in all_guards():
-        taken = sorted(set(addresses) & set(state.addresses))
-        if taken and state.alive and state.host == host_namespace():
-            raise PlatformError(
-                f"guard.addresses: {', '.join(taken)} belongs to the guard of process {state.guardian}",
-                code="guard_unavailable",
-                hint="Call through that server (HTTP), end it with 'mcp-network-tools guard down', or give this one "
-                "an address of its own.",
-            )
 
 
 def server_environment(given: Mapping[str, str], account: Account, config: Config) -> dict[str, str]:

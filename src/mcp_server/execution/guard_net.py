@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, ip_address, ip_interface
@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from mcp_server.errors import ConfigError, PlatformError
-from mcp_server.execution.guard_nft import Nft
 from mcp_server.execution.guard_rules import Link
 
 if TYPE_CHECKING:
@@ -302,8 +301,8 @@ def nat_rules(plan: Plan, table: str) -> str:
 """
 
 
-def user_rules(table: str, *, server: int | None, loopback: int | None) -> str:
-    """The host's rules by user id: for the server where it has a listening socket, and for the loopback runner.
+def user_rules(table: str, *, server: int | None, loopback: Iterable[int]) -> str:
+    """The host's rules by user id: for the server where it has a listening socket, and for each loopback runner.
 
     A socket made here stays in this namespace whoever holds it. The server's may answer clients and never call out,
     which a listening socket can be made to do (``connect`` to AF_UNSPEC, then elsewhere). The runner's packets go to
@@ -312,11 +311,11 @@ def user_rules(table: str, *, server: int | None, loopback: int | None) -> str:
     rules = []
     if server is not None:
         rules.append(f"meta skuid {server} tcp flags & (syn | ack) == syn counter drop")
-    if loopback is not None:
+    for uid in loopback:
         rules += [
-            f'meta skuid {loopback} oifname "lo" ip daddr 127.0.0.0/8 counter accept',
-            f'meta skuid {loopback} oifname "lo" ip6 daddr ::1 counter accept',
-            f"meta skuid {loopback} counter drop",
+            f'meta skuid {uid} oifname "lo" ip daddr 127.0.0.0/8 counter accept',
+            f'meta skuid {uid} oifname "lo" ip6 daddr ::1 counter accept',
+            f"meta skuid {uid} counter drop",
         ]
     body = "\n    ".join(rules)
     return f"""table inet {table} {{
@@ -326,13 +325,3 @@ def user_rules(table: str, *, server: int | None, loopback: int | None) -> str:
   }}
 }}
 """
-
-
-def load_host_rules(rules: str) -> None:
-    """Load a table into the host's namespace in place of one of its name; PlatformError in nft's own words."""
-    head = rules.split("{", 1)[0].strip()
-    nft = Nft()
-    try:
-        nft.run(f"add {head}\ndelete {head}\n{rules}")
-    finally:
-        nft.close()

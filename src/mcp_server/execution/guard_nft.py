@@ -106,6 +106,18 @@ class Nft:
                 return False
             return True
 
+    def generation(self) -> int:
+        """The kernel's number of the last change to anything that nftables holds in the namespace."""
+        with self._lock:
+            return self._generation()
+
+    def table(self, family: str, name: str) -> str:
+        """A table as nft lists it, without counts; empty where there is none."""
+        with self._lock:
+            if f"table {family} {name}" not in self._command(f"list tables {family}").splitlines():
+                return ""
+            return self._command(f"list table {family} {name}")
+
     def close(self) -> None:
         """Close the sockets; the ruleset stays."""
         with self._lock:

@@ -48,7 +48,19 @@ _TUNSETIFF, _TUNSETPERSIST, _SIOCGIFFLAGS = 0x400454CA, 0x400454CB, 0x8913
 _IFF_TAP_NO_PI, _IFF_RUNNING = 0x1002, 0x40
 
 # Whoever answers there would start a program for this user outside of the guard.
-_SERVICES: Final = ("/run/user", "/run/dbus", "/run/systemd/private", "/run/podman", "/run/containerd")
+_SERVICES: Final = (
+    "/run/user",
+    "/run/dbus",
+    "/run/systemd/private",
+    "/run/systemd/resolve/io.systemd.Resolve",
+    "/run/podman",
+    "/run/containerd",
+    "/run/docker.sock",
+    "/run/snapd.socket",
+    "/run/nscd",
+    "/run/screen",
+    "/run/tmux",
+)
 
 
 def _find_pasta() -> str:
@@ -124,6 +136,7 @@ class RootlessGuardian(Guardian):
         self.nft = Nft()
         self.nft.run(ruleset(self.policy.guard_sets(), self.link))
         prove(self.link, self.nft)
+        self.note_counters()
         self._outside.attach()
 
     def _make_device(self) -> None:
@@ -156,6 +169,14 @@ class RootlessGuardian(Guardian):
             os._exit(128 + signal.SIGKILL)
         confine()
         return dict(os.environ)
+
+    def swap(self) -> None:
+        """Refuse: whoever takes the server over could write the policy file and ask for this."""
+        raise PlatformError(
+            "the policy is not changed while the server runs in the rootless tier: the file belongs to the user the "
+            "server runs as",
+            hint="Restart the server to change the policy.",
+        )
 
     def watched(self) -> dict[int, Callable[[], None]]:
         """Pasta: without it there is no network, and a scan would call everything filtered."""
@@ -276,7 +297,7 @@ def _hide_services() -> None:
     for path in _SERVICES:
         if Path(path).is_dir():
             mount(b"tmpfs", path.encode(), b"tmpfs", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC, b"size=4k,mode=555")
-        elif Path(path).exists():
+        elif os.access(path, os.F_OK):
             mount(b"/dev/null", path.encode(), None, 4096, None)  # MS_BIND
 
 

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
+import re
 import signal
 import socket
+import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -24,10 +27,17 @@ from mcp_server.execution.guard_children import become_silent
 from mcp_server.execution.guard_net import ip
 from mcp_server.execution.guard_nft import Nft
 
+logger = logging.getLogger(__name__)
+
 RUN: Final = Path("/run/mcp-network-tools")
 """Where guards are listed, mode 0700: one file each, and the socket that ``guard status`` asks."""
 
 _SWEEPS: Final = 50
+_LARGEST: Final = 1 << 20
+# What a guardian writes down, and so all that root takes away again.
+_DEVICE: Final = re.compile(r"mcps[0-9]{1,10}")
+_TABLE: Final = re.compile(r"mcp_scope_(nat|host)_[0-9]{1,10}")
+_SYSCTL: Final = re.compile(r"/proc/sys/net/ipv4/conf/(?!\.\.?/)[^/\s]{1,15}/forwarding")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +79,12 @@ class GuardState:
     def save(self) -> None:
         """Write the file, whole or not at all; PlatformError ``guard_unavailable`` where /run cannot be written."""
         try:
-            RUN.mkdir(mode=0o700, parents=True, exist_ok=True)
+            run_folder(make=True)
             draft = self.path.with_suffix(".new")
-            draft.write_text(json.dumps(asdict(self)))
+            draft.unlink(missing_ok=True)
+            handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            with os.fdopen(handle, "w") as file:
+                file.write(json.dumps(asdict(self)))
             draft.replace(self.path)
         except OSError as error:
             raise PlatformError(
@@ -95,19 +108,78 @@ def host_namespace() -> int:
     return Path("/proc/self/ns/net").stat().st_ino
 
 
-def load(path: Path) -> GuardState | None:
-    """The guard a file describes; None where it is gone or unreadable."""
+def run_folder(*, make: bool = False) -> bool:
+    """Whether there is the folder of guards; PlatformError ``guard_unavailable`` unless it is root's alone."""
+    if make:
+        RUN.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
-        document = json.loads(path.read_text())
-        document["addresses"] = tuple(document.get("addresses", ()))
-        document["tables"] = tuple((family, name) for family, name in document["tables"])
-        return GuardState(**document)
-    except (OSError, ValueError, KeyError, TypeError):
+        found = RUN.lstat()
+    except FileNotFoundError:
+        return False
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != 0 or found.st_mode & 0o022:
+        raise PlatformError(
+            f"{RUN} is not a folder that root alone can change, and what it says about guards cannot be trusted",
+            code="guard_unavailable",
+            hint=f"See who made it, then remove it: sudo rm -r {RUN}",
+        )
+    return True
+
+
+def load(path: Path) -> GuardState | None:
+    """The guard a file describes; None where it is gone.
+
+    PlatformError ``guard_unavailable`` where a guardian cannot have written it: root acts on what it says.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
         return None
+    except OSError as error:
+        raise _foreign(path, error.strerror) from error
+    with os.fdopen(handle) as file:
+        found = os.fstat(handle)
+        if not stat.S_ISREG(found.st_mode) or found.st_uid != 0 or found.st_mode & 0o022:
+            raise _foreign(path, "others than root can change it")
+        try:
+            document = json.loads(file.read(_LARGEST))
+            document["addresses"] = tuple(document.get("addresses", ()))
+            document["tables"] = tuple((family, name) for family, name in document["tables"])
+            state = GuardState(**document)
+            fault = _fault(state)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            raise _foreign(path, "it cannot be read") from None
+    if fault or state.path != path:
+        raise _foreign(path, f"it names {fault or 'another guardian'}")
+    return state
+
+
+def _fault(state: GuardState) -> str:
+    """What in a state no guardian writes; empty where there is nothing."""
+    numbers = (state.guardian, state.born, state.host, state.server)
+    words = (state.enforcement, state.user, state.mode, state.uplink, *state.addresses)
+    if not all(type(number) is int and number >= 0 for number in numbers) or state.guardian <= 1:
+        return "a process that there cannot be"
+    if not all(isinstance(word, str) and word.isprintable() for word in words):
+        return "something that cannot be shown"
+    if state.device and not _DEVICE.fullmatch(state.device):
+        return "a device that is none of a guard's"
+    if not all(family in {"ip", "inet"} and _TABLE.fullmatch(name) for family, name in state.tables):
+        return "a table that is none of a guard's"
+    if not all(_SYSCTL.fullmatch(name) and old.strip() in {"0", "1"} for name, old in state.sysctls.items()):
+        return "a kernel setting that no guard changes"
+    return ""
+
+
+def _foreign(path: Path, why: str | None) -> PlatformError:
+    return PlatformError(
+        f"{path} is no record of a guard: {why}", code="guard_unavailable", hint="Look at it, then remove it."
+    )
 
 
 def all_guards() -> list[GuardState]:
-    """Every guard on record, also those whose guardian is gone."""
+    """Every guard on record, also those whose guardian is gone; errors as `run_folder`'s and `load`'s."""
+    if not run_folder():
+        return []
     found = (load(path) for path in sorted(RUN.glob("guard-*.json")))
     return [state for state in found if state is not None]
 
@@ -115,8 +187,11 @@ def all_guards() -> list[GuardState]:
 @contextmanager
 def _alone() -> Iterator[None]:
     """One process at a time takes a guard apart: what one gives back another may still need."""
-    RUN.mkdir(mode=0o700, parents=True, exist_ok=True)
-    handle = os.open(RUN / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    run_folder(make=True)
+    try:
+        handle = os.open(RUN / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise _foreign(RUN / "lock", error.strerror) from error
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
@@ -139,13 +214,42 @@ def dismantle(state: GuardState) -> list[str]:
     """
     if host_namespace() != state.host:
         return [f"guard {state.guardian} belongs to another network namespace (inode {state.host}); run this there"]
-    with _alone():
-        current = load(state.path)
-        problems = [*_drop_tables(state), *_drop_device(state), *_restore(current or state)]
-        if not problems:
-            state.path.unlink(missing_ok=True)
-            state.control.unlink(missing_ok=True)
+    try:
+        with _alone():
+            current = load(state.path)
+            problems = [*_drop_tables(state), *_drop_device(state), *_restore(current or state)]
+            if not problems:
+                state.path.unlink(missing_ok=True)
+                state.control.unlink(missing_ok=True)
+    except NetworkToolsError as error:  # what is written down cannot be trusted; what this one made, it knows
+        return [*_drop_tables(state), *_drop_device(state), error.message]
     return problems
+
+
+def clear_dead_guards() -> list[int]:
+    """Take down what guards left whose guardian and undertaker were both killed; the guardians' numbers."""
+    cleared = []
+    for state in all_guards():
+        if not state.alive and state.host == host_namespace():
+            problems = dismantle(state)
+            for problem in problems:
+                logger.warning("guard.left_behind %s", problem)
+            if not problems:
+                cleared.append(state.guardian)
+    return cleared
+
+
+def check_addresses(addresses: Collection[str]) -> None:
+    """Refuse an address that another guard on this host has: two devices would answer for it."""
+    for state in all_guards():
+        taken = sorted(set(addresses) & set(state.addresses))
+        if taken and state.alive and state.host == host_namespace():
+            raise PlatformError(
+                f"guard.addresses: {', '.join(taken)} belongs to the guard of process {state.guardian}",
+                code="guard_unavailable",
+                hint="Call through that server (HTTP), end it with 'mcp-network-tools guard down', or give this one "
+                "an address of its own.",
+            )
 
 
 def _drop_tables(state: GuardState) -> list[str]:

@@ -14,6 +14,7 @@ import signal
 import socket
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mcp_server.errors import NetworkToolsError
@@ -23,7 +24,7 @@ from mcp_server.execution.guard_rules import Link, update
 
 if TYPE_CHECKING:
     from mcp_server.config import Config
-    from mcp_server.execution.guard import Enforcement
+    from mcp_server.execution.guard import Enforcement, GuardReading
     from mcp_server.execution.guard_nft import Nft
     from mcp_server.scope.policy import ScopePolicy
 
@@ -60,6 +61,7 @@ class Guardian(ABC):
         self.pid = os.getpid()
         self.server = 0
         self.runner_control: socket.socket | None = None
+        self._proof: GuardReading | None = None
         self._channel, self._theirs = channel.pair()
 
     @abstractmethod
@@ -162,9 +164,9 @@ class Guardian(ABC):
 
     def _carry_out(self, request: channel.Request) -> channel.Answer:
         if request.ask is channel.Ask.READ:
-            return channel.Answer(request.number, channel.reading_body(self.nft.read()))
+            return channel.Answer(request.number, channel.reading_body(self.reading()))
         if request.ask is channel.Ask.RELOAD:
-            self._swap()
+            self.swap()
         answer = channel.Answer(request.number, self.description())
         if self.listener is not None and request.ask is channel.Ask.HELLO:
             answer.descriptors[channel.LISTENER] = self.listener.fileno()
@@ -172,7 +174,19 @@ class Guardian(ABC):
             answer.descriptors[channel.LOOPBACK] = self.runner_control.fileno()
         return answer
 
-    def _swap(self) -> None:
+    def note_counters(self) -> None:
+        """What the counters say now is the canary's, and in no reading from here on."""
+        self._proof = self.nft.read()
+
+    def reading(self) -> GuardReading:
+        """The guard's state; PlatformError ``guard_unavailable`` where anything of it is gone or differs."""
+        now = self.nft.read()
+        if self._proof is None:
+            return now
+        drops = {name: count - self._proof.drops.get(name, 0) for name, count in now.drops.items()}
+        return replace(now, passed=now.passed - self._proof.passed, drops=drops)
+
+    def swap(self) -> None:
         """Read the owner's files again and swap the sets; nothing changes where a file is bad."""
         config = self.reload()
         policy = config.scope_policy()
@@ -184,7 +198,11 @@ class Guardian(ABC):
 
     def description(self) -> dict[str, Any]:
         """What a server, and the owner, is told besides a reading."""
-        return {"enforcement": self.enforcement.value, "policy": self.policy.hash}
+        return {
+            "enforcement": self.enforcement.value,
+            "policy": self.policy.hash,
+            "versions": sorted({own.version for own in self.link.own if not own.is_link_local}),
+        }
 
     def close_runner_control(self) -> None:
         """Let go of the loopback runner's control, where it was not handed over."""

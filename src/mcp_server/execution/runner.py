@@ -89,7 +89,8 @@ def _serve(control: int, *, allow_raw: bool) -> NoReturn:
         syscalls.bound_bounding_set(1 << syscalls.CAP_NET_RAW if allow_raw else 0)
         if tier == SUPERVISOR:
             syscalls.become_subreaper()
-        seccomp.code()
+        for raw in (True, False):
+            seccomp.code(raw=raw)
     gc.collect()
     gc.disable()
     gc.freeze()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 from datetime import datetime
 from typing import Any, Final
 
-from mcp_server.errors import NetworkToolsError, RefusedError
+from mcp_server.errors import AccessError, NetworkToolsError, RefusedError
 from mcp_server.model.run import Risk
 from mcp_server.model.target import Evidence, Target
 from mcp_server.model.untrusted import neutralise
@@ -23,7 +24,13 @@ _NO_LIMIT: Final = 1 << 128  # every IPv6 address: explaining starts nothing, so
 
 
 async def explain(
-    text: str, policy: ScopePolicy, resolver: Resolver, *, now: datetime, risk: Risk = Risk.PASSIVE
+    text: str,
+    policy: ScopePolicy,
+    resolver: Resolver,
+    *,
+    now: datetime,
+    risk: Risk = Risk.PASSIVE,
+    allow_intrusive: bool,
 ) -> dict[str, Any]:
     """Say whether ``text`` may be touched at ``now`` with ``risk``, by the road a call takes; never raises a refusal.
 
@@ -32,7 +39,7 @@ async def explain(
     ``resolved`` (how a name was looked up, or None), ``max_risk`` and ``packets_per_second`` (of the strictest line;
     None: nothing allowed, no bound), ``lines`` (those that decide, or that excludes it: entry, line, max_risk,
     packets_per_second, windows) and ``windows`` (of these lines: name, when, open, next_opening). A name is looked
-    up, once.
+    up, once. ``allow_intrusive`` is ``security.allow_intrusive``.
     """
     answer: dict[str, Any] = {
         "target": neutralise(text, SHOWN_CHARS),
@@ -54,6 +61,7 @@ async def explain(
         (target,) = (await pin_targets([text], policy, resolver, max_addresses=_NO_LIMIT)).items
     except RefusedError as error:
         return answer | refused(error)
+    await asyncio.sleep(0)  # each of the three steps may take long for a wide network and a policy of many entries
     verdicts = _verdicts(target, policy)
     lines = list(dict.fromkeys(line for verdict in verdicts for line in verdict.lines))
     entries = list(dict.fromkeys(verdict.entry for verdict in verdicts if verdict.entry is not None))
@@ -70,7 +78,10 @@ async def explain(
         "lines": [_line(line) for line in lines],
         "windows": windows(policy, now, [name for line in lines for name in line.terms.windows]),
     }
+    await asyncio.sleep(0)
     try:
+        if risk >= Risk.INTRUSIVE and not allow_intrusive:
+            raise AccessError("what is intrusive is not allowed", code="intrusive_not_allowed")
         names = [target.name] if target.name else []
         policy.require(target.networks, names, risk, addresses=0, ports=0, probes=0, now=now)
     except RefusedError as error:

@@ -112,5 +112,5 @@ def _by_terms(pieces: Iterable[tuple[int, int, int | None]], allow: Entries) -> 
 
 
 def _terms(terms: Terms) -> str:
-    rate = "" if terms.packets_per_second is None else f"{terms.packets_per_second:g}"
+    rate = "" if terms.packets_per_second is None else repr(float(terms.packets_per_second))
     return f"{terms.max_risk};{rate};{','.join(sorted(terms.windows))}"

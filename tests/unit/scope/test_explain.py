@@ -19,7 +19,20 @@ MONDAY_NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
 async def say(
     text: str, policy: ScopePolicy, resolver: SystemResolver, risk: Risk = Risk.PASSIVE, now: datetime = MONDAY_NOON
 ) -> dict[str, Any]:
-    return await explain(text, policy, resolver, now=now, risk=risk)
+    return await explain(text, policy, resolver, now=now, risk=risk, allow_intrusive=True)
+
+
+async def test_what_is_intrusive_needs_the_setting_too(policy: ScopePolicy, resolver: SystemResolver) -> None:
+    for risk, allow_intrusive, code in (
+        (Risk.INTRUSIVE, False, "intrusive_not_allowed"),
+        (Risk.INTRUSIVE, True, None),
+        (Risk.SCAN, False, None),
+    ):
+        answer = await explain(
+            "10.0.0.1", policy, resolver, now=MONDAY_NOON, risk=risk, allow_intrusive=allow_intrusive
+        )
+        assert (answer["allowed"], answer["code"]) == (code is None, code)
+        assert answer["addresses"] == ["10.0.0.1"]
 
 
 async def test_an_address_is_explained_by_its_entry(policy: ScopePolicy, resolver: SystemResolver) -> None:
@@ -79,11 +92,13 @@ async def test_two_looks_by_one_remembered_resolver_ask_once(
     zone.changing["host.lab.internal.", "A"] = [["A 10.77.0.5"], ["A 8.8.8.8"]]
     once = Remembered(resolver)
     for _ in range(2):
-        answer = await explain("host.lab.internal", policy, once, now=MONDAY_NOON)
+        answer = await explain("host.lab.internal", policy, once, now=MONDAY_NOON, allow_intrusive=True)
         assert answer["addresses"] == ["10.77.0.5"]
     assert len(zone.questions) == 2, "one A, one AAAA"
     for _ in range(2):
-        assert (await explain("gone.lab.internal", policy, once, now=MONDAY_NOON))["code"] == "target_unresolvable"
+        assert (await explain("gone.lab.internal", policy, once, now=MONDAY_NOON, allow_intrusive=True))[
+            "code"
+        ] == "target_unresolvable"
     assert len(zone.questions) == 4
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from pathlib import Path
 
 import pytest
 
+from mcp_server.errors import TargetError
 from mcp_server.model.target import Network
 from mcp_server.scope.policy import ALWAYS_REFUSED, ScopePolicy
+from mcp_server.scope.resolve import pin_targets
+from mcp_server.scope.resolver import SystemResolver
+from mcp_server.scope.terms import Verdict
 
 COUNT = 100_000
 RNG = random.Random(20261122)  # noqa: S311 - test data
@@ -116,3 +121,40 @@ def test_the_hash_does_not_depend_on_their_order(policy: ScopePolicy, networks: 
     assert ScopePolicy.from_file(file).hash == policy.hash
     file.write_text("version: 1\nallow:\n" + "".join(f"  - {network}\n" for network in shuffled[1:]))
     assert ScopePolicy.from_file(file).hash != policy.hash
+
+
+async def test_wide_networks_are_counted_before_they_are_judged(
+    policy: ScopePolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged: list[Network] = []
+    real = policy.check_network
+
+    def check(network: Network) -> Verdict:
+        judged.append(network)
+        return real(network)
+
+    monkeypatch.setattr(policy, "check_network", check)
+    resolver = SystemResolver.of(policy)
+    with pytest.raises(TargetError) as caught:
+        await pin_targets(["10.0.0.0/8"] * 64, policy, resolver, max_addresses=65536)
+    assert (caught.value.code, caught.value.details["count"], judged) == ("too_many_targets", 2**24, [])
+    with pytest.raises(TargetError):
+        await pin_targets(["10.0.0.0/8"] * 64, policy, resolver, max_addresses=2**24)
+    assert judged == [ip_network("10.0.0.0/8")]
+
+
+async def test_the_loop_goes_on_between_two_targets(networks: list[Network], policy: ScopePolicy) -> None:
+    texts = [str(network) for network in networks if network.version == 4 and network.prefixlen == 32][:50]
+    texts = [text for text in texts if policy.check_network(ip_network(text)).allowed]
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    counting = asyncio.create_task(count())
+    await pin_targets(texts, policy, SystemResolver.of(policy), max_addresses=1000)
+    counting.cancel()
+    assert turns >= len(texts) > 10
