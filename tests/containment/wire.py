@@ -111,12 +111,17 @@ class Wire:
             process.stdout.close()
 
 
+_SECOND_MACS = ("02:77:09:00:00:01", "02:77:09:00:00:02")
+
+
 def second_uplink(lab: Lab) -> None:
     """Give the host another way out, with a route of its own: an escape by the wrong device is an escape too."""
     commands = [
-        ("r1", "link add scan2 type veth peer name eth9"),
+        ("r1", f"link add scan2 address {_SECOND_MACS[0]} type veth peer name eth9 address {_SECOND_MACS[1]}"),
         ("r1", "link set scan2 up"),
         ("r1", "addr add 192.168.77.1/24 dev scan2"),
+        # Neither kernel has to ask the other, or to answer: what is seen there was sent on purpose.
+        ("r1", f"neigh replace 192.168.77.2 lladdr {_SECOND_MACS[1]} nud permanent dev scan2"),
     ]
     for namespace, command in commands:
         lab.run(namespace, ["ip", *command.split()])
@@ -132,6 +137,7 @@ def second_uplink(lab: Lab) -> None:
         "link set eth9 addrgenmode none",
         "link set eth9 up",
         "addr add 192.168.77.2/24 dev eth9",
+        f"neigh replace 192.168.77.1 lladdr {_SECOND_MACS[0]} nud permanent dev eth9",
         "route add 172.20.0.0/16 via 192.168.77.1",
     ):
         lab.run("scan", ["ip", *command.split()])

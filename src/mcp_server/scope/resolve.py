@@ -17,6 +17,7 @@ from mcp_server.scope.resolver import Resolver, SystemResolver
 
 __all__ = ["Resolver", "SystemResolver", "pin_targets"]
 
+_JUDGED_OF_TOO_MANY: Final = 8
 LOOKUPS_AT_ONCE: Final = 16
 """Names asked in one batch; the first batch with a failure ends the call, so a dead server costs one lifetime."""
 
@@ -24,7 +25,7 @@ LOOKUPS_AT_ONCE: Final = 16
 async def pin_targets(texts: Sequence[str], policy: ScopePolicy, resolver: Resolver, *, max_addresses: int) -> Targets:
     """Read, judge, resolve and count the targets of one call.
 
-    Every text is read, counted and judged before the first lookup, so a call that is refused leaks no question. Each
+    Every text is read, judged and counted before the first lookup, so a call that is refused leaks no question. Each
     name is looked up once and *all* its addresses are pinned: a tool that takes only the first would report on
     another host than was asked for. One address out of scope, or one excluded alias, refuses the whole call.
 
@@ -40,12 +41,14 @@ async def pin_targets(texts: Sequence[str], policy: ScopePolicy, resolver: Resol
         raise TargetError("no target was given", parameter="target")
     names = list(dict.fromkeys(target.name for target in parsed if target.name is not None))
     given = _without_overlaps([_literal(target) for target in parsed])
-    # Counted before they are judged: judging a wide network takes long where the policy has many entries.
-    _check_count(len(names), max_addresses, "names")  # this also bounds the lookups
-    _check_count(_size(given), max_addresses)
-    for target in {target.name or target.network: target for target in parsed}.values():
+    distinct = list({target.name or target.network: target for target in parsed}.values())
+    too_many = len(names) > max_addresses or _size(given) > max_addresses
+    # Judging a wide network takes long where the policy has many entries: of too many, a few tell enough.
+    for target in distinct[:_JUDGED_OF_TOO_MANY] if too_many else distinct:
         await asyncio.sleep(0)  # what else the server does goes on in between
         _judge(target, policy)
+    _check_count(len(names), max_addresses, "names")  # this also bounds the lookups
+    _check_count(_size(given), max_addresses)
 
     answers: dict[str, Evidence] = {}
     for batch in _batches(names, LOOKUPS_AT_ONCE):
