@@ -26,7 +26,7 @@ def build_args(scan: Scan, targets: Targets, *, timeout_sec: float, raw_sockets:
     words = [*BASE, "--privileged" if raw_sockets else "--unprivileged", f"-T{scan.timing}"]
     if targets.versions == {6}:
         words.append("-6")
-    words += _port_scan(scan) if scan.ports else ["-sn"]
+    words += _port_scan(scan, _host_name(targets)) if scan.ports else ["-sn"]
     if not scan.ping:
         words.append("-Pn")
     host_timeout = scan.host_timeout or default_host_timeout(targets.count, timeout_sec)
@@ -40,7 +40,12 @@ def build_args(scan: Scan, targets: Targets, *, timeout_sec: float, raw_sockets:
     return (*words, *targets.canonical())
 
 
-def _port_scan(scan: Scan) -> list[str]:
+def _host_name(targets: Targets) -> str | None:
+    """The name that was asked for, where there is one for all that is scanned: script arguments know no hosts."""
+    return targets.items[0].name if len(targets.items) == 1 else None
+
+
+def _port_scan(scan: Scan, name: str | None) -> list[str]:
     words = []
     if scan.tcp:
         words.append("-sS" if scan.tcp == "syn" else "-sT")
@@ -55,8 +60,12 @@ def _port_scan(scan: Scan) -> list[str]:
         words.append("-O")
     if scan.scripts:
         words += ["--script", ",".join(scan.scripts)]
-    if scan.script_args:
-        words += ["--script-args", emit_script_args(scan.script_args)]
+    arguments = scan.script_args
+    if name is not None and (scan.services or scan.scripts):
+        # The address is what is connected to; the name travels as data, for a server that has several sites.
+        arguments = (*arguments, ("http.host", name), ("tls.servername", name))
+    if arguments:
+        words += ["--script-args", emit_script_args(arguments)]
     return [*words, "--max-hostgroup", str(scan.max_hostgroup or _default_hostgroup(scan))]
 
 

@@ -4,7 +4,8 @@ nmap reads ``--script-args`` as a table: ``name="value",name="value"``, where un
 quoted one at its quote (nse_main.lua and lpeg-utility.lua of 7.93). Every value here is written in double quotes and
 is of a type that holds neither a quote nor a backslash, so it cannot end its place. Left out, and never to be added:
 arguments whose value is a file, a host, a credential or a list of targets, and those that make a script change
-something (``http-methods.test-all`` sends DELETE).
+something (``http-methods.test-all`` sends DELETE). The name a target was given by is added as ``http.host`` and
+``tls.servername`` by `nmap_argv`, and by nobody else: it is an A-label that the scope allows.
 """
 
 from __future__ import annotations
