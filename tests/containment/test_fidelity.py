@@ -66,6 +66,16 @@ def hosts_of(document: str) -> list[Host]:
     return [_host(element) for element in ET.fromstring(document).iter("host")]  # noqa: S314 - local nmap's output
 
 
+_REASONS = {
+    "arp-response": "arp-response",
+    "nd-response": "nd-response",
+    # Of the probes that a routed host is sent at once, the one that is answered first is named.
+    **dict.fromkeys(("echo-reply", "timestamp-reply", "syn-ack", "reset", "conn-refused"), "answered"),
+    **{word: word for word in ("no-response", "localhost-response", "user-set")},
+}
+"""Why a host is up, as far as it is the same each time."""
+
+
 def facts(document: str) -> list[tuple[object, ...]]:
     """Every fact of a scan that may not differ: addresses, MACs, states, reasons, ports, services, hops."""
     found: list[tuple[object, ...]] = []
@@ -84,7 +94,7 @@ def facts(document: str) -> list[tuple[object, ...]]:
         )
         closed = tuple((e.get("state"), e.get("count")) for e in host.iter("extraports"))
         hops = tuple((hop.get("ttl"), hop.get("ipaddr")) for hop in host.iter("hop"))
-        reason = (status.get("state"), status.get("reason")) if status is not None else ()
+        reason = (status.get("state"), _REASONS.get(status.get("reason", ""), "")) if status is not None else ()
         found.append((addresses, reason, ports, closed, hops))
     return sorted(found, key=repr)
 
