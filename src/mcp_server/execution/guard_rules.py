@@ -14,15 +14,17 @@ import fcntl
 import re
 import socket
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Address, IPv6Address
 from string import Template
 from typing import Final
 
 from mcp_server.errors import PlatformError
 from mcp_server.execution.guard_template import TEMPLATE
+from mcp_server.model.target import Network
 from mcp_server.scope.guard_sets import GuardSets
+from mcp_server.scope.ranges import Span, merged, span, without
 
 TABLE: Final = "mcp_scope"
 """The table of the netdev family that holds everything of the guard."""
@@ -32,7 +34,6 @@ COUNTERS: Final = tuple(dict.fromkeys(re.findall(r"counter name (\w+)", TEMPLATE
 unasked or receives, ``gate_held`` what the closed gate held back."""
 
 Address = IPv4Address | IPv6Address
-_Range = tuple[int, int]
 _SIOCGIFHWADDR: Final = 0x8927
 _ARPHRD_ETHER: Final = 1
 
@@ -92,12 +93,12 @@ def _elements(sets: GuardSets) -> dict[str, list[str]]:
     """The elements of the sets that come from the policy, by set."""
     excluded4, excluded6 = _ranges(sets.exclude4), _ranges(sets.exclude6)
     return {
-        "scope4": _spelled(_less(_ranges(sets.allow4), excluded4), 8),
-        "scope6": _spelled(_less(_ranges(sets.allow6), excluded6), 32),
+        "scope4": _spelled(without(_ranges(sets.allow4), excluded4), 8),
+        "scope6": _spelled(without(_ranges(sets.allow6), excluded6), 32),
         "excluded4": _spelled(excluded4, 8),
         "excluded6": _spelled(excluded6, 32),
-        "resolvers4": _spelled(_less(_points(_of(4, sets.resolvers)), excluded4), 8),
-        "resolvers6": _spelled(_less(_points(_of(6, sets.resolvers)), excluded6), 32),
+        "resolvers4": _spelled(without(_points(_of(4, sets.resolvers)), excluded4), 8),
+        "resolvers6": _spelled(without(_points(_of(6, sets.resolvers)), excluded6), 32),
     }
 
 
@@ -105,52 +106,15 @@ def _of(version: int, addresses: Iterable[Address]) -> list[Address]:
     return [address for address in addresses if address.version == version]
 
 
-def _ranges(networks: Iterable[IPv4Network] | Iterable[IPv6Network]) -> list[_Range]:
-    """First and last address of each network, sorted; neighbours and overlaps are made one."""
-    # Not broadcast_address: making an address object for each of 100,000 networks takes most of a second.
-    return _merged(
-        (first, first + (1 << (network.max_prefixlen - network.prefixlen)) - 1)
-        for network in networks
-        for first in [int(network.network_address)]
-    )
+def _ranges(networks: Iterable[Network]) -> list[Span]:
+    return merged(map(span, networks))
 
 
-def _points(addresses: Iterable[Address]) -> list[_Range]:
-    return _merged((int(address), int(address)) for address in addresses)
+def _points(addresses: Iterable[Address]) -> list[Span]:
+    return merged((int(address), int(address)) for address in addresses)
 
 
-def _merged(ranges: Iterable[_Range]) -> list[_Range]:
-    merged: list[_Range] = []
-    for first, last in sorted(ranges):
-        if merged and first <= merged[-1][1] + 1:
-            merged[-1] = (merged[-1][0], max(last, merged[-1][1]))
-        else:
-            merged.append((first, last))
-    return merged
-
-
-def _less(ranges: Sequence[_Range], holes: Sequence[_Range]) -> list[_Range]:
-    """The addresses of ``ranges`` that are in none of ``holes``; both are sorted and disjoint."""
-    return list(_pieces(ranges, holes))
-
-
-def _pieces(ranges: Sequence[_Range], holes: Sequence[_Range]) -> Iterator[_Range]:
-    at = 0
-    for start, last in ranges:
-        first = start
-        while at < len(holes) and holes[at][1] < first:
-            at += 1
-        hole = at
-        while hole < len(holes) and holes[hole][0] <= last:
-            if first < holes[hole][0]:
-                yield first, holes[hole][0] - 1
-            first = holes[hole][1] + 1
-            hole += 1
-        if first <= last:
-            yield first, last
-
-
-def _spelled(ranges: Iterable[_Range], digits: int) -> list[str]:
+def _spelled(ranges: Iterable[Span], digits: int) -> list[str]:
     return [
         f"0x{first:0{digits}x}" if first == last else f"0x{first:0{digits}x}-0x{last:0{digits}x}"
         for first, last in ranges
