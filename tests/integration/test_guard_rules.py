@@ -16,8 +16,9 @@ from mcp_server.errors import PlatformError
 from mcp_server.execution import guard_nft
 from mcp_server.execution.guard_canary import prove
 from mcp_server.execution.guard_nft import Nft
-from mcp_server.execution.guard_rules import COUNTERS, Link, _less, _merged, ruleset, update
+from mcp_server.execution.guard_rules import COUNTERS, Link, ruleset, update
 from mcp_server.scope.guard_sets import GuardSets
+from mcp_server.scope.ranges import merged, without
 from tests.containment.guard_stage import NetNamespace, ip
 from tests.lab.network.programs import find
 
@@ -254,7 +255,7 @@ def test_what_is_left_of_ranges_is_what_is_left_of_their_members(
     def members(pairs: list[tuple[int, int]]) -> set[int]:
         return {number for first, last in pairs for number in range(first, last + 1)}
 
-    left = _less(_merged(some), _merged(holes))
+    left = without(merged(some), merged(holes))
     assert members(left) == members(some) - members(holes)
     assert left == sorted(left)
     assert all(first <= last for first, last in left)
