@@ -10,27 +10,20 @@ from typing import Final
 
 from tests.containment import ground
 from tests.lab.network.programs import ROOT
-from tests.support.guarded import opened
+from tests.support.guarded import OPEN_FOLDERS, opened
 
 SERVER_UID: Final = 61201
 _POLICY: Final = "/run/policy.yaml"
-_SETUP: Final = r"""
+_SETUP: Final = (
+    r"""
 mkdir /run/keep
 grep -v '^containment' /etc/passwd >/run/keep/passwd
 echo "containment-server:x:$1:$1::/nonexistent:/usr/sbin/nologin" >>/run/keep/passwd
 mount --bind /run/keep/passwd /etc/passwd
 shift
-while [ $# -gt 1 ]; do  # a folder nobody else may pass, and one below it that is needed
-  mkdir /run/keep/folder
-  mount --bind "$2" /run/keep/folder
-  mount -t tmpfs -o mode=755 private "$1"
-  mkdir -p "$2"
-  mount --bind /run/keep/folder "$2"
-  umount /run/keep/folder
-  rmdir /run/keep/folder
-  shift 2
-done
 """
+    + OPEN_FOLDERS
+)
 
 
 def prepare() -> None:

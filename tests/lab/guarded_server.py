@@ -13,28 +13,21 @@ from pathlib import Path
 from typing import Final
 
 from tests.lab.network.truth import RESOLVER
-from tests.support.guarded import opened
+from tests.support.guarded import OPEN_FOLDERS, opened
 
 SCOPE: Final = ("RFC1918", ".lab.internal", "fd77:1::/64", "fd77:2::/64")
 ADDRESSES: Final = ("10.77.1.249", "fd77:1::f9")
 _POLICY: Final = Path("/run/policy.yaml")
 _USER: Final = "lab-server"
-_SETUP: Final = r"""
+_SETUP: Final = (
+    r"""
 mkdir /run/keep
 { grep -v "^$1:" /etc/passwd; echo "$1:x:61301:61301::/nonexistent:/usr/sbin/nologin"; } >/run/keep/passwd
 mount --bind /run/keep/passwd /etc/passwd
 shift
-while [ $# -gt 1 ]; do  # a folder nobody else may pass, and one below it that is needed
-  mkdir /run/keep/folder
-  mount --bind "$2" /run/keep/folder
-  mount -t tmpfs -o mode=755 private "$1"
-  mkdir -p "$2"
-  mount --bind /run/keep/folder "$2"
-  umount /run/keep/folder
-  rmdir /run/keep/folder
-  shift 2
-done
 """
+    + OPEN_FOLDERS
+)
 
 
 def main() -> None:

@@ -32,14 +32,7 @@ LOOPBACK_UID: Final = 61102
 MACVLAN: Final = {"MCP_GUARD_ADDRESSES": f"{GUARDED}/24", "MCP_GUARD_GATEWAYS": TARGET}
 SOON: Final = 10.0
 
-_SETUP: Final = r"""
-mount -t tmpfs -o mode=755 run /run
-mkdir /run/world /run/keep
-grep -v '^world' /etc/passwd >/run/keep/passwd
-echo "world-server:x:$1:$1::/nonexistent:/usr/sbin/nologin" >>/run/keep/passwd
-echo "world-loopback:x:$2:$2::/nonexistent:/usr/sbin/nologin" >>/run/keep/passwd
-mount --bind /run/keep/passwd /etc/passwd
-shift 2
+OPEN_FOLDERS: Final = r"""
 while [ $# -gt 1 ]; do  # a folder nobody else may pass, and one below it that is needed
   mkdir /run/keep/folder
   mount --bind "$2" /run/keep/folder
@@ -50,10 +43,26 @@ while [ $# -gt 1 ]; do  # a folder nobody else may pass, and one below it that i
   rmdir /run/keep/folder
   shift 2
 done
+"""
+"""What gives other users the folders that `opened` names, in a mount namespace; it needs an empty /run/keep."""
+
+_SETUP: Final = (
+    r"""
+mount -t tmpfs -o mode=755 run /run
+mkdir /run/world /run/keep
+grep -v '^world' /etc/passwd >/run/keep/passwd
+echo "world-server:x:$1:$1::/nonexistent:/usr/sbin/nologin" >>/run/keep/passwd
+echo "world-loopback:x:$2:$2::/nonexistent:/usr/sbin/nologin" >>/run/keep/passwd
+mount --bind /run/keep/passwd /etc/passwd
+shift 2
+"""
+    + OPEN_FOLDERS
+    + r"""
 sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1
 sysctl -qw net.ipv6.conf.lo.disable_ipv6=0
 ip link set lo up
 """
+)
 _COUNT: Final = f"""
 table netdev world {{
   counter stray {{ }}
