@@ -17,7 +17,7 @@ from mcp_server.errors import NetworkToolsError
 from mcp_server.execution.commands import resolve_command
 from mcp_server.execution.containment import containment
 from mcp_server.execution.guard import Enforcement, Guard
-from mcp_server.execution.guard_choice import choose_guard
+from mcp_server.execution.guard.choice import choose_guard
 
 if TYPE_CHECKING:
     from mcp_server.audit import AuditLog

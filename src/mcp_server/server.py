@@ -23,8 +23,8 @@ from mcp_server.errors import NetworkToolsError, PlatformError
 from mcp_server.execution.admission import Admission
 from mcp_server.execution.commands import invalidate_command_cache
 from mcp_server.execution.guard import Enforcement
-from mcp_server.execution.guard_choice import Choice, require
-from mcp_server.execution.guard_client import ArgumentGuard
+from mcp_server.execution.guard.choice import Choice, require
+from mcp_server.execution.guard.client import ArgumentGuard
 from mcp_server.execution.pinned_files import forget as forget_files
 from mcp_server.execution.privilege import can_open_raw_sockets
 from mcp_server.logs import configure_logging

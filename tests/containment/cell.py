@@ -105,10 +105,10 @@ class _Guarded:
 
     def __init__(self) -> None:
         from mcp_server.config.sections import GuardConfig
-        from mcp_server.execution.guard_canary import prove
-        from mcp_server.execution.guard_net import Namespace, make_device, make_plan, open_way
-        from mcp_server.execution.guard_nft import Nft
-        from mcp_server.execution.guard_rules import ruleset
+        from mcp_server.execution.guard.canary import prove
+        from mcp_server.execution.guard.net import Namespace, make_device, make_plan, open_way
+        from mcp_server.execution.guard.nft import Nft
+        from mcp_server.execution.guard.rules import ruleset
         from mcp_server.scope.policy import ScopePolicy
 
         policy = ScopePolicy.from_file(ground.write_policy("/run/policy.yaml"))

@@ -16,8 +16,8 @@ from ipaddress import IPv4Network
 
 import pytest
 
-from mcp_server.execution.guard_filter import confine
-from mcp_server.execution.guard_rules import update
+from mcp_server.execution.guard.filter import confine
+from mcp_server.execution.guard.rules import update
 from mcp_server.scope.guard_sets import GuardSets
 from tests.containment import frames, guard_stage
 from tests.containment.frames import (

@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mcp_server.errors import PlatformError
-from mcp_server.execution import guard_nft
-from mcp_server.execution.guard_canary import prove
-from mcp_server.execution.guard_nft import Nft
-from mcp_server.execution.guard_rules import COUNTERS, Link, ruleset, update
+from mcp_server.execution.guard import nft as nft_module
+from mcp_server.execution.guard.canary import prove
+from mcp_server.execution.guard.nft import Nft
+from mcp_server.execution.guard.rules import COUNTERS, Link, ruleset, update
 from mcp_server.scope.guard_sets import GuardSets
 from mcp_server.scope.ranges import merged, without
 from tests.containment.guard_stage import NetNamespace, ip
@@ -194,7 +194,7 @@ def test_other_tables_can_be_loaded_where_there_is_no_guard(room: NetNamespace) 
 
 
 def test_a_missing_library_names_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guard_nft, "_LIBRARY", "libnftables.so.99")
+    monkeypatch.setattr(nft_module, "_LIBRARY", "libnftables.so.99")
     with pytest.raises(PlatformError, match=r"libnftables\.so\.99") as caught:
         Nft()
     assert "apt-get install nftables" in caught.value.hint

@@ -53,7 +53,7 @@ _GUARDIAN: Final = """
 import sys
 from mcp_server.config import load_config
 from mcp_server.errors import NetworkToolsError
-from mcp_server.execution.guard_rootless import enter_rootless, rootless_available
+from mcp_server.execution.guard.rootless import enter_rootless, rootless_available
 if sys.argv[1] == "available":
     print(rootless_available())
     sys.exit(0)
@@ -71,7 +71,7 @@ except NetworkToolsError as error:
 _SERVER: Final = """
 import asyncio, json, os, socket, struct, subprocess, sys
 from pathlib import Path
-from mcp_server.execution.guard_client import KernelGuard
+from mcp_server.execution.guard.client import KernelGuard
 target, excluded, outside = sys.argv[1:4]
 
 def scan(*words):
@@ -317,7 +317,7 @@ _RELOADING: Final = """
 import asyncio, sys
 from ipaddress import ip_network
 from mcp_server.errors import NetworkToolsError
-from mcp_server.execution.guard_client import KernelGuard
+from mcp_server.execution.guard.client import KernelGuard
 from mcp_server.model.target import Target, Targets
 
 async def main():

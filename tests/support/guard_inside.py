@@ -20,7 +20,7 @@ from ipaddress import ip_network
 from typing import Any
 
 from mcp_server.errors import NetworkToolsError
-from mcp_server.execution.guard_client import KernelGuard
+from mcp_server.execution.guard.client import KernelGuard
 from mcp_server.execution.process import Limits, run_process
 from mcp_server.execution.sandbox import Sandbox
 from mcp_server.model.target import Target, Targets
@@ -102,7 +102,7 @@ async def obey(guard: KernelGuard) -> None:
 def be_guardian() -> int:
     from mcp_server.config import get_config, load_config
     from mcp_server.doors.http import listen
-    from mcp_server.execution.guard_kernel import KernelGuardian
+    from mcp_server.execution.guard.kernel import KernelGuardian
 
     host, port = os.environ["INSIDE_LISTENS"].split()
     command = [sys.executable, "-m", "tests.support.guard_inside"]

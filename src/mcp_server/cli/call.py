@@ -56,7 +56,7 @@ def call(
 
 
 def _inside(descriptor: int) -> Guard:
-    from mcp_server.execution.guard_client import KernelGuard
+    from mcp_server.execution.guard.client import KernelGuard
 
     return KernelGuard(descriptor)
 
@@ -65,7 +65,7 @@ def _go_inside(tool: str, parameters: list[str], *, as_json: bool) -> None:
     """Where a guard is to be had, have the call made inside it, and exit as that did."""
     from mcp_server.config import get_config
     from mcp_server.execution.guard import Enforcement
-    from mcp_server.execution.guard_choice import choose_guard
+    from mcp_server.execution.guard.choice import choose_guard
 
     config = get_config()
     choice = choose_guard(config)

@@ -14,7 +14,7 @@ from mcp_server.cli.output import Json, print_json, print_table, reporting
 from mcp_server.errors import ExitCode, NetworkToolsError, PlatformError
 
 if TYPE_CHECKING:
-    from mcp_server.execution.guard_state import GuardState
+    from mcp_server.execution.guard.state import GuardState
 
 app = typer.Typer(no_args_is_help=True, help="The guard of the kernel tier: its state, and its end.")
 
@@ -30,7 +30,7 @@ _UNDERTAKER_SEC: Final = 5.0
 @app.command("status")
 def status(as_json: Json = False) -> None:
     """Say which guards are up: tier, processes, ruleset and counters; exit 4 where there is none. For root."""
-    from mcp_server.execution.guard_state import all_guards
+    from mcp_server.execution.guard.state import all_guards
 
     with reporting(as_json=as_json):
         _only_root()
@@ -49,7 +49,7 @@ def status(as_json: Json = False) -> None:
 @app.command("down")
 def down(dead: Dead = False, as_json: Json = False) -> None:
     """End every guard with its server, and take away what is left of any; exit 0 also where there is nothing."""
-    from mcp_server.execution.guard_state import all_guards, dismantle, host_namespace
+    from mcp_server.execution.guard.state import all_guards, dismantle, host_namespace
 
     with reporting(as_json=as_json):
         _only_root()
@@ -83,7 +83,7 @@ def _describe(state: GuardState) -> dict[str, Any]:
     """A guard as it is now: ``state`` is up, broken (with the reason) or dead (its guardian is gone)."""
     from dataclasses import asdict
 
-    from mcp_server.execution import guard_channel as channel
+    from mcp_server.execution.guard import channel
 
     known = {key: value for key, value in asdict(state).items() if key not in {"born", "host", "sysctls", "tables"}}
     if not state.alive:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from mcp_server.config import Config
-    from mcp_server.execution.guard_choice import Choice
+    from mcp_server.execution.guard.choice import Choice
 
 
 def run_guarded(
@@ -41,9 +41,9 @@ def run_guarded(
 
     command = [sys.executable, "-P", "-m", "mcp_server", *words]
     if choice.enforcement is Enforcement.ROOTLESS:
-        from mcp_server.execution.guard_rootless import enter_rootless
+        from mcp_server.execution.guard.rootless import enter_rootless
 
         return enter_rootless(config, command, reload=reload, bind=bind)
-    from mcp_server.execution.guard_kernel import KernelGuardian
+    from mcp_server.execution.guard.kernel import KernelGuardian
 
     return KernelGuardian(config, command, reload=reload, bind=bind).run()

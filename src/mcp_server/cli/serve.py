@@ -12,7 +12,7 @@ from mcp_server.cli.output import Json, reporting
 
 if TYPE_CHECKING:
     from mcp_server.config import Config
-    from mcp_server.execution.guard_choice import Choice
+    from mcp_server.execution.guard.choice import Choice
 
 
 class Transport(StrEnum):
@@ -61,7 +61,7 @@ def serve(
             _serve_inside(config, inside, as_json=as_json)
             return
         from mcp_server.execution.guard import Enforcement
-        from mcp_server.execution.guard_choice import choose_guard
+        from mcp_server.execution.guard.choice import choose_guard
 
         choice = choose_guard(config)
         if choice.enforcement is not Enforcement.ARGUMENT:
@@ -98,7 +98,7 @@ def _run(config: Config, choice: Choice | None, *, as_json: bool, **guarded: Any
 
 def _serve_inside(config: Config, descriptor: int, *, as_json: bool) -> None:
     """Be the server of the guardian at the other end of ``descriptor``."""
-    from mcp_server.execution.guard_client import KernelGuard
+    from mcp_server.execution.guard.client import KernelGuard
 
     guard = KernelGuard(descriptor)
     _configure_logging(config)

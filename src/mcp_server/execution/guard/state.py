@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Final
 
 from mcp_server.errors import NetworkToolsError, PlatformError
-from mcp_server.execution.guard_children import become_silent
-from mcp_server.execution.guard_net import ip
-from mcp_server.execution.guard_nft import Nft
+from mcp_server.execution.guard.children import become_silent
+from mcp_server.execution.guard.net import ip
+from mcp_server.execution.guard.nft import Nft
 
 logger = logging.getLogger(__name__)
 

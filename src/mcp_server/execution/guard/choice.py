@@ -64,7 +64,7 @@ def _asked(wanted: str) -> Choice:
 
 def _as_root(config: Config) -> Choice:
     if config.guard.user:
-        from mcp_server.execution.guard_kernel import kernel_missing
+        from mcp_server.execution.guard.kernel import kernel_missing
 
         reason = kernel_missing()
         return Choice(Enforcement.ARGUMENT, reason) if reason else Choice(Enforcement.KERNEL)
@@ -84,6 +84,6 @@ def _rootless_missing() -> str | None:
     """Why the rootless tier cannot be set up by this process; None where it can."""
     if os.geteuid() == 0:
         return "it is for users other than root, who has the kernel tier"
-    from mcp_server.execution.guard_rootless import rootless_available
+    from mcp_server.execution.guard.rootless import rootless_available
 
     return rootless_available()

@@ -13,8 +13,7 @@ from ipaddress import IPv4Network, IPv6Network
 from typing import TYPE_CHECKING, Any, Final
 
 from mcp_server.errors import PlatformError, TargetError
-from mcp_server.execution import guard_channel as channel
-from mcp_server.execution.guard import Enforcement, GuardReading
+from mcp_server.execution.guard import Enforcement, GuardReading, channel
 
 if TYPE_CHECKING:
     from mcp_server.execution.place import Place

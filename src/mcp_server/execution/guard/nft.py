@@ -18,7 +18,7 @@ from typing import Final
 
 from mcp_server.errors import PlatformError
 from mcp_server.execution.guard import GuardReading
-from mcp_server.execution.guard_rules import TABLE
+from mcp_server.execution.guard.rules import TABLE
 
 _LIBRARY: Final = "libnftables.so.1"
 _NETLINK_NETFILTER: Final = 12
@@ -98,7 +98,7 @@ class Nft:
             return self._counters()
 
     def holds(self, name: str, element: str) -> bool:
-        """Whether a set of the guard has an element, written as in `guard_rules`."""
+        """Whether a set of the guard has an element, written as in `rules`."""
         with self._lock:
             try:
                 self._command(f"get element netdev {TABLE} {name} {{ {element} }}")

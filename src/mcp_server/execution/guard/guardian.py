@@ -1,8 +1,8 @@
 """The guardian: the one privileged process, outside of the server it guards, in every tier that has a ruleset.
 
-It starts the server inside the guarded namespace, and stays to answer the server's two questions (`guard_channel`).
+It starts the server inside the guarded namespace, and stays to answer the server's two questions (`channel`).
 It reads the owner's files and those small messages, and nothing that comes from a network. How the namespace comes
-to be is a matter of the tier: `guard_kernel` and `guard_rootless`.
+to be is a matter of the tier: `kernel` and `rootless`.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mcp_server.errors import NetworkToolsError
-from mcp_server.execution import guard_channel as channel
-from mcp_server.execution.guard_children import Signals, close_all_but, end, exit_code, fork, silence
-from mcp_server.execution.guard_rules import Link, update
+from mcp_server.execution.guard import channel
+from mcp_server.execution.guard.children import Signals, close_all_but, end, exit_code, fork, silence
+from mcp_server.execution.guard.rules import Link, update
 
 if TYPE_CHECKING:
     from mcp_server.config import Config
     from mcp_server.execution.guard import Enforcement, GuardReading
-    from mcp_server.execution.guard_nft import Nft
+    from mcp_server.execution.guard.nft import Nft
     from mcp_server.scope.policy import ScopePolicy
 
 logger = logging.getLogger(__name__)

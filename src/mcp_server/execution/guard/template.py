@@ -1,4 +1,4 @@
-"""The rules of the guard, as nftables reads them. `guard_rules` fills in the names that begin with a dollar sign.
+"""The rules of the guard, as nftables reads them. `rules` fills in the names that begin with a dollar sign.
 
 Offsets are in bits from the first bit of the frame: destination MAC 0 (its group bit is bit 7), source MAC 48,
 EtherType 96, and then

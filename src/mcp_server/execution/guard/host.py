@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Final
 
 from mcp_server.errors import PlatformError
-from mcp_server.execution.guard_nft import Nft
+from mcp_server.execution.guard.nft import Nft
 
 _FLUSHED: Final = (
     "Reload the server (SIGHUP to its guardian): the rules are loaded again. A firewall of this host should delete its "

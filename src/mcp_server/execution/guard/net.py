@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from mcp_server.errors import ConfigError, PlatformError
-from mcp_server.execution.guard_rules import Link
+from mcp_server.execution.guard.rules import Link
 
 if TYPE_CHECKING:
     from mcp_server.config.sections import GuardConfig

@@ -1,6 +1,6 @@
 """The proof that the guard holds, before the way out is opened: what must be dropped is, what must pass does.
 
-Everything is sent on the guarded device while the gate behind the guard is closed (`guard_rules.ruleset`), so that
+Everything is sent on the guarded device while the gate behind the guard is closed (`rules.ruleset`), so that
 nothing leaves even where the guard fails. The addresses are set aside for documentation (RFC 5737, RFC 3849, RFC 5771,
 RFC 6676) or reserved: nobody is there.
 """
@@ -17,11 +17,11 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, Final
 
 from mcp_server.errors import PlatformError
-from mcp_server.execution.guard_rules import open_gate
+from mcp_server.execution.guard.rules import open_gate
 
 if TYPE_CHECKING:
-    from mcp_server.execution.guard_nft import Nft
-    from mcp_server.execution.guard_rules import Link
+    from mcp_server.execution.guard.nft import Nft
+    from mcp_server.execution.guard.rules import Link
 
 # The second of each is reserved and in no scope, should an owner allow the first.
 _NOBODY4 = (IPv4Address("203.0.113.1"), IPv4Address("240.0.0.1"))

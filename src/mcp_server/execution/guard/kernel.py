@@ -1,6 +1,6 @@
 """The guardian of the kernel tier: root sets up a network namespace, and the server inside is an unprivileged user.
 
-What it changes on the host is undone however it ends (`guard_state`).
+What it changes on the host is undone however it ends (`state`).
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from mcp_server.errors import ConfigError, NetworkToolsError, PlatformError
-from mcp_server.execution import guard_channel as channel
 from mcp_server.execution import syscalls
-from mcp_server.execution.guard import Enforcement, GuardReading
-from mcp_server.execution.guard_account import (
+from mcp_server.execution.guard import Enforcement, GuardReading, channel
+from mcp_server.execution.guard.account import (
     Account,
     become,
     check_can_serve,
@@ -30,11 +29,12 @@ from mcp_server.execution.guard_account import (
     own_descriptors_by,
     unused_account,
 )
-from mcp_server.execution.guard_canary import prove
-from mcp_server.execution.guard_children import become_silent, end, fork
-from mcp_server.execution.guard_filter import confine
-from mcp_server.execution.guard_host import HostRules
-from mcp_server.execution.guard_net import (
+from mcp_server.execution.guard.canary import prove
+from mcp_server.execution.guard.children import become_silent, end, fork
+from mcp_server.execution.guard.filter import confine
+from mcp_server.execution.guard.guardian import Guardian
+from mcp_server.execution.guard.host import HostRules
+from mcp_server.execution.guard.net import (
     Namespace,
     Plan,
     make_device,
@@ -43,9 +43,9 @@ from mcp_server.execution.guard_net import (
     open_way,
     user_rules,
 )
-from mcp_server.execution.guard_nft import Nft
-from mcp_server.execution.guard_rules import ruleset
-from mcp_server.execution.guard_state import (
+from mcp_server.execution.guard.nft import Nft
+from mcp_server.execution.guard.rules import ruleset
+from mcp_server.execution.guard.state import (
     GuardState,
     Undertaker,
     born,
@@ -56,7 +56,6 @@ from mcp_server.execution.guard_state import (
     note_server,
     sweep,
 )
-from mcp_server.execution.guardian import Guardian
 
 if TYPE_CHECKING:
     from mcp_server.config import Config

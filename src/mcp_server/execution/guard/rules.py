@@ -21,7 +21,7 @@ from string import Template
 from typing import Final
 
 from mcp_server.errors import PlatformError
-from mcp_server.execution.guard_template import TEMPLATE
+from mcp_server.execution.guard.template import TEMPLATE
 from mcp_server.model.target import Network
 from mcp_server.scope.guard_sets import GuardSets
 from mcp_server.scope.ranges import Span, merged, span, without

@@ -25,13 +25,13 @@ from typing import TYPE_CHECKING, ClassVar, Final
 from mcp_server.errors import NetworkToolsError, PlatformError
 from mcp_server.execution import syscalls
 from mcp_server.execution.guard import Enforcement
-from mcp_server.execution.guard_canary import prove
-from mcp_server.execution.guard_children import close_all_but, end, fork, silence
-from mcp_server.execution.guard_filter import confine
-from mcp_server.execution.guard_net import DEVICE, ip
-from mcp_server.execution.guard_nft import Nft
-from mcp_server.execution.guard_rules import Link, ruleset
-from mcp_server.execution.guardian import Guardian
+from mcp_server.execution.guard.canary import prove
+from mcp_server.execution.guard.children import close_all_but, end, fork, silence
+from mcp_server.execution.guard.filter import confine
+from mcp_server.execution.guard.guardian import Guardian
+from mcp_server.execution.guard.net import DEVICE, ip
+from mcp_server.execution.guard.nft import Nft
+from mcp_server.execution.guard.rules import Link, ruleset
 
 if TYPE_CHECKING:
     from mcp_server.config import Config
