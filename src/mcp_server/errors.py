@@ -126,6 +126,20 @@ ERRORS: Final[dict[str, ErrorSpec]] = {
     "too_many_requests": ErrorSpec(
         429, ExitCode.BUSY, _RES, True, "Wait for the running calls to end, then try again."
     ),
+    "rate_limited": ErrorSpec(429, ExitCode.BUSY, _RES, True, "Wait as long as retry_after says, then try again."),
+    "circuit_open": ErrorSpec(
+        503,
+        ExitCode.BUSY,
+        ToolErrorType.CIRCUIT_BREAKER_OPEN,
+        True,
+        "The tool failed again and again. Wait as long as retry_after says; 'doctor' may show why it fails.",
+    ),
+    "tool_disabled": ErrorSpec(
+        409, ExitCode.REFUSED, _X, False, "Use another tool; an operator can enable this one with POST /admin/tools."
+    ),
+    "shutting_down": ErrorSpec(
+        503, ExitCode.BUSY, _RES, True, "The server is stopping. Call again when it, or another one, is ready."
+    ),
     # running
     "binary_not_found": ErrorSpec(
         503,

@@ -140,6 +140,23 @@ def check_database_url(url: str | None) -> str | None:
     return url
 
 
+def check_rate_storage(url: str) -> str:
+    """Accept a URL of Redis, or an empty one; the URL itself is never part of the message."""
+    if url and not url.startswith(("redis://", "rediss://")):
+        raise ValueError("the URL must start with redis:// or rediss://")
+    return url
+
+
+def check_http_url(url: str) -> str:
+    """Accept an http or https URL with a host, or an empty one."""
+    from urllib.parse import urlsplit
+
+    parts = urlsplit(url)
+    if url and (parts.scheme not in {"http", "https"} or not parts.hostname):
+        raise ValueError("the URL must start with http:// or https:// and name a host")
+    return url
+
+
 def _is_authority(text: str) -> bool:
     match = _AUTHORITY.fullmatch(text)
     if match is None or not 1 <= int(match["port"] or 1) <= 65535:

@@ -12,6 +12,7 @@ from mcp_server.config.base import FilePath, Section, Source
 from mcp_server.config.effective import EffectiveLimits, effective_limits
 from mcp_server.config.redact import redact_tree
 from mcp_server.config.sections import (
+    AdmissionConfig,
     AuditConfig,
     CircuitBreakerConfig,
     DatabaseConfig,
@@ -20,9 +21,11 @@ from mcp_server.config.sections import (
     LimitsConfig,
     LoggingConfig,
     MetricsConfig,
+    RateLimitConfig,
     SecurityConfig,
     ServerConfig,
     ToolConfig,
+    TracingConfig,
 )
 
 if TYPE_CHECKING:
@@ -82,9 +85,12 @@ class Config(Section):
     security: SecurityConfig = Field(default_factory=SecurityConfig)
     guard: GuardConfig = Field(default_factory=GuardConfig)
     audit: AuditConfig = Field(default_factory=AuditConfig)
+    admission: AdmissionConfig = Field(default_factory=AdmissionConfig)
+    rate_limit: RateLimitConfig = Field(default_factory=RateLimitConfig)
     circuit_breaker: CircuitBreakerConfig = Field(default_factory=CircuitBreakerConfig)
     health: HealthConfig = Field(default_factory=HealthConfig)
     metrics: MetricsConfig = Field(default_factory=MetricsConfig)
+    tracing: TracingConfig = Field(default_factory=TracingConfig)
     logging: LoggingConfig = Field(default_factory=LoggingConfig)
     tool: ToolConfig = Field(default_factory=ToolConfig)
     database: DatabaseConfig = Field(default_factory=DatabaseConfig)

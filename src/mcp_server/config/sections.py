@@ -55,6 +55,9 @@ class ServerConfig(Section):
     allowed_origins: Annotated[Words, _each(checks.check_origin)] = Field(
         (), description="Exact Origin header values the HTTP doors accept. Empty: derived from host and port."
     )
+    watch_config: bool = Field(
+        default=True, description="Read the configuration and policy files again when they change."
+    )
     answer_text: Literal["short", "full"] = Field(
         "short", description="How much text goes with the structured content of an MCP answer."
     )
@@ -208,14 +211,55 @@ class CircuitBreakerConfig(Section):
 
     section: ClassVar[str] = "circuit_breaker"
 
-    failure_threshold: int = Field(
-        5, ge=1, le=100, description="Failures in a row that open the breaker.", json_schema_extra=LATER
+    failure_threshold: int = Field(5, ge=1, le=100, description="Failures in a row that open the breaker.")
+    recovery_timeout: int = Field(60, ge=1, le=600, description="Seconds until an open breaker lets one call through.")
+    half_open_success_threshold: int = Field(1, ge=1, le=10, description="Successes that close a half-open breaker.")
+
+
+class AdmissionConfig(Section):
+    """How many runs go on at once, and how many calls wait; the cap of each tool is its own."""
+
+    section: ClassVar[str] = "admission"
+
+    max_running: int = Field(16, ge=1, le=1000, description="Runs at the same time, over all tools.")
+    per_actor: int = Field(8, ge=1, le=1000, description="Runs of one caller at the same time.")
+    per_host: int = Field(
+        1, ge=1, le=100, description="Runs that look at the same address at the same time, whoever asked for them."
     )
-    recovery_timeout: int = Field(
-        60, ge=1, le=600, description="Seconds until an open breaker lets one call through.", json_schema_extra=LATER
+    max_waiting: int = Field(64, ge=0, le=10000, description="Calls of one tool that wait; one over it is refused.")
+
+
+class RateLimitConfig(Section):
+    """How often tools may be called; packets have their rates in the policy file."""
+
+    section: ClassVar[str] = "rate_limit"
+
+    calls_per_minute: int = Field(
+        10, ge=0, le=100000, description="Calls of one tool by one caller within a minute. 0: no limit."
     )
-    half_open_success_threshold: int = Field(
-        1, ge=1, le=10, description="Successes that close a half-open breaker.", json_schema_extra=LATER
+    total_calls_per_minute: int = Field(
+        600, ge=0, le=1000000, description="Calls of all tools by all callers within a minute. 0: no limit."
+    )
+    storage_url: Annotated[str, AfterValidator(checks.check_rate_storage)] = Field(
+        "",
+        description="Where calls are counted: a redis:// or rediss:// URL that several servers share, or empty for "
+        "this process's memory.",
+    )
+
+
+class TracingConfig(Section):
+    """Where spans of calls are sent; nothing is recorded without an endpoint."""
+
+    section: ClassVar[str] = "tracing"
+
+    endpoint: Annotated[str, AfterValidator(checks.check_http_url)] = Field(
+        "",
+        description="Base URL of an OTLP/HTTP collector, as http://127.0.0.1:4318. Empty: no spans. Needs the extra "
+        "'tracing'.",
+        json_schema_extra={"env": ["OTEL_EXPORTER_OTLP_ENDPOINT"]},
+    )
+    sample_ratio: float = Field(
+        1.0, ge=0, le=1, description="Share of traces begun here that is recorded; a caller's own decision wins."
     )
 
 
@@ -224,22 +268,17 @@ class HealthConfig(Section):
 
     section: ClassVar[str] = "health"
 
-    check_interval: int = Field(30, ge=5, le=300, description="Seconds between health checks.", json_schema_extra=LATER)
-    cpu_threshold: float = Field(
-        80.0, ge=0, le=100, description="Per cent of CPU in use that degrades health.", json_schema_extra=LATER
-    )
-    memory_threshold: float = Field(
-        80.0, ge=0, le=100, description="Per cent of memory in use that degrades health.", json_schema_extra=LATER
-    )
+    check_interval: int = Field(30, ge=5, le=300, description="Seconds between health checks.")
+    cpu_threshold: float = Field(80.0, ge=0, le=100, description="Per cent of CPU in use that degrades health.")
+    memory_threshold: float = Field(80.0, ge=0, le=100, description="Per cent of memory in use that degrades health.")
     disk_threshold: float = Field(
         80.0,
         ge=0,
         le=100,
         description="Per cent of the state disk in use that degrades health.",
-        json_schema_extra=LATER,
     )
-    timeout: int = Field(10, ge=1, le=60, description="Seconds one check may take.", json_schema_extra=LATER)
-    dependencies: Words = Field((), description="Python modules that must be importable.", json_schema_extra=LATER)
+    timeout: int = Field(10, ge=1, le=60, description="Seconds one check may take.")
+    dependencies: Words = Field((), description="Python modules that must be importable.")
 
 
 class MetricsConfig(Section):
@@ -247,16 +286,10 @@ class MetricsConfig(Section):
 
     section: ClassVar[str] = "metrics"
 
-    enabled: bool = Field(default=True, description="Collect metrics.", json_schema_extra=LATER)
-    prometheus_enabled: bool = Field(
-        default=True, description="Offer the metrics in Prometheus' text format.", json_schema_extra=LATER
-    )
-    prometheus_port: int = Field(
-        9090, ge=1, le=65535, description="TCP port of the metrics page over stdio.", json_schema_extra=LATER
-    )
-    collection_interval: int = Field(
-        15, ge=5, le=300, description="Seconds between readings of the process's own use.", json_schema_extra=LATER
-    )
+    enabled: bool = Field(default=True, description="Collect metrics.")
+    prometheus_enabled: bool = Field(default=True, description="Offer the metrics in Prometheus' text format.")
+    prometheus_port: int = Field(9090, ge=1, le=65535, description="TCP port of the metrics page over stdio.")
+    collection_interval: int = Field(15, ge=5, le=300, description="Seconds between readings of the process's own use.")
 
 
 class LoggingConfig(Section):
