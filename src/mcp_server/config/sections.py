@@ -118,7 +118,7 @@ class SecurityConfig(Section):
         "auto",
         description="How the scope is enforced. kernel: every frame, set up by root at the start. rootless: every "
         "frame, in a user namespace. argument: addresses are checked before a spawn, and raw sockets are off. auto: "
-        "the best that works here (kernel only where guard.user names who to become).",
+        "the best that works here (kernel only where there is a user to become).",
     )
     require_enforcement: Literal["argument", "rootless", "kernel"] = Field(
         "argument", description="The weakest enforcement under which anything may run."

@@ -190,13 +190,29 @@ def _mode_lets(account: Account, found: os.stat_result) -> bool:
     return found.st_uid == account.uid or shared or bool(mode & stat.S_IWGRP and found.st_gid == account.gid)
 
 
+def check_state_folder(account: Account, folder: Path) -> None:
+    """Raise PlatformError ``permission_denied`` where `give_state_folder` would for what is in the folder."""
+    if folder.is_dir() and folder.stat().st_uid != account.uid and any(folder.iterdir()):
+        raise _foreign_folder(account, folder)
+
+
+def _foreign_folder(account: Account, folder: Path) -> PlatformError:
+    return PlatformError(
+        f"the state folder {folder} holds something and does not belong to {account.name!r}, which the server becomes",
+        hint=_mend(account, folder),
+    )
+
+
+def _mend(account: Account, folder: Path) -> str:
+    quoted = shlex.quote(str(folder))
+    return f"sudo chown -R {account.name}: {quoted} && sudo chmod 700 {quoted}, or set MCP_STATE_DIR."
+
+
 def give_state_folder(account: Account, folder: Path) -> None:
     """Make ``folder`` (mode 0700) where it is missing, and give it to the user where it is new or empty.
 
     Raises PlatformError ``permission_denied`` where it holds something and belongs to another user, or is no folder.
     """
-    quoted = shlex.quote(str(folder))
-    mend = f"sudo chown -R {account.name}: {quoted} && sudo chmod 700 {quoted}, or set MCP_STATE_DIR."
     try:
         missing = [each for each in (folder, *folder.parents) if not each.exists()]
         for each in reversed(missing):
@@ -206,17 +222,13 @@ def give_state_folder(account: Account, folder: Path) -> None:
         try:
             if os.fstat(handle).st_uid != account.uid:
                 if os.listdir(handle):  # noqa: PTH208 - of the folder that was opened, whatever its name leads to now
-                    raise PlatformError(
-                        f"the state folder {folder} holds something and does not belong to {account.name!r}, which the "
-                        "server becomes",
-                        hint=mend,
-                    )
+                    raise _foreign_folder(account, folder)
                 os.fchown(handle, account.uid, account.gid)
                 os.fchmod(handle, 0o700)
         finally:
             os.close(handle)
     except OSError as error:
-        raise PlatformError(f"the state folder {folder} cannot be made: {error.strerror}", hint=mend) from error
+        raise PlatformError(f"the state folder {folder} cannot be made: {error.strerror}", hint=_mend(account, folder)) from error
     if not ask_as(account, lambda: os.access(folder, os.R_OK | os.W_OK | os.X_OK)):
         raise PlatformError(
             f"the user {account.name!r} cannot reach the state folder {folder}",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from mcp_server.errors import PlatformError
 from mcp_server.execution.guard import Enforcement
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+DEFAULT_USER: Final = "mcp-network-tools"
+"""Whom the server becomes in the kernel tier where ``guard.user`` names nobody."""
 _ASKED_FOR = "security.guard asks for no more"
 
 
@@ -63,13 +65,23 @@ def _asked(wanted: str) -> Choice:
 
 
 def _as_root(config: Config) -> Choice:
-    if config.guard.user:
-        from mcp_server.execution.guard.kernel import kernel_missing
+    if not config.guard.user and not _exists(DEFAULT_USER):
+        why = f"guard.user names no user to become, and there is no user {DEFAULT_USER}"
+        return Choice(Enforcement.ARGUMENT, why)
+    from mcp_server.execution.guard.kernel import kernel_missing
 
-        reason = kernel_missing()
-        return Choice(Enforcement.ARGUMENT, reason) if reason else Choice(Enforcement.KERNEL)
-    why = "guard.user names no user to become ('serve --guard kernel' takes the user mcp-network-tools)"
-    return Choice(Enforcement.ARGUMENT, why)
+    reason = kernel_missing(config)
+    return Choice(Enforcement.ARGUMENT, reason) if reason else Choice(Enforcement.KERNEL)
+
+
+def _exists(user: str) -> bool:
+    import pwd
+
+    try:
+        pwd.getpwnam(user)
+    except KeyError:
+        return False
+    return True
 
 
 def _best() -> Choice:

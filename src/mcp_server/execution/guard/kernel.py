@@ -24,6 +24,7 @@ from mcp_server.execution.guard.account import (
     become,
     check_can_serve,
     check_out_of_reach,
+    check_state_folder,
     find_account,
     give_state_folder,
     own_descriptors_by,
@@ -31,6 +32,7 @@ from mcp_server.execution.guard.account import (
 )
 from mcp_server.execution.guard.canary import prove
 from mcp_server.execution.guard.children import become_silent, end, fork
+from mcp_server.execution.guard.choice import DEFAULT_USER
 from mcp_server.execution.guard.filter import confine
 from mcp_server.execution.guard.guardian import Guardian
 from mcp_server.execution.guard.host import HostRules
@@ -63,7 +65,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_USER: Final = "mcp-network-tools"
 DEFAULT_STATE_DIR: Final = Path("/var/lib/mcp-network-tools")
 
 _NEEDED: Final = {
@@ -346,12 +347,21 @@ class KernelGuardian(Guardian):
                 logger.error("guard.left_behind %s", problem)
 
 
-def kernel_missing() -> str | None:
-    """Why root cannot set the kernel tier up here, with the remedy; None where it has what that needs."""
+def kernel_missing(config: Config) -> str | None:
+    """Why root cannot set the kernel tier up here, with the remedy; None where it has what that needs.
+
+    Where ``guard.user`` names nobody, nobody asked for this tier: what else is in the way is a reason too, and no
+    error at the start.
+    """
     try:
         _check_capabilities()
         Nft().close()
-    except PlatformError as error:
+        if not config.guard.user:
+            account = server_account(config)
+            check_can_serve(account, _owners_files(config))
+            if config.source_of("state_dir") != "default":
+                check_state_folder(account, config.state_dir)
+    except NetworkToolsError as error:
         return f"{error.message} ({error.hint})"
     return None
 
