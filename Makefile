@@ -1,4 +1,4 @@
-.PHONY: help run test check setup setup-test serve conformance bench lock
+.PHONY: help run test check setup setup-test serve conformance bench soak lock
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -30,6 +30,9 @@ conformance: setup-test ## Run the official MCP conformance suite against our tr
 
 bench: setup-test ## Measure speed as ratios against floors taken in the same run
 	@$(BIN)/python -m bench
+
+soak: setup-test ## Run one server under a steady mix for MINUTES (60) and see whether what it holds stays the same
+	@$(BIN)/python -m bench.load.soak $(or $(MINUTES),60)
 
 lock: setup-test ## Resolve the dependencies again and write requirements/*.lock
 	@scripts/lock.sh

@@ -22,6 +22,7 @@ NAMES = (
     "audit",
     "spawn",
     "guard",
+    "load",
 )
 
 

@@ -1,6 +1,11 @@
-"""The floor of a cold start: the smallest server that the same SDK can make, with one tool."""
+"""The floor of a start and of a call: the smallest server that the same SDK can make, with one tool.
+
+Over stdio, or with a port as its argument over HTTP.
+"""
 
 from __future__ import annotations
+
+import sys
 
 from mcp.server.mcpserver import MCPServer
 
@@ -14,4 +19,7 @@ def echo(text: str) -> str:
 
 
 if __name__ == "__main__":
-    server.run("stdio")
+    if len(sys.argv) > 1:
+        server.run("streamable-http", port=int(sys.argv[1]))
+    else:
+        server.run("stdio")

@@ -30,7 +30,10 @@ _MODERN_META: Final = {
 def child_environment(state_dir: str | Path, targets: str = "loopback") -> dict[str, str]:
     """This environment without what would make a child unlike an installed program, and with its own state folder."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "MCP_", "COV"))}
-    return {**kept, "MCP_STATE_DIR": str(state_dir), "MCP_SECURITY_ALLOWED_TARGETS": targets}
+    # One caller calls far more often, and one address, than anybody may by default.
+    free = {"MCP_RATE_LIMIT_CALLS_PER_MINUTE": "0", "MCP_RATE_LIMIT_TOTAL_CALLS_PER_MINUTE": "0"}
+    free |= {"MCP_ADMISSION_PER_HOST": "100", "MCP_ADMISSION_PER_ACTOR": "100"}
+    return {**kept, **free, "MCP_STATE_DIR": str(state_dir), "MCP_SECURITY_ALLOWED_TARGETS": targets}
 
 
 class Session:

@@ -32,6 +32,8 @@ nginx-light nginx
 openssh-client ssh-keygen
 openssh-server sshd
 redis-server redis-server
+prometheus prometheus promtool
+chromium chromium
 dnsmasq-base dnsmasq
 bind9 named
 tftpd-hpa in.tftpd
@@ -43,6 +45,7 @@ mariadb-server mariadbd
 masscan masscan
 fping fping
 passt pasta
+faketime faketime
 '
 
 say() { printf '%s\n' "$*" >&2; }

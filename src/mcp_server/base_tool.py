@@ -168,6 +168,7 @@ class MCPBaseTool:
     ``ok_returncodes`` are those of a run that did its work. ``reads`` are absolute files and folders the program
     needs besides itself and the system's libraries; the sandbox lets it read nothing else. ``limits_rate`` says that
     `compile` keeps to `ToolPolicy.max_rate`; a tool without it is refused where the scope policy bounds the rate.
+    ``version_args`` make the program print its version and end; without them none is shown.
     """
 
     command_name: ClassVar[str] = ""
@@ -184,6 +185,7 @@ class MCPBaseTool:
     ok_returncodes: ClassVar[frozenset[int]] = frozenset({0})
     reads: ClassVar[Sequence[str]] = ()
     limits_rate: ClassVar[bool] = False
+    version_args: ClassVar[Sequence[str]] = ()
 
     def __init__(self, policy: ToolPolicy | None = None) -> None:
         """Build the tool for a policy; a reload makes a new instance."""

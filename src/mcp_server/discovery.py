@@ -13,13 +13,13 @@ import logging
 import pkgutil
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from types import ModuleType
 from typing import Final
 
 from mcp_server.base_tool import MCPBaseTool, ToolPolicy
-from mcp_server.errors import NotFoundError
+from mcp_server.errors import ConflictError, NotFoundError
 from mcp_server.model.untrusted import neutralise
 
 logger = logging.getLogger(__name__)
@@ -48,16 +48,36 @@ class LeftOut:
 
 @dataclass(frozen=True, slots=True)
 class Toolbox:
-    """The tools of one configuration, by name in alphabetical order, and what was left out."""
+    """The tools of one configuration, by name in alphabetical order, and what was left out.
 
-    tools: dict[str, MCPBaseTool]
+    ``offered`` are those the owner's patterns offer. ``disabled`` are names an operator took away while the server
+    runs: taking one of them back gives no more than was offered.
+    """
+
+    offered: dict[str, MCPBaseTool]
     left_out: tuple[LeftOut, ...] = ()
+    disabled: frozenset[str] = frozenset()
+
+    @property
+    def tools(self) -> dict[str, MCPBaseTool]:
+        """The tools that may be called now."""
+        return {name: tool for name, tool in self.offered.items() if name not in self.disabled}
 
     def get(self, name: str) -> MCPBaseTool:
-        """Return a tool by its name or its class name; raises NotFoundError ``unknown_tool``."""
-        if name in self.tools:
-            return self.tools[name]
-        for tool in self.tools.values():
+        """Return a tool that may be called, by its name or its class name.
+
+        Raises NotFoundError ``unknown_tool``, ConflictError ``tool_disabled``.
+        """
+        tool = self.find(name)
+        if (own := tool.tool_name()) in self.disabled:
+            raise ConflictError(f"{own} is switched off on this server", code="tool_disabled", tool=own)
+        return tool
+
+    def find(self, name: str) -> MCPBaseTool:
+        """Return a tool by its name or its class name, also one that is disabled; raises NotFoundError."""
+        if name in self.offered:
+            return self.offered[name]
+        for tool in self.offered.values():
             if type(tool).__name__ == name:
                 return tool
         raise NotFoundError(
@@ -65,6 +85,10 @@ class Toolbox:
             code="unknown_tool",
             hint=f"Tools: {', '.join(self.tools) or 'none'}.",
         )
+
+    def with_disabled(self, names: Iterable[str]) -> Toolbox:
+        """These tools with just ``names`` disabled; a name may be of a tool that only a later reload offers again."""
+        return replace(self, disabled=frozenset(names))
 
 
 def discover(

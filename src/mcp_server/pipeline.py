@@ -4,27 +4,35 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from mcp_server import logs, tracing
 from mcp_server.audit import AuditLog
 from mcp_server.config import Config
 from mcp_server.discovery import Toolbox
 from mcp_server.errors import NetworkToolsError, PlatformError
+from mcp_server.events import EventBus
 from mcp_server.execution.admission import Admission
+from mcp_server.execution.calls import Calls
+from mcp_server.execution.circuit_breaker import Breakers, Permit
 from mcp_server.execution.guard import Guard, GuardReading
+from mcp_server.execution.rate_limit import RateLimiter
 from mcp_server.model.run import Actor, Outcome
 from mcp_server.scope.budget import PacketBudget
 from mcp_server.scope.policy import ScopePolicy
 from mcp_server.scope.resolver import Resolver
+from mcp_server.steps.admit import Gate, judge
 from mcp_server.steps.answer import Answer, conclude, make_answer
 from mcp_server.steps.authorise import Authorised, Authoriser, log_not_started
 from mcp_server.steps.call import read_call
+from mcp_server.steps.denials import Denials
 from mcp_server.steps.plan import Plan, Planner
 from mcp_server.steps.remember import Recorder, new_run
-from mcp_server.steps.run import Execution, Progress, run
+from mcp_server.steps.run import Beat, Execution, Progress, run
+from mcp_server.steps.signals import Signals, known_name, plan_facts, step
 from mcp_server.steps.watch import difference, read_guard
 
 if TYPE_CHECKING:
@@ -32,6 +40,8 @@ if TYPE_CHECKING:
     from mcp_server.store.blobs import RawSpool
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -47,10 +57,27 @@ class Pipeline:
     resolver: Resolver
     guard: Guard
     admission: Admission
+    breakers: Breakers
+    limiter: RateLimiter
     audit: AuditLog
     open_store: Callable[[], Awaitable[Store]]
     pins: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    events: EventBus = field(default_factory=EventBus)
     budget: PacketBudget = field(default_factory=PacketBudget)
+    calls: Calls = field(default_factory=Calls)
+    doubt: Callable[[], None] = field(default=lambda: None)
+    on_tools_changed: list[Callable[[], None]] = field(default_factory=list)
+    signals: Signals = field(init=False)
+    gate: Gate = field(init=False)
+    denials: Denials = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Put together what lets calls in, and what tells of them."""
+        self.signals = Signals(self.events, self.admission)
+        self.gate = Gate(self.limiter, self.breakers, self.admission, self.signals)
+        self.denials = Denials(
+            self.audit, lambda: {"scope_hash": self.policy.hash, "enforcement": self.guard.enforcement.value}
+        )
 
     async def call(
         self, name: str, arguments: Mapping[str, Any], actor: Actor, progress: Progress | None = None
@@ -61,36 +88,60 @@ class Pipeline:
         RefusedError or PlatformError where nothing was started; every such refusal is on the decision log.
         """
         # One set of these for the whole call: a reload in between must not mix two of the owner's minds.
-        config, planner, authoriser = self.config, self._planner(), self._authoriser()
-        async with AsyncExitStack() as admitted:
-            try:
-                call = read_call(self.toolbox.get(name), arguments, actor)
-                planned = await planner.plan(call)
-                authorised = await authoriser.authorise(planned)
-            except NetworkToolsError as error:
-                if error.code not in {"audit_unavailable", "audit_broken"}:
-                    await authoriser.log_refusal(actor, name, arguments, error)
-                raise
-            except asyncio.CancelledError:
-                # A name may have been looked up for it: that it was asked for must be on the log.
-                given_up = NetworkToolsError("the call was given up before it was decided on", code="cancelled")
-                await asyncio.shield(authoriser.log_refusal(actor, name, arguments, given_up))
-                raise
-            try:
-                await admitted.enter_async_context(self.admission.slot(call.tool.tool_name()))
+        config, toolbox, planner, authoriser = self.config, self.toolbox, self._planner(), self._authoriser()
+        tool = known_name(toolbox, name)
+        async with AsyncExitStack() as held:
+            held.enter_context(self._doubting())
+            async with self._noting_refusal(name, tool, arguments, actor):
+                with step("call"):
+                    self.calls.check()
+                    held.enter_context(self.calls.under_way())
+                    await self.gate.count(tool, actor)
+                    call = read_call(toolbox.get(name), arguments, actor)
+                    permit = held.enter_context(self.gate.attempt(tool))
+                held.enter_context(
+                    logs.bound(run_id=call.id, correlation_id=call.correlation_id, actor=actor.name, tool=tool)
+                )
+                with step("plan") as span:
+                    planned = await planner.plan(call)
+                    span.set(**plan_facts(planned))
+                with step("authorise") as span:
+                    authorised = await authoriser.authorise(planned)
+                    span.set(**{"mcp_network_tools.enforcement": authorised.enforcement.value})
+            async with self._noting_no_start(authorised):
+                with step("admit"):
+                    await held.enter_async_context(self.gate.place(authorised, progress))
+                    permit.confirm()
                 # It may have waited long: the owner's mind, the hour or the guard may be another by now.
+                self.toolbox.get(tool)
                 authorised = self._authoriser().confirm(authorised)
                 store = await self.open_store()
                 before = await read_guard(self.guard)
-            except BaseException as error:
-                self.budget.release(authorised.reservation)
-                await asyncio.shield(log_not_started(self.audit, call, error))
-                raise
-            return await self._run(authorised, before, store, config, progress)
+                prepared = self._prepare(authorised, store, config)
+            return await self._run(prepared, before, permit, progress)
+
+    @contextmanager
+    def _doubting(self) -> Iterator[None]:
+        """Have health look again where something of this host failed a call."""
+        try:
+            yield
+        except PlatformError:
+            self.doubt()
+            raise
 
     async def plan(self, name: str, arguments: Mapping[str, Any], actor: Actor) -> Plan:
         """Plan a call without running it: what would be done, and what it would cost."""
         return await self._planner().plan(read_call(self.toolbox.get(name), arguments, actor))
+
+    def use_toolbox(self, toolbox: Toolbox) -> None:
+        """Offer these tools from here on, and tell the doors whose clients keep a list of them."""
+        self.toolbox = toolbox
+        for tell in self.on_tools_changed:
+            tell()
+
+    async def close(self) -> None:
+        """Write what the log still lacks; for the end, when no call is under way."""
+        await self.denials.close()
 
     def _planner(self) -> Planner:
         return Planner(self.config, self.policy, self.resolver, self.guard, self.pins)
@@ -98,65 +149,143 @@ class Pipeline:
     def _authoriser(self) -> Authoriser:
         return Authoriser(self.config, self.policy, self.guard, self.budget, self.audit)
 
-    async def _run(
-        self,
-        authorised: Authorised,
-        before: GuardReading | None,
-        store: Store,
-        config: Config,
-        progress: Progress | None,
-    ) -> Answer:
+    @asynccontextmanager
+    async def _noting_refusal(
+        self, name: str, tool: str, arguments: Mapping[str, Any], actor: Actor
+    ) -> AsyncIterator[None]:
+        """Put what is refused inside on the log; ``name`` is the caller's word for the tool, ``tool`` ours."""
+        try:
+            yield
+        except NetworkToolsError as error:
+            self.signals.refused(tool, actor, error)
+            await self.denials.log(actor, name, tool, arguments, error)
+            raise
+        except asyncio.CancelledError:
+            # A name may have been looked up for it: that it was asked for must be on the log.
+            given_up = NetworkToolsError("the call was given up before it was decided on", code="cancelled")
+            await asyncio.shield(self.denials.log(actor, name, tool, arguments, given_up))
+            raise
+        except Exception:
+            logger.exception("call.crashed")
+            crash = NetworkToolsError("the server failed while it handled this call")
+            self.signals.refused(tool, actor, crash)
+            await self.denials.log(actor, name, tool, arguments, crash)
+            raise crash from None
+
+    @asynccontextmanager
+    async def _noting_no_start(self, authorised: Authorised) -> AsyncIterator[None]:
+        """Put it on the log where an accepted call is not started after all, and give back what was set aside."""
+        call = authorised.plan.call
+        self.signals.accepted(authorised)
+        try:
+            yield
+        except BaseException as error:
+            self.budget.release(authorised.reservation)
+            if isinstance(error, NetworkToolsError):
+                self.signals.refused(call.tool.tool_name(), call.actor, error)
+            await asyncio.shield(log_not_started(self.audit, authorised, error))
+            raise
+
+    def _prepare(self, authorised: Authorised, store: Store, config: Config) -> _Prepared:
         from mcp_server.store.blobs import RawSpool
 
         recorder = Recorder(store, self.audit, new_run(authorised))
+        spool = RawSpool(config.state_dir, recorder.run.id, authorised.plan.limits.output_bytes)
+        return _Prepared(authorised, recorder, spool, config.effective.stdout_bytes)
+
+    async def _run(
+        self, prepared: _Prepared, before: GuardReading | None, permit: Permit, progress: Progress | None
+    ) -> Answer:
+        recorder = prepared.recorder
+        self.calls.note_run(recorder.run.id)
+
+        async def on_beat(beat: Beat) -> None:
+            await read_guard(self.guard)  # one that is gone, or is another, ends the run
+            self.signals.beat(recorder.run, beat)
+            if progress is not None:
+                await progress(beat.share, beat.sentence(recorder.run.tool))
+
         try:
-            spool = RawSpool(config.state_dir, recorder.run.id, authorised.plan.limits.output_bytes)
-        except BaseException as error:
-            self.budget.release(authorised.reservation)
-            await asyncio.shield(log_not_started(self.audit, authorised.plan.call, error))
-            raise
-        try:
-            await recorder.begin()
-            execution = await run(
-                authorised, recorder, spool, head_bytes=config.effective.stdout_bytes, progress=progress
-            )
+            with step("run") as span:
+                await recorder.begin()
+                execution = await run(
+                    prepared.authorised, recorder, prepared.spool, head_bytes=prepared.head_bytes, on_beat=on_beat
+                )
+                span.set(**{"mcp_network_tools.bytes": execution.exit.bytes_out})
         except BaseException as error:
             # Whatever ends a run early, its row must say so and keep what was found.
-            await asyncio.shield(self._end_early(recorder, before, spool, error))
+            await _whole(self._end_early(prepared, before, error))
             if isinstance(error, NetworkToolsError):
                 error.details.setdefault("run_id", recorder.run.id)
             raise
         # What is done stays done: a caller that goes away in this moment does not undo it.
-        return await asyncio.shield(self._end(recorder, before, authorised.plan, execution))
+        return await _whole(self._end(prepared, before, permit, execution))
 
-    async def _end(self, recorder: Recorder, before: GuardReading | None, plan: Plan, execution: Execution) -> Answer:
-        await self._note_guard(recorder, before)
-        finished, problem = conclude(recorder.run, plan, execution)
-        process = {"pid": execution.exit.pid, "bytes": execution.exit.bytes_out}
-        return make_answer(await recorder.finish(finished, process), execution, problem)
+    async def _end(
+        self, prepared: _Prepared, before: GuardReading | None, permit: Permit, execution: Execution
+    ) -> Answer:
+        recorder, plan = prepared.recorder, prepared.authorised.plan
+        with step("remember"):
+            await self._note_guard(recorder, before)
+            finished, problem = conclude(recorder.run, plan, execution)
+            judge(permit, plan, problem)
+            process = {"pid": execution.exit.pid, "bytes": execution.exit.bytes_out}
+            run_ = await recorder.finish(finished, process)
+        self.signals.ended(run_, execution.exit.seconds, execution.exit.bytes_out, problem)
+        with tracing.span("answer", **{"mcp_network_tools.outcome": run_.outcome.value}):
+            return make_answer(run_, execution, problem)
 
     async def _note_guard(self, recorder: Recorder, before: GuardReading | None) -> None:
-        facts = await difference(self.guard, before, self.audit, recorder.run.id)
+        facts = await difference(self.guard, before, self.audit, recorder.run)
         if facts:
             recorder.run = replace(recorder.run, metadata=recorder.run.metadata | {"guard": facts})
+        for alarm, told in (("guard_lost", "lost"), ("guard_drops", "dropped")):
+            if facts.get(told):
+                self.signals.alarm(alarm, recorder.run)
 
-    async def _end_early(
-        self, recorder: Recorder, before: GuardReading | None, spool: RawSpool, error: BaseException
-    ) -> None:
+    async def _end_early(self, prepared: _Prepared, before: GuardReading | None, error: BaseException) -> None:
+        recorder = prepared.recorder
         cancelled = isinstance(error, asyncio.CancelledError)
         known = error if isinstance(error, NetworkToolsError) else PlatformError(str(error), code="internal_error")
+        if cancelled:
+            known = PlatformError("the call was cancelled", code="cancelled")
         try:
             await self._note_guard(recorder, before)
-            await recorder.finish(
+            raw = prepared.spool.finish()
+            run_ = await recorder.finish(
                 replace(
                     recorder.run,
                     outcome=Outcome.CANCELLED if cancelled else Outcome.FAILED,
-                    error_code="cancelled" if cancelled else known.code,
-                    error_message="the call was cancelled" if cancelled else known.message,
-                    raw=spool.finish(),
+                    error_code=known.code,
+                    error_message=known.message,
+                    raw=raw,
                 )
             )
         except NetworkToolsError as failure:
             # The caller is told what ended the run. Its row reads `running` until a later start finds its owner gone,
             # and the raw output waits in the spool until then.
-            logger.error("run.end_not_recorded run=%s: %s", recorder.run.id, failure.message)  # noqa: TRY400 - no traceback: the failure is a disk or a database
+            logger.error("run.end_not_recorded run_id=%s: %s", recorder.run.id, failure.message)  # noqa: TRY400 - no traceback: the failure is a disk or a database
+        else:
+            self.signals.ended(
+                run_, (run_.ended - run_.started).total_seconds() if run_.ended else 0.0, raw.size, known
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """An admitted run with what it is recorded to; of standard output ``head_bytes`` go with the answer."""
+
+    authorised: Authorised
+    recorder: Recorder
+    spool: RawSpool
+    head_bytes: int
+
+
+async def _whole(work: Coroutine[Any, Any, T]) -> T:
+    """Do ``work`` to its end, also where the caller goes away meanwhile; only then is that cancellation raised."""
+    task = asyncio.create_task(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
+        raise

@@ -6,42 +6,50 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Final
 
+from mcp_server import metrics
 from mcp_server.audit import AuditLog
-from mcp_server.base_tool import ToolPolicy
-from mcp_server.config import Config, get_config, log_notices, reload_config
-from mcp_server.discovery import Toolbox, discover
+from mcp_server.building import build_toolbox, caps, make_resolver, read_pins, uncollected
+from mcp_server.config import Config, get_config, log_notices
 from mcp_server.errors import NetworkToolsError, PlatformError
 from mcp_server.execution.admission import Admission
+from mcp_server.execution.circuit_breaker import Breakers
 from mcp_server.execution.commands import invalidate_command_cache
-from mcp_server.execution.guard import Enforcement
 from mcp_server.execution.guard.choice import Choice, require
 from mcp_server.execution.guard.client import ArgumentGuard
 from mcp_server.execution.pinned_files import forget as forget_files
-from mcp_server.execution.privilege import can_open_raw_sockets
+from mcp_server.execution.rate_limit import RateLimiter
+from mcp_server.lifecycle import Lifecycle, Phase
 from mcp_server.logs import configure_logging
 from mcp_server.model.run import Outcome
 from mcp_server.pipeline import Pipeline
-from mcp_server.scope.policy import ScopePolicy
-from mcp_server.scope.resolver import SystemResolver
+from mcp_server.reloading import Reloader, Trigger
+from mcp_server.startup import check_room, check_schema, opens_store_later, prepare_state_dir
+from mcp_server.steps.signals import BreakerSignals, show_breakers
+from mcp_server.store.revision import SchemaError
+from mcp_server.upkeep import Upkeep
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable
-    from pathlib import Path
 
     from mcp_server.execution.guard import Guard
+    from mcp_server.health import HealthCheckManager
     from mcp_server.store.base import Store
 
 logger = logging.getLogger(__name__)
+
+OPEN_SEC: Final = 5.0
+"""How long a start waits for a database; what is not there by then may come later."""
+SWITCH_SEC: Final = 0.001
+"""How long a thread of an HTTP server holds the interpreter while another waits for it (Python's own: 5 ms)."""
+RELEASE_SEC: Final = 1.0
+"""How long one part gets to let go of what it holds, when the server stops."""
 
 
 class EnhancedMCPServer:
@@ -65,6 +73,7 @@ class EnhancedMCPServer:
         policy = self.config.scope_policy()
         prepare_state_dir(self.config)
         self._store: Store | None = None
+        self._store_closed = False
         self._opening = asyncio.Lock()
         self.pipeline = Pipeline(
             config=self.config,
@@ -72,49 +81,71 @@ class EnhancedMCPServer:
             toolbox=build_toolbox(self.config, self.guard),
             resolver=make_resolver(policy, self.guard),
             guard=self.guard,
-            admission=Admission(self._concurrency_of, lambda: self.config.effective.concurrency_ceiling),
+            admission=Admission(caps(lambda: self.config, lambda: self.pipeline.toolbox)),
+            breakers=Breakers(lambda: self.config.circuit_breaker, observer=BreakerSignals()),
+            limiter=RateLimiter(lambda: self.config.rate_limit),
             audit=AuditLog(self.config.state_dir, self.config.audit),
             open_store=self.store,
-            pins=_pins(self.config),
+            pins=read_pins(self.config),
         )
+        show_breakers(self.pipeline.breakers)
+        self.lifecycle = Lifecycle(self.pipeline.calls, self._tell)
+        self.upkeep = Upkeep(self)
+        self.pipeline.doubt = self.upkeep.doubt
+        self._releasing = asyncio.Lock()
 
-    async def reload(self, config: Config) -> None:
+    @property
+    def ready(self) -> bool:
+        """Whether calls are taken: it has started, and is not stopping."""
+        return self.lifecycle.phase is Phase.READY
+
+    @property
+    def health(self) -> HealthCheckManager:
+        """The checks that say how the server is."""
+        return self.upkeep.health
+
+    @property
+    def reloader(self) -> Reloader:
+        """What reads the owner's files again."""
+        return self.upkeep.reloader
+
+    async def reload(self, config: Config, *, accept_programs: bool = True) -> None:
         """Use ``config`` for every call that comes after; running calls keep what they started with.
 
         All of it or nothing: raises NetworkToolsError, and the old stays, where the policy is bad, enforcement would
-        be too weak, or the guard did not take the policy over. Programs are looked for and pinned anew.
+        be too weak, or the guard did not take the policy over. With ``accept_programs`` programs are looked for and
+        pinned anew. Tools that an operator has switched off stay off.
         """
         require(config, Choice(self.guard.enforcement))
-        policy, pins = config.scope_policy(), _pins(config)
-        toolbox = build_toolbox(config, self.guard)
-        await self.guard.reload(policy.hash)
-        invalidate_command_cache()
-        forget_files()
         pipeline = self.pipeline
+        # A policy may have 100,000 lines, and a package of tools may take its time to import.
+        policy, pins = await asyncio.to_thread(lambda: (config.scope_policy(), read_pins(config)))
+        toolbox = await asyncio.to_thread(build_toolbox, config, self.guard)
+        await self.guard.reload(policy.hash)
+        if accept_programs:
+            invalidate_command_cache()
+            forget_files()
+        is_another = policy.hash != pipeline.policy.hash
         self.config = pipeline.config = config
-        pipeline.policy, pipeline.toolbox, pipeline.pins = policy, toolbox, pins
+        pipeline.policy, pipeline.pins = policy, pins
+        pipeline.use_toolbox(toolbox.with_disabled(pipeline.toolbox.disabled))
         pipeline.resolver, pipeline.audit.settings = make_resolver(policy, self.guard), config.audit
+        pipeline.admission.refresh()
+        self.upkeep.follow()
         logger.info("server.reloaded scope_hash=%s", policy.hash)
-        await self._log_policy()
+        if is_another:
+            await self._log_policy()
 
     async def _log_policy(self) -> None:
         """Put on the log which policy is in force from here on, and how it is enforced."""
         policy, tier = self.pipeline.policy, self.guard.enforcement
         await self.pipeline.audit.append("policy", scope_hash=policy.hash, enforcement=tier.value)
 
-    async def reload_from_owner(self) -> None:
-        """Read the configuration again and use it; what is wrong with it is logged, and the old stays."""
-        try:
-            await self.reload(reload_config())
-        except NetworkToolsError as error:
-            logger.error("server.not_reloaded code=%s: %s %s", error.code, error.message, error.hint)  # noqa: TRY400 - the owner's mistake, not ours
-
-    def _concurrency_of(self, tool_name: str) -> int:
-        return self.config.effective.concurrency_for(self.pipeline.toolbox.get(tool_name).concurrency)
-
     async def store(self) -> Store:
         """The open store; raises PlatformError ``store_unavailable`` where it cannot be opened."""
         async with self._opening:
+            if self._store_closed:
+                raise PlatformError("the server has stopped, and its store is closed", code="store_unavailable")
             if self._store is None:
                 from mcp_server.store import open_store
 
@@ -137,142 +168,136 @@ class EnhancedMCPServer:
     async def _log_interrupted(self, runs: Sequence[str]) -> None:
         """Write the end that every accepted call has on the log: the process that had to write it is gone."""
         for run_id in runs:
-            logger.warning("store.interrupted_run run=%s", run_id)
+            logger.warning("store.interrupted_run run_id=%s", run_id)
             try:
                 await self.pipeline.audit.append("end", run_id=run_id, outcome=Outcome.INTERRUPTED.value)
             except NetworkToolsError as error:
                 # What was remembered stays readable without a log; a run needs one, and will say so.
-                logger.error("audit.end_not_logged run=%s: %s", run_id, error.message)  # noqa: TRY400 - no traceback: the failure is a disk
+                logger.error("audit.end_not_logged run_id=%s: %s", run_id, error.message)  # noqa: TRY400 - no traceback: the failure is a disk
 
     async def serve(self, *, ready: Callable[[str], None] | None = None) -> None:
-        """Serve the configured transport until its input ends or a signal asks to stop, then clean up."""
+        """Serve the configured transport until its input ends or a signal asks to stop, then clean up.
+
+        The process is this server's: it takes over SIGHUP, SIGTERM and SIGINT. Raises NetworkToolsError where the start
+        is refused. docs/operations.md has the order of a start and of a stop.
+        """
+        loop = asyncio.get_running_loop()
         reloads: set[asyncio.Task[None]] = set()
 
         def on_hangup() -> None:
-            task = asyncio.create_task(self.reload_from_owner())
+            task = asyncio.create_task(self.reloader.reload_quietly(Trigger.SIGNAL))
             reloads.add(task)
             task.add_done_callback(reloads.discard)
 
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, on_hangup)
+        def on_stop() -> None:
+            self.lifecycle.stop_by_signal(self.config.server.shutdown_grace_period)
+
+        loop.add_signal_handler(signal.SIGHUP, on_hangup)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, on_stop)
         try:
-            await self.pipeline.audit.start()
-            try:
-                await self._log_policy()
-            except NetworkToolsError as error:
-                # Nothing runs without a log, but what was remembered can be read.
-                logger.error("audit.policy_not_logged: %s", error.message)  # noqa: TRY400 - no traceback: the failure is a disk
-            if self.config.server.transport == "stdio":
-                await self._serve_stdio()
-            else:
-                await self._serve_http(ready)
+            await (self._serve_stdio() if self.config.server.transport == "stdio" else self._serve_http(ready))
         finally:
             await self.cleanup()
 
+    async def _begin(self) -> None:
+        """What comes before the first request: the store, the log, and what goes on beside the calls."""
+        check_room(self.config.state_dir)
+        if opens_store_later(self.config):
+            check_schema(self.config)
+        else:
+            try:
+                async with asyncio.timeout(OPEN_SEC):
+                    await self.store()
+            except SchemaError:
+                raise
+            except (NetworkToolsError, TimeoutError) as error:
+                logger.error("store.not_open_yet: %s", error or "the database does not answer")  # noqa: TRY400 - no traceback: the failure is a disk or a database
+        # Nothing runs without a log, and a start that could not be logged is none.
+        await self._log_policy()
+        await self.pipeline.audit.start()
+        await self.upkeep.prepare()
+
     async def _serve_stdio(self) -> None:
-        with _uncollected():
+        await self.lifecycle.unless_ended(self._begin())
+        with uncollected():
             from mcp_server.doors.mcp import build_mcp_server
             from mcp_server.doors.stdio import serve_stdio
 
-        serving = asyncio.create_task(serve_stdio(build_mcp_server(self.pipeline, "stdio")))
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, serving.cancel)
-        with suppress(asyncio.CancelledError):
-            await serving
+        self.lifecycle.began()
+        await serve_stdio(build_mcp_server(self.pipeline, "stdio"), ended=self.lifecycle.ended)
 
     async def _serve_http(self, ready: Callable[[str], None] | None) -> None:
-        from mcp_server.doors.application import build_application
-        from mcp_server.doors.http import adopt, listen, serve_http
+        with uncollected():
+            from mcp_server.doors.application import build_application
+            from mcp_server.doors.http import adopt, listen, serve_http
+
+        def answering(url: str) -> None:
+            self.lifecycle.began()
+            if ready is not None:
+                ready(url)
 
         settings = self.config.server
         inherited, self._listener = self._listener, None
+        # Reads of the store are threads, which wait this long for a busy event loop, at each of many steps.
+        sys.setswitchinterval(SWITCH_SEC)
+        # First of all: a port in use is the commonest reason not to start, and leaves nothing behind.
         listener = adopt(inherited, settings.host) if inherited else listen(settings.host, settings.port)
         try:
-            application = build_application(self)
+            await self.lifecycle.unless_ended(self._begin())
+            with uncollected():
+                application = build_application(self)
         except BaseException:
             listener.close()
             raise
-        await serve_http(
-            application,
-            listener,
-            shutdown_grace=settings.shutdown_grace_period,
-            ready=ready,
-        )
+        if self.lifecycle.ended.is_set():
+            listener.close()
+            return
+        await serve_http(application, listener, ready=answering, stop=self.lifecycle)
+
+    def _tell(self, phase: Phase) -> None:
+        """Hear of a new phase from the lifecycle."""
+        metrics.gauge("mcp_server_ready", float(phase is Phase.READY))
+        if phase is Phase.READY:
+            self.upkeep.start()
+        if phase is Phase.STOPPING:
+            running, grace = self.pipeline.calls.running, self.config.server.shutdown_grace_period
+            logger.info("server.stopping calls=%d grace=%d", running, grace)
+            self.pipeline.admission.close()
+            self.pipeline.events.publish("server.stopping", {"running": running, "grace_sec": grace})
 
     async def cleanup(self) -> None:
-        """Release everything; safe to call twice."""
-        store, self._store = self._store, None
-        if store is not None:
-            await store.close()
-        await self.pipeline.audit.close()
-        await asyncio.to_thread(self.guard.close)
+        """End the calls, without a grace period unless one is under way, and release everything.
 
+        Safe to call twice, after a start that failed, and while it starts or serves: that ends then. A part that
+        fails or hangs is logged and left behind.
+        """
+        if self.lifecycle.phase in {Phase.STARTING, Phase.READY}:
+            self.lifecycle.stop(0)
+        await self.lifecycle.ended.wait()
+        self.pipeline.events.close()
+        async with self._releasing:
+            parts: dict[str, Callable[[], Awaitable[None]]] = {
+                **self.upkeep.parts(),
+                "refusals": self.pipeline.close,
+                "log": self.pipeline.audit.close,
+                "store": self._close_store,
+                "guard": lambda: asyncio.to_thread(self.guard.close),
+            }
+            for name, release in parts.items():
+                try:
+                    async with asyncio.timeout(RELEASE_SEC):
+                        await release()
+                except Exception:
+                    logger.exception("server.not_released part=%s", name)
+            self.lifecycle.finished()
 
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """Import inside without garbage collection, and leave what is there to no later one.
-
-    Modules and models live as long as the process. Looking through them again and again while they are being made
-    takes an eighth of a cold start (docs/performance.md), and a full collection of them 40 ms of somebody's call.
-    """
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()
-
-
-def make_resolver(policy: ScopePolicy, guard: Guard) -> SystemResolver:
-    """The resolver a policy names, or else this host's own; inside a guard that one cannot be asked, and is not."""
-    if guard.enforcement is not Enforcement.ARGUMENT and not policy.resolvers:
-        return SystemResolver([])
-    return SystemResolver.of(policy)
-
-
-def _pins(config: Config) -> Mapping[str, frozenset[str]]:
-    from mcp_server.execution.pinned_files import read_pins
-
-    return read_pins(config.security.pinned_files) if config.security.pinned_files else {}
-
-
-def build_toolbox(config: Config, guard: Guard | None = None) -> Toolbox:
-    """Discover the tools of a configuration, rebuilt from their base lists; without a guard raw sockets are off."""
-    policy = ToolPolicy(
-        allow_intrusive=config.security.allow_intrusive,
-        raw_sockets=guard is not None and guard.raw_sockets and can_open_raw_sockets(),
-    )
-    return discover(
-        policy,
-        packages=config.tool.packages,
-        include=config.tool.include_patterns,
-        exclude=config.tool.exclude_patterns,
-    )
-
-
-def prepare_state_dir(config: Config) -> None:
-    """Make the state folder, mode 0700; raises PlatformError ``permission_denied`` where that fails."""
-    try:
-        config.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise PlatformError(
-            f"the state folder {config.state_dir} cannot be made: {error.strerror}",
-            hint="Set MCP_STATE_DIR to a folder that this user can write.",
-        ) from error
-    found = config.state_dir.stat()
-    if found.st_uid != os.geteuid() or found.st_mode & 0o022:
-        whose = "belongs to another user" if found.st_uid != os.geteuid() else "can be written by others"
-        raise PlatformError(
-            f"the state folder {config.state_dir} {whose}, who could put links and logs of their own into it",
-            hint=_owner_hint(config.state_dir, found.st_uid),
-        )
-
-
-def _owner_hint(folder: Path, uid: int) -> str:
-    if uid == os.geteuid():
-        return f"chmod 700 {folder}"
-    # Taking it over would lock out a server that runs as its owner, as a guarded one does.
-    return f"Run it as the folder's owner (sudo -u '#{uid}' env MCP_STATE_DIR={folder} ...), or set MCP_STATE_DIR."
+    async def _close_store(self) -> None:
+        self._store_closed = True
+        async with self._opening:
+            store, self._store = self._store, None
+            if store is not None:
+                await store.close()
 
 
 def main() -> int:

@@ -18,6 +18,7 @@ from mcp_server.errors import PlatformError
 from mcp_server.model.asset import Host, Port
 from mcp_server.store import fold, open_store, schema
 from mcp_server.store.migrate import alembic_config
+from mcp_server.store.revision import REVISION
 from mcp_server.store.sql import SqlStore
 from tests.support.postgres import PostgresServer, running_postgres
 from tests.support.store_facts import NGINX, ended, make_host, make_run
@@ -218,4 +219,4 @@ async def test_a_database_of_a_later_version_is_left_alone(store: SqlStore) -> N
 
 
 def test_the_revision_is_that_of_the_newest_migration() -> None:
-    assert ScriptDirectory.from_config(alembic_config()).get_heads() == [schema.REVISION]
+    assert ScriptDirectory.from_config(alembic_config()).get_heads() == [REVISION]

@@ -1,4 +1,4 @@
-"""Changing a key changes what the server does: one test at least for every key that is live."""
+"""Changing a key changes what the server does: one test at least for every key that is read."""
 
 from __future__ import annotations
 
@@ -17,8 +17,17 @@ import httpx2
 import pytest
 
 from mcp_server.config import describe, load_config
-from mcp_server.errors import AccessError, ArgumentError, ConfigError, NotFoundError, PlatformError, TargetError
+from mcp_server.errors import (
+    AccessError,
+    ArgumentError,
+    BusyError,
+    ConfigError,
+    NotFoundError,
+    PlatformError,
+    TargetError,
+)
 from mcp_server.execution.commands import invalidate_command_cache
+from mcp_server.health import HealthStatus
 from mcp_server.model.run import Actor
 from mcp_server.server import EnhancedMCPServer
 from mcp_server.steps.answer import Answer
@@ -398,8 +407,87 @@ async def test_the_log_is_sealed_shipped_and_rotated_as_configured(tmp_path: Pat
         assert len(list((tmp_path / "state").glob("audit*.jsonl"))) == 2
 
 
-def test_every_live_key_has_a_test_here() -> None:
+@changes("rate_limit.calls_per_minute", "rate_limit.total_calls_per_minute")
+@pytest.mark.parametrize("name", ["MCP_RATE_LIMIT_CALLS_PER_MINUTE", "MCP_RATE_LIMIT_TOTAL_CALLS_PER_MINUTE"])
+async def test_calls_of_a_minute_are_counted(tmp_path: Path, site: SiteTools, name: str) -> None:
+    async with serving(tmp_path, site, **{name: "2"}) as server:
+        for _ in range(2):
+            await probe(server, "nothing")
+        with pytest.raises(BusyError) as caught:
+            await probe(server, "nothing")
+        assert caught.value.code == "rate_limited"
+        assert caught.value.details["retry_after"] >= 1
+
+
+@changes("admission.max_running", "admission.per_actor", "admission.per_host", "admission.max_waiting")
+@pytest.mark.parametrize("name", ["MAX_RUNNING", "PER_ACTOR", "PER_HOST"])
+async def test_calls_wait_for_a_place_or_are_refused(tmp_path: Path, site: SiteTools, name: str) -> None:
+    caps = {f"MCP_ADMISSION_{name}": "1", "MCP_ADMISSION_MAX_WAITING": "1"}
+    async with serving(tmp_path, site, **caps) as server:
+        calls = [asyncio.create_task(probe(server, "sleep", timeout_sec=30)) for _ in range(3)]
+        async with asyncio.timeout(20):
+            while not any(call.done() for call in calls):
+                await asyncio.sleep(0.05)
+        (refused,) = [call for call in calls if call.done()]
+        with pytest.raises(BusyError) as caught:
+            await refused
+        assert caught.value.code == "too_many_requests"
+        load = server.pipeline.admission.load("probe")
+        assert (load.running, load.waiting) == (1, 1)
+        for call in calls:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+
+
+@changes("circuit_breaker.failure_threshold", "circuit_breaker.recovery_timeout")
+@changes("circuit_breaker.half_open_success_threshold")
+async def test_a_tool_that_fails_is_left_alone_for_a_while(tmp_path: Path, site: SiteTools) -> None:
+    keys = {"FAILURE_THRESHOLD": "2", "RECOVERY_TIMEOUT": "1", "HALF_OPEN_SUCCESS_THRESHOLD": "2"}
+    settings = {f"MCP_CIRCUIT_BREAKER_{key}": value for key, value in keys.items()}
+    async with serving(tmp_path, site, **settings) as server:
+        breaker = server.pipeline.breakers.of("probe")
+        states = [breaker.state.value]
+        for what in ("fail", "fail", "nothing", "nothing"):
+            if breaker.state.value == "open":
+                with pytest.raises(BusyError):
+                    await probe(server, what)
+                await asyncio.sleep(1.2)  # recovery_timeout and its jitter
+            await probe(server, what)
+            states.append(breaker.state.value)
+        assert states == ["closed", "closed", "open", "half_open", "closed"]
+
+
+@changes("health.cpu_threshold", "health.memory_threshold", "health.disk_threshold", "health.dependencies")
+async def test_health_is_what_the_owner_calls_healthy(tmp_path: Path) -> None:
+    strict = {f"MCP_HEALTH_{key}_THRESHOLD": "0" for key in ("MEMORY", "DISK")}
+    async with serving(tmp_path, None, MCP_HEALTH_DEPENDENCIES="json,no_such_module_here", **strict) as server:
+        found = {result.name: result for result in (await server.health.check()).results}
+        unwell = {name for name, result in found.items() if result.status is not HealthStatus.HEALTHY}
+        assert {"memory", "disk"} <= unwell
+        assert any("no_such_module_here" in str(result) for name, result in found.items() if name in unwell)
+    lax = {f"MCP_HEALTH_{key}_THRESHOLD": "100" for key in ("CPU", "MEMORY", "DISK")}
+    async with serving(tmp_path / "lax", None, MCP_HEALTH_DEPENDENCIES="json", **lax) as server:
+        found = {result.name: result for result in (await server.health.check()).results}
+        assert {name for name in ("cpu", "memory", "disk") if found[name].status is not HealthStatus.HEALTHY} == set()
+
+
+def test_every_key_that_is_read_has_a_test_here() -> None:
     elsewhere = {
+        # what a reload does: tests/integration/test_reload.py
+        "server.watch_config",
+        # a real Redis: tests/integration/test_rate_limit_redis.py
+        "rate_limit.storage_url",
+        # how often, and for how long at most: tests/unit/test_health.py
+        "health.check_interval",
+        "health.timeout",
+        # the page and the sampler: tests/integration/test_metrics_*.py
+        "metrics.enabled",
+        "metrics.prometheus_enabled",
+        "metrics.prometheus_port",
+        "metrics.collection_interval",
+        # a real collector: tests/integration/test_tracing_doors.py
+        "tracing.endpoint",
+        "tracing.sample_ratio",
         # the network namespace: tests/integration/test_guardian_*.py
         "guard.user",
         "guard.loopback_user",
@@ -414,6 +502,6 @@ def test_every_live_key_has_a_test_here() -> None:
         "database.pool_timeout",
         "database.pool_recycle",
     }
-    live = {f"{key.section}.{key.key}" for key in describe(load_config(env={})) if key.status == "live"}
-    assert live - TESTED - elsewhere == set()
-    assert live >= TESTED
+    read = {f"{key.section}.{key.key}" for key in describe(load_config(env={})) if key.status != "later"}
+    assert read - TESTED - elsewhere == set()
+    assert read >= TESTED

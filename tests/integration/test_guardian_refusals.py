@@ -195,7 +195,7 @@ def test_without_a_user_named_root_gets_the_argument_tier_and_is_told_why(host: 
     host.env = environment(MCP_GUARD_USER="", MCP_STATE_DIR="/run/world/roots")
     done = host.run(sys.executable, "-m", "mcp_server", "serve", text_in="")
     (line,) = [line for line in done.stderr.splitlines() if "guard.chosen" in line]
-    assert "enforcement=argument" in line
+    assert '"enforcement": "argument"' in line
     assert "guard.user" in line
 
 
@@ -211,7 +211,7 @@ def default_user(host: World) -> Iterator[World]:
 def test_where_the_default_user_exists_root_gets_the_kernel_tier_unasked(default_user: World) -> None:
     default_user.env = environment(MCP_GUARD_USER="", MCP_STATE_DIR="/run/world/its-own")
     done = default_user.run(sys.executable, "-m", "mcp_server", "serve", text_in="")
-    assert "guard.up enforcement=kernel" in done.stderr
+    assert '"event": "guard.up", "enforcement": "kernel"' in done.stderr
 
 
 def test_what_the_default_user_cannot_have_is_a_reason_and_no_failure(default_user: World) -> None:
@@ -219,14 +219,14 @@ def test_what_the_default_user_cannot_have_is_a_reason_and_no_failure(default_us
     default_user.run("sh", "-c", "mkdir /run/world/roots && touch /run/world/roots/store.db")
     done = default_user.run(sys.executable, "-m", "mcp_server", "serve", text_in="")
     (line,) = [line for line in done.stderr.splitlines() if "guard.chosen" in line]
-    assert "enforcement=argument" in line
+    assert '"enforcement": "argument"' in line
     assert "does not belong to" in line
 
 
 def test_with_a_user_named_root_gets_the_kernel_tier_unasked(host: World) -> None:
     host.env = environment()
     done = host.run(sys.executable, "-m", "mcp_server", "serve", text_in="")
-    assert "guard.up enforcement=kernel" in done.stderr
+    assert '"event": "guard.up", "enforcement": "kernel"' in done.stderr
 
 
 def test_a_kernel_without_the_means_says_so(host: World) -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from mcp_server.errors import ArgumentError, BusyError, NetworkToolsError, PlatformError
 from mcp_server.execution import process
-from mcp_server.execution.confine import SYSTEM_PATH
+from mcp_server.execution.confine import NICENESS, SYSTEM_PATH
 from mcp_server.execution.containment import Tier, containment
 from mcp_server.execution.place import Place
 from mcp_server.execution.process import Limits, run_process
@@ -206,6 +206,12 @@ def test_the_tier_of_this_process_is_told() -> None:
     found = containment()
     assert (found.tier, found.ends_detached, found.ends_with_server) == (Tier.PID_NAMESPACE, True, True)
     assert (found.files_confined, found.signals_confined, found.remedy) == (True, True, "")
+
+
+async def test_a_program_stands_back_behind_the_server(place: Place) -> None:
+    output = bytearray()
+    await run_process((binary("nice"),), Limits(10), output.extend, place=place)
+    assert int(output) == min(os.nice(0) + NICENESS, 19)
 
 
 async def test_nmap_sends_raw_packets_as_root() -> None:

@@ -181,7 +181,8 @@ def handshake(call: dict[str, Any]) -> list[dict[str, Any]]:
 async def scanning_server(state: Path) -> asyncio.subprocess.Process:
     """A stdio server whose scan is under way."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "mcp_server.server", env=environment(state),
+        sys.executable, "-m", "mcp_server.server",
+        env=environment(state, MCP_SERVER_SHUTDOWN_GRACE_PERIOD="1"),
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
     )  # fmt: skip
     assert process.stdin
@@ -235,11 +236,12 @@ async def test_calls_over_the_queue_are_refused_at_once(server: EnhancedMCPServe
     await asyncio.gather(*calls, return_exceptions=True)
 
 
-async def test_cleanup_twice_is_harmless_and_the_store_opens_again(server: EnhancedMCPServer) -> None:
+async def test_cleanup_twice_is_harmless_and_nothing_is_opened_afterwards(server: EnhancedMCPServer) -> None:
     await server.store()
     await server.cleanup()
     await server.cleanup()
-    assert (await (await server.store()).list_runs()).total == 0
+    with pytest.raises(PlatformError, match="has stopped"):
+        await server.store()
 
 
 async def test_every_acceptance_has_its_end_on_the_log(server: EnhancedMCPServer) -> None:

@@ -21,7 +21,12 @@ LONG_SCAN = {"target": "127.0.0.0/24", "mode": "ports", "ports": "1-65535"}
 
 
 def environment(state: Path) -> dict[str, str]:
-    return {"MCP_STATE_DIR": str(state), "MCP_SECURITY_ALLOWED_TARGETS": "loopback,RFC1918,.lab.internal"}
+    return {
+        "MCP_STATE_DIR": str(state),
+        "MCP_SECURITY_ALLOWED_TARGETS": "loopback,RFC1918,.lab.internal",
+        # What a call under way may get is a matter of tests/chaos/test_stopping.py.
+        "MCP_SERVER_SHUTDOWN_GRACE_PERIOD": "0",
+    }
 
 
 async def nmap_of(server: psutil.Process) -> list[psutil.Process]:

@@ -115,8 +115,11 @@ async def test_the_schema_describes_every_field_and_nothing_else(tmp_path: Path)
     await log.append("alarm", alarm="guard_drops", run_id="r_1", dropped={"egress": 2})
     await log.append("policy", scope_hash="a1b2", enforcement="kernel")
     await log.append("lookup", name="a.lab.internal", actor="a", door="rest")
+    await log.append("admin", action="tool.disable", tool="nmap", result="done", actor="a", door="rest")
+    await log.append("decision", **DENIAL | {"code": "rate_limited", "repeats": 12})
     records = records_of(tmp_path)
     events = ["genesis", "decision", "repair", "end", "decision", "alarm", "policy", "lookup"]
+    events += ["admin", "decision"]
     assert [record["event"] for record in records] == events
     validator = schema()
     for record in records:

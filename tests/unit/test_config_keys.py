@@ -13,6 +13,7 @@ from mcp_server.errors import ConfigError
 
 MIB = 1024 * 1024
 GIB = 1024 * MIB
+RESTART = "restart"
 
 
 class Row(NamedTuple):
@@ -22,7 +23,7 @@ class Row(NamedTuple):
     low: float | None = None
     high: float | None = None
     short: str = ""
-    live: bool = True
+    status: str = "live"
 
     @property
     def env(self) -> str:
@@ -30,49 +31,59 @@ class Row(NamedTuple):
 
 
 ROWS = [
-    Row("server", "host", "127.0.0.1"),
-    Row("server", "port", 8080, 1, 65535),
-    Row("server", "transport", "stdio"),
-    Row("server", "workers", 1, 1, 16, live=False),
-    Row("server", "max_connections", 100, 1, 10000),
+    Row("server", "host", "127.0.0.1", status=RESTART),
+    Row("server", "port", 8080, 1, 65535, status=RESTART),
+    Row("server", "transport", "stdio", status=RESTART),
+    Row("server", "workers", 1, 1, 16, status="later"),
+    Row("server", "max_connections", 100, 1, 10000, status=RESTART),
     Row("server", "shutdown_grace_period", 30, 0, 300),
-    Row("server", "auth", "token"),
-    Row("server", "allowed_hosts", ()),
-    Row("server", "allowed_origins", ()),
+    Row("server", "auth", "token", status=RESTART),
+    Row("server", "allowed_hosts", (), status=RESTART),
+    Row("server", "allowed_origins", (), status=RESTART),
+    Row("server", "watch_config", True),
     Row("server", "answer_text", "short"),
     Row("security", "allowed_targets", ("RFC1918", ".lab.internal")),
     Row("security", "policy_file", None),
     Row("security", "pinned_files", None),
-    Row("security", "guard", "auto"),
+    Row("security", "guard", "auto", status=RESTART),
     Row("security", "require_enforcement", "argument"),
     Row("security", "max_args_length", 2048, 1, 10240),
     Row("security", "max_output_size", 1048576, 1024, 10485760),
     Row("security", "timeout_seconds", 300, 1, 3600),
     Row("security", "concurrency_limit", 2, 1, 100),
     Row("security", "allow_intrusive", False),
-    Row("guard", "user", ""),
+    Row("guard", "user", "", status=RESTART),
     Row("guard", "loopback_user", ""),
-    Row("guard", "mode", "auto"),
-    Row("guard", "uplink", ""),
-    Row("guard", "addresses", ()),
-    Row("guard", "gateways", ()),
-    Row("guard", "link_network", "198.18.77.0/30"),
+    Row("guard", "mode", "auto", status=RESTART),
+    Row("guard", "uplink", "", status=RESTART),
+    Row("guard", "addresses", (), status=RESTART),
+    Row("guard", "gateways", (), status=RESTART),
+    Row("guard", "link_network", "198.18.77.0/30", status=RESTART),
     Row("audit", "checkpoint_interval", 300, 1, 86400),
     Row("audit", "ship_to", ""),
     Row("audit", "max_file_size", 100 * MIB, 64 * 1024, GIB),
-    Row("circuit_breaker", "failure_threshold", 5, 1, 100, live=False),
-    Row("circuit_breaker", "recovery_timeout", 60, 1, 600, live=False),
-    Row("circuit_breaker", "half_open_success_threshold", 1, 1, 10, live=False),
-    Row("health", "check_interval", 30, 5, 300, live=False),
-    Row("health", "cpu_threshold", 80.0, 0, 100, live=False),
-    Row("health", "memory_threshold", 80.0, 0, 100, live=False),
-    Row("health", "disk_threshold", 80.0, 0, 100, live=False),
-    Row("health", "timeout", 10, 1, 60, live=False),
-    Row("health", "dependencies", (), live=False),
-    Row("metrics", "enabled", True, live=False),
-    Row("metrics", "prometheus_enabled", True, live=False),
-    Row("metrics", "prometheus_port", 9090, 1, 65535, live=False),
-    Row("metrics", "collection_interval", 15, 5, 300, live=False),
+    Row("admission", "max_running", 16, 1, 1000),
+    Row("admission", "per_actor", 8, 1, 1000),
+    Row("admission", "per_host", 1, 1, 100),
+    Row("admission", "max_waiting", 64, 0, 10000),
+    Row("rate_limit", "calls_per_minute", 10, 0, 100000),
+    Row("rate_limit", "total_calls_per_minute", 600, 0, 1000000),
+    Row("rate_limit", "storage_url", ""),
+    Row("circuit_breaker", "failure_threshold", 5, 1, 100),
+    Row("circuit_breaker", "recovery_timeout", 60, 1, 600),
+    Row("circuit_breaker", "half_open_success_threshold", 1, 1, 10),
+    Row("health", "check_interval", 30, 5, 300),
+    Row("health", "cpu_threshold", 80.0, 0, 100),
+    Row("health", "memory_threshold", 80.0, 0, 100),
+    Row("health", "disk_threshold", 80.0, 0, 100),
+    Row("health", "timeout", 10, 1, 60),
+    Row("health", "dependencies", ()),
+    Row("metrics", "enabled", True),
+    Row("metrics", "prometheus_enabled", True),
+    Row("metrics", "prometheus_port", 9090, 1, 65535),
+    Row("metrics", "collection_interval", 15, 5, 300),
+    Row("tracing", "endpoint", "", short="OTEL_EXPORTER_OTLP_ENDPOINT"),
+    Row("tracing", "sample_ratio", 1.0, 0, 1),
     Row("logging", "level", "INFO", short="LOG_LEVEL"),
     Row("logging", "format", "json", short="LOG_FORMAT"),
     Row("logging", "file_path", None),
@@ -83,11 +94,11 @@ ROWS = [
     Row("tool", "packages", (), short="TOOLS_PACKAGE"),
     Row("tool", "default_timeout", 300, 1, 3600),
     Row("tool", "default_concurrency", 2, 1, 100),
-    Row("database", "url", None),
-    Row("database", "pool_size", 10, 1, 100),
-    Row("database", "max_overflow", 20, 0, 100),
-    Row("database", "pool_timeout", 30, 1, 300),
-    Row("database", "pool_recycle", 3600, 60, 7200),
+    Row("database", "url", None, status=RESTART),
+    Row("database", "pool_size", 10, 1, 100, status=RESTART),
+    Row("database", "max_overflow", 20, 0, 100, status=RESTART),
+    Row("database", "pool_timeout", 30, 1, 300, status=RESTART),
+    Row("database", "pool_recycle", 3600, 60, 7200, status=RESTART),
     Row("limits", "max_args_len", 2048, 1, 10240, "MCP_MAX_ARGS_LEN"),
     Row("limits", "max_stdout_bytes", MIB, 1024, 10485760, "MCP_MAX_STDOUT_BYTES"),
     Row("limits", "max_stderr_bytes", 256 * 1024, 1024, 10485760, "MCP_MAX_STDERR_BYTES"),
@@ -130,6 +141,8 @@ def other_value(row: Row) -> tuple[str, Any]:
         "guard.gateways": ("10.0.0.1,fd00::1", ("10.0.0.1", "fd00::1")),
         "guard.link_network": ("198.18.5.0/30", "198.18.5.0/30"),
         "audit.ship_to": ("syslog", "syslog"),
+        "rate_limit.storage_url": ("redis://10.0.0.5:6379/0", "redis://10.0.0.5:6379/0"),
+        "tracing.endpoint": ("http://127.0.0.1:4318", "http://127.0.0.1:4318"),
         "health.dependencies": ("json", ("json",)),
         "logging.level": ("debug", "DEBUG"),
         "logging.format": ("console", "console"),
@@ -156,7 +169,7 @@ def test_default_range_names_and_status(row: Row) -> None:
     assert value == row.default
     assert type(value) is type(row.default)
     assert (info.env, info.env_aliases) == (row.env, (row.short,) if row.short else ())
-    assert info.status == ("live" if row.live else "later")
+    assert info.status == row.status
     if row.low is not None:
         assert info.range == f"{row.low} to {row.high}"
     assert info.description.endswith(".")
@@ -231,7 +244,7 @@ def test_the_wrong_type_is_refused_by_name(row: Row, tmp_path: Path) -> None:
 def test_keys_without_a_reader_are_flagged_when_set(row: Row, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, logger="mcp_server.config"):
         config = load_config(env={row.env: other_value(row)[0]})
-    expected = [] if row.live else [f"config.not_yet_used section={row.section} key={row.key}"]
+    expected = [] if row.status != "later" else [f"config.not_yet_used section={row.section} key={row.key}"]
     assert [str(key) for key in config.not_yet_used] == expected
     assert [record.getMessage() for record in caplog.records] == expected
 

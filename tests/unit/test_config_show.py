@@ -126,7 +126,7 @@ def test_every_key_is_described_with_its_value_and_source(tmp_path: Path) -> Non
     config.security.timeout_seconds = 60
     found = {(info.section, info.key): info for info in config.describe()}
     picked = {
-        name: (found[name].value, found[name].default, found[name].source, found[name].status)
+        name: (found[name].value, found[name].default, found[name].source, found[name].status, found[name].differs)
         for name in (
             ("", "state_dir"),
             ("server", "port"),
@@ -138,13 +138,13 @@ def test_every_key_is_described_with_its_value_and_source(tmp_path: Path) -> Non
         )
     }
     assert picked == {
-        ("", "state_dir"): ("/s", "the platform's state folder of this user", "env", "live"),
-        ("server", "port"): (9000, 8080, "file", "live"),
-        ("server", "workers"): (2, 1, "file", "later"),
-        ("logging", "level"): ("DEBUG", "INFO", "env", "live"),
-        ("security", "timeout_seconds"): (60, 300, "code", "live"),
-        ("security", "allowed_targets"): (["RFC1918", ".lab.internal"],) * 2 + ("default", "live"),
-        ("metrics", "enabled"): (True, True, "default", "later"),
+        ("", "state_dir"): ("/s", "the platform's state folder of this user", "env", "restart", True),
+        ("server", "port"): (9000, 8080, "file", "restart", True),
+        ("server", "workers"): (2, 1, "file", "later", True),
+        ("logging", "level"): ("DEBUG", "INFO", "env", "live", True),
+        ("security", "timeout_seconds"): (60, 300, "code", "live", True),
+        ("security", "allowed_targets"): (["RFC1918", ".lab.internal"],) * 2 + ("default", "live", False),
+        ("metrics", "enabled"): (True, True, "default", "live", False),
     }
     assert describe(config) == config.describe()
     types = {info.type for info in found.values()}

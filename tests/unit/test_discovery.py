@@ -12,7 +12,7 @@ import pytest
 
 from mcp_server.base_tool import MCPBaseTool, ToolPolicy
 from mcp_server.discovery import discover, why_left_out
-from mcp_server.errors import AccessError, NotFoundError
+from mcp_server.errors import AccessError, ConflictError, NotFoundError
 from mcp_server.flags import Flag, read
 from mcp_server.tools.nmap_tool import NmapTool
 
@@ -186,3 +186,26 @@ def test_a_name_that_the_server_answers_itself_is_no_tool() -> None:
     reason = why_left_out(ScopeTool, ("*",), ())
     assert reason is not None
     assert "the server answers itself" in reason
+
+
+def test_a_disabled_tool_is_taken_away_and_can_be_given_back() -> None:
+    whole = discover(ToolPolicy())
+    without = whole.with_disabled({"nmap"})
+    assert (list(without.tools), list(without.offered)) == ([], ["nmap"])
+    for name in ("nmap", "NmapTool"):
+        with pytest.raises(ConflictError, match="nmap is switched off") as caught:
+            without.get(name)
+        assert (caught.value.code, caught.value.details) == ("tool_disabled", {"tool": "nmap"})
+        assert without.find(name) is whole.get(name), "what runs still knows its tool"
+    assert without.with_disabled(()).get("nmap") is whole.get("nmap")
+    assert list(whole.tools) == ["nmap"], "the toolbox of calls under way is as it was"
+
+
+def test_disabling_never_offers_what_the_owner_does_not() -> None:
+    none = discover(ToolPolicy(), exclude=["nmap"]).with_disabled(())
+    assert none.tools == {}
+    with pytest.raises(NotFoundError) as caught:
+        none.with_disabled({"nmap"}).get("nmap")
+    assert caught.value.code == "unknown_tool"
+    back = discover(ToolPolicy()).with_disabled(none.with_disabled({"nmap"}).disabled)
+    assert back.tools == {}, "it stays off when a reload offers it again"

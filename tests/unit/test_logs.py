@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +48,9 @@ def test_every_logger_writes_the_same_json_lines_to_standard_error(capsys: pytes
     logging.getLogger("mcp_server.test").info("event.happened count=%d", 3)
     logging.getLogger("uvicorn.error").warning("theirs")
     first, second = records(capsys)
-    assert (first["event"], first["level"], first["logger"]) == ("event.happened count=3", "info", "mcp_server.test")
+    assert (first["event"], first["level"], first["logger"]) == ("event.happened", "info", "mcp_server.test")
     assert first["timestamp"].endswith("Z")
+    assert (first.pop("count"), second["event"]) == (3, "theirs")
     assert set(second) == set(first)
 
 
@@ -142,6 +145,91 @@ def test_configuring_again_replaces_what_was_there(capsys: pytest.CaptureFixture
     assert len(records(capsys)) == 1
     assert (tmp_path / "first.log").read_text() == ""
     assert "once" in (tmp_path / "second.log").read_text()
+
+
+def test_a_reload_changes_level_format_and_rotation_and_goes_on_in_the_same_file(tmp_path: Path) -> None:
+    path, log = tmp_path / "server.log", logging.getLogger("mcp_server.test")
+    configure_logging(LoggingConfig(file_path=path, max_file_size=1024, backup_count=1))
+    for number in range(30):
+        log.info("line.json number=%d", number)
+    log.debug("line.hidden")
+    kept = {file.name: file.read_text() for file in tmp_path.iterdir()}
+    assert sorted(kept) == ["server.log", "server.log.1"]
+    configure_logging(
+        LoggingConfig(level="DEBUG", format="console", file_path=path, max_file_size=2048, backup_count=3)
+    )
+    log.debug("line.shown")
+    both = path.read_text()
+    assert both.startswith(kept["server.log"]), "nothing that was written is lost"
+    assert "line.shown" in both.removeprefix(kept["server.log"])
+    assert not both.splitlines()[-1].startswith("{")
+    for number in range(200):
+        log.info("line.console number=%d", number)
+    names = sorted(file.name for file in tmp_path.iterdir())
+    assert names == ["server.log", "server.log.1", "server.log.2", "server.log.3"]
+    assert all(file.stat().st_size <= 2048 for file in tmp_path.iterdir())
+    assert max(file.stat().st_size for file in tmp_path.iterdir()) > 1024, "the new size holds"
+    configure_logging(LoggingConfig(level="WARNING"))
+    before = path.read_text()
+    log.warning("line.elsewhere")
+    assert path.read_text() == before
+
+
+def test_a_file_that_was_moved_away_is_begun_anew_by_a_reload(tmp_path: Path) -> None:
+    path, log = tmp_path / "server.log", logging.getLogger("mcp_server.test")
+    configure_logging(LoggingConfig(file_path=path))
+    log.info("line.one")
+    path.rename(tmp_path / "server.log.moved")
+    configure_logging(LoggingConfig(file_path=path))
+    log.info("line.two")
+    assert "line.two" in path.read_text()
+    assert "line.two" not in (tmp_path / "server.log.moved").read_text()
+
+
+def test_a_reload_loses_no_line_of_another_thread_and_doubles_none(tmp_path: Path) -> None:
+    path, each, threads = tmp_path / "server.log", 300, 4
+
+    def work(thread: int) -> None:
+        for number in range(each):
+            logging.getLogger("mcp_server.test").info("line.one thread=%d number=%d", thread, number)
+
+    configure_logging(LoggingConfig(file_path=path))
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            done = [pool.submit(work, thread) for thread in range(threads)]
+            for turn in range(1000):
+                configure_logging(LoggingConfig(file_path=path, format="json", backup_count=turn % 7))
+                if all(each.done() for each in done):
+                    break
+    finally:
+        sys.setswitchinterval(before)
+    assert [each.result() for each in done] == [None] * threads
+    seen = [(line["thread"], line["number"]) for line in map(json.loads, path.read_text().splitlines())]
+    assert sorted(seen) == [(thread, number) for thread in range(threads) for number in range(each)]
+    gc.collect()  # a file left open would be told now
+
+
+def test_bad_settings_leave_the_old_in_force(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    configure_logging(LoggingConfig(level="WARNING"))
+    with pytest.raises(PlatformError):
+        configure_logging(LoggingConfig(level="DEBUG", file_path=tmp_path / "file" / "server.log"))
+    logging.getLogger("mcp_server.test").info("line.hidden")
+    logging.getLogger("mcp_server.test").warning("line.shown")
+    assert [line["event"] for line in records(capsys)] == ["line.shown"]
+
+
+def test_a_file_that_takes_no_more_is_told_once_and_the_rest_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging(LoggingConfig(file_path=Path("/dev/full")))
+    log = logging.getLogger("mcp_server.test")
+    log.info("it opens with %s", "password=hunter2hunter2")
+    log.info("line.two")
+    lines = records(capsys)
+    assert [line["event"] for line in lines] == ["it opens with password=***", "log.file_not_written", "line.two"]
+    assert lines[1]["path"] == "/dev/full"
+    assert "No space left" in lines[1]["message"]
 
 
 def test_a_file_that_cannot_be_opened_is_a_typed_error(tmp_path: Path) -> None:

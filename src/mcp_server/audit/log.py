@@ -7,10 +7,11 @@ import logging
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
+from mcp_server import metrics, tracing
 from mcp_server.config.sections import AuditConfig
-from mcp_server.errors import PlatformError
+from mcp_server.errors import NetworkToolsError, PlatformError
 
 if TYPE_CHECKING:
     from mcp_server.audit.checkpoint import Sealer
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
     from mcp_server.audit.writer import Writer
 
 logger = logging.getLogger(__name__)
+
+
+LOOK_SEC: Final = 5.0
+"""Seconds between two looks whether new records are to be sealed."""
 
 
 class AuditLog:
@@ -31,6 +36,8 @@ class AuditLog:
         self.settings = settings or AuditConfig()
         self.problem: str | None = None
         """Why the log cannot be sealed or is no longer what was sealed, for health; None while all is well."""
+        self.unwritable: str | None = None
+        """Why the last record could not be written, for health: nothing runs until one can be."""
         self._folder = state_dir
         self._writer: Writer | None = None
         self._sealer: Sealer | None = None
@@ -56,9 +63,19 @@ class AuditLog:
             self._writer = Writer(self._folder)
         if not RESERVED.isdisjoint(fields):
             raise ValueError(f"these names are the log's own: {', '.join(sorted(RESERVED))}")
+        if (trace := tracing.trace_id()) is not None:
+            fields.setdefault("trace_id", trace)
         # Now, not in the thread: a caller may change what it gave as soon as this waits.
         kept = cleaned(fields)
-        receipt = await asyncio.to_thread(self._writer.append, event, kept, self.settings.max_file_size)
+        started = time.perf_counter()
+        try:
+            receipt = await asyncio.to_thread(self._writer.append, event, kept, self.settings.max_file_size)
+        except NetworkToolsError as error:
+            self.unwritable = error.message
+            metrics.count("mcp_audit_failures_total", code=error.code)
+            raise
+        metrics.observe("mcp_audit_append_seconds", time.perf_counter() - started)
+        self.unwritable = None
         self._wrote = True
         return receipt
 
@@ -110,9 +127,13 @@ class AuditLog:
         return not 0 <= time.time() - sealed < self.settings.checkpoint_interval
 
     async def _keep_sealing(self) -> None:
+        sealed = time.monotonic()
         while True:
-            await asyncio.sleep(self.settings.checkpoint_interval)
-            await self.seal()
+            # Asked anew every few seconds: a reload may have made the interval shorter.
+            await asyncio.sleep(min(self.settings.checkpoint_interval, LOOK_SEC))
+            if time.monotonic() - sealed >= self.settings.checkpoint_interval:
+                sealed = time.monotonic()
+                await self.seal()
 
     def _report(self, problem: str) -> None:
         if problem != self.problem:

@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 from mcp_server.audit.printable import ARGUMENT_LIMIT, scalar
-from mcp_server.audit.secrets import follows_secret_flag, is_secret_name, without_secrets
-from mcp_server.config.redact import REDACTED
+from mcp_server.config.redact import REDACTED, follows_secret_flag, is_secret_name, without_secrets
 from mcp_server.model.untrusted import neutralise
 
 TEXT_LIMIT: Final = 64 * 1024

@@ -23,8 +23,8 @@ ALL_HOSTS = 1000
 
 
 def _tool_names(incomplete: str) -> list[str]:
+    from mcp_server.building import build_toolbox
     from mcp_server.config import get_config
-    from mcp_server.server import build_toolbox
 
     try:
         return [name for name in build_toolbox(get_config()).tools if name.startswith(incomplete)]

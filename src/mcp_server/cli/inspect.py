@@ -16,6 +16,9 @@ from mcp_server.errors import ExitCode
 
 if TYPE_CHECKING:
     from mcp_server.base_tool import MCPBaseTool
+    from mcp_server.config import Config
+    from mcp_server.health import SystemHealth
+    from mcp_server.store.base import Store
 
 config_app = typer.Typer(help="The configuration in force, and a check of a file.", no_args_is_help=True)
 scope_app = typer.Typer(help="What may be touched.", no_args_is_help=True)
@@ -23,8 +26,8 @@ scope_app = typer.Typer(help="What may be touched.", no_args_is_help=True)
 
 def tools(as_json: Json = False) -> None:
     """List the tools with their parameters and flags."""
+    from mcp_server.building import build_toolbox
     from mcp_server.config import get_config
-    from mcp_server.server import build_toolbox
 
     with reporting(as_json=as_json):
         toolbox = build_toolbox(get_config())
@@ -62,7 +65,10 @@ def _tool(name: str, tool: MCPBaseTool) -> dict[str, Any]:
 
 @config_app.command("show")
 def config_show(as_json: Json = False) -> None:
-    """Show every key: its value, where that came from, and whether anything uses it yet."""
+    """Show every key: its value (* where it is not the default), where that came from, and when a change takes hold.
+
+    live: at a reload. restart: at the next start. later: nothing uses it yet.
+    """
     from mcp_server.config import describe, get_config
 
     with reporting(as_json=as_json):
@@ -76,9 +82,9 @@ def config_show(as_json: Json = False) -> None:
             [
                 (
                     f"{key.section}.{key.key}".lstrip("."),
-                    str(key.value),
+                    f"{key.value} *" if key.differs else str(key.value),
                     key.source,
-                    "" if key.status == "live" else "not used yet",
+                    key.status,
                     key.env,
                 )
                 for key in keys
@@ -206,39 +212,50 @@ def _print_explained(body: dict[str, Any], *, as_json: bool) -> None:
 def doctor(as_json: Json = False) -> None:
     """Say what is missing here, what still works without it, and the command that mends it."""
     from mcp_server.config import get_config
-    from mcp_server.doctor import Check, State, as_dicts, examine, overall
-    from mcp_server.server import EnhancedMCPServer, build_toolbox
-    from mcp_server.store.base import Store
-
-    async def look() -> list[Check]:
-        config = get_config()
-        servers: list[EnhancedMCPServer] = []
-
-        async def open_store() -> Store:
-            # A server cannot be made where the state folder cannot: then that is the finding, not the end.
-            servers.append(EnhancedMCPServer(config))
-            return await servers[0].store()
-
-        try:
-            return await examine(config, build_toolbox(config), open_store)
-        finally:
-            for server in servers:
-                await server.cleanup()
+    from mcp_server.health import HealthStatus
 
     with reporting(as_json=as_json):
-        checks = run_async(look())
-        state = overall(checks)
+        health = run_async(_look(get_config()))
         if as_json:
-            print_json({"state": state.value, "checks": as_dicts(checks)})
+            print_json({"state": health.status.word, "checks": health.as_dict()["checks"]})
         else:
-            for check in checks:
-                print(f"{check.state.value:9} {check.name}: {check.detail}")
-                if check.works:
-                    print(f"{'':9} still works: {check.works}")
-                if check.remedy:
-                    print(f"{'':9} to mend: {check.remedy}")
-        if state is State.FAILED:
+            for result in health.results:
+                print(f"{result.status.word:9} {result.name}: {result.detail}")
+                if result.works:
+                    print(f"{'':9} still works: {result.works}")
+                if result.remedy:
+                    print(f"{'':9} to mend: {result.remedy}")
+        if health.status is HealthStatus.UNHEALTHY:
             raise typer.Exit(ExitCode.ENVIRONMENT)
+
+
+async def _look(config: Config) -> SystemHealth:
+    from mcp_server.audit import AuditLog
+    from mcp_server.building import build_toolbox
+    from mcp_server.doctor import health_of_host
+    from mcp_server.errors import NetworkToolsError
+    from mcp_server.server import EnhancedMCPServer
+
+    # First, because it makes the state folder where there is none yet. Where that cannot be, it is the finding.
+    server: EnhancedMCPServer | NetworkToolsError
+    try:
+        server = EnhancedMCPServer(config)
+    except NetworkToolsError as error:
+        server = error
+
+    async def open_store() -> Store:
+        if isinstance(server, NetworkToolsError):
+            raise server
+        return await server.store()
+
+    audit = AuditLog(config.state_dir, config.audit)
+    manager = health_of_host(config, build_toolbox(config), open_store, audit)
+    try:
+        return await manager.check()
+    finally:
+        await manager.stop()
+        if isinstance(server, EnhancedMCPServer):
+            await server.cleanup()
 
 
 def version(as_json: Json = False) -> None:

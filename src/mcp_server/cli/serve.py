@@ -42,7 +42,7 @@ def serve(
     inside: Annotated[int | None, typer.Option(hidden=True)] = None,
     as_json: Json = False,
 ) -> None:
-    """Serve until the client closes its input (stdio) or a signal asks to stop (http).
+    """Serve until the client closes its input (stdio) or a signal asks to stop.
 
     With --json the line that says where the server listens, on standard error, is a JSON document.
     """

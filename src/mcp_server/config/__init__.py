@@ -6,7 +6,17 @@ read, and is left out of the start path.
 """
 
 from mcp_server.config.effective import EffectiveLimits
-from mcp_server.config.load import get_config, load_config, log_notices, reload_config, reset_config, set_config
+from mcp_server.config.load import (
+    READ_SINCE,
+    get_config,
+    load_config,
+    log_notices,
+    read_again,
+    reload_config,
+    replace_config,
+    reset_config,
+    set_config,
+)
 from mcp_server.config.model import (
     ClampedValue,
     Config,
@@ -18,6 +28,7 @@ describe = Config.describe
 """One `mcp_server.config.show.KeyInfo` for every key of a configuration."""
 
 __all__ = [
+    "READ_SINCE",
     "ClampedValue",
     "Config",
     "EffectiveLimits",
@@ -26,9 +37,11 @@ __all__ = [
     "get_config",
     "load_config",
     "log_notices",
+    "read_again",
     "redact",
     "redact_tree",
     "reload_config",
+    "replace_config",
     "reset_config",
     "set_config",
 ]

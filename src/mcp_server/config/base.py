@@ -17,6 +17,8 @@ Source = Literal["default", "file", "env", "code"]
 
 LATER: Final[dict[str, Any]] = {"status": "later"}
 """Marks a key that is accepted and shown, but that nothing reads yet."""
+RESTART: Final[dict[str, Any]] = {"status": "restart"}
+"""Marks a key that is read once, when the server starts; every other one is live: a reload brings it into force."""
 
 _bounded = Repr()  # a value may be a tree that repr() would blow up
 _bounded.maxstring = _bounded.maxother = 80
@@ -57,6 +59,12 @@ class Section(BaseModel):
     def is_set(self, key: str) -> bool:
         """Whether ``key`` was given by anyone, as opposed to standing at its default."""
         return key in self.model_fields_set
+
+    def adopt(self, key: str, other: Section) -> None:
+        """Take ``key``, and where it came from, over from another section of this kind, which has validated it."""
+        self.__dict__[key] = getattr(other, key)
+        (self.model_fields_set.add if other.is_set(key) else self.model_fields_set.discard)(key)
+        self._sources[key] = other.source_of(key)
 
     def set_source(self, key: str, source: Source) -> None:
         """Record where the value of ``key`` came from; the loader's part."""

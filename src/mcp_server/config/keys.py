@@ -1,15 +1,19 @@
-"""The list of every key, read off the models: its names, its variables and whether anything reads it."""
+"""The list of every key, read off the models: its names, its variables and when it comes into force."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from typing import Any, Literal, TypeAlias
 
 from pydantic.fields import FieldInfo
 
 from mcp_server.config.base import Section, dotted, extra
 from mcp_server.config.model import Config
+
+Status: TypeAlias = Literal["live", "restart", "later"]
+"""``live``: a reload brings it into force. ``restart``: it is read when the server starts. ``later``: not read yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +36,19 @@ class Key:
         return ("_".join(words).upper(), *extra(self.field).get("env", ()))
 
     @property
-    def is_live(self) -> bool:
-        """Whether anything reads it."""
-        return extra(self.field).get("status") != "later"
+    def status(self) -> Status:
+        """When its value comes into force."""
+        found: Status = extra(self.field).get("status", "live")
+        return found
+
+    def holder(self, config: Config) -> Section:
+        """The section of ``config`` that holds it."""
+        found: Section = getattr(config, self.section) if self.section else config
+        return found
+
+    def of(self, config: Config) -> Any:
+        """Its value in ``config``."""
+        return getattr(self.holder(config), self.name)
 
 
 @cache

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import math
 import os
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from pydantic import ValidationError
 
@@ -17,6 +18,9 @@ from mcp_server.config.model import ClampedValue, Config, UnusedKey
 from mcp_server.config.sources import FILE_VARIABLE, Given, from_env, from_file
 
 _logger = logging.getLogger("mcp_server.config")
+
+READ_SINCE: Final = time.time()
+"""No configuration of this process was read before this moment, in seconds since 1970."""
 
 
 def load_config(
@@ -40,7 +44,7 @@ def load_config(
     except ValidationError as error:
         places = {given.key.dotted: given.place for given in merged.values()}
         raise refusal(error, places=places) from None
-    not_yet_used = tuple(UnusedKey(g.key.section, g.key.name) for g in merged.values() if not g.key.is_live)
+    not_yet_used = tuple(UnusedKey(g.key.section, g.key.name) for g in merged.values() if g.key.status == "later")
     sources = {name: given.source for name, given in merged.items()}
     config.mark_loaded(file=file, clamped=clamped, not_yet_used=not_yet_used, sources=sources)
     if notify:
@@ -78,6 +82,20 @@ def get_config(force_new: bool = False, *, notify: bool = True) -> Config:
 def reload_config() -> Config:
     """Read file and environment again; where they are bad, raise `ConfigError` and keep the old configuration."""
     return get_config(force_new=True)
+
+
+def read_again() -> Config:
+    """Read file and environment as at the start, without making that the configuration of this process.
+
+    Raises `ConfigError` where they are bad. What the command line set is not in it.
+    """
+    return load_config(_Current.path)
+
+
+def replace_config(old: Config, new: Config) -> None:
+    """Make ``new`` the configuration of this process where ``old`` was it."""
+    if _Current.config is old:
+        _Current.config = new
 
 
 def set_config(config: Config, *, path: str | os.PathLike[str] | None = None) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, PrivateAttr
 
-from mcp_server.config.base import FilePath, Section, Source
+from mcp_server.config.base import RESTART, FilePath, Section, Source
 from mcp_server.config.effective import EffectiveLimits, effective_limits
 from mcp_server.config.redact import redact_tree
 from mcp_server.config.sections import (
@@ -79,7 +79,7 @@ class Config(Section):
         default_factory=default_state_dir,
         description="Folder of the store, raw output, logs and the token. A relative path counts from the folder the "
         "server was started in.",
-        json_schema_extra={"default_text": "the platform's state folder of this user"},
+        json_schema_extra={**RESTART, "default_text": "the platform's state folder of this user"},
     )
     server: ServerConfig = Field(default_factory=ServerConfig)
     security: SecurityConfig = Field(default_factory=SecurityConfig)

@@ -1,30 +1,75 @@
-"""Taking secrets out of anything that is shown: by the key's name, and passwords inside URLs."""
+"""Taking secrets out of anything that is shown or kept: by the name of a field, and by what stands before a value.
+
+One list of names for the configuration, the audit log and the logs. The patterns are compiled at their first use, not
+while a server starts. Each repetition in those for text is bounded or ends at a blank, so that no text takes longer
+than its length.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any, Final
 
 REDACTED: Final = "***"
 
-_SECRET_WORDS: Final = frozenset({"token", "secret", "password", "passwd", "key"})
+# Whole words of a name: a token is a secret, a number of tokens is none.
+_WORDS: Final = frozenset({"token", "secret", "password", "passwd", "key"})
+# Words, or their ends, as in the script arguments smbpass and mysqlpass; neither bypass, compass nor passive, nor COTP.
+_ENDINGS: Final = (
+    r"(?:(?<!by)(?<!com)(?<!sur)(?<!tres)(?<!over)(?<!under)pass|psk|jwt|priv[_-]?key|(?<![a-z])[th]?otp)(?![a-z])"
+)
+_PARTS: Final = rf"passphrase|credential|community|{_ENDINGS}"
+# In a name any mark may part two words, and some names are secret only as the whole name of a field.
+_IN_NAMES: Final = rf"(?i){_PARTS}|authori[sz]ation|cookie|bearer|api[^a-z0-9]?key|private[^a-z0-9]?key|pwd"
+_IN_TEXT: Final = rf"token|secret|password|passwd|api[_-]?key|{_PARTS}"
+_WORD_BOUNDARY: Final = r"(?<=[a-z0-9])(?=[A-Z])"
+
+_ANY: Final = rf"(?i){_IN_TEXT}|key=|authorization|cookie|bearer|://"
+_PATTERNS: Final = (
+    r"(://[^:@/\s]{0,128}:)\S{1,512}(?=@)",
+    # A flag and its value, on a command line or as two words of a list that was written out.
+    rf"(?i)(?<![^\s\"'\[(])(--?[\w-]{{0,64}}(?:{_IN_TEXT})[\w-]{{0,64}}[\"']?,?\s{{1,16}}[\"']?)(?!-)[^\s\"']+",
+    r"(?i)((?:proxy-)?authorization[\"']?\s{0,16}[=:]\s{0,16}[\"']?|(?:set-)?cookie\s{0,16}:\s{0,16})[^\r\n\"']+",
+    # Script arguments, a query, a form: up to where such a value ends.
+    rf"(?i)((?:{_IN_TEXT}|(?<=[?&;])key)s?[\"']?\s{{0,16}}[=:]\s{{0,16}}[\"']?)[^\s,;&\"']+",
+    r"(?i)\b(bearer\s{1,16})[\w.~+/=-]{8,}",
+)
+
 # Greedy up to the last "@": a password may hold "/", "?" or an unquoted "@", and hiding too much is the safe side.
-_URL_PASSWORD: Final = re.compile(r"(?s)(://[^:@/]*:).*@")
+_URL_USERINFO: Final = r"(?s)(://[^:@/]*:).*@"
 # "scheme://user:password" with the host forgotten; a real port is all digits, and an IPv6 host stands in brackets.
-_URL_WITHOUT_HOST: Final = re.compile(r"(://(?!\[)[^:@/]*:)(?![0-9]+(?:[/?#]|$))[^/?#]+")
-_QUERY_SECRET: Final = re.compile(r"(?i)([?&;][^=&;]*(?:token|secret|password|passwd|key)[^=&;]*=)[^&;]*")
+_URL_WITHOUT_HOST: Final = r"(://(?!\[)[^:@/]*:)(?![0-9]+(?:[/?#]|$))[^/?#]+"
+_QUERY_SECRET: Final = rf"(?i)([?&;][^=&;]*(?:{_IN_TEXT}|key)[^=&;]*=)[^&;]*"
 
 
-def is_secret(name: str) -> bool:
-    """Whether a key of this name holds a secret: one of its words is token, secret, password, passwd or key."""
-    return not _SECRET_WORDS.isdisjoint(_words(name))
+def is_secret_name(name: str) -> bool:
+    """Whether a field of this name holds a secret, as ``api_key``, ``apiKey``, ``smbpass`` or ``Authorization`` do."""
+    return bool(re.search(_IN_NAMES, name)) or not _WORDS.isdisjoint(_words(re.sub(_WORD_BOUNDARY, "_", name)))
+
+
+def without_secrets(text: str) -> str:
+    """Return ``text`` with the passwords of URLs and the values of ``password=``, ``Authorization:`` … hidden."""
+    if re.search(_ANY, text):
+        for pattern in _PATTERNS:
+            text = re.sub(pattern, rf"\g<1>{REDACTED}", text)
+    return text
+
+
+def follows_secret_flag(words: Sequence[Any], index: int) -> bool:
+    """Whether the word at ``index`` is the value of a flag such as ``--password``."""
+    flag = words[index - 1] if index else None
+    word = words[index]
+    if not isinstance(flag, str) or not isinstance(word, str) or word.startswith("-"):
+        return False
+    return flag.startswith("-") and "=" not in flag and is_secret_name(flag.lstrip("-"))
 
 
 def redact(name: str, value: Any) -> Any:
     """Return ``value`` as it may be shown under the key ``name``; empty values stay, so that "not set" is visible."""
     if value is None or value in ("", (), []):
         return value
-    if is_secret(name):
+    if is_secret_name(name):
         return REDACTED
     if isinstance(value, list | tuple):
         return [redact(name, item) for item in value]
@@ -33,14 +78,14 @@ def redact(name: str, value: Any) -> Any:
     if "://" not in value:
         # What stands for a URL and is none may be a password that was pasted alone.
         return REDACTED if "url" in _words(name) else value
-    pattern, kept = (_URL_PASSWORD, rf"\g<1>{REDACTED}@") if "@" in value else (_URL_WITHOUT_HOST, rf"\g<1>{REDACTED}")
-    return _QUERY_SECRET.sub(rf"\g<1>{REDACTED}", pattern.sub(kept, value))
+    pattern, kept = (_URL_USERINFO, rf"\g<1>{REDACTED}@") if "@" in value else (_URL_WITHOUT_HOST, rf"\g<1>{REDACTED}")
+    return re.sub(_QUERY_SECRET, rf"\g<1>{REDACTED}", re.sub(pattern, kept, value))
 
 
 def redact_tree(data: dict[str, Any]) -> dict[str, Any]:
     """Return a copy of nested ``data`` with every secret redacted."""
     return {
-        name: redact_tree(value) if isinstance(value, dict) and not is_secret(name) else redact(name, value)
+        name: redact_tree(value) if isinstance(value, dict) and not is_secret_name(name) else redact(name, value)
         for name, value in data.items()
     }
 

@@ -1,7 +1,8 @@
 """The sections of the configuration. ``Field(description=…)`` is the only documentation of a key.
 
-`docs/configuration.md` is written from these models. Keys marked `LATER` are accepted, checked and shown, and
-loading warns that nothing reads them yet.
+`docs/configuration.md` is written from these models. Keys marked `RESTART` are read when the server starts, every other
+one by whoever uses it, each time. Keys marked `LATER` are accepted, checked and shown, and loading warns that nothing
+reads them yet.
 """
 
 from typing import Annotated, ClassVar, Literal, Self
@@ -9,7 +10,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from mcp_server.config import checks
-from mcp_server.config.base import LATER, OptionalPath, Section, Words
+from mcp_server.config.base import LATER, RESTART, OptionalPath, Section, Words
 
 MIB = 1024 * 1024
 GIB = 1024 * MIB
@@ -30,11 +31,15 @@ class ServerConfig(Section):
     section: ClassVar[str] = "server"
 
     host: Annotated[str, AfterValidator(checks.check_bind_host)] = Field(
-        "127.0.0.1", description="Address or name the HTTP doors listen on. Any address but loopback needs auth=token."
+        "127.0.0.1",
+        description="Address or name the HTTP doors listen on. Any address but loopback needs auth=token.",
+        json_schema_extra=RESTART,
     )
-    port: int = Field(8080, ge=1, le=65535, description="TCP port the HTTP doors listen on.")
+    port: int = Field(8080, ge=1, le=65535, description="TCP port the HTTP doors listen on.", json_schema_extra=RESTART)
     transport: Literal["stdio", "http"] = Field(
-        "stdio", description="Door to open: stdio for a client that starts the server itself, or http."
+        "stdio",
+        description="Door to open: stdio for a client that starts the server itself, or http.",
+        json_schema_extra=RESTART,
     )
     workers: int = Field(1, ge=1, le=16, description="Server processes.", json_schema_extra=LATER)
     max_connections: int = Field(
@@ -42,18 +47,25 @@ class ServerConfig(Section):
         ge=1,
         le=10000,
         description="HTTP requests of known callers under way at the same time; one over it gets 429.",
+        json_schema_extra=RESTART,
     )
     shutdown_grace_period: int = Field(
         30, ge=0, le=300, description="Seconds that running calls get to end when the server stops."
     )
     auth: Literal["token", "none"] = Field(
-        "token", description="token: every HTTP door asks for the bearer token. none: refused unless host is loopback."
+        "token",
+        description="token: every HTTP door asks for the bearer token. none: refused unless host is loopback.",
+        json_schema_extra=RESTART,
     )
     allowed_hosts: Annotated[Words, _each(checks.check_authority)] = Field(
-        (), description="Exact Host header values the HTTP doors accept. Empty: derived from host and port."
+        (),
+        description="Exact Host header values the HTTP doors accept. Empty: derived from host and port.",
+        json_schema_extra=RESTART,
     )
     allowed_origins: Annotated[Words, _each(checks.check_origin)] = Field(
-        (), description="Exact Origin header values the HTTP doors accept. Empty: derived from host and port."
+        (),
+        description="Exact Origin header values the HTTP doors accept. Empty: derived from host and port.",
+        json_schema_extra=RESTART,
     )
     watch_config: bool = Field(
         default=True, description="Read the configuration and policy files again when they change."
@@ -119,6 +131,7 @@ class SecurityConfig(Section):
         description="How the scope is enforced. kernel: every frame, set up by root at the start. rootless: every "
         "frame, in a user namespace. argument: addresses are checked before a spawn, and raw sockets are off. auto: "
         "the best that works here (kernel only where there is a user to become).",
+        json_schema_extra=RESTART,
     )
     require_enforcement: Literal["argument", "rootless", "kernel"] = Field(
         "argument", description="The weakest enforcement under which anything may run."
@@ -155,7 +168,7 @@ class SecurityConfig(Section):
 
 
 class GuardConfig(Section):
-    """The network namespace that holds tools inside the scope; read once, when it is set up."""
+    """The network namespace that holds tools inside the scope."""
 
     section: ClassVar[str] = "guard"
 
@@ -163,6 +176,7 @@ class GuardConfig(Section):
         "",
         description="Unprivileged user the server becomes in the kernel tier; it must own the state folder. Empty: "
         "with --guard kernel the user mcp-network-tools.",
+        json_schema_extra=RESTART,
     )
     loopback_user: Annotated[str, AfterValidator(checks.check_user)] = Field(
         "",
@@ -173,18 +187,27 @@ class GuardConfig(Section):
         "auto",
         description="macvlan: an address of its own on the uplink's segment; ARP discovery works. nat: behind this "
         "host's address. auto: macvlan where addresses are given, else nat.",
+        json_schema_extra=RESTART,
     )
     uplink: Annotated[str, AfterValidator(checks.check_device)] = Field(
-        "", description="Network device packets leave by. Empty: the one of the default route."
+        "",
+        description="Network device packets leave by. Empty: the one of the default route.",
+        json_schema_extra=RESTART,
     )
     addresses: Annotated[Words, _each(checks.check_interface)] = Field(
-        (), description="Addresses with prefix length of the macvlan device, as 10.0.0.250/24; IPv4, IPv6 or both."
+        (),
+        description="Addresses with prefix length of the macvlan device, as 10.0.0.250/24; IPv4, IPv6 or both.",
+        json_schema_extra=RESTART,
     )
     gateways: Annotated[Words, _each(checks.check_address)] = Field(
-        (), description="Default gateways of the macvlan device, one for each IP version at most."
+        (),
+        description="Default gateways of the macvlan device, one for each IP version at most.",
+        json_schema_extra=RESTART,
     )
     link_network: Annotated[str, AfterValidator(checks.check_link_network)] = Field(
-        "198.18.77.0/30", description="IPv4 network of four addresses between host and namespace in nat mode."
+        "198.18.77.0/30",
+        description="IPv4 network of four addresses between host and namespace in nat mode.",
+        json_schema_extra=RESTART,
     )
 
 
@@ -288,7 +311,12 @@ class MetricsConfig(Section):
 
     enabled: bool = Field(default=True, description="Collect metrics.")
     prometheus_enabled: bool = Field(default=True, description="Offer the metrics in Prometheus' text format.")
-    prometheus_port: int = Field(9090, ge=1, le=65535, description="TCP port of the metrics page over stdio.")
+    prometheus_port: int = Field(
+        9090,
+        ge=1,
+        le=65535,
+        description="TCP port of the metrics page over stdio.",
+    )
     collection_interval: int = Field(15, ge=5, le=300, description="Seconds between readings of the process's own use.")
 
 
@@ -358,13 +386,23 @@ class DatabaseConfig(Section):
     section: ClassVar[str] = "database"
 
     url: Annotated[str | None, AfterValidator(checks.check_database_url)] = Field(
-        None, description="SQLAlchemy URL of the store (sqlite or postgresql). Empty: SQLite in the state folder."
+        None,
+        description="SQLAlchemy URL of the store (sqlite or postgresql). Empty: SQLite in the state folder.",
+        json_schema_extra=RESTART,
     )
-    pool_size: int = Field(10, ge=1, le=100, description="Connections kept open (Postgres).")
-    max_overflow: int = Field(20, ge=0, le=100, description="Further connections under load (Postgres).")
-    pool_timeout: int = Field(30, ge=1, le=300, description="Seconds to wait for a connection (Postgres).")
+    pool_size: int = Field(10, ge=1, le=100, description="Connections kept open (Postgres).", json_schema_extra=RESTART)
+    max_overflow: int = Field(
+        20, ge=0, le=100, description="Further connections under load (Postgres).", json_schema_extra=RESTART
+    )
+    pool_timeout: int = Field(
+        30, ge=1, le=300, description="Seconds to wait for a connection (Postgres).", json_schema_extra=RESTART
+    )
     pool_recycle: int = Field(
-        3600, ge=60, le=7200, description="Seconds after which a connection is replaced (Postgres)."
+        3600,
+        ge=60,
+        le=7200,
+        description="Seconds after which a connection is replaced (Postgres).",
+        json_schema_extra=RESTART,
     )
 
 

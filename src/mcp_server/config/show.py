@@ -9,8 +9,8 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from mcp_server.config.base import Section, Source, bounds, choices, extra
-from mcp_server.config.keys import Key, keys, sections
+from mcp_server.config.base import Source, bounds, choices, extra
+from mcp_server.config.keys import Key, Status, keys, sections
 from mcp_server.config.model import Config
 from mcp_server.config.redact import redact
 from mcp_server.config.sources import CLIENT_VARIABLES, FILE_VARIABLE
@@ -34,7 +34,8 @@ class KeyInfo:
     """One key for ``config show``. ``value`` is ready for JSON and redacted; ``section`` is empty at the top level.
 
     ``env`` is the variable's long name, ``env_aliases`` its short ones; ``range`` is text such as ``1 to 65535``
-    or ``stdio, http``, or empty. A ``status`` of ``later`` means that nothing reads the key yet.
+    or ``stdio, http``, or empty. ``status`` is that of `mcp_server.config.keys`; ``differs`` says that the value is
+    not the default.
     """
 
     section: str
@@ -46,7 +47,8 @@ class KeyInfo:
     range: str
     value: Any
     source: Source
-    status: Literal["live", "later"]
+    status: Status
+    differs: bool
     description: str
 
 
@@ -55,7 +57,6 @@ def describe(config: Config) -> list[KeyInfo]:
     dumped = config.model_dump(mode="json")
     found = []
     for key in keys().values():
-        holder: Section = getattr(config, key.section) if key.section else config
         value = dumped[key.section][key.name] if key.section else dumped[key.name]
         found.append(
             KeyInfo(
@@ -67,8 +68,9 @@ def describe(config: Config) -> list[KeyInfo]:
                 default=_default(key),
                 range=_range(key.field),
                 value=redact(key.name, value),
-                source=holder.source_of(key.name),
-                status="live" if key.is_live else "later",
+                source=key.holder(config).source_of(key.name),
+                status=key.status,
+                differs=key.of(config) != key.field.get_default(call_default_factory=True),
                 description=key.field.description or "",
             )
         )
@@ -94,6 +96,7 @@ def _page() -> Iterator[str]:
         "- An unknown section, key or `MCP_` variable, and a value of the wrong type, is an error (`config_invalid`).",
         "- Where keys of several sections set the same limit, a set `security` key wins over a set `limits` key, and",
         "  that over a set `tool` key, whatever source each came from.",
+        "- A reload (docs/reload.md) brings every key into force, but those marked *restart*: the start reads them.",
         "- Keys marked *later* are checked and shown, but nothing reads them yet; setting one logs",
         "  `config.not_yet_used`.",
         "- Passwords in URLs, and keys named token, secret, password or key, are shown as `***`.",
@@ -127,7 +130,7 @@ def _table(section: str) -> Iterator[str]:
     for key in keys().values():
         if key.section == section:
             variables = ", ".join(f"`{name}`" for name in key.env)
-            meaning = (key.field.description or "") + ("" if key.is_live else " *later*")
+            meaning = (key.field.description or "") + ("" if key.status == "live" else f" *{key.status}*")
             cells = (f"`{key.name}`", _type_name(key.field), _default_text(key), _range(key.field), variables, meaning)
             yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 

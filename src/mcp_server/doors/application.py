@@ -18,6 +18,7 @@ def build_application(server: EnhancedMCPServer) -> Any:
     """Compose the ASGI application of every HTTP door; prints a token it had to make, once."""
     from mcp_server.doors.http import compose, mcp_app
     from mcp_server.doors.mcp import build_mcp_server
+    from mcp_server.doors.measured import Measured
     from mcp_server.doors.rest import build_rest
 
     settings = server.config.server
@@ -29,11 +30,13 @@ def build_application(server: EnhancedMCPServer) -> Any:
         if made:
             print(f"Token, shown once and kept in {server.config.state_dir / 'token'}: {token}", file=sys.stderr)
     hosts, origins = frozenset(settings.hosts), frozenset(settings.origins)
-    return compose(
+    rest = build_rest(server)
+    application = compose(
         mcp_app(build_mcp_server(server.pipeline, "http"), hosts=hosts, origins=origins),
-        build_rest(server),
+        rest,
         token=token,
         hosts=hosts,
         origins=origins,
         max_requests=settings.max_connections,
     )
+    return Measured(application, rest.routes)

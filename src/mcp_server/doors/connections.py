@@ -1,12 +1,16 @@
-"""Bounds on connections that uvicorn lacks: a deadline for a request's head, and a cap behind authentication."""
+"""What uvicorn lacks: a deadline for a request's head, a cap behind authentication, and an end for what has none."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import socket
 from typing import Any, Final
 
-from mcp_server.doors.problems import ASGIApp, Receive, Scope, Send, send_problem
+from mcp_server.doors.problems import ASGIApp, Message, Receive, Scope, Send, header_values, send_problem
 from mcp_server.errors import BusyError
+
+logger = logging.getLogger(__name__)
 
 HEAD_SEC: Final = 10.0
 """Seconds a connection has to send the head of a request; one that only holds its place is closed then."""
@@ -16,7 +20,15 @@ net/http 90 s), so that the client closes first: a request that crosses the serv
 """
 
 
-def deadline_protocol(head_sec: float = HEAD_SEC) -> Any:  # noqa: C901 - short methods of a class, counted as one function
+UNREAD_SEC: Final = 30.0
+"""Seconds in which a client must take something of what waits for it. One that reads nothing, or is gone without a
+word, is dropped then, and with it whatever its answer holds: a place, a page, a file.
+"""
+UNREAD_AT_STOP_SEC: Final = 1.0
+"""The same for a server that stops."""
+
+
+def deadline_protocol(head_sec: float = HEAD_SEC, unread_sec: float = UNREAD_SEC) -> Any:  # noqa: C901 - short methods of a class, counted as one function
     """Uvicorn's h11 protocol with a deadline for each request's head (RFC 9112 section 9.5 leaves it open)."""
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -25,6 +37,10 @@ def deadline_protocol(head_sec: float = HEAD_SEC) -> Any:  # noqa: C901 - short 
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
             super().connection_made(transport)
+            # The kernel's own measure: nothing acknowledged, or no room made for more, for so long (tcp(7), RFC 5482).
+            # It holds as well for what is left when an answer is complete, which uvicorn waits for without a limit.
+            sock = transport.get_extra_info("socket")
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(unread_sec * 1000))
             self._expect_head()
 
         def data_received(self, data: bytes) -> None:
@@ -40,6 +56,15 @@ def deadline_protocol(head_sec: float = HEAD_SEC) -> Any:  # noqa: C901 - short 
         def connection_lost(self, exc: Exception | None) -> None:
             self._expect_nothing()
             super().connection_lost(exc)
+
+        def shutdown(self) -> None:
+            super().shutdown()
+            if unsent := self.transport.get_write_buffer_size():
+                self.loop.call_later(UNREAD_AT_STOP_SEC, self._drop_unread, unsent)
+
+        def _drop_unread(self, unsent: int) -> None:
+            if self.transport.get_write_buffer_size() >= unsent:
+                self.transport.abort()
 
         def _expect_head(self) -> None:
             self._deadline = self.loop.call_later(head_sec, self._give_up)
@@ -82,3 +107,72 @@ class RequestLimit:
             await self._app(scope, receive, send)
         finally:
             self._under_way -= 1
+
+
+class Requests:
+    """ASGI wrapper that can end what has no end of its own, so that it does not hold up a server that stops.
+
+    That are event streams, which close as if they were over, and requests whose body does not come. It stands before
+    everything else. A request that the HTTP server cancels while this ends is no failure, and none is logged.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._endless: set[asyncio.Task[Any]] = set()
+        self._ending = False
+
+    def end(self) -> None:
+        """Close event streams, and let go of requests that have not wholly come."""
+        self._ending = True
+        for task in self._endless:
+            task.cancel()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on."""
+        task = asyncio.current_task()
+        if scope["type"] != "http" or task is None:
+            await self._app(scope, receive, send)
+            return
+        started = streams = complete = False
+        # A request may be without an end twice: while its body comes, and while its answer goes.
+        self._endless.add(task)
+
+        async def taking() -> Message:
+            message = await receive()
+            if not streams and not (message["type"] == "http.request" and message.get("more_body", False)):
+                self._endless.discard(task)
+            return message
+
+        async def giving(message: Message) -> None:
+            nonlocal started, streams, complete
+            started = True
+            if message["type"] == "http.response.start" and _is_event_stream(message):
+                streams = True
+                self._endless.add(task)
+            complete = message["type"] == "http.response.body" and not message.get("more_body", False)
+            await send(message)
+
+        try:
+            await self._app(scope, taking, giving)
+        except asyncio.CancelledError:
+            if not self._ending:
+                raise
+            task.uncancel()
+            if not started:
+                await send_problem(scope, _nothing_more, send, _stopping())
+            elif task in self._endless and not complete:
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            self._endless.discard(task)
+
+
+async def _nothing_more() -> Message:
+    return {"type": "http.disconnect"}
+
+
+def _stopping() -> BusyError:
+    return BusyError("the server is stopping", code="shutting_down", retry_after=1)
+
+
+def _is_event_stream(start: Message) -> bool:
+    return any(value.startswith(b"text/event-stream") for value in header_values(start, b"content-type"))

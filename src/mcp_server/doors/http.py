@@ -2,23 +2,20 @@
 
 Every request passes, in this order: `HostGuard` (is it meant for this server?), `BearerAuth` (is the caller known?),
 `RequestLimit` (is there a place?), `BodyLimit` (is it small enough to be read?). Nothing of an unknown caller's body
-is kept.
+is kept. The two probes of an orchestrator, which say no more than yes or no, pass none of them.
 """
 
 from __future__ import annotations
 
 import errno
-import math
-import signal
 import socket
-import threading
-from collections.abc import AsyncIterator, Callable, Collection, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Collection
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from mcp_server.doors.auth import BearerAuth
-from mcp_server.doors.connections import HEAD_SEC, KEEP_ALIVE_SEC, RequestLimit, deadline_protocol
+from mcp_server.doors.connections import HEAD_SEC, RequestLimit
 from mcp_server.doors.guards import MAX_BODY, BodyLimit, HostGuard
 from mcp_server.doors.problems import ASGIApp, Receive, Scope, Send
 from mcp_server.errors import ConfigError, NetworkToolsError, PlatformError
@@ -27,7 +24,12 @@ if TYPE_CHECKING:
     from mcp.server.lowlevel import Server
     from starlette.applications import Starlette
 
+    from mcp_server.doors.serving import Stop
+
 MCP_PATH: Final = "/mcp"
+
+PROBES: Final = frozenset({"/livez", "/readyz"})
+"""What is answered to anybody who asks with GET, whatever the Host: a probe knows neither token nor name."""
 
 MAX_SESSIONS: Final = 512
 SESSION_IDLE_SEC: Final = 15 * 60.0
@@ -75,10 +77,17 @@ def compose(
     Over ``max_requests`` requests under way another one is answered with 429. ``token`` None leaves authentication out.
     Both apps' lifespans run, ``mcp``'s outermost. Without ``rest`` every other path is a 404 of the MCP app.
     """
-    app: ASGIApp = RequestLimit(BodyLimit(_Doors(mcp, rest), max_body), max_requests)
+    doors = _Doors(mcp, rest)
+    app: ASGIApp = RequestLimit(BodyLimit(doors, max_body), max_requests)
     if token is not None:
         app = BearerAuth(app, token)
-    return HostGuard(app, frozenset(hosts), frozenset(origins))
+    guarded = HostGuard(app, frozenset(hosts), frozenset(origins))
+
+    async def probed(scope: Scope, receive: Receive, send: Send) -> None:
+        open_to_all = scope["type"] == "http" and scope["method"] == "GET" and scope["path"] in PROBES
+        await (doors if open_to_all else guarded)(scope, receive, send)
+
+    return probed
 
 
 class _Doors:
@@ -166,50 +175,26 @@ async def serve_http(
     shutdown_grace: float = 30.0,
     head_sec: float = HEAD_SEC,
     ready: Callable[[str], None] | None = None,
+    stop: Stop | None = None,
 ) -> None:
-    """Serve ``app`` on ``listener`` until SIGTERM or SIGINT, then return.
+    """Serve ``app`` on ``listener`` until SIGTERM or SIGINT, or with ``stop`` until that says so; then return.
 
-    ``ready`` gets the base address once requests are answered. The first signal ends the listening and gives requests
-    under way ``shutdown_grace`` seconds, after which they are cancelled; a second SIGINT cancels them at once. A
-    connection that sends no whole head of a request for ``head_sec`` seconds is closed. Raises `NetworkToolsError`
-    where the app does not start; the log has the reason.
+    ``ready`` gets the base address once requests are answered. To close is to listen no more, to end event streams,
+    and to give requests under way ``shutdown_grace`` seconds (or what ``stop`` has left), after which they are
+    cancelled; a second SIGINT cancels them at once. A connection that sends no whole head of a request for
+    ``head_sec`` seconds is closed. Raises `NetworkToolsError` where the app does not start; the log has the reason.
     """
-    import uvicorn
+    from mcp_server.doors.serving import make_server
 
-    class Uvicorn(uvicorn.Server):
-        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-            await super().startup(sockets)
-            if ready is not None:
-                ready(listener.url)
+    def told() -> None:
+        if ready is not None:
+            ready(listener.url)
 
-        @contextmanager
-        def capture_signals(self) -> Iterator[None]:
-            # uvicorn's own raises the signal again after a clean end, which would kill the process before its owner
-            # could close the store and the audit log.
-            if threading.current_thread() is not threading.main_thread():
-                yield
-                return
-            before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
-            try:
-                yield
-            finally:
-                for number, handler in before.items():
-                    signal.signal(number, handler)
-
-    config = uvicorn.Config(
-        app,
-        http=deadline_protocol(head_sec),
-        ws="none",
-        lifespan="on",
-        log_config=None,
-        access_log=False,
-        proxy_headers=False,
-        server_header=False,
-        timeout_keep_alive=KEEP_ALIVE_SEC,
-        timeout_graceful_shutdown=math.ceil(shutdown_grace),
-    )
+    # Connections inherit it. asyncio sets it only where the socket says that it is TCP, which one made without a
+    # protocol does not: then an answer's body waits 40 ms for the client to acknowledge its head.
+    listener.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     try:
-        await Uvicorn(config).serve([listener.sock])
+        await make_server(app, told, shutdown_grace=shutdown_grace, head_sec=head_sec, stop=stop).serve([listener.sock])
     except SystemExit as exc:
         raise NetworkToolsError("the HTTP server could not start; the log above has the reason") from exc
     finally:

@@ -10,27 +10,35 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
+from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import anyio
 import mcp_types as types
 from mcp.server.caching import CacheHint
-from mcp.server.lowlevel import Server
+from mcp.server.lowlevel import NotificationOptions, Server
+from mcp.server.models import InitializationOptions
 from mcp.shared.exceptions import MCPError
+from mcp_types.methods import SPEC_CLIENT_METHODS, SPEC_CLIENT_NOTIFICATION_METHODS
+from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS
 
-from mcp_server import __version__
+from mcp_server import __version__, tracing
 from mcp_server.doors import scope, views
 from mcp_server.doors.resources import RunResources
+from mcp_server.doors.tool_lists import ToolLists
 from mcp_server.errors import NetworkToolsError, NotFoundError
 from mcp_server.model.run import Actor, Risk
 from mcp_server.model.untrusted import neutralise
 from mcp_server.steps.call import user_name
+from mcp_server.steps.signals import known_name
 
 if TYPE_CHECKING:
-    from mcp.server.context import ServerRequestContext
+    from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
 
     from mcp_server.base_tool import MCPBaseTool
     from mcp_server.pipeline import Pipeline
+    from mcp_server.steps.answer import Answer
     from mcp_server.steps.run import Progress
 
 T = TypeVar("T")
@@ -49,8 +57,10 @@ _LEAST_PROGRESS = 1e-6
 def build_mcp_server(pipeline: Pipeline, door: str) -> Server[Any]:
     """Build the MCP server of one door (``stdio`` or ``http``) over ``pipeline``."""
     resources = RunResources(pipeline.open_store)
-    door_handlers = _Handlers(pipeline, door)
-    return Server(
+    lists = ToolLists()
+    pipeline.on_tools_changed.append(lists.changed)
+    door_handlers = _Handlers(pipeline, door, lists)
+    server = _Server(
         "mcp-network-tools",
         version=__version__,
         title="Network Tools",
@@ -58,15 +68,35 @@ def build_mcp_server(pipeline: Pipeline, door: str) -> Server[Any]:
         cache_hints={"tools/list": CacheHint(ttl_ms=300_000, scope="public")},
         on_list_tools=door_handlers.list_tools,
         on_call_tool=door_handlers.call_tool,
+        on_subscriptions_listen=lists.listen,
         on_list_resources=resources.list_resources,
         on_list_resource_templates=resources.list_templates,
         on_read_resource=resources.read,
     )
+    # The SDK has put the middleware there that makes a span of each message, with the caller's trace from its `_meta`.
+    server.middleware = [_in_trace_of_request, *server.middleware, door_handlers.describe_span]
+    return server
+
+
+_described: WeakKeyDictionary[MCPBaseTool, types.Tool] = WeakKeyDictionary()
+"""The SDK asks for the list at every call over HTTP, and a schema takes pydantic milliseconds."""
+
+
+class _Server(Server[Any]):
+    """The SDK's, which says in the handshake that it tells of changed tools: before 2026 no handler says so."""
+
+    def create_initialization_options(
+        self, notification_options: NotificationOptions | None = None, *args: Any, **named: Any
+    ) -> InitializationOptions:
+        options = notification_options or NotificationOptions(tools_changed=True)
+        return super().create_initialization_options(options, *args, **named)
 
 
 def describe(tool: MCPBaseTool) -> types.Tool:
     """The `tools/list` entry of a tool, without the titles pydantic repeats for every property."""
-    return types.Tool(
+    if (known := _described.get(tool)) is not None:
+        return known
+    entry = _described[tool] = types.Tool(
         name=tool.tool_name(),
         title=tool.title or tool.tool_name(),
         description=tool.description or f"Runs {tool.command_name} on one target inside the scope.",
@@ -79,8 +109,10 @@ def describe(tool: MCPBaseTool) -> types.Tool:
             open_world_hint=True,
         ),
     )
+    return entry
 
 
+@cache
 def describe_scope() -> types.Tool:
     """The `tools/list` entry of the tool that explains the scope."""
     return types.Tool(
@@ -117,14 +149,16 @@ def _compact(node: Any) -> Any:
 
 
 class _Handlers:
-    def __init__(self, pipeline: Pipeline, door: str) -> None:
+    def __init__(self, pipeline: Pipeline, door: str, lists: ToolLists) -> None:
         self._pipeline = pipeline
+        self._lists = lists
         self._door = door
         self._user = user_name() if door == "stdio" else "token"
 
     async def list_tools(
-        self, _ctx: ServerRequestContext[Any], _params: types.PaginatedRequestParams | None
+        self, ctx: ServerRequestContext[Any], _params: types.PaginatedRequestParams | None
     ) -> types.ListToolsResult:
+        self._lists.given_to(ctx)
         tools = [describe(tool) for name, tool in self._pipeline.toolbox.tools.items() if name != scope.NAME]
         return types.ListToolsResult(tools=[*tools, describe_scope()])
 
@@ -139,12 +173,15 @@ class _Handlers:
                 self._pipeline.call(params.name, params.arguments or {}, actor, _progress(ctx))
             )
         except NotFoundError as error:
+            _tell(error)
             raise MCPError(code=types.INVALID_PARAMS, message=error.message, data=error.as_dict()) from None
         except NetworkToolsError as error:
+            _tell(error)
             return _result(views.error_text(error), views.refusal(error), is_error=True)
         except Exception:
             logger.exception("call.crashed tool=%s", params.name[:64])
             return _crashed()
+        _tell(answer.error, answer)
         body, view = views.structured(answer)
         full = self._pipeline.config.server.answer_text == "full" or ctx.protocol_version < _STRUCTURED_SINCE
         return _result(views.text(answer, view, full=full), body, is_error=answer.error is not None)
@@ -153,11 +190,64 @@ class _Handlers:
         try:
             body = await scope.ask_pipeline(self._pipeline, scope.read_query(arguments), actor)
         except NetworkToolsError as error:
+            _tell(error)
             return _result(views.error_text(error), views.refusal(error), is_error=True)
         except Exception:
             logger.exception("scope.crashed")
             return _crashed()
         return _result("\n".join(scope.lines(body)), scope.compact(body), is_error=False)
+
+    async def describe_span(self, ctx: ServerRequestContext[Any], call_next: CallNext) -> HandlerResult:
+        """Complete the SDK's span by the semantic conventions, and take out of it what only the caller has said."""
+        if tracing.enabled():
+            span = tracing.current()
+            method = ctx.method
+            if method not in SPEC_CLIENT_METHODS and method not in SPEC_CLIENT_NOTIFICATION_METHODS:
+                method = tracing.OTHER
+            if method == "tools/call":
+                given = str((ctx.params or {}).get("name"))
+                tool = given if given == scope.NAME else known_name(self._pipeline.toolbox, given)
+                span.set(**{"gen_ai.tool.name": tool})
+                span.rename(f"{method} {tool}")
+            else:
+                span.rename(method)
+            span.set(**{"mcp.method.name": method, **_connection(ctx)})
+        return await call_next(ctx)
+
+
+async def _in_trace_of_request(ctx: ServerRequestContext[Any], call_next: CallNext) -> HandlerResult:
+    """Take the caller's trace from the HTTP request's headers, for a message whose ``_meta`` names none."""
+    if ctx.request is None or not tracing.enabled():
+        return await call_next(ctx)
+    with tracing.context_from(ctx.request.headers):
+        return await call_next(ctx)
+
+
+def _connection(ctx: ServerRequestContext[Any]) -> dict[str, str]:
+    """How a message came, in the attributes of its span."""
+    if ctx.request is None:
+        return {"network.transport": "pipe"}
+    facts = {
+        "network.transport": "tcp",
+        "network.protocol.name": "http",
+        "network.protocol.version": str(ctx.request.scope.get("http_version", "")),
+    }
+    session = ctx.request.headers.get("mcp-session-id")
+    # Later versions have no sessions: the header would be the caller's own text.
+    return (
+        facts | {"mcp.session.id": session}
+        if session and ctx.protocol_version in HANDSHAKE_PROTOCOL_VERSIONS
+        else facts
+    )
+
+
+def _tell(error: NetworkToolsError | None, answer: Answer | None = None) -> None:
+    """Say on the message's span what became of the call."""
+    span = tracing.current()
+    if answer is not None:
+        span.set(**{"mcp_network_tools.run_id": answer.run.id, "mcp_network_tools.outcome": answer.run.outcome.value})
+    if error is not None:
+        span.set(**{"mcp_network_tools.error_code": error.code})
 
 
 def _crashed() -> types.CallToolResult:

@@ -34,6 +34,12 @@ def problem_body(error: NetworkToolsError) -> dict[str, Any]:
     return {"type": "about:blank", "title": title, "status": status, **error.as_dict()}
 
 
+def retry_header(error: NetworkToolsError) -> dict[str, str]:
+    """``Retry-After`` in whole seconds (RFC 9110 section 10.2.3), where the error says when to come back."""
+    wait = error.details.get("retry_after")
+    return {} if wait is None else {"Retry-After": str(wait)}
+
+
 async def send_problem(
     scope: Scope, receive: Receive, send: Send, error: NetworkToolsError, headers: Iterable[tuple[bytes, bytes]] = ()
 ) -> None:
@@ -55,6 +61,7 @@ async def send_problem(
                 (b"content-type", PROBLEM_JSON.encode()),
                 (b"content-length", str(len(body)).encode()),
                 (b"cache-control", b"no-store"),
+                *((name.lower().encode(), value.encode()) for name, value in retry_header(error).items()),
                 *headers,
             ],
         }

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from collections.abc import AsyncIterator, Coroutine
+from dataclasses import asdict
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -14,19 +14,23 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
-from mcp_server import __version__, metrics
+from mcp_server import __version__, metrics, tracing
 from mcp_server.base_tool import ToolOutput
 from mcp_server.config import describe
-from mcp_server.doctor import State, as_dicts, examine, overall
 from mcp_server.doors import mcp as mcp_door
+from mcp_server.doors import metrics_page
 from mcp_server.doors import scope as scope_door
-from mcp_server.doors.problems import PROBLEM_JSON, problem_body
+from mcp_server.doors.admin import add_admin_routes
+from mcp_server.doors.events import add_event_routes
+from mcp_server.doors.health import add_health_routes
+from mcp_server.doors.problems import PROBLEM_JSON, problem_body, retry_header
 from mcp_server.doors.runs import raw_of, run_page
 from mcp_server.doors.views import tool_output
 from mcp_server.errors import ArgumentError, NetworkToolsError, NotFoundError
 from mcp_server.model.record import run_record
 from mcp_server.model.run import Actor, Outcome
 from mcp_server.model.untrusted import neutralise
+from mcp_server.steps.signals import known_name
 
 if TYPE_CHECKING:
     from mcp_server.server import EnhancedMCPServer
@@ -68,10 +72,14 @@ def build_rest(server: EnhancedMCPServer) -> FastAPI:
         description="Network discovery and assessment inside the owner's scope.",
         docs_url="/docs",
         redoc_url=None,
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
         dependencies=[Depends(_known_query_only)],
     )
     _add_problem_handlers(app)
     _add_server_routes(app, server)
+    add_health_routes(app, server)
+    add_event_routes(app, server)
+    add_admin_routes(app, server)
     _add_scope_route(app, server)
     _add_tool_routes(app, server)
     _add_run_routes(app, server)
@@ -79,8 +87,11 @@ def build_rest(server: EnhancedMCPServer) -> FastAPI:
     return app
 
 
-def _known_query_only(request: Request) -> None:
-    """Refuse a query parameter that the route does not have: a mistyped filter must not look like no filter."""
+async def _known_query_only(request: Request) -> None:
+    """Refuse a query parameter that the route does not have: a mistyped filter must not look like no filter.
+
+    Not a plain function, which FastAPI would hand to a thread at every request.
+    """
     known = {field.alias for field in request.scope["route"].dependant.query_params}
     for name in request.query_params:
         if name not in known:
@@ -89,7 +100,12 @@ def _known_query_only(request: Request) -> None:
 
 
 def _problem_response(error: NetworkToolsError, extra: dict[str, Any] | None = None) -> JSONResponse:
-    return JSONResponse({**problem_body(error), **(extra or {})}, status_code=error.spec.http, media_type=PROBLEM_JSON)
+    return JSONResponse(
+        {**problem_body(error), **(extra or {})},
+        status_code=error.spec.http,
+        media_type=PROBLEM_JSON,
+        headers=retry_header(error),
+    )
 
 
 def _add_problem_handlers(app: FastAPI) -> None:
@@ -119,8 +135,6 @@ def _add_problem_handlers(app: FastAPI) -> None:
 
 
 def _add_server_routes(app: FastAPI, server: EnhancedMCPServer) -> None:
-    started = time.monotonic()
-
     @app.get("/", summary="What this is and where to look", responses=_responses())
     async def root() -> dict[str, Any]:
         return {
@@ -131,39 +145,31 @@ def _add_server_routes(app: FastAPI, server: EnhancedMCPServer) -> None:
             "scope": "/scope",
             "runs": "/runs",
             "health": "/health",
+            "events": "/events",
+            "metrics": "/metrics",
             "documentation": "/docs",
         }
-
-    @app.get("/health", summary="Whether the server can do its work, check by check", responses=_responses())
-    async def health() -> JSONResponse:
-        pipeline = server.pipeline
-        checks = await examine(
-            pipeline.config, pipeline.toolbox, pipeline.open_store, guard=pipeline.guard, audit=pipeline.audit
-        )
-        state = overall(checks)
-        words = {State.OK: "healthy", State.DEGRADED: "degraded", State.FAILED: "unhealthy"}
-        body = {
-            "status": words[state],
-            "version": __version__,
-            "uptime_sec": round(time.monotonic() - started, 1),
-            "checks": as_dicts(checks),
-        }
-        return JSONResponse(body, status_code=503 if state is State.FAILED else 200)
 
     @app.get(
         "/metrics",
         summary="Figures for Prometheus",
         response_class=Response,
-        responses=_responses() | {200: {"content": {"text/plain": {}}}},
+        responses=_responses(404) | {200: {"content": {"text/plain": {}}}},
     )
-    def figures() -> Response:
-        return Response(metrics.exposition(), headers={"Content-Type": metrics.CONTENT_TYPE})
+    async def figures() -> Response:
+        return Response(await metrics_page.page(server.config), headers={"Content-Type": metrics.CONTENT_TYPE})
 
     @app.get("/config", summary="The configuration in force, secrets redacted", responses=_responses())
     async def config() -> dict[str, Any]:
         current = server.pipeline.config
         later = [f"{key.section}.{key.key}" for key in describe(current) if key.status == "later"]
-        return {"config": current.redacted(), "not_used_yet": later}
+        last = server.reloader.last
+        return {
+            "config": current.redacted(),
+            "not_used_yet": later,
+            "restart_needed": [asdict(item) for item in last.restart_needed] if last else [],
+            "last_reload": last.as_dict() if last else None,
+        }
 
 
 def _add_scope_route(app: FastAPI, server: EnhancedMCPServer) -> None:
@@ -216,7 +222,25 @@ def _add_tool_routes(app: FastAPI, server: EnhancedMCPServer) -> None:
         arguments: Annotated[dict[str, Any], Body(examples=[{"target": "192.168.1.10", "ports": "top:100"}])],
     ) -> Any:
         actor = Actor("token", "rest", neutralise(request.headers.get("user-agent", ""), 128))
-        answer = await _unless_disconnected(request, server.pipeline.call(tool_name, arguments, actor))
+        named = {
+            "gen_ai.operation.name": "execute_tool",
+            "gen_ai.tool.name": known_name(server.pipeline.toolbox, tool_name),
+        }
+        with tracing.request("POST", "/tools/{tool_name}/execute", request.headers, **named) as span:
+            try:
+                answer = await _unless_disconnected(request, server.pipeline.call(tool_name, arguments, actor))
+            except NetworkToolsError as error:
+                span.set(**{"http.response.status_code": error.spec.http})
+                raise
+            span.set(
+                **{
+                    "http.response.status_code": answer.error.spec.http if answer.error else 200,
+                    "mcp_network_tools.run_id": answer.run.id,
+                    "mcp_network_tools.outcome": answer.run.outcome.value,
+                }
+            )
+            if answer.error is not None:
+                span.error(answer.error.code)
         output = await _tool_output(server, answer)
         if answer.error is not None:
             return _problem_response(answer.error, {"result": output.model_dump(mode="json", exclude_none=True)})

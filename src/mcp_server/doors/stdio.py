@@ -8,6 +8,7 @@ answered beside the conversation, and the first other request decides.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -57,17 +58,18 @@ async def serve_stdio(
     stdin_fd: int = 0,
     stdout_fd: int = 1,
     drain: float = 0.2,
+    ended: asyncio.Event | None = None,
 ) -> None:
-    """Serve ``server`` on a pair of descriptors until the client closes either of them.
+    """Serve ``server`` on a pair of descriptors until the client closes either of them, or ``ended`` is set.
 
-    At end of input, requests that were already read get ``drain`` seconds to be answered (a client that
+    At the end, requests that were already read get ``drain`` seconds to be answered (a client that
     is a shell one-liner closes its end right after asking); then whatever still runs is cancelled and this
     returns. A line over ``max_line`` bytes, or one that is no JSON-RPC message, is answered with an error
     and the service goes on. Raises `PlatformError` where a descriptor is not open.
     """
     with private_wire(stdin_fd, stdout_fd) as (source, sink):
         async with server.lifespan(server) as state:
-            await _Conversation(server, state, sink).run(source, max_line, drain)
+            await _Conversation(server, state, sink).run(source, max_line, drain, ended)
 
 
 class _Malformed(Exception):  # noqa: N818 - it carries the answer to a bad line; it is not a failure of ours
@@ -106,11 +108,15 @@ class _Conversation:
         self._input_ended = False
         self._all_answered = anyio.Event()
 
-    async def run(self, source: int, max_line: int, drain: float) -> None:
+    async def run(self, source: int, max_line: int, drain: float, ended: asyncio.Event | None) -> None:
         try:
             async with self._tasks:
                 self._tasks.start_soon(self._write)
-                await self._read(source, max_line)
+                with anyio.CancelScope() as reading:
+                    if ended is not None:
+                        self._tasks.start_soon(self._stop, ended, reading)
+                    await self._read(source, max_line)
+                self._input_ended = True
                 if self._owed:
                     with anyio.move_on_after(drain):
                         await self._all_answered.wait()
@@ -126,7 +132,11 @@ class _Conversation:
                 await self._take(line, max_line)
         except OSError as exc:
             logger.warning("standard input failed, ending: %s", exc)
-        self._input_ended = True
+
+    @staticmethod
+    async def _stop(ended: asyncio.Event, reading: anyio.CancelScope) -> None:
+        await ended.wait()
+        reading.cancel()
 
     async def _take(self, line: bytes | None, max_line: int) -> None:
         if line is None:

@@ -43,6 +43,8 @@ RLIMITS = {
     "core": resource.RLIMIT_CORE,
     "fsize": resource.RLIMIT_FSIZE,
 }
+NICENESS = 10
+"""How far programs stand back behind the server (nice(2)): many scans at once must not make it slow to answer."""
 _INTERPRETERS = 4
 """How many interpreters of interpreters the kernel follows (fs/exec.c)."""
 _LINE_BYTES = 256
@@ -55,6 +57,7 @@ def become(argv: list[str], folder: str, *, limits: Mapping[str, int], reads: li
     ``folder`` is its working directory and all it may write to. ``raw`` leaves it CAP_NET_RAW, if it is held.
     """
     os.chdir(folder)
+    os.nice(NICENESS)
     if sys.platform == "linux":
         from mcp_server.execution import syscalls
 

@@ -18,7 +18,7 @@ from mcp_server.errors import ConfigError
 from mcp_server.model.target import Network
 from mcp_server.scope import entries as entries_
 from mcp_server.scope.entries import Entries, network_of
-from mcp_server.scope.radix import RadixTree, cut
+from mcp_server.scope.radix import Prefix, RadixTree, cut
 from mcp_server.scope.ranges import WIDTHS, Span, merged, prefixes, span, without
 from mcp_server.scope.reading import shown
 from mcp_server.scope.refused import ALWAYS_REFUSED, WELL_KNOWN
@@ -193,13 +193,11 @@ class ScopePolicy:
         first, last = span(network)
         if version == 6 and getattr(network.network_address, "scope_id", None):
             return _out(lambda: f"{network.network_address} has a zone id, which is always refused")
-        allowed, loopback, denied = self._trees[version]
+        denied = self._trees[version][2]
         holder, inside = denied.touching(first, last)
         if holder is not None or inside:
             return self._denied(network, inside[0][2] if holder is None else holder, whole=holder is not None)
-        low, high = _LOOPBACK[version]
-        tree = loopback if low <= last and first <= high else allowed
-        holder, inside = tree.touching(first, last)
+        holder, inside = self._touching(version, first, last)
         if not inside and holder is not None:
             line = self._allow.line(holder)
             return Verdict(
@@ -294,6 +292,27 @@ class ScopePolicy:
         """
         verdicts = chain(map(self.check_network, networks), map(self.check_name, names))
         return strictest_rate((line for verdict in verdicts for line in verdict.lines), self.limits)
+
+    def rated_entries(self, networks: Iterable[Network], names: Iterable[str] = ()) -> tuple[str, ...]:
+        """Every entry with a rate of its own that decides over an address of ``networks``, or over one of ``names``."""
+        found: dict[int | None, None] = {}
+        for network in networks:
+            first, last = span(network)
+            pieces = cut(first, last, *self._touching(network.version, first, last))
+            found |= dict.fromkeys(position for _, _, position in pieces)
+        known = self._allow.names
+        found |= dict.fromkeys(next((known[form] for form in _forms(name) if form in known), None) for name in names)
+        return tuple(
+            self._allow.spellings[position]
+            for position in found
+            if position is not None and self._allow.terms[position].packets_per_second is not None
+        )
+
+    def _touching(self, version: int, first: int, last: int) -> tuple[int | None, list[Prefix]]:
+        """The allowed entry that holds a span whole, and those inside it; loopback has a tree of its own."""
+        allowed, loopback, _ = self._trees[version]
+        low, high = _LOOPBACK[version]
+        return (loopback if low <= last and first <= high else allowed).touching(first, last)
 
     def _denied(self, network: Network, position: int, *, whole: bool) -> Verdict:
         hint = None if whole else lambda: self._rest_hint(network)

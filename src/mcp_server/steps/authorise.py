@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
 
 from mcp_server.audit import AuditLog, printable
-from mcp_server.base_tool import CORRELATION_ID_MAX_CHARS
 from mcp_server.config import Config
 from mcp_server.errors import AccessError, NetworkToolsError, RefusedError
 from mcp_server.execution.guard import Enforcement, Guard, GuardReading
-from mcp_server.model.run import Actor, Outcome, Risk
+from mcp_server.model.run import Outcome, Risk
+from mcp_server.model.target import Network
 from mcp_server.scope.budget import PacketBudget, Reservation
 from mcp_server.scope.policy import Grant, ScopePolicy
-from mcp_server.steps.call import Call
+from mcp_server.steps.denials import who
 from mcp_server.steps.plan import Plan
 from mcp_server.steps.watch import read_guard
 
@@ -30,6 +28,8 @@ class Authorised:
     scope_hash: str
     enforcement: Enforcement
     reservation: Reservation
+    exclusive: tuple[str, ...] = ()
+    """Entries with a packet rate: the run keeps to the whole of it, so runs on one such entry take turns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,8 @@ class Authoriser:
         except BaseException:
             self.budget.release(reservation)
             raise
-        return Authorised(plan, self.policy.hash, self.guard.enforcement, reservation)
+        rated = self.policy.rated_entries(*_touched(plan))
+        return Authorised(plan, self.policy.hash, self.guard.enforcement, reservation, rated)
 
     def confirm(self, authorised: Authorised) -> Authorised:
         """Judge a call again that has waited since; raises as `authorise` does where it may no longer run."""
@@ -68,8 +69,7 @@ class Authoriser:
         if invocation.risk >= Risk.INTRUSIVE and not self.config.security.allow_intrusive:
             raise AccessError(f"{plan.call.tool.tool_name()}: this call is intrusive", code="intrusive_not_allowed")
         return self.policy.require(
-            [network for target in plan.targets.items for network in target.networks],
-            [target.name for target in plan.targets.items if target.name is not None],
+            *_touched(plan),
             invocation.risk,
             addresses=plan.targets.count,
             ports=sum(ports.count for ports in invocation.ports),
@@ -89,7 +89,7 @@ class Authoriser:
             decision="accept",
             run_id=call.id,
             correlation_id=call.correlation_id,
-            **_who(call.actor),
+            **who(call.actor),
             tool=call.tool.tool_name(),
             arguments=printable(call.parameters.model_dump(mode="json", exclude_defaults=True)),
             targets=[
@@ -113,26 +113,8 @@ class Authoriser:
             ruleset=reading.ruleset if reading and not elsewhere else None,
         )
 
-    async def log_refusal(
-        self, actor: Actor, tool: str, arguments: Mapping[str, Any], error: NetworkToolsError
-    ) -> None:
-        """Put a refused call on the log with its code and reason, arguments as given but bounded and escaped."""
-        given = arguments.get("correlation_id")
-        await self.audit.append(
-            "decision",
-            decision="deny",
-            **({"correlation_id": printable(given, CORRELATION_ID_MAX_CHARS)} if isinstance(given, str) else {}),
-            **_who(actor),
-            tool=printable(tool, 64),
-            arguments=printable(dict(arguments), 256),
-            code=error.code,
-            reason=printable(error.message, 512),
-            scope_hash=self.policy.hash,
-            enforcement=self.guard.enforcement.value,
-        )
 
-
-async def log_not_started(audit: AuditLog, call: Call, error: BaseException) -> None:
+async def log_not_started(audit: AuditLog, authorised: Authorised, error: BaseException) -> None:
     """Put the end of an accepted call on the log that came to no run: no place, no store, or given up while waiting."""
     if isinstance(error, NetworkToolsError):
         outcome, code = Outcome.REFUSED if isinstance(error, RefusedError) else Outcome.FAILED, error.code
@@ -140,13 +122,23 @@ async def log_not_started(audit: AuditLog, call: Call, error: BaseException) -> 
         outcome, code = Outcome.CANCELLED, "cancelled"
     else:
         outcome, code = Outcome.FAILED, "internal_error"
-    await audit.append("end", run_id=call.id, correlation_id=call.correlation_id, outcome=outcome.value, code=code)
+    call = authorised.plan.call
+    await audit.append(
+        "end",
+        run_id=call.id,
+        correlation_id=call.correlation_id,
+        scope_hash=authorised.scope_hash,
+        outcome=outcome.value,
+        code=code,
+    )
+
+
+def _touched(plan: Plan) -> tuple[list[Network], list[str]]:
+    """The pinned networks of a plan, and the names that were looked up for them."""
+    items = plan.targets.items
+    return [network for target in items for network in target.networks], [each.name for each in items if each.name]
 
 
 def _probes(plan: Plan) -> int:
     """The packets a call may take; a tool that estimates none sends at least one to each address."""
     return max(plan.invocation.estimate.probes, plan.targets.count)
-
-
-def _who(actor: Actor) -> dict[str, str]:
-    return {"actor": actor.name, "door": actor.door, "client": str(printable(actor.client, 128))}

@@ -41,6 +41,8 @@ class Plan:
     limits: Limits
     sandbox: Sandbox
     place: Place
+    usual_timeout_sec: float
+    """What the run would have had, had the caller not asked for less or more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +97,7 @@ class Planner:
             ),
             sandbox=Sandbox(reads=tuple(tool.reads), raw_sockets=tool.policy.raw_sockets),
             place=place,
+            usual_timeout_sec=limits.timeout_for(own=tool.default_timeout_sec),
         )
 
     def _bounded(self, tool: MCPBaseTool, targets: Targets, place: Place) -> MCPBaseTool:

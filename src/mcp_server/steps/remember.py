@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from mcp_server.audit import AuditLog
+from mcp_server.errors import NetworkToolsError
 from mcp_server.model.asset import Host
 from mcp_server.model.digest import HostDigest
 from mcp_server.model.run import Coverage, Run
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
     from mcp_server.steps.authorise import Authorised
     from mcp_server.store.base import Store
 
+logger = logging.getLogger(__name__)
+
+RETRY_SEC = 1.0
 BATCH = 256
 """Hosts written together; fewer are written when the run ends."""
 
@@ -66,12 +71,20 @@ class Recorder:
             self._seen.set()
 
     async def keep_writing(self) -> None:
-        """Write hosts as they are seen, until cancelled: few are left to write when the run ends, or is killed."""
+        """Write hosts as they are seen, until cancelled: few are left to write when the run ends, or is killed.
+
+        A store that fails is asked again a second later: a database that comes back in time costs the run nothing.
+        """
         while True:
             await self._seen.wait()
             self._seen.clear()
-            # The end of the run must not cut a write in two: its hosts would be lost.
-            await asyncio.shield(self.flush())
+            try:
+                # The end of the run must not cut a write in two: its hosts would be lost.
+                await asyncio.shield(self.flush())
+            except NetworkToolsError as error:
+                logger.warning("store.hosts_wait run_id=%s: %s", self.run.id, error.message)
+                await asyncio.sleep(RETRY_SEC)
+                self._seen.set()
 
     async def flush(self) -> None:
         """Write what has been collected, in batches; hosts wait for the next call where a write fails."""

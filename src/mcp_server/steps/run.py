@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import asynccontextmanager
+import time
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from mcp_server import tracing
 from mcp_server.base_tool import OutputParser, Parsed
 from mcp_server.execution.process import Exit, run_process
 from mcp_server.model.digest import HostDigest
@@ -18,10 +19,26 @@ from mcp_server.steps.remember import Recorder
 if TYPE_CHECKING:
     from mcp_server.store.blobs import RawSpool
 
+T = TypeVar("T")
+
 Progress = Callable[[float, str], Awaitable[None]]
 """Takes the share done (0.0-1.0, never falling) and a sentence of our own words, nothing from a target."""
 
 TICK_SEC = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """How far a run is: the share done (0.0-1.0, never falling), seconds since its start, hosts that were up."""
+
+    share: float
+    elapsed: float
+    up: int | None
+
+    def sentence(self, tool: str) -> str:
+        """The beat in our own words, nothing from a target."""
+        found = "" if self.up is None else f", {self.up} up"
+        return f"{tool}: {self.elapsed:.0f} s{found}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +61,7 @@ class _Collector:
         self.digest = HostDigest() if parser else None
         self.head = bytearray()
         self.truncated = False
+        self.parse_sec = 0.0
         self._recorder = recorder
         self._spool = spool
         self._head_bytes = head_bytes
@@ -54,25 +72,42 @@ class _Collector:
         self.head += data[:room]
         self.truncated |= len(data) > room
         if self.parser is not None and self.digest is not None:
+            begun = time.perf_counter()
             hosts = list(self.parser.feed(data))
             for host in hosts:
                 self.digest.add(host)
+            self.parse_sec += time.perf_counter() - begun
             self._recorder.see(hosts)
 
 
 async def run(
-    authorised: Authorised, recorder: Recorder, spool: RawSpool, *, head_bytes: int, progress: Progress | None
+    authorised: Authorised,
+    recorder: Recorder,
+    spool: RawSpool,
+    *,
+    head_bytes: int,
+    on_beat: Callable[[Beat], Awaitable[None]],
 ) -> Execution:
     """Run an authorised plan to its end; raises PlatformError where the process cannot be started.
 
-    On cancellation the whole process tree is gone, and what was collected is in the recorder, when this raises.
+    ``on_beat`` is awaited once a second; what it raises ends the run and is raised here. On that and on cancellation
+    the whole process tree is gone, and what was collected is in the recorder, when this raises.
     """
     plan = authorised.plan
     parser = plan.call.tool.parser(plan.call.parameters, plan.targets, plan.invocation)
     collector = _Collector(parser, recorder, spool, head_bytes)
     try:
-        async with _beside(recorder.keep_writing(), _report(collector, recorder, plan.limits.timeout_sec, progress)):
-            exit_ = await run_process(plan.argv, plan.limits, collector.take, place=plan.place, sandbox=plan.sandbox)
+        with tracing.span("parse") as span:  # output is parsed as it comes, so beside the program
+            process = run_process(plan.argv, plan.limits, collector.take, place=plan.place, sandbox=plan.sandbox)
+            exit_ = await _with(process, recorder.keep_writing(), _beat(collector, plan.limits.timeout_sec, on_beat))
+            if collector.digest:
+                span.set(
+                    **{
+                        "mcp_network_tools.parse_sec": collector.parse_sec,
+                        "mcp_network_tools.hosts_up": collector.digest.up,
+                        "mcp_network_tools.open_ports": collector.digest.open_ports,
+                    }
+                )
     except BaseException:
         if parser and collector.digest:
             recorder.cut_short(parser.close().coverage, collector.digest)
@@ -87,10 +122,8 @@ async def run(
     )
 
 
-async def _report(collector: _Collector, recorder: Recorder, timeout_sec: float, progress: Progress | None) -> None:
-    """Tell how far the run is, once a second, until cancelled."""
-    if progress is None:
-        return
+async def _beat(collector: _Collector, timeout_sec: float, on_beat: Callable[[Beat], Awaitable[None]]) -> None:
+    """Say how far the run is, once a second, until cancelled."""
     loop = asyncio.get_running_loop()
     started, shown = loop.time(), 0.0
     while True:
@@ -99,20 +132,22 @@ async def _report(collector: _Collector, recorder: Recorder, timeout_sec: float,
         elapsed = loop.time() - started
         # A tool that does not say how far it is shows the share of its time limit instead.
         shown = max(shown, min(done if done is not None else elapsed / timeout_sec, 0.99))
-        found = f", {collector.digest.up} up" if collector.digest else ""
-        await progress(shown, f"{recorder.run.tool}: {elapsed:.0f} s{found}")
+        await on_beat(Beat(shown, elapsed, collector.digest.up if collector.digest else None))
 
 
-@asynccontextmanager
-async def _beside(*work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Do ``work`` while the block runs, and stop it then; what made one of them fail is raised at the end."""
-    tasks = [asyncio.create_task(each) for each in work]
+async def _with(work: Coroutine[Any, Any, T], *beside: Coroutine[Any, Any, None]) -> T:
+    """Do ``work`` with others beside it, which end with it; one of them that fails ends it, and is what is raised."""
+    working = asyncio.create_task(work)
+    tasks = [asyncio.create_task(each) for each in beside]
+    for task in tasks:
+        task.add_done_callback(lambda task: None if task.cancelled() or not task.exception() else working.cancel())
     try:
-        yield
+        return await working
     finally:
         for task in tasks:
             task.cancel()
         ends = await asyncio.gather(*tasks, return_exceptions=True)
-    for end in ends:
-        if isinstance(end, Exception):
-            raise end
+        failure = next((end for end in ends if isinstance(end, Exception)), None)
+        this = asyncio.current_task()
+        if failure is not None and not (this and this.cancelling()):
+            raise failure

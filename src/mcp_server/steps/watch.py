@@ -10,6 +10,7 @@ from mcp_server import metrics
 from mcp_server.audit import AuditLog
 from mcp_server.errors import NetworkToolsError
 from mcp_server.execution.guard import Guard, GuardReading
+from mcp_server.model.run import Run
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +25,7 @@ async def read_guard(guard: Guard) -> GuardReading | None:
     try:
         reading = await guard.read()
     except NetworkToolsError:
-        metrics.count("mcp_guard_failures")
+        metrics.count("mcp_guard_failures_total")
         raise
     if reading is not None:
         _count(guard, reading.drops)
@@ -35,12 +36,12 @@ def _count(guard: Guard, drops: dict[str, int]) -> None:
     """Count what was dropped since the last reading, once, however many runs were under way or none."""
     before = _counted.get(guard, {})
     for rule, packets in drops.items():
-        if packets > before.get(rule, 0):
-            metrics.count("mcp_guard_drops", packets - before.get(rule, 0), rule=rule)
+        # Also by nothing: a series that first appears with its first drop shows no rise to Prometheus.
+        metrics.count("mcp_guard_drops_total", max(packets - before.get(rule, 0), 0), rule=rule)
     _counted[guard] = drops
 
 
-async def difference(guard: Guard, before: GuardReading | None, audit: AuditLog, run_id: str) -> dict[str, Any]:
+async def difference(guard: Guard, before: GuardReading | None, audit: AuditLog, run: Run) -> dict[str, Any]:
     """What the guard did since ``before``, ready for records; empty in the argument tier.
 
     Keys: ``ruleset`` (SHA-256), ``passed`` and ``dropped`` (packets; drops by rule), and where they apply
@@ -52,7 +53,7 @@ async def difference(guard: Guard, before: GuardReading | None, audit: AuditLog,
     try:
         after = await read_guard(guard)
     except NetworkToolsError as error:
-        await _raise_alarm(audit, run_id, "guard_lost", reason=error.message)
+        await _raise_alarm(audit, run, "guard_lost", reason=error.message)
         return {"ruleset": before.ruleset, "lost": error.message}
     if after is None:
         return {"ruleset": before.ruleset, "lost": "the guard is no longer in force"}
@@ -65,14 +66,14 @@ async def difference(guard: Guard, before: GuardReading | None, audit: AuditLog,
     if after.ruleset != before.ruleset:
         facts["ruleset_after"] = after.ruleset
     if facts["dropped"]:
-        await _raise_alarm(audit, run_id, "guard_drops", dropped=facts["dropped"])
+        await _raise_alarm(audit, run, "guard_drops", dropped=facts["dropped"])
     return facts
 
 
-async def _raise_alarm(audit: AuditLog, run_id: str, alarm: str, **facts: Any) -> None:
-    logger.critical("guard.alarm alarm=%s run=%s %s", alarm, run_id, facts)
+async def _raise_alarm(audit: AuditLog, run: Run, alarm: str, **facts: Any) -> None:
+    logger.critical("guard.alarm alarm=%s run_id=%s: %s", alarm, run.id, facts)
     try:
-        await audit.append("alarm", alarm=alarm, run_id=run_id, **facts)
+        await audit.append("alarm", alarm=alarm, run_id=run.id, scope_hash=run.scope_hash, **facts)
     except NetworkToolsError as error:
         # The run still has to be ended and recorded; no other one starts while the log cannot be written.
-        logger.error("audit.alarm_not_logged run=%s: %s", run_id, error.message)  # noqa: TRY400 - no traceback: the failure is a disk
+        logger.error("audit.alarm_not_logged run_id=%s: %s", run.id, error.message)  # noqa: TRY400 - no traceback: the failure is a disk

@@ -8,6 +8,7 @@ those that read or adopt in a thread.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import re
@@ -22,6 +23,8 @@ from mcp_server.model.run import Raw
 from mcp_server.store.folders import make_private
 from mcp_server.store.medium import explain_os_error, unavailable
 
+SPOOL = Path("raw", "spool")
+"""Where raw output lies while its run goes on, below the state folder."""
 READ_LIMIT_MAX = 16 * 1024 * 1024
 _CHUNK = 256 * 1024
 _GZIP = 31  # zlib's window bits for a gzip header and trailer
@@ -37,7 +40,7 @@ def blob_path(state_dir: Path, sha256: str) -> Path:
 def _spool_path(state_dir: Path, run_id: str) -> Path:
     # Run ids are opaque: one that is no plain file name is replaced by its hash.
     name = run_id if _PLAIN_NAME.fullmatch(run_id) else hashlib.sha256(run_id.encode()).hexdigest()
-    return state_dir / "raw" / "spool" / f"{name}.gz"
+    return state_dir / SPOOL / f"{name}.gz"
 
 
 class RawSpool:
@@ -60,6 +63,8 @@ class RawSpool:
         try:
             make_private(self._path.parent)
             self._fd: int | None = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            with suppress(BlockingIOError):  # it only says that somebody is here, see `leftovers.py`
+                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise explain_os_error(error, str(self._path)) from error
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
@@ -18,6 +19,7 @@ from sqlalchemy import Connection, Dialect
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
+from mcp_server import metrics
 from mcp_server.errors import NetworkToolsError
 from mcp_server.store.medium import unavailable
 
@@ -85,20 +87,24 @@ class Database(ABC):
 
     async def read(self, work: Work[T]) -> T:
         """Run ``work`` on one snapshot of the database."""
-        return await self._whole(self._read, work)
+        return await self._whole("read", self._read, work)
 
     async def write(self, work: Work[T]) -> T:
         """Run ``work`` in one transaction."""
-        return await self._whole(self._write, work)
+        return await self._whole("write", self._write, work)
 
-    async def _whole(self, transact: Callable[[Work[T]], Awaitable[T]], work: Work[T]) -> T:
+    async def _whole(self, operation: str, transact: Callable[[Work[T]], Awaitable[T]], work: Work[T]) -> T:
         """Run a transaction to its end even where the caller is cancelled meanwhile.
 
         A connection that was left in the middle of one could not be used again.
         """
+        started = time.perf_counter()
         task = asyncio.ensure_future(self._guarded(transact, work))
         self._pending.add(task)
         task.add_done_callback(self._ended)
+        task.add_done_callback(
+            lambda _: metrics.observe("mcp_store_seconds", time.perf_counter() - started, operation=operation)
+        )
         return await asyncio.shield(task)
 
     def _ended(self, task: asyncio.Task[Any]) -> None:

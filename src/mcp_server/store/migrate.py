@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import Connection, inspect, text
 
 from mcp_server.store.database import Database
-from mcp_server.store.medium import unavailable
-from mcp_server.store.schema import REVISION
+from mcp_server.store.revision import REVISION, newer
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -38,7 +37,7 @@ def current_revision(connection: Connection) -> str | None:
 
 
 async def migrate(database: Database) -> None:
-    """Bring the schema to `REVISION`; raise PlatformError for a database of a later version.
+    """Bring the schema to `REVISION`; raise SchemaError for a database of a later version.
 
     Two processes may call this at once: one migrates, the other waits and finds it done.
     """
@@ -59,9 +58,6 @@ def _upgrade(connection: Connection, location: str) -> None:
     revision = current_revision(connection)
     known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
     if revision is not None and revision not in known:
-        raise unavailable(
-            f"{location} has schema revision {revision!r}, which is newer than this version knows ({REVISION!r})",
-            "Run the version of mcp-network-tools that wrote it, or a later one.",
-        )
+        raise newer(location, revision)
     config.attributes["connection"] = connection
     command.upgrade(config, "head")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 import uuid
 from contextlib import suppress
 from pathlib import Path
@@ -61,6 +62,18 @@ class Owner:
         finally:
             os.close(fd)
         return False
+
+    def sweep(self, settled_sec: float) -> None:
+        """Remove the locks of dead owners, and what was left half-made more than ``settled_sec`` seconds ago.
+
+        A dead owner whose runs had all ended is named by none of them, so nobody else would ask for its lock.
+        """
+        for path in self._directory.glob("*.lock"):
+            self.is_alive(path.stem)
+        for path in self._directory.glob(".*"):
+            with suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime > settled_sec:
+                    path.unlink()
 
     def release(self) -> None:
         """Give the lock up; safe to call twice."""

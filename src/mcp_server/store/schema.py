@@ -7,7 +7,7 @@ by `mcp_server.store.rows.address_key`, which sorts IPv4 before IPv6 and each nu
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 from sqlalchemy import (
     BigInteger,
@@ -24,9 +24,6 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
 )
-
-REVISION: Final = "0001"
-"""The newest migration; a test ties it to `migrations/versions`. Equal in the database means: nothing to migrate."""
 
 metadata = MetaData(
     naming_convention={

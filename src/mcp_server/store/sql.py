@@ -18,6 +18,7 @@ from mcp_server.store.blobs import iter_raw, read_raw
 from mcp_server.store.database import Database
 from mcp_server.store.fold import FoldWorker
 from mcp_server.store.folders import make_private
+from mcp_server.store.leftovers import remove_leftovers
 from mcp_server.store.medium import closed, explain_os_error
 from mcp_server.store.migrate import migrate
 from mcp_server.store.owners import Owner
@@ -62,6 +63,7 @@ class SqlStore:
             self._statements = Statements(self._database.dialect)
             self._fold = FoldWorker(self._database, self._statements)
             interrupted, unfolded = await recover(self._database, self._statements, self._owner, self._state_dir)
+            await remove_leftovers(self._database, self._owner, self._state_dir)
         except BaseException:
             await self.close()
             raise

@@ -87,6 +87,7 @@ class NmapTool(MCPBaseTool):
     """Scans with nmap 7.93 or later."""
 
     command_name = "nmap"
+    version_args = ("--version",)
     allowed_flags = FLAGS
     default_timeout_sec = DEFAULT_TIMEOUT_SEC
     concurrency = 1

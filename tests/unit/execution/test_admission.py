@@ -1,4 +1,4 @@
-"""The admission queue: caps, order, refusal, cancellation, event loops."""
+"""The admission line: caps, hosts, keys, refusal, closing, cancellation, event loops."""
 
 from __future__ import annotations
 
@@ -9,155 +9,252 @@ from collections.abc import Callable
 
 import pytest
 
-from mcp_server.errors import BusyError
-from mcp_server.execution.admission import Admission, Load
-
-
-def admission(per_tool: int = 2, total: int = 100, max_waiting: int = 64) -> Admission:
-    return Admission(lambda _: per_tool, lambda: total, max_waiting=max_waiting)
-
-
-class Crowd:
-    """Calls that hold their slot until told to go, and a record of who got in."""
-
-    def __init__(self, gate: Admission) -> None:
-        self.gate = gate
-        self.inside: list[str] = []
-        self.entered: list[str] = []
-        self.go: dict[str, asyncio.Event] = {}
-
-    def call(self, tool: str, name: str) -> asyncio.Task[None]:
-        self.go[name] = asyncio.Event()
-        return asyncio.create_task(self._call(tool, name))
-
-    async def _call(self, tool: str, name: str) -> None:
-        async with self.gate.slot(tool):
-            self.inside.append(name)
-            self.entered.append(name)
-            await self.go[name].wait()
-            self.inside.remove(name)
-
-
-async def settle() -> None:
-    for _ in range(5):
-        await asyncio.sleep(0)
+from mcp_server.errors import BusyError, NotFoundError
+from mcp_server.execution.admission import Admission, Caps, Load
+from tests.support.crowd import Crowd, Numbers, settle, ticket
 
 
 async def test_a_tool_never_exceeds_its_cap_and_callers_enter_in_order() -> None:
-    crowd = Crowd(admission(per_tool=2))
-    tasks = [crowd.call("nmap", str(number)) for number in range(5)]
+    crowd = Crowd()
+    for name in "abcde":
+        crowd.call(name)
     await settle()
-    assert crowd.inside == ["0", "1"]
+    assert crowd.inside == ["a", "b"]
     assert crowd.gate.load("nmap") == Load(running=2, waiting=3)
-    for number in range(5):
-        crowd.go[str(number)].set()
-        await settle()
+    for name in "abcde":
+        await crowd.end(name)
         assert len(crowd.inside) <= 2
-    await asyncio.gather(*tasks)
-    assert crowd.entered == ["0", "1", "2", "3", "4"]
+    assert crowd.entered == ["a", "b", "c", "d", "e"]
     assert crowd.gate.load("nmap") == Load(0, 0)
+    assert crowd.gate.snapshot() == {}
 
 
 async def test_the_total_cap_holds_over_all_tools_and_a_full_tool_holds_nobody_up() -> None:
-    crowd = Crowd(Admission({"nmap": 1, "dig": 5}.__getitem__, lambda: 3))
-    tasks = [crowd.call(tool, f"{tool}{number}") for number in range(3) for tool in ("nmap", "dig")]
+    crowd = Crowd(Numbers(total=3, per_tool=2))
+    for number in range(3):
+        for tool in ("nmap", "dig"):
+            crowd.call(f"{tool}{number}", ticket(tool))
     await settle()
-    assert sorted(crowd.inside) == ["dig0", "dig1", "nmap0"]
-    crowd.go["nmap0"].set()
+    assert crowd.inside == ["nmap0", "dig0", "nmap1"]
+    assert crowd.gate.snapshot() == {"dig": Load(1, 2), "nmap": Load(2, 1)}
+    await crowd.end("dig0")
+    assert crowd.inside == ["nmap0", "nmap1", "dig1"]
+    await crowd.end_all()
+
+
+async def test_one_caller_has_so_many_places_and_the_others_go_past_it() -> None:
+    crowd = Crowd(Numbers(per_tool=10, per_actor=2))
+    for name in ("a1", "a2", "a3", "b1"):
+        crowd.call(name, ticket(actor=name[0]))
     await settle()
-    assert sorted(crowd.inside) == ["dig0", "dig1", "nmap1"]
-    for event in crowd.go.values():
-        event.set()
-    await asyncio.gather(*tasks)
+    assert crowd.inside == ["a1", "a2", "b1"]
+    await crowd.end("b1")
+    assert crowd.inside == ["a1", "a2"]
+    await crowd.end("a1")
+    assert crowd.inside == ["a2", "a3"]
+    await crowd.end_all()
 
 
-async def test_without_a_total_only_the_tool_counts() -> None:
-    gate = Admission(lambda _: 1)
-    async with gate.slot("a"), gate.slot("b"), gate.slot("c"):
-        assert [gate.load(tool).running for tool in "abc"] == [1, 1, 1]
-
-
-async def test_beyond_the_queue_a_call_is_refused_at_once_and_names_the_tool() -> None:
-    gate = admission(per_tool=1, max_waiting=1)
-    crowd = Crowd(gate)
-    tasks = [crowd.call("nmap", "in"), crowd.call("nmap", "waiting")]
+@pytest.mark.parametrize(
+    ("first", "second", "meet"),
+    [
+        ("10.0.0.5", "10.0.0.5", True),
+        ("10.0.0.0/16", "10.0.255.255", True),
+        ("10.0.255.255", "10.0.0.0/16", True),
+        ("10.0.0.0/16", "10.1.0.0", False),
+        ("10.0.0.1 10.0.0.9 10.0.0.20", "10.0.0.8 10.0.0.10/31 10.0.0.20", True),
+        ("10.0.0.1 10.0.0.9 10.0.0.20", "10.0.0.8 10.0.0.10/31 10.0.0.21", False),
+        ("::a00:5", "10.0.0.5", False),
+        ("fd00::/64", "fd00::5", True),
+        ("", "10.0.0.5", False),
+    ],
+)
+async def test_two_runs_do_not_touch_one_address_at_a_time(first: str, second: str, meet: bool) -> None:
+    crowd = Crowd()
+    crowd.call("first", ticket(at=first))
+    crowd.call("second", ticket("dig", actor="other", at=second))
     await settle()
+    assert crowd.inside == (["first"] if meet else ["first", "second"])
+    await crowd.end("first")
+    assert crowd.entered == ["first", "second"]
+    await crowd.end_all()
+
+
+async def test_the_cap_of_a_host_counts_runs_on_the_same_address_and_not_neighbours_of_a_network() -> None:
+    crowd = Crowd(Numbers(per_tool=10, per_host=2))
+    crowd.call("one", ticket(at="10.0.0.1"))
+    crowd.call("two", ticket(at="10.0.0.2"))
+    crowd.call("all", ticket(at="10.0.0.0/24"))  # both overlap it, on no address in common
+    crowd.call("third", ticket(at="10.0.0.2/31"))
+    crowd.call("other", ticket(at="10.0.0.4"))
+    await settle()
+    assert crowd.inside == ["one", "two", "all", "other"]
+    await crowd.end("two")
+    assert crowd.inside == ["one", "all", "other", "third"]
+    await crowd.end_all()
+
+
+async def test_runs_with_a_key_in_common_take_turns() -> None:
+    crowd = Crowd(Numbers(per_tool=10))
+    crowd.call("xy", ticket(exclusive=("x", "y")))
+    crowd.call("y", ticket("dig", exclusive=("y",)))
+    crowd.call("z", ticket(exclusive=("z", "z")))
+    crowd.call("x", ticket(exclusive=("x",)))
+    await settle()
+    assert crowd.inside == ["xy", "z"]
+    await crowd.end("xy")
+    assert crowd.inside == ["z", "y", "x"]
+    await crowd.end_all()
+
+
+async def test_beyond_the_line_a_call_is_refused_at_once_and_told_when_to_call_again() -> None:
+    crowd = Crowd(Numbers(per_tool=1, max_waiting=1))
+    crowd.call("in", ticket(sec=40))
+    crowd.call("waiting")
+    await settle()
+    crowd.clock.now += 15
     with pytest.raises(BusyError, match="nmap: 1 calls are running and 1 are waiting") as caught:
-        async with gate.slot("nmap"):
+        async with crowd.gate.slot(ticket()):
             pass
     assert caught.value.code == "too_many_requests"
-    assert caught.value.retryable
-    assert gate.load("nmap") == Load(1, 1)
-    async with gate.slot("dig"):  # another tool has a queue of its own
+    assert caught.value.details == {"tool": "nmap", "running": 1, "waiting": 1, "retry_after": 25}
+    assert crowd.gate.load("nmap") == Load(1, 1)
+    async with crowd.gate.slot(ticket("dig")):  # another tool has a line of its own
         pass
-    for event in crowd.go.values():
-        event.set()
-    await asyncio.gather(*tasks)
+    await crowd.end_all()
 
 
-async def test_a_queue_of_none_refuses_what_cannot_run_now() -> None:
-    gate = admission(per_tool=1, max_waiting=0)
-    async with gate.slot("nmap"):
+async def test_a_line_of_none_refuses_what_cannot_run_now() -> None:
+    gate = Admission(Numbers(per_tool=1, max_waiting=0).caps())
+    async with gate.slot(ticket()):
         with pytest.raises(BusyError):
-            await gate.slot("nmap").__aenter__()
-    async with gate.slot("nmap"):
+            await gate.slot(ticket()).__aenter__()
+    async with gate.slot(ticket()):
         assert gate.load("nmap") == Load(1, 0)
 
 
-async def test_a_cancelled_wait_leaves_the_queue() -> None:
-    crowd = Crowd(admission(per_tool=1))
-    first, second, third = (crowd.call("nmap", name) for name in "abc")
+async def test_a_cancelled_wait_leaves_no_trace() -> None:
+    crowd = Crowd(Numbers(per_tool=1))
+    for name in "abc":
+        crowd.call(name, ticket(at="10.0.0.1", exclusive=("k",)))
     await settle()
-    second.cancel()
+    crowd.tasks["b"].cancel()
     await settle()
-    assert second.cancelled()
+    assert crowd.tasks["b"].cancelled()
     assert crowd.gate.load("nmap") == Load(1, 1)
-    crowd.go["a"].set()
-    crowd.go["c"].set()
-    await asyncio.gather(first, third)
+    assert crowd.told["c"][-1].place == 1
+    (line,) = crowd.gate._lines.values()
+    (running,), (waiting,) = line.running, line.waiting.values()
+    assert (running.neighbours, waiting.neighbours) == ({waiting}, {running})
+    await crowd.end_all()
     assert crowd.entered == ["a", "c"]
-    assert crowd.gate.load("nmap") == Load(0, 0)
+    left = (line.running, line.waiting, line.running_of, line.waiting_of, line._actors, line._held)
+    assert not any(left)
 
 
 async def test_a_place_granted_in_the_moment_of_cancellation_is_passed_on() -> None:
-    gate = admission(per_tool=1)
-    crowd = Crowd(gate)
-    first, second, third = (crowd.call("nmap", name) for name in "abc")
+    crowd = Crowd(Numbers(per_tool=1))
+    for name in "abc":
+        crowd.call(name)
     await settle()
-    crowd.go["a"].set()
-    while gate.load("nmap") == Load(1, 2):  # until the place is granted, and before its task has noticed
+    crowd._go["a"].set()
+    while crowd.gate.load("nmap") == Load(1, 2):  # until the place is granted, and before its task has noticed
         await asyncio.sleep(0)
-    second.cancel()
+    crowd.tasks["b"].cancel()
     await settle()
     assert crowd.inside == ["c"]
-    crowd.go["c"].set()
-    await asyncio.gather(first, second, third, return_exceptions=True)
-    assert second.cancelled()
-    assert gate.load("nmap") == Load(0, 0)
+    await crowd.end_all()
+    assert crowd.tasks["b"].cancelled()
+    assert crowd.gate.load("nmap") == Load(0, 0)
 
 
 async def test_an_error_inside_gives_the_place_back() -> None:
-    gate = admission(per_tool=1)
+    gate = Admission(Numbers(per_tool=1).caps())
     for _ in range(3):
         with pytest.raises(KeyError):
-            async with gate.slot("nmap"):
+            async with gate.slot(ticket()):
                 raise KeyError
     assert gate.load("nmap") == Load(0, 0)
 
 
-async def test_a_raised_cap_holds_from_the_next_call_on() -> None:
-    caps = {"nmap": 1}
-    crowd = Crowd(Admission(caps.__getitem__, lambda: 10))
-    tasks = [crowd.call("nmap", name) for name in "ab"]
+async def test_a_reload_holds_from_the_next_decision_on() -> None:
+    crowd = Crowd(Numbers(per_tool=1))
+    for name in "abc":
+        crowd.call(name)
     await settle()
+    crowd.numbers.per_tool = 2
+    crowd.gate.refresh()
+    await settle()
+    assert crowd.inside == ["a", "b"]
+    crowd.numbers.per_tool = 1
+    await crowd.end("a")
+    assert crowd.inside == ["b"]  # what runs goes on, and its place is not given away
+    await crowd.end("b")
+    assert crowd.inside == ["c"]
+    await crowd.end_all()
+
+
+async def test_a_tool_that_a_reload_took_away_ends_its_own_waiting_calls_and_nobody_elses() -> None:
+    known = {"nmap": 1, "dig": 1}
+
+    def per_tool(tool: str) -> int:
+        if tool not in known:
+            raise NotFoundError(f"there is no tool {tool!r}", code="unknown_tool")
+        return known[tool]
+
+    crowd = Crowd()
+    crowd.gate = Admission(Caps(lambda: 1, per_tool, lambda: 9, lambda: 1, lambda: 9))
+    for name, tool in (("a", "nmap"), ("b", "dig"), ("c", "nmap")):
+        crowd.call(name, ticket(tool))
+    await settle()
+    del known["dig"]
+    await crowd.end("a")
+    assert crowd.inside == ["c"]
+    error = crowd.tasks["b"].exception()
+    assert isinstance(error, NotFoundError)
+    assert error.code == "unknown_tool"
+    await crowd.end_all()
+    assert crowd.gate.snapshot() == {}
+
+
+async def test_closing_turns_away_who_waits_and_who_comes_and_lets_the_running_end() -> None:
+    crowd = Crowd(Numbers(per_tool=1))
+    crowd.call("a")
+    crowd.call("b")
+    await settle()
+    crowd.gate.close()
+    crowd.gate.close()
+    crowd.call("c")
+    await settle()
+    for name in "bc":
+        error = crowd.tasks[name].exception()
+        assert isinstance(error, BusyError)
+        assert error.code == "shutting_down"
+        assert error.details["retry_after"] >= 1
     assert crowd.inside == ["a"]
-    caps["nmap"] = 3
-    tasks.append(crowd.call("nmap", "c"))
+    drained = asyncio.create_task(crowd.gate.drained())
     await settle()
-    assert sorted(crowd.inside) == ["a", "b", "c"]
-    for event in crowd.go.values():
-        event.set()
-    await asyncio.gather(*tasks)
+    assert not drained.done()
+    await crowd.end("a")
+    await drained
+    await crowd.gate.drained()
+    assert crowd.gate.load("nmap") == Load(0, 0)
+
+
+async def test_closing_in_the_moment_of_a_cancellation_leaves_nothing_unread() -> None:
+    unread: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: unread.append(context["message"]))
+    crowd = Crowd(Numbers(per_tool=1))
+    crowd.call("a")
+    crowd.call("b")
+    await settle()
+    crowd.gate.close()
+    crowd.tasks["b"].cancel()
+    await settle()
+    assert crowd.tasks["b"].cancelled()
+    await crowd.end_all()
+    gc.collect()
+    assert unread == []
 
 
 def use_on_new_loop(gate: Admission, then: Callable[[asyncio.AbstractEventLoop], None]) -> None:
@@ -165,7 +262,7 @@ def use_on_new_loop(gate: Admission, then: Callable[[asyncio.AbstractEventLoop],
     loop = asyncio.new_event_loop()
 
     async def hold() -> None:
-        async with gate.slot("nmap"):
+        async with gate.slot(ticket()):
             await asyncio.sleep(3600)
 
     tasks = [loop.create_task(hold()) for _ in range(2)]
@@ -178,7 +275,7 @@ def use_on_new_loop(gate: Admission, then: Callable[[asyncio.AbstractEventLoop],
 
 
 def test_each_event_loop_has_its_own_places_and_takes_its_state_along() -> None:
-    gate = admission(per_tool=1)
+    gate = Admission(Numbers(per_tool=1).caps())
     loops: list[weakref.ref[asyncio.AbstractEventLoop]] = []
     for _ in range(3):
         use_on_new_loop(gate, lambda loop: loops.append(weakref.ref(loop)))
@@ -187,12 +284,12 @@ def test_each_event_loop_has_its_own_places_and_takes_its_state_along() -> None:
 
 
 def test_a_loop_closed_under_its_waiters_does_not_stay() -> None:
-    gate = admission(per_tool=1)
+    gate = Admission(Numbers(per_tool=1).caps())
     dead = asyncio.new_event_loop()
 
     async def start() -> list[asyncio.Task[None]]:
         async def hold() -> None:
-            async with gate.slot("nmap"):
+            async with gate.slot(ticket(), lambda _: None):
                 await asyncio.sleep(3600)
 
         tasks = [asyncio.create_task(hold()) for _ in range(2)]
@@ -202,13 +299,13 @@ def test_a_loop_closed_under_its_waiters_does_not_stay() -> None:
 
     tasks = dead.run_until_complete(start())
     dead.close()
-    assert len(gate._states) == 1
+    assert len(gate._lines) == 1
 
     async def again() -> None:
-        async with gate.slot("nmap"):
+        async with gate.slot(ticket()):
             assert gate.load("nmap") == Load(1, 0)
 
     asyncio.run(again())
-    assert dead not in gate._states
+    assert dead not in gate._lines
     for task in tasks:  # what asyncio would complain about when they are collected
         task._log_destroy_pending = False  # type: ignore[attr-defined]  # a C task's switch, not in its stub

@@ -228,7 +228,9 @@ def give_state_folder(account: Account, folder: Path) -> None:
         finally:
             os.close(handle)
     except OSError as error:
-        raise PlatformError(f"the state folder {folder} cannot be made: {error.strerror}", hint=_mend(account, folder)) from error
+        raise PlatformError(
+            f"the state folder {folder} cannot be made: {error.strerror}", hint=_mend(account, folder)
+        ) from error
     if not ask_as(account, lambda: os.access(folder, os.R_OK | os.W_OK | os.X_OK)):
         raise PlatformError(
             f"the user {account.name!r} cannot reach the state folder {folder}",

@@ -1,0 +1,162 @@
+"""Two hundred clients for a minute: health, reads, short scans, refusals and floods at once.
+
+Most clients are like agents, who think between two requests; some flood, one request after the other, and are to be
+told to wait. Reads are compared with reads of the same server before the others came.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import statistics
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from bench.load.http import Answer, Connection, Served, served
+from bench.memory import Held
+from bench.result import Result
+
+SECONDS: Final = float(os.environ.get("BENCH_LOAD_SECONDS", "60"))
+CLIENTS: Final = {"health": 30, "read": 110, "scan": 6, "refused": 50, "flood": 4}
+THINK_SEC: Final = 2.0
+"""What a client that does not flood waits between two requests, on average."""
+SLOWER: Final = 3.0
+GROWTH: Final = 1.05
+_IDLE_READS: Final = 400
+_WARM_UP_SHARE: Final = 0.3
+
+INTENDED: Final = {
+    "health": {200},
+    "read": {200},
+    "scan": {200, 429},
+    "refused": {400},
+    "flood": {404, 429},
+}
+"""What each kind of client may be answered. A scan may find every place taken; a flood asks for a tool that is none."""
+_READS: Final = ("/runs?limit=20", "/tools", "/scope?target=127.0.0.1", "/")
+
+
+@dataclass(slots=True)
+class Seen:
+    """What the clients of one kind were answered."""
+
+    seconds: list[float] = field(default_factory=list)
+    statuses: Counter[int] = field(default_factory=Counter)
+    lost: int = 0
+
+
+def under_load() -> list[Result]:
+    """No answer but the intended ones, reads at most three times as slow as alone, memory that stays."""
+    # All have one token, so the limit is for all of them: above what those who think ask for, and below a flood.
+    with served(MCP_RATE_LIMIT_CALLS_PER_MINUTE="2000", MCP_SERVER_MAX_CONNECTIONS="400") as server:
+        return asyncio.run(_measure(server))
+
+
+async def _measure(server: Served) -> list[Result]:
+    idle = await _reads_alone(server)
+    seen = {kind: Seen() for kind in CLIENTS}
+    early, late = await _storm(server, seen)
+    wrong = {
+        kind: {status: count for status, count in each.statuses.items() if status not in INTENDED[kind]}
+        for kind, each in seen.items()
+    }
+    wrong = {kind: counts for kind, counts in wrong.items() if counts}
+    lost = sum(each.lost for each in seen.values())
+    total = sum(each.statuses.total() for each in seen.values())
+    reads = p99(seen["read"].seconds)
+    ratio, growth = reads / idle, late.resident / early.resident
+    told = "; ".join(f"{kind} {dict(each.statuses)}" for kind, each in seen.items())
+    return [
+        Result(
+            "answers under load",
+            f"{total:,} in {SECONDS:.0f} s",
+            "only the intended",
+            not wrong and not lost,
+            notes=(told, *([f"not intended: {wrong}, lost {lost}"] if wrong or lost else [])),
+        ),
+        Result(
+            "a read under load, p99",
+            f"{1000 * reads:.1f} ms",
+            f"ratio <= {SLOWER:g}",
+            ratio <= SLOWER,
+            floor=f"{1000 * idle:.1f} ms",
+            ratio=ratio,
+            notes=(f"median {1000 * statistics.median(seen['read'].seconds):.1f} ms; the floor is the same alone",),
+        ),
+        Result(
+            "memory under load",
+            f"{late.resident / 1e6:.1f} MB",
+            f"ratio <= {GROWTH:g}",
+            growth <= GROWTH,
+            floor=f"{early.resident / 1e6:.1f} MB",
+            ratio=growth,
+            notes=(
+                f"the floor is after {_WARM_UP_SHARE * SECONDS:.0f} s; {late.files} descriptors, then {early.files}",
+            ),
+        ),
+    ]
+
+
+async def _reads_alone(server: Served) -> float:
+    """The p99 of reads while nobody else is there; before them the first scan, so that all is warm."""
+    connection = Connection(server.port, server.token)
+    scan = await connection.post("/tools/nmap/execute", {"target": "127.0.0.1", "ports": "1-20"})
+    assert scan.status == 200, scan.body
+    taken = [(await connection.get(_READS[turn % len(_READS)])).seconds for turn in range(_IDLE_READS + 100)][100:]
+    await connection.close()
+    return p99(taken)
+
+
+async def _storm(server: Served, seen: dict[str, Seen]) -> tuple[Held, Held]:
+    loop = asyncio.get_running_loop()
+    until = loop.time() + SECONDS
+    clients = [
+        asyncio.create_task(_client(server, kind, seen[kind], until, random.Random(f"{kind}{number}")))  # noqa: S311 - a seed, no secret
+        for kind, count in CLIENTS.items()
+        for number in range(count)
+    ]
+    await asyncio.sleep(_WARM_UP_SHARE * SECONDS)
+    early = Held.by(server.pid)
+    await asyncio.gather(*clients)
+    return early, Held.by(server.pid)
+
+
+async def _client(server: Served, kind: str, seen: Seen, until: float, chance: random.Random) -> None:
+    loop = asyncio.get_running_loop()
+    connection = Connection(server.port, server.token)
+    ask = _asks(connection, chance)[kind]
+    if kind != "flood":
+        await asyncio.sleep(chance.uniform(0, THINK_SEC))
+    while loop.time() < until:
+        try:
+            answer = await ask()
+        except (OSError, asyncio.IncompleteReadError):
+            seen.lost += 1
+            await connection.close()
+            continue
+        seen.seconds.append(answer.seconds)
+        seen.statuses[answer.status] += 1
+        if kind != "flood":
+            await asyncio.sleep(chance.uniform(0, 2 * THINK_SEC))
+    await connection.close()
+
+
+def _asks(connection: Connection, chance: random.Random) -> dict[str, Callable[[], Awaitable[Answer]]]:
+    def post(tool: str, **arguments: object) -> Awaitable[Answer]:
+        return connection.post(f"/tools/{tool}/execute", arguments)
+
+    return {
+        "health": lambda: connection.get("/health"),
+        "read": lambda: connection.get(chance.choice(_READS)),
+        "scan": lambda: post("nmap", target=f"127.0.0.{chance.randint(1, 250)}", ports="1-10"),
+        "refused": lambda: post("nmap", target="8.8.8.8"),
+        "flood": lambda: post("none", target="127.0.0.1"),
+    }
+
+
+def p99(values: Sequence[float]) -> float:
+    """The 99th percentile: the smallest value that 99 of 100 do not exceed."""
+    return sorted(values)[max(0, -(-99 * len(values) // 100) - 1)]

@@ -1,0 +1,148 @@
+"""``python -m bench.load.soak MINUTES``: one server under a steady mix, and whether what it holds stays the same.
+
+Every ten seconds the memory, descriptors, threads and children of the server are read. Of the time after the first
+fifth, in which caches fill, the first quarter is compared with the last. The status is 1 where one has grown.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import statistics
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+from typing import Final
+
+from bench.load.http import Connection, Served, served
+from bench.memory import Held
+
+SAMPLE_SEC: Final = 10.0
+PAUSES: Final = {"/health": 1.0, "/runs?limit=50": 0.5, "/scope?target=127.0.0.1": 0.5, "/metrics": 5.0}
+SCAN_PAUSE_SEC: Final = 2.0
+REFUSED_PAUSE_SEC: Final = 1.0
+LEAVES_SEC: Final = 3.0
+WARM_UP_SHARE: Final = 0.2
+MAY_GROW: Final = {"resident_mb": 0.05, "files": 0.0, "threads": 0.0, "children": 0.0}
+"""By which share each may be more at the end; descriptors, threads and children go up and down by `SLACK`."""
+SLACK: Final = {"resident_mb": 0.0, "files": 3.0, "threads": 2.0, "children": 1.0}
+_LEAST_SAMPLES: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What the server held at one moment."""
+
+    resident_mb: float
+    files: float
+    threads: float
+    children: float
+
+    @classmethod
+    def of(cls, pid: int) -> Sample:
+        """What it holds now."""
+        held = Held.by(pid)
+        threads = len(list(Path(f"/proc/{pid}/task").iterdir()))
+        return cls(held.resident / 1e6, held.files, threads, held.children)
+
+
+async def _soak(server: Served, seconds: float) -> tuple[list[Sample], Counter[str]]:
+    until = time.monotonic() + seconds
+    answers: Counter[str] = Counter()
+    work = [_reads(server, path, pause, until, answers) for path, pause in PAUSES.items()]
+    work += [_scans(server, until, answers), _refusals(server, until, answers), _listeners(server, until, answers)]
+    tasks = [asyncio.create_task(each) for each in work]
+    samples = []
+    while time.monotonic() < until:
+        await asyncio.sleep(min(SAMPLE_SEC, seconds / 20))
+        samples.append(Sample.of(server.pid))
+    await asyncio.gather(*tasks)
+    return samples, answers
+
+
+async def _reads(server: Served, path: str, pause: float, until: float, answers: Counter[str]) -> None:
+    connection = Connection(server.port, server.token)
+    while time.monotonic() < until:
+        answer = await connection.get(path)
+        answers[f"{path.split('?', maxsplit=1)[0]} {answer.status}"] += 1
+        await asyncio.sleep(pause)
+    await connection.close()
+
+
+async def _scans(server: Served, until: float, answers: Counter[str]) -> None:
+    chance = random.Random(1)  # noqa: S311 - a seed, no secret
+    connection = Connection(server.port, server.token)
+    while time.monotonic() < until:
+        # A client that goes away in the middle now and then; the run is cancelled.
+        leaves = chance.random() < 0.1
+        ports = "1-60000" if leaves else "1-100"
+        call = connection.post("/tools/nmap/execute", {"target": f"127.0.0.{chance.randint(1, 254)}", "ports": ports})
+        try:
+            answer = await asyncio.wait_for(call, LEAVES_SEC if leaves else 60)
+            answers[f"scan {answer.status}"] += 1
+        except TimeoutError:
+            answers["scan left"] += 1
+            await connection.close()
+        await asyncio.sleep(SCAN_PAUSE_SEC)
+    await connection.close()
+
+
+async def _refusals(server: Served, until: float, answers: Counter[str]) -> None:
+    connection = Connection(server.port, server.token)
+    while time.monotonic() < until:
+        answer = await connection.post("/tools/nmap/execute", {"target": "8.8.8.8"})
+        answers[f"refused {answer.status}"] += 1
+        await asyncio.sleep(REFUSED_PAUSE_SEC)
+    await connection.close()
+
+
+async def _listeners(server: Served, until: float, answers: Counter[str]) -> None:
+    """Readers of events who come, listen for a while and go without a word."""
+    while time.monotonic() < until:
+        _, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        head = f"GET /events HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\nAuthorization: Bearer {server.token}\r\n\r\n"
+        writer.write(head.encode())
+        await asyncio.sleep(LEAVES_SEC)
+        writer.close()
+        answers["events"] += 1
+
+
+def grown(samples: Sequence[Sample]) -> dict[str, tuple[float, float]]:
+    """What is more at the end than it may be: its name, the median of the first quarter and that of the last."""
+    after = samples[int(WARM_UP_SHARE * len(samples)) :]
+    quarter = max(len(after) // 4, 1)
+    found = {}
+    for index, name in enumerate(each.name for each in fields(Sample)):
+        early, late = (
+            statistics.median(astuple(each)[index] for each in part) for part in (after[:quarter], after[-quarter:])
+        )
+        if late > early * (1 + MAY_GROW[name]) + SLACK[name]:
+            found[name] = (early, late)
+    return found
+
+
+def main(words: Sequence[str]) -> int:
+    """Soak for as many minutes as the first word says, one without any."""
+    seconds = 60 * float(words[0] if words else 1)
+    with served() as server:
+        samples, answers = asyncio.run(_soak(server, seconds))
+    print(f"{'minute':>8}  " + "  ".join(f"{each.name:>12}" for each in fields(Sample)))
+    for index in range(0, len(samples), max(len(samples) // 15, 1)):
+        minute = (index + 1) / len(samples) * seconds / 60
+        print(f"{minute:8.1f}  " + "  ".join(f"{value:12.1f}" for value in astuple(samples[index])))
+    print("answers: " + ", ".join(f"{what} x{count}" for what, count in sorted(answers.items())))
+    if len(samples) < _LEAST_SAMPLES:
+        print("too short to say anything")
+        return 2
+    more = grown(samples)
+    for name, (early, late) in more.items():
+        print(f"GROWN: {name} from {early:.1f} to {late:.1f}")
+    print("flat" if not more else "not flat")
+    return 1 if more else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

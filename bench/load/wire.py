@@ -1,0 +1,88 @@
+"""Calls a second over MCP and HTTP, against the smallest server that the same SDK can make."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+from bench.load.http import Connection, served
+from bench.result import Result, Spread
+from bench.stdio import ROOT
+
+ROUNDS: Final = 5
+CALLS: Final = 600
+WORKERS: Final = 8
+SHARE: Final = 0.7
+_META: Final = {
+    "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+    "io.modelcontextprotocol/clientCapabilities": {},
+}
+
+
+def calls_per_second() -> list[Result]:
+    """Our `scope` tool, which starts no process, against a tool that returns its argument; 2026-07-28 wire."""
+    with served() as ours, _floor() as floor:
+        ways: dict[str, tuple[int, str, str, dict[str, Any]]] = {
+            "ours": (ours.port, ours.token, "scope", {"target": ["127.0.0.1"]}),
+            "floor": (floor, "none", "echo", {"text": "127.0.0.1"}),
+        }
+        rates: dict[str, list[float]] = {name: [] for name in ways}
+        for turn in range(ROUNDS + 1):
+            for name, way in ways.items():
+                rate = asyncio.run(_rate(*way))
+                if turn:
+                    rates[name].append(rate)
+    mine, bare = (Spread.of(rates[name], "calls/s") for name in ways)
+    ratio = mine.median / bare.median
+    return [
+        Result("MCP calls over HTTP", str(mine), f"ratio >= {SHARE:g}", ratio >= SHARE, floor=str(bare), ratio=ratio)
+    ]
+
+
+async def _rate(port: int, token: str, tool: str, arguments: dict[str, Any]) -> float:
+    headers = {
+        "Accept": "application/json, text/event-stream",
+        "MCP-Protocol-Version": "2026-07-28",
+        "Mcp-Method": "tools/call",
+        "Mcp-Name": tool,
+    }
+    params = {"name": tool, "arguments": arguments, "_meta": _META}
+    body = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}
+
+    async def work() -> None:
+        connection = Connection(port, token)
+        for _ in range(CALLS // WORKERS):
+            answer = await connection.post("/mcp", body, headers)
+            assert answer.status == 200, answer
+            assert b'"isError":true' not in answer.body, answer
+            assert b"127.0.0.1" in answer.body, answer
+        await connection.close()
+
+    started = time.perf_counter()
+    await asyncio.gather(*(work() for _ in range(WORKERS)))
+    return CALLS / (time.perf_counter() - started)
+
+
+@contextmanager
+def _floor() -> Iterator[int]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    argv = [sys.executable, str(ROOT / "bench" / "floor_server.py"), str(port)]
+    process = subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(300):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.05)
+        yield port
+    finally:
+        process.terminate()
+        process.wait(10)

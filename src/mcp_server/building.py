@@ -1,0 +1,85 @@
+"""What a server is made of: tools, resolver, pins and caps, each from the configuration; made anew by a reload."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from mcp_server.base_tool import ToolPolicy
+from mcp_server.discovery import Toolbox, discover
+from mcp_server.execution.admission import Caps
+from mcp_server.execution.guard import Enforcement
+from mcp_server.execution.privilege import can_open_raw_sockets
+from mcp_server.scope.resolver import SystemResolver
+
+if TYPE_CHECKING:
+    from mcp_server.config import Config
+    from mcp_server.execution.guard import Guard
+    from mcp_server.scope.policy import ScopePolicy
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Import inside without garbage collection, and leave what is there to no later one.
+
+    Modules and models live as long as the process. Looking through them again and again while they are being made
+    takes an eighth of a cold start (docs/performance.md), and a full collection of them 40 ms of somebody's call.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+def make_resolver(policy: ScopePolicy, guard: Guard) -> SystemResolver:
+    """The resolver a policy names, or else this host's own; inside a guard that one cannot be asked, and is not."""
+    if guard.enforcement is not Enforcement.ARGUMENT and not policy.resolvers:
+        return SystemResolver([])
+    return SystemResolver.of(policy)
+
+
+def read_pins(config: Config) -> Mapping[str, frozenset[str]]:
+    """The hashes of scripts that the owner accepts besides the reviewed ones."""
+    from mcp_server.execution import pinned_files
+
+    return pinned_files.read_pins(config.security.pinned_files) if config.security.pinned_files else {}
+
+
+def build_toolbox(config: Config, guard: Guard | None = None) -> Toolbox:
+    """Discover the tools of a configuration, rebuilt from their base lists; without a guard raw sockets are off."""
+    policy = ToolPolicy(
+        allow_intrusive=config.security.allow_intrusive,
+        raw_sockets=guard is not None and guard.raw_sockets and can_open_raw_sockets(),
+    )
+    return discover(
+        policy,
+        packages=config.tool.packages,
+        include=config.tool.include_patterns,
+        exclude=config.tool.exclude_patterns,
+    )
+
+
+def caps(config: Callable[[], Config], toolbox: Callable[[], Toolbox]) -> Caps:
+    """How many calls may go at once, as the configuration and the tools of the moment say."""
+
+    def per_tool(name: str) -> int:
+        # One that waits may be of a tool that a reload has taken away since.
+        tool = toolbox().offered.get(name)
+        return config().effective.concurrency_for(tool.concurrency if tool else None)
+
+    def total() -> int:
+        ceiling = config().effective.concurrency_ceiling
+        most = config().admission.max_running
+        return min(most, ceiling)
+
+    return Caps(
+        total=total,
+        per_tool=per_tool,
+        per_actor=lambda: config().admission.per_actor,
+        per_host=lambda: config().admission.per_host,
+        max_waiting=lambda: config().admission.max_waiting,
+    )

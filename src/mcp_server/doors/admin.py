@@ -1,0 +1,131 @@
+"""What an operator does while the server runs: reload, switch tools off and on, open and close breakers.
+
+Nothing here widens what the owner's files allow: a tool that is switched on again is one they offer. Every act is on
+the audit log before it is done.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+
+from mcp_server.doors.problems import PROBLEM_JSON, problem_body
+from mcp_server.errors import ConfigError
+from mcp_server.model.run import Actor
+from mcp_server.model.untrusted import neutralise
+
+if TYPE_CHECKING:
+    from mcp_server.server import EnhancedMCPServer
+
+_PROBLEM: Final[dict[str, Any]] = {
+    "description": "A problem: code, message, hint, retryable",
+    "content": {PROBLEM_JSON: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+}
+_COMMON: Final = (401, 403, 422, 429, 500, 503)
+
+
+def add_admin_routes(app: FastAPI, server: EnhancedMCPServer) -> None:
+    """Add ``/admin`` to the REST application."""
+    _add_reload(app, server)
+    _add_tools(app, server)
+    _add_breakers(app, server)
+
+
+def _responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    return dict.fromkeys((*_COMMON, *statuses), _PROBLEM)
+
+
+def _operator(request: Request) -> Actor:
+    return Actor("token", "rest", neutralise(request.headers.get("user-agent", ""), 128))
+
+
+def _add_reload(app: FastAPI, server: EnhancedMCPServer) -> None:
+    @app.post(
+        "/admin/reload",
+        summary="Read the configuration and the policy again, and use them whole or keep the old",
+        response_model=None,
+        responses=_responses(),
+    )
+    async def reload(request: Request) -> dict[str, Any] | JSONResponse:
+        try:
+            return (await server.reloader.reload_for(_operator(request))).as_dict()
+        except ConfigError as error:
+            # At the start this is the server's failure; here it is what the owner's file says that cannot be used.
+            status = HTTPStatus.UNPROCESSABLE_ENTITY
+            body = problem_body(error) | {"status": int(status), "title": status.phrase}
+            return JSONResponse(body, status_code=status, media_type=PROBLEM_JSON)
+
+
+def _add_tools(app: FastAPI, server: EnhancedMCPServer) -> None:
+    @app.get("/admin/tools", summary="Every tool, and whether it may be called", responses=_responses())
+    async def tools() -> dict[str, Any]:
+        toolbox, admission = server.pipeline.toolbox, server.pipeline.admission
+        rows = []
+        for name, tool in toolbox.offered.items():
+            load = admission.load(name)
+            rows.append(
+                {
+                    "name": name,
+                    "class": type(tool).__name__,
+                    "command": tool.command_name,
+                    "enabled": name not in toolbox.disabled,
+                    "running": load.running,
+                    "waiting": load.waiting,
+                }
+            )
+        left_out = [{"name": item.name, "reason": item.reason} for item in toolbox.left_out]
+        return {"tools": rows, "left_out": left_out}
+
+    @app.post(
+        "/admin/tools/{tool_name}/{action}",
+        summary="Let a tool be called again, or refuse further calls of it; running calls go on",
+        responses=_responses(404),
+    )
+    async def switch(request: Request, tool_name: str, action: Literal["enable", "disable"]) -> dict[str, Any]:
+        return await switch_tool(server, tool_name, enable=action == "enable", actor=_operator(request))
+
+
+async def switch_tool(server: EnhancedMCPServer, name: str, *, enable: bool, actor: Actor) -> dict[str, Any]:
+    """Switch a tool on or off for every door of this server; says whether that changed anything.
+
+    Raises NotFoundError for a tool that the owner's files do not offer, PlatformError where the log cannot be written.
+    """
+    pipeline = server.pipeline
+    own = pipeline.toolbox.find(name).tool_name()
+    if (own not in pipeline.toolbox.disabled) is enable:
+        return {"name": own, "enabled": enable, "changed": False}
+    await _note(server, actor, f"tool.{'enable' if enable else 'disable'}", own)
+    # Only now, and in one step: another request, or a reload, may have been here during the writing.
+    disabled = pipeline.toolbox.disabled - {own} if enable else pipeline.toolbox.disabled | {own}
+    pipeline.use_toolbox(pipeline.toolbox.with_disabled(disabled))
+    pipeline.events.publish(f"tool.{'enabled' if enable else 'disabled'}", {"tool": own, "actor": actor.name})
+    return {"name": own, "enabled": enable, "changed": True}
+
+
+def _add_breakers(app: FastAPI, server: EnhancedMCPServer) -> None:
+    @app.get("/admin/breakers", summary="The circuit breaker of every tool that was called", responses=_responses())
+    async def breakers() -> dict[str, Any]:
+        return {"breakers": [asdict(view) for view in server.pipeline.breakers.snapshot()]}
+
+    @app.post(
+        "/admin/breakers/{tool_name}/{action}",
+        summary="Hold a tool's breaker open or closed, or leave it to itself again, closed (reset)",
+        responses=_responses(404),
+    )
+    async def force(request: Request, tool_name: str, action: Literal["open", "close", "reset"]) -> dict[str, Any]:
+        # A name that no tool has would make a breaker of its own, and be a label of the figures.
+        name = server.pipeline.toolbox.find(tool_name).tool_name()
+        await _note(server, _operator(request), f"breaker.{action}", name)
+        breaker = server.pipeline.breakers.of(name)
+        {"open": breaker.force_open, "close": breaker.force_close, "reset": breaker.reset}[action]()
+        return asdict(breaker.view())
+
+
+async def _note(server: EnhancedMCPServer, actor: Actor, action: str, tool: str) -> None:
+    await server.pipeline.audit.append(
+        "admin", action=action, tool=tool, actor=actor.name, door=actor.door, client=actor.client
+    )

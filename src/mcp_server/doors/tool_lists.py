@@ -1,0 +1,58 @@
+"""Telling MCP clients that ``tools/list`` would answer otherwise now, in both wire eras.
+
+Since 2026-07-28 a client asks for it with ``subscriptions/listen``, which the SDK serves. Before, the server says it on
+the connection itself: on the wire of stdio, and over HTTP on the stream that the client may have opened with GET.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakSet
+
+from mcp.server.subscriptions import InMemorySubscriptionBus, ListenHandler, ToolsListChanged
+from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS
+
+if TYPE_CHECKING:
+    from mcp.server.connection import Connection
+    from mcp.server.context import ServerRequestContext
+
+MAX_STREAMS: Final = 32
+"""Clients of one door that may listen at once; each holds a request."""
+TELL_SEC: Final = 5.0
+"""Seconds that one client gets to take the notice. One that does not read finds out when it calls."""
+
+
+class ToolLists:
+    """The clients of one door that have a list of the tools; for one event loop."""
+
+    def __init__(self) -> None:
+        self.listen = ListenHandler(bus := InMemorySubscriptionBus(), max_subscriptions=MAX_STREAMS)
+        """Serves ``subscriptions/listen``."""
+        self._bus = bus
+        self._connections: WeakSet[Connection] = WeakSet()
+        self._telling: set[asyncio.Task[None]] = set()
+
+    def given_to(self, ctx: ServerRequestContext[Any]) -> None:
+        """Note that the client of this request has a list now."""
+        if ctx.protocol_version in HANDSHAKE_PROTOCOL_VERSIONS:
+            self._connections.add(ctx.session._connection)  # noqa: SLF001 - what outlives the request has no other name
+
+    def changed(self) -> None:
+        """Tell every one of them, without waiting for any."""
+        waiting = [self._bus.publish(ToolsListChanged()), *map(_tell, list(self._connections))]
+        for each in waiting:
+            task = asyncio.create_task(each)
+            self._telling.add(task)
+            task.add_done_callback(self._telling.discard)
+
+    def close(self) -> None:
+        """End the streams of ``subscriptions/listen``, each with its last answer."""
+        self.listen.close()
+
+
+async def _tell(connection: Connection) -> None:
+    with suppress(TimeoutError):
+        async with asyncio.timeout(TELL_SEC):
+            await connection.send_tool_list_changed()

@@ -1,0 +1,40 @@
+"""How the server is: checks that run side by side, what they found, and for how long that counts.
+
+`HealthCheckManager` knows no check of its own: `mcp_server.doctor` registers what this project looks at.
+"""
+
+from __future__ import annotations
+
+from mcp_server.health.background import LoopLag, Threaded
+from mcp_server.health.manager import HISTORY, WAIT_SEC, HealthCheckManager, log_changes
+from mcp_server.health.model import (
+    Change,
+    Finding,
+    HealthCheckPriority,
+    HealthCheckResult,
+    HealthStatus,
+    SystemHealth,
+    changes,
+    figures,
+    news,
+    overall,
+)
+
+__all__ = [
+    "HISTORY",
+    "WAIT_SEC",
+    "Change",
+    "Finding",
+    "HealthCheckManager",
+    "HealthCheckPriority",
+    "HealthCheckResult",
+    "HealthStatus",
+    "LoopLag",
+    "SystemHealth",
+    "Threaded",
+    "changes",
+    "figures",
+    "log_changes",
+    "news",
+    "overall",
+]

@@ -1,0 +1,103 @@
+"""structlog's processors: the fields of a line, its secrets taken out, and nothing active left in it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any, Final
+
+from mcp_server.config.redact import REDACTED, follows_secret_flag, is_secret_name, without_secrets
+from mcp_server.logs.fields import OURS, bound_fields, split
+from mcp_server.model.untrusted import neutralise
+
+VALUE_LIMIT: Final = 8192
+"""Characters of one value of a log line; a traceback has as many for each of its lines."""
+TRACEBACK_LIMIT: Final = 256 * 1024
+"""Characters of a traceback; the end of a longer one is kept, which says what happened."""
+
+_TRACEBACKS: Final = frozenset({"exception", "stack"})
+# The name of a setting, in our own messages. A key that opens something has a longer name.
+_NO_SECRET: Final = frozenset({"key"})
+_LEVELS: Final = 8
+# What is not there was given as ``extra``; the last two are left behind by formatters of the standard library.
+_OF_EVERY_RECORD: Final = {*vars(logging.makeLogRecord({})), "message", "asctime"}
+
+
+def make_formatter(style: str, *, colour: bool) -> logging.Formatter:
+    """The formatter of ``json`` or ``console`` lines; imports structlog."""
+    import structlog
+
+    renderer: Any = (
+        # Tracebacks are text by then: `_visible` has escaped them.
+        structlog.dev.ConsoleRenderer(colors=colour, exception_formatter=structlog.dev.plain_traceback, sort_keys=True)
+        if style == "console"
+        else structlog.processors.JSONRenderer()
+    )
+    shared: list[Any] = [
+        _fields,
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    return structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=shared,
+        pass_foreign_args=True,
+        processors=[
+            structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+            structlog.processors.format_exc_info,
+            _secret,
+            _visible,
+            renderer,
+        ],
+    )
+
+
+def _fields(_logger: Any, _name: str, event: Any) -> Any:
+    """Add what is bound, and take one of our own messages apart."""
+    record, args = event["_record"], event.pop("positional_args", ())
+    if record.name.split(".", 1)[0] == OURS:
+        event |= split(record.msg, args)
+        event |= {key: value for key, value in vars(record).items() if key not in _OF_EVERY_RECORD}
+    return {**bound_fields(), **event}
+
+
+def _secret(_logger: Any, _name: str, event: Any) -> Any:
+    """Hide what stands under the name of a secret, and what reads like one inside a text."""
+    return {key: _hidden("" if key in _NO_SECRET else str(key), value, _LEVELS) for key, value in event.items()}
+
+
+def _hidden(key: str, value: Any, levels: int) -> Any:
+    if value is None or isinstance(value, bool):
+        return value
+    if is_secret_name(key):
+        return REDACTED
+    if levels and isinstance(value, Mapping):
+        return {str(name): _hidden(str(name), item, levels - 1) for name, item in value.items()}
+    if levels and isinstance(value, list | tuple | set | frozenset):
+        words = list(value)
+        return [
+            # The word after a flag such as --password is its value.
+            REDACTED if follows_secret_flag(words, index) else _hidden("", word, levels - 1)
+            for index, word in enumerate(words)
+        ]
+    if isinstance(value, int | float):
+        return value
+    text = value if isinstance(value, str) else repr(value)
+    return without_secrets(text[-TRACEBACK_LIMIT:] if key in _TRACEBACKS else text[: 2 * VALUE_LIMIT])
+
+
+def _visible(_logger: Any, _name: str, event: Any) -> Any:
+    """Escape what a terminal or a log viewer would act on; nothing that was logged can pass for a line of its own.
+
+    A line break is escaped too, but for those of a traceback, whose lines are indented.
+    """
+    return {neutralise(str(key), 64): _visible_value(key, value) for key, value in event.items()}
+
+
+def _visible_value(key: str, value: Any) -> Any:
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    text = value if isinstance(value, str) else repr(value)
+    if key in _TRACEBACKS:
+        return "\n".join(f"  {neutralise(line, VALUE_LIMIT)}" for line in text.split("\n"))
+    return neutralise(text, VALUE_LIMIT)

@@ -1,0 +1,69 @@
+"""What is measured by the clock and not by a call: how late the event loop comes, and how full the state's disk is."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from mcp_server.config.sections import MetricsConfig
+from mcp_server.metrics.figures import configure, gauge
+
+logger = logging.getLogger(__name__)
+
+TICK_SEC: Final = 1.0
+"""Seconds between two looks at the loop; the latest one of an interval is what is shown."""
+
+
+class Sampler:
+    """Reads the process's own use every ``metrics.collection_interval`` seconds while the server runs.
+
+    ``settings`` is asked each time, so that a reload holds from the next tick on.
+    """
+
+    def __init__(self, settings: Callable[[], MetricsConfig], state_dir: Path, *, tick_sec: float = TICK_SEC) -> None:
+        self._settings = settings
+        self._state_dir = state_dir
+        self._tick_sec = tick_sec
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin, on the running loop; a second call changes nothing."""
+        if self._task is None:
+            self._task = asyncio.create_task(self._run(), name="metrics-sampler")
+
+    async def stop(self) -> None:
+        """End; safe to call twice, or without a start."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.wait({task})
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        worst, since = 0.0, 0.0
+        await self._read_disk()
+        while True:
+            expected = loop.time() + self._tick_sec
+            await asyncio.sleep(self._tick_sec)
+            worst = max(worst, loop.time() - expected)
+            since += self._tick_sec
+            settings = self._settings()
+            configure(enabled=settings.enabled)
+            if since >= settings.collection_interval:
+                gauge("mcp_event_loop_lag_seconds", worst)
+                worst, since = 0.0, 0.0
+                await self._read_disk()
+
+    async def _read_disk(self) -> None:
+        try:
+            # In a thread: the disk may be another machine's.
+            disk = await asyncio.to_thread(os.statvfs, self._state_dir)
+        except OSError as error:
+            logger.warning("metrics.disk_not_read folder=%s: %s", self._state_dir, error.strerror)
+            return
+        gauge("mcp_state_disk_free_bytes", disk.f_bavail * disk.f_frsize)
+        gauge("mcp_state_disk_size_bytes", disk.f_blocks * disk.f_frsize)

@@ -1,0 +1,113 @@
+"""Every metric: its kind, what it says, its labels. `docs/metrics.md` has a line for each, and a test says so."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+from typing import Final, Literal
+
+from mcp_server.errors import ERRORS
+
+Kind = Literal["counter", "gauge", "histogram"]
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One metric. ``buckets`` are upper bounds in seconds, of a histogram only.
+
+    ``known`` are sets of label values, in the order of ``labels``, that are shown from the start: Prometheus'
+    ``increase()`` does not see a counter go up that was not there before (prometheus.io, "Missing metrics").
+    """
+
+    kind: Kind
+    help: str
+    labels: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = ()
+    known: tuple[tuple[str, ...], ...] = ()
+
+
+def _counter(text: str, *labels: str, known: tuple[tuple[str, ...], ...] = ()) -> Metric:
+    return Metric("counter", text, labels, known=known)
+
+
+def _gauge(text: str, *labels: str) -> Metric:
+    return Metric("gauge", text, labels)
+
+
+def _histogram(text: str, *labels: str, buckets: tuple[float, ...], known: tuple[str, ...] = ()) -> Metric:
+    return Metric("histogram", text, labels, buckets, tuple((value,) for value in known))
+
+
+_QUICK: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_LONG: Final = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0)
+
+STEPS: Final = ("call", "plan", "authorise", "admit", "run", "remember")
+ALARMS: Final = ("guard_drops", "guard_lost")
+AUDIT_CODES: Final = ("audit_unavailable", "audit_broken")
+
+METRICS: Final[dict[str, Metric]] = {
+    "mcp_tool_execution_total": _counter("Calls that ended, by outcome", "tool", "status", "error_type"),
+    "mcp_tool_execution_seconds": _histogram("Time from the start of a run to its end", "tool", buckets=_LONG),
+    "mcp_tool_active": _gauge("Runs under way", "tool"),
+    "mcp_tool_errors_total": _counter("Calls that ended with an error", "tool", "error_type"),
+    "circuit_breaker_state": _gauge("State of a tool's breaker: 0 closed, 1 half-open, 2 open", "name"),
+    "circuit_breaker_calls_total": _counter("Calls a breaker saw", "name", "result"),
+    "circuit_breaker_transitions_total": _counter("Changes of a breaker's state", "name", "from_state", "to_state"),
+    "mcp_queue_depth": _gauge("Calls that wait for a place", "tool"),
+    "mcp_queue_wait_seconds": _histogram("Time a call waited for its place", "tool", buckets=(0.01, *_LONG)),
+    "mcp_refusals_total": _counter(
+        "Calls that were refused, by error code", "code", known=tuple((code,) for code in ERRORS)
+    ),
+    "mcp_guard_drops_total": _counter("Packets of tools that the guard dropped, by its rule", "rule"),
+    "mcp_guard_failures_total": _counter("Times the guard was found gone or changed"),
+    "mcp_output_bytes_total": _counter("Bytes of output that tools wrote", "tool"),
+    "mcp_hosts_seen_total": _counter("Hosts that runs found up", "tool"),
+    "mcp_step_seconds": _histogram("Time of one step of a call", "step", buckets=(*_QUICK, 60.0, 600.0), known=STEPS),
+    "mcp_store_seconds": _histogram("Time of one operation of the store", "operation", buckets=_QUICK),
+    "mcp_audit_append_seconds": _histogram("Time until a record was on the audit log", buckets=_QUICK),
+    "mcp_audit_failures_total": _counter(
+        "Records that could not be put on the audit log", "code", known=tuple((code,) for code in AUDIT_CODES)
+    ),
+    "mcp_http_requests_total": _counter("HTTP requests that were answered", "method", "route", "status"),
+    "mcp_http_request_seconds": _histogram("Time until an HTTP answer began", "route", buckets=(*_QUICK, 60.0, 600.0)),
+    "mcp_health_status": _gauge("Health of the server: 0 healthy, 1 degraded, 2 unhealthy"),
+    "mcp_health_check_status": _gauge("Result of one health check: 0 healthy, 1 degraded, 2 unhealthy", "check"),
+    "mcp_server_ready": _gauge("Whether the server takes calls: 1, or 0 while it starts or stops"),
+    "mcp_server_info": _gauge("Always 1; its labels say which server this is", "version", "enforcement"),
+    "mcp_config_reloads_total": _counter(
+        "Times the configuration was read again", "result", known=(("applied",), ("kept",))
+    ),
+    "mcp_event_subscribers": _gauge("Readers of the event stream"),
+    "mcp_event_loop_lag_seconds": _gauge("Longest time the event loop came late within the last interval"),
+    "mcp_state_disk_free_bytes": _gauge("Bytes that may still be written on the disk of the state folder"),
+    "mcp_state_disk_size_bytes": _gauge("Size of the disk of the state folder in bytes"),
+    "mcp_alarms_total": _counter("Alarms that were raised", "alarm", known=tuple((alarm,) for alarm in ALARMS)),
+}
+"""By full name; a counter's ends in ``_total``."""
+
+PROCESS_METRICS: Final = (
+    "process_cpu_seconds_total",
+    "process_max_fds",
+    "process_open_fds",
+    "process_resident_memory_bytes",
+    "process_start_time_seconds",
+    "process_virtual_memory_bytes",
+)
+"""What prometheus_client's own collector reads of this process when the page is asked for."""
+
+_ERROR_TYPES: Final = tuple(dict.fromkeys(spec.type.value for spec in ERRORS.values()))
+_TRANSITIONS: Final = (("closed", "open"), ("open", "half_open"), ("half_open", "closed"), ("half_open", "open"))
+
+
+def series_of_tool(tool: str) -> list[tuple[str, tuple[str, ...]]]:
+    """The counters of a tool that begin at 0 when it is offered, as name and label values."""
+    found: list[tuple[str, tuple[str, ...]]] = [("mcp_tool_errors_total", (tool, kind)) for kind in _ERROR_TYPES]
+    found += [("mcp_tool_execution_total", (tool, "completed", "none"))]
+    found += [
+        ("mcp_tool_execution_total", (tool, status, kind))
+        for status, kind in product(("partial", "failed", "refused"), _ERROR_TYPES)
+    ]
+    found += [(name, (tool,)) for name in ("mcp_output_bytes_total", "mcp_hosts_seen_total")]
+    found += [("circuit_breaker_calls_total", (tool, result)) for result in ("success", "failure", "refused")]
+    found += [("circuit_breaker_transitions_total", (tool, *states)) for states in _TRANSITIONS]
+    return found

@@ -1,0 +1,107 @@
+"""Step 4, admit: how often, whether the tool is fit, and a place among what runs.
+
+How often and whether the tool is fit is asked first of all, before a name is looked up for the call; a place is asked
+for when the call has been decided on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING, Final
+
+from mcp_server.errors import BusyError, NetworkToolsError
+from mcp_server.execution.admission import Admission, Admitted, Ticket, Waiting
+from mcp_server.execution.circuit_breaker import Breakers, Permit
+from mcp_server.execution.rate_limit import RateLimiter
+from mcp_server.model.run import Actor
+
+if TYPE_CHECKING:
+    from mcp_server.steps.authorise import Authorised
+    from mcp_server.steps.plan import Plan
+    from mcp_server.steps.run import Progress
+    from mcp_server.steps.signals import Signals
+
+FLOOD_PAUSE_SEC: Final = 0.1
+"""How long a call over its rate limit waits for the refusal."""
+FAULTS: Final = frozenset({"binary_not_found", "binary_changed", "tool_failed", "timeout"})
+"""Codes of failures that are the tool's. A time-out counts only where the caller had not shortened the time."""
+
+
+class Gate:
+    """What lets calls in: the rate limits, the breakers, the places."""
+
+    def __init__(self, limiter: RateLimiter, breakers: Breakers, admission: Admission, signals: Signals) -> None:
+        self._limiter = limiter
+        self._breakers = breakers
+        self._admission = admission
+        self._signals = signals
+        self._telling: set[asyncio.Task[None]] = set()
+
+    async def count(self, tool: str, actor: Actor) -> None:
+        """Count the call; raises BusyError ``rate_limited``, a moment later than it could."""
+        try:
+            await self._limiter.hit(actor.name, tool)
+        except BusyError:
+            # Who calls again at once after each refusal must not take the processor from everybody else.
+            await asyncio.sleep(FLOOD_PAUSE_SEC)
+            raise
+
+    @contextmanager
+    def attempt(self, tool: str) -> Iterator[Permit]:
+        """Try a tool; raises BusyError ``circuit_open`` where it has failed too often.
+
+        An error inside that is the tool's counts as its failure, any other as neither. `judge` takes an answer.
+        """
+        with self._breakers.of(tool).permit() as permit:
+            try:
+                yield permit
+            except NetworkToolsError as error:
+                if error.code in FAULTS:
+                    permit.failure()
+                raise
+
+    @asynccontextmanager
+    async def place(self, authorised: Authorised, progress: Progress | None) -> AsyncIterator[Admitted]:
+        """Hold a place for the run, waiting for it in line; the caller is told where it stands."""
+        plan, call = authorised.plan, authorised.plan.call
+        ticket = Ticket(
+            tool=call.tool.tool_name(),
+            actor=call.actor.name,
+            targets=tuple(network for target in plan.targets.items for network in target.networks),
+            exclusive=authorised.exclusive,
+            estimate_sec=plan.invocation.estimate.seconds,
+        )
+
+        def on_wait(waiting: Waiting) -> None:
+            self._signals.queued(call, waiting)
+            if progress is not None:
+                sentence = f"{ticket.tool}: place {waiting.place} in line, about {waiting.expected_sec} s"
+                task = asyncio.create_task(_tell(progress, sentence))
+                self._telling.add(task)
+                task.add_done_callback(self._telling.discard)
+
+        try:
+            async with self._admission.slot(ticket, on_wait) as admitted:
+                self._signals.started(call, admitted.waited)
+                yield admitted
+        finally:
+            self._signals.left(ticket.tool)
+
+
+async def _tell(progress: Progress, sentence: str) -> None:
+    await progress(0.0, sentence)
+
+
+def judge(permit: Permit, plan: Plan, error: NetworkToolsError | None) -> None:
+    """Tell the breaker what a finished run says of its tool."""
+    if error is None:
+        permit.success()
+    elif error.code in FAULTS and not (error.code == "timeout" and _shortened(plan)):
+        permit.failure()
+
+
+def _shortened(plan: Plan) -> bool:
+    """Whether the caller asked for less time than the tool would have had."""
+    return plan.limits.timeout_sec < plan.usual_timeout_sec

@@ -1,0 +1,105 @@
+"""Refusals on the decision log: each of them, but of a flood of one kind one a minute, with the number of the rest."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from mcp_server.audit import AuditLog, printable
+from mcp_server.base_tool import CORRELATION_ID_MAX_CHARS
+from mcp_server.errors import NetworkToolsError
+from mcp_server.model.run import Actor
+
+logger = logging.getLogger(__name__)
+
+WINDOW_SEC: Final = 60.0
+FLOODS: Final = frozenset({"rate_limited", "circuit_open", "shutting_down"})
+"""Codes whose refusals cost the caller nothing, and would fill the disk if each took a synced record."""
+_UNLOGGED: Final = frozenset({"audit_unavailable", "audit_broken"})
+
+
+@dataclass(slots=True)
+class _Flood:
+    """Refusals of one kind since ``logged`` (monotonic seconds) that have no record yet, and what that will say."""
+
+    logged: float
+    fields: dict[str, Any]
+    repeats: int = 0
+
+
+class Denials:
+    """Writes refusals; ``terms`` gives the hash of the policy in force and the enforcement, for each record."""
+
+    def __init__(self, audit: AuditLog, terms: Callable[[], dict[str, str]]) -> None:
+        self._audit = audit
+        self._terms = terms
+        self._floods: dict[tuple[str, str, str, str], _Flood] = {}
+        self._timer: asyncio.Task[None] | None = None
+
+    async def log(
+        self, actor: Actor, tool: str, known_as: str, arguments: Mapping[str, Any], error: NetworkToolsError
+    ) -> None:
+        """Put a refused call on the log with its code and reason, arguments as given but bounded and escaped.
+
+        ``tool`` is the caller's word, ``known_as`` ours (one word for all tools that there are not).
+        """
+        if error.code in _UNLOGGED:
+            return
+        fields = _fields(actor, tool, arguments, error)
+        if error.code in FLOODS:
+            key = (actor.name, actor.door, known_as, error.code)
+            flood = self._floods.get(key)
+            if flood is not None:
+                flood.repeats += 1
+                return
+            self._floods[key] = _Flood(time.monotonic(), fields)
+            self._timer = self._timer or asyncio.create_task(self._write_repeats())
+        await self._audit.append("decision", **fields, **self._terms())
+
+    async def close(self) -> None:
+        """Write what is still counted."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        await self._flush(before=float("inf"))
+
+    async def _write_repeats(self) -> None:
+        while self._floods:
+            await asyncio.sleep(WINDOW_SEC / 4)
+            await self._flush(before=time.monotonic() - WINDOW_SEC)
+        self._timer = None
+
+    async def _flush(self, before: float) -> None:
+        for key, flood in list(self._floods.items()):
+            if flood.logged > before:
+                continue
+            del self._floods[key]
+            if flood.repeats:
+                fields = flood.fields | {"arguments": {}, "repeats": flood.repeats}
+                fields.pop("correlation_id", None)
+                try:
+                    await self._audit.append("decision", **fields, **self._terms())
+                except NetworkToolsError as failure:
+                    logger.error("audit.repeats_not_logged code=%s: %s", key[-1], failure.message)  # noqa: TRY400 - no traceback: the failure is a disk
+
+
+def _fields(actor: Actor, tool: str, arguments: Mapping[str, Any], error: NetworkToolsError) -> dict[str, Any]:
+    given = arguments.get("correlation_id")
+    return {
+        "decision": "deny",
+        **({"correlation_id": printable(given, CORRELATION_ID_MAX_CHARS)} if isinstance(given, str) else {}),
+        **who(actor),
+        "tool": printable(tool, 64),
+        "arguments": printable(dict(arguments), 256),
+        "code": error.code,
+        "reason": printable(error.message, 512),
+    }
+
+
+def who(actor: Actor) -> dict[str, str]:
+    """The fields of a record that say who called."""
+    return {"actor": actor.name, "door": actor.door, "client": str(printable(actor.client, 128))}

@@ -1,0 +1,176 @@
+"""What becomes of a call, told once: to the metrics, the events and the trace. No step tells any of them elsewhere."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+from mcp_server import metrics, tracing
+from mcp_server.discovery import Toolbox
+from mcp_server.errors import NetworkToolsError, NotFoundError
+from mcp_server.model.run import Actor, Outcome, Run
+
+if TYPE_CHECKING:
+    from mcp_server.events import EventBus
+    from mcp_server.execution.admission import Admission, Waiting
+    from mcp_server.execution.circuit_breaker import Breakers, Result, State
+    from mcp_server.steps.authorise import Authorised
+    from mcp_server.steps.call import Call
+    from mcp_server.steps.plan import Plan
+    from mcp_server.steps.run import Beat
+
+logger = logging.getLogger(__name__)
+
+UNKNOWN: Final = "unknown"
+"""Stands for a tool that there is not: a caller's word is no label."""
+
+
+@contextmanager
+def step(name: str, **attributes: Any) -> Iterator[tracing.Span]:
+    """Do one step of the road: a span with the code of what went wrong in it, and its time."""
+    started = time.perf_counter()
+    with tracing.span(name, **attributes) as span:
+        try:
+            yield span
+        except NetworkToolsError as error:
+            span.error(error.code)
+            raise
+        finally:
+            metrics.observe("mcp_step_seconds", time.perf_counter() - started, step=name)
+
+
+class Signals:
+    """Tells of calls and runs. Holds counts, ids and words of our own, nothing that a target wrote."""
+
+    def __init__(self, events: EventBus, admission: Admission) -> None:
+        self._events = events
+        self._admission = admission
+
+    def refused(self, tool: str, actor: Actor, error: NetworkToolsError) -> None:
+        """A call came to nothing before a run was begun."""
+        kind = error.spec.type.value
+        metrics.count("mcp_refusals_total", code=error.code)
+        metrics.count("mcp_tool_execution_total", tool=tool, status=Outcome.REFUSED.value, error_type=kind)
+        metrics.count("mcp_tool_errors_total", tool=tool, error_type=kind)
+        self._load(tool)
+        told = {"tool": tool, "actor": actor.name, "door": actor.door, "code": error.code}
+        wait = error.details.get("retry_after")
+        self._events.publish("call.refused", told if wait is None else told | {"retry_after": wait})
+
+    def accepted(self, authorised: Authorised) -> None:
+        """A call was decided on, and waits for a place."""
+        plan = authorised.plan
+        call, invocation = plan.call, plan.invocation
+        told: dict[str, Any] = {
+            "door": call.actor.door,
+            "correlation_id": call.correlation_id,
+            "actor": call.actor.name,
+        }
+        told |= {"risk": str(invocation.risk), "addresses": plan.targets.count}
+        self._events.publish("run.accepted", _of(call) | told | {"ports": sum(each.count for each in invocation.ports)})
+
+    def queued(self, call: Call, waiting: Waiting) -> None:
+        """A call stands in line."""
+        self._load(call.tool.tool_name())
+        told = {"place": waiting.place, "wait_sec": waiting.expected_sec}
+        self._events.publish("run.queued", _of(call) | told)
+
+    def started(self, call: Call, waited_sec: float) -> None:
+        """A call got its place."""
+        tool = call.tool.tool_name()
+        self._load(tool)
+        metrics.observe("mcp_queue_wait_seconds", waited_sec, tool=tool)
+        self._events.publish("run.started", _of(call) | {"waited_sec": round(waited_sec, 3)})
+
+    def beat(self, run: Run, beat: Beat) -> None:
+        """A run goes on."""
+        told = {"run_id": run.id, "tool": run.tool, "done": round(beat.share, 3), "elapsed_sec": round(beat.elapsed)}
+        self._events.publish("run.progress", told if beat.up is None else told | {"hosts_up": beat.up})
+
+    def ended(self, run: Run, seconds: float, bytes_out: int, error: NetworkToolsError | None) -> None:
+        """A run is over, whatever it came to."""
+        kind = error.spec.type.value if error else "none"
+        metrics.count("mcp_tool_execution_total", tool=run.tool, status=run.outcome.value, error_type=kind)
+        if error is not None:
+            metrics.count("mcp_tool_errors_total", tool=run.tool, error_type=kind)
+        metrics.observe("mcp_tool_execution_seconds", seconds, tool=run.tool)
+        metrics.count("mcp_output_bytes_total", bytes_out, tool=run.tool)
+        metrics.count("mcp_hosts_seen_total", run.hosts_up, tool=run.tool)
+        logger.info(
+            "run.ended outcome=%s code=%s seconds=%.3f hosts_up=%d open_ports=%d",
+            *(run.outcome.value, run.error_code or "none", seconds, run.hosts_up, run.open_ports),
+        )
+        self._events.publish(
+            "run.ended",
+            {
+                "run_id": run.id,
+                "tool": run.tool,
+                "outcome": run.outcome.value,
+                "code": run.error_code,
+                "elapsed_sec": round(seconds, 3),
+                "addresses": run.coverage.planned if run.coverage else 0,
+                "looked_at": run.coverage.looked_at if run.coverage else 0,
+                "hosts_up": run.hosts_up,
+                "open_ports": run.open_ports,
+            },
+        )
+
+    def left(self, tool: str) -> None:
+        """A place became free."""
+        self._load(tool)
+
+    def alarm(self, alarm: str, run: Run) -> None:
+        """The guard dropped something, or is gone."""
+        metrics.count("mcp_alarms_total", alarm=alarm)
+        self._events.publish("alarm", {"alarm": alarm, "run_id": run.id})
+
+    def _load(self, tool: str) -> None:
+        load = self._admission.load(tool)
+        metrics.gauge("mcp_tool_active", load.running, tool=tool)
+        metrics.gauge("mcp_queue_depth", load.waiting, tool=tool)
+
+
+class BreakerSignals:
+    """Tells of what breakers do; an Observer of them (`circuit_breaker.Observer`)."""
+
+    def breaker_called(self, name: str, result: Result) -> None:
+        """A call was refused or ended with a verdict."""
+        metrics.count("circuit_breaker_calls_total", name=name, result=result.value)
+
+    def breaker_changed(self, name: str, before: State, after: State) -> None:
+        """The state changed."""
+        changes = "circuit_breaker_transitions_total"
+        metrics.count(changes, name=name, from_state=before.value, to_state=after.value)
+        logger.warning("breaker.changed tool=%s before=%s after=%s", name, before.value, after.value)
+
+
+def show_breakers(breakers: Breakers) -> None:
+    """Let the metrics show the state of each breaker: 0 closed, 1 half-open, 2 open."""
+    numbers = {"closed": 0, "half_open": 1, "open": 2}
+    metrics.gauge_function(
+        "circuit_breaker_state", lambda: {view.name: numbers[view.state.value] for view in breakers.snapshot()}
+    )
+
+
+def _of(call: Call) -> dict[str, Any]:
+    return {"run_id": call.id, "tool": call.tool.tool_name()}
+
+
+def plan_facts(plan: Plan) -> dict[str, Any]:
+    """What the span of a plan says of it; nothing of what a caller typed."""
+    return {
+        "mcp_network_tools.addresses": plan.targets.count,
+        "mcp_network_tools.probes": plan.invocation.estimate.probes,
+        "mcp_network_tools.risk": str(plan.invocation.risk),
+    }
+
+
+def known_name(toolbox: Toolbox, name: str) -> str:
+    """The name of the tool that a caller means, or `UNKNOWN`."""
+    try:
+        return toolbox.find(name).tool_name()
+    except NotFoundError:
+        return UNKNOWN

@@ -1,0 +1,105 @@
+"""What goes on beside the calls while a server serves: health checks, figures, spans, and the owner's files."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Final
+
+from mcp_server import __version__, metrics, tracing
+from mcp_server.doors.metrics_page import MetricsPage
+from mcp_server.execution.guard import Enforcement
+from mcp_server.reloading import Reloader
+
+if TYPE_CHECKING:
+    from mcp_server.health import HealthCheckManager, SystemHealth
+    from mcp_server.server import EnhancedMCPServer
+
+logger = logging.getLogger(__name__)
+
+SETTLE_SEC: Final = 2.0
+"""How long a stdio server is left to its client's first calls before it looks after itself."""
+FLUSH_SEC: Final = 0.5
+"""How long the last spans get to reach their collector when the server stops."""
+
+
+class Upkeep:
+    """Starts and stops it all for one server; ``health`` and ``reloader`` are there before that, for the doors."""
+
+    def __init__(self, server: EnhancedMCPServer) -> None:
+        self._server = server
+        self._guarded = server.guard.enforcement is not Enforcement.ARGUMENT
+        self._health: HealthCheckManager | None = None
+        self.reloader = Reloader(server, publish=server.pipeline.events.publish)
+        self._sampler = metrics.Sampler(lambda: server.config.metrics, server.config.state_dir)
+        self._page = MetricsPage(lambda: server.config, guarded=self._guarded)
+        self._later: asyncio.TimerHandle | None = None
+
+    @property
+    def health(self) -> HealthCheckManager:
+        """The server's health checks, made when they are first asked for: what they import takes a while."""
+        if self._health is None:
+            from mcp_server.doctor import health_of_server
+
+            self._health = health_of_server(self._server.pipeline)
+            self._health.observe(self._note_health)
+        return self._health
+
+    async def prepare(self) -> None:
+        """What comes before the first request; raises ConfigError for tracing that is not installed."""
+        config, policy = self._server.config, self._server.pipeline.policy
+        metrics.configure(enabled=config.metrics.enabled)
+        metrics.prepare(self._server.pipeline.toolbox.offered)
+        tier = self._server.guard.enforcement.value
+        metrics.gauge("mcp_server_info", 1.0, version=__version__, enforcement=tier)
+        if config.tracing.endpoint:
+            await asyncio.to_thread(tracing.configure, config.tracing, inside=policy if self._guarded else None)
+
+    def start(self) -> None:
+        """Begin, on the running loop. Over stdio a little later: a client waits for the first answers there."""
+        if self._server.config.server.transport == "http":
+            self._start()
+        else:
+            self._later = asyncio.get_running_loop().call_later(SETTLE_SEC, self._start)
+
+    def _start(self) -> None:
+        config = self._server.config
+        self.reloader.start()
+        self._sampler.start()
+        self._page.follow()
+        # Over stdio nobody can ask how the server is, unless its figures have a page; the checks open the store.
+        if config.server.transport == "http" or config.metrics.is_set("prometheus_port"):
+            self.health.start()
+
+    def follow(self) -> None:
+        """Go by the configuration that a reload has brought."""
+        metrics.prepare(self._server.pipeline.toolbox.offered)
+        self._page.follow()
+        self.doubt()
+
+    def doubt(self) -> None:
+        """Something failed: what the checks have found is to be looked at again, if anybody has asked them."""
+        if self._health is not None:
+            self._health.doubt()
+
+    def parts(self) -> dict[str, Callable[[], Awaitable[None]]]:
+        """What has to be stopped, by name; each safe to stop twice, or without a start."""
+        if self._later is not None:
+            self._later.cancel()
+        health = {} if self._health is None else {"health": self._health.stop}
+        return {
+            "reloader": self.reloader.stop,
+            **health,
+            "sampler": self._sampler.stop,
+            "metrics page": self._page.stop,
+            "tracing": lambda: asyncio.to_thread(tracing.shutdown, FLUSH_SEC),
+        }
+
+    def _note_health(self, now: SystemHealth, before: SystemHealth | None) -> None:
+        from mcp_server.health import figures, news
+
+        for name, value, labels in figures(now):
+            metrics.gauge(name, value, **labels)
+        if (told := news(before, now)) is not None:
+            self._server.pipeline.events.publish("health.changed", told)

@@ -1,0 +1,224 @@
+"""What a server does not start on: said on standard error with a fitting exit code, and nothing is left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Mapping
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from mcp_server.errors import ExitCode
+from tests.chaos.doors_under_way import one_door
+from tests.support import cli
+from tests.support.doors import ROOT, environment, free_port
+from tests.support.namespaces import mount_namespace
+from tests.support.postgres import running_postgres
+from tests.support.processes import binary
+
+DOORS = ("stdio", "http")
+AS_NOBODY = () if os.geteuid() else (binary("setpriv"), "--bounding-set=-dac_override,-dac_read_search", "--")
+"""A prefix that runs a command as this user, held by file modes even where that is root."""
+
+
+def start(env: Mapping[str, str], door: str, *words: str, prefix: tuple[str, ...] = ()) -> tuple[int, str]:
+    """Try to start a server; its exit code and what it says. One that starts is a failure of the test."""
+    command = [*prefix, sys.executable, "-m", "mcp_server", "serve", "--transport", door]
+    port = () if "--port" in words else ("--port", str(free_port()))
+    with subprocess.Popen(
+        [*command, *port, *words],
+        env=dict(env),
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            # Standard input stays open: a stdio server ends by itself where it does not.
+            code = process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise AssertionError("the server started") from None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        said = process.stderr.read()
+        assert process.stdout.read() == "", "standard output is the wire"
+    assert "Traceback" not in said
+    assert "Listening on" not in said
+    return code, said
+
+
+def files(folder: Path) -> dict[str, bytes | None]:
+    """Everything below a folder, with its content."""
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+def remembered(state: Path, env: Mapping[str, str]) -> None:
+    """Let a server of this version make its store."""
+    state.mkdir(mode=0o700, exist_ok=True)
+    done = cli.run("runs", "list", env=env)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_a_newer_schema(tmp_path: Path, door: str) -> None:
+    state = tmp_path / "state"
+    env = environment(state)
+    remembered(state, env)
+    with closing(sqlite3.connect(state / "store.db")) as database:
+        database.execute("UPDATE alembic_version SET version_num = '9999'")
+        database.commit()
+    before = files(state)
+    code, said = start(env, door)
+    assert code == ExitCode.ENVIRONMENT
+    assert "store_unavailable" in said
+    assert "'9999', which is newer than this version knows" in said
+    assert "Run the version of mcp-network-tools that wrote it" in said
+    assert files(state) == before
+
+
+def test_a_newer_schema_in_postgres(tmp_path: Path) -> None:
+    with running_postgres() as server:
+        env = environment(tmp_path / "state", MCP_DATABASE_URL=server.new_database())
+        remembered(tmp_path / "state", env)
+        server._run(
+            "psql", "-h", "127.0.0.1", "-p", str(server.port), "-U", "tester", "-c",
+            "UPDATE alembic_version SET version_num = '9999'", "test1",
+        )  # fmt: skip
+        for door in DOORS:
+            code, said = start(env, door)
+            assert code == ExitCode.ENVIRONMENT
+            assert "'9999', which is newer" in said
+        assert not (tmp_path / "state" / "audit.jsonl").exists()
+
+
+BAD_POLICIES = {
+    "not YAML": "networks: [",
+    "an unknown key": "networks:\n  - cidr: 10.0.0.0/8\nnetwroks: []\n",
+    "host bits": "version: 1\nnetworks:\n  - cidr: 10.0.0.1/8\n",
+    "empty": "",
+}
+
+
+@pytest.mark.parametrize("text", BAD_POLICIES.values(), ids=BAD_POLICIES.keys())
+def test_a_policy_that_is_none(tmp_path: Path, text: str) -> None:
+    policy = tmp_path / "policy.yaml"
+    policy.write_text(text)
+    env = environment(tmp_path / "state", MCP_SECURITY_POLICY_FILE=str(policy))
+    del env["MCP_SECURITY_ALLOWED_TARGETS"]
+    code, said = start(env, "http")
+    assert code == ExitCode.CONFIG
+    assert "config_invalid" in said
+    assert str(policy) in said
+    assert not (tmp_path / "state").exists()
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_a_policy_that_cannot_be_read(tmp_path: Path, door: str) -> None:
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("version: 1\n")
+    policy.chmod(0)
+    env = environment(tmp_path / "state", MCP_SECURITY_POLICY_FILE=str(policy))
+    del env["MCP_SECURITY_ALLOWED_TARGETS"]
+    code, said = start(env, door, prefix=AS_NOBODY)
+    assert code == ExitCode.CONFIG
+    assert str(policy) in said
+    policy.unlink()
+    assert start(env, door)[0] == ExitCode.CONFIG
+    assert not (tmp_path / "state").exists()
+
+
+def test_a_port_in_use(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        code, said = start(environment(tmp_path / "state"), "http", "--port", port)
+    assert code == ExitCode.CONFIG
+    assert f"server.port {port}: the port is in use" in said
+    assert files(tmp_path / "state") == {}
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_a_state_folder_of_another_user(tmp_path: Path, door: str) -> None:
+    if os.geteuid():
+        pytest.fail("this test gives a folder away, which takes root")
+    state = tmp_path / "state"
+    state.mkdir(mode=0o700)
+    os.chown(state, 65534, 65534)
+    code, said = start(environment(state), door)
+    assert code == ExitCode.ENVIRONMENT
+    assert "permission_denied" in said
+    assert "belongs to another user" in said
+    assert files(state) == {}
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_a_state_folder_that_others_may_write(tmp_path: Path, door: str) -> None:
+    state = tmp_path / "state"
+    state.mkdir()
+    state.chmod(0o777)
+    code, said = start(environment(state), door)
+    assert code == ExitCode.ENVIRONMENT
+    assert f"chmod 700 {state}" in said
+    assert files(state) == {}
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_a_decision_log_that_cannot_be_written(tmp_path: Path, door: str) -> None:
+    state = tmp_path / "state"
+    state.mkdir(mode=0o700)
+    (state / "audit.jsonl").mkdir()
+    code, said = start(environment(state), door)
+    assert code == ExitCode.ENVIRONMENT
+    assert "audit_unavailable" in said
+    assert not (state / "token").exists()
+    assert not list(state.rglob("*.lock"))
+
+
+def test_a_decision_log_that_is_broken(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    state.mkdir(mode=0o700)
+    (state / "audit.jsonl").write_text('{"seq": 0}\nnonsense\n')
+    (state / "audit-000001.jsonl").write_text("nonsense\n")
+    code, said = start(environment(state), "stdio")
+    assert code == ExitCode.TOOL_FAILED
+    assert "audit_broken" in said
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_a_log_file_that_cannot_be_written(tmp_path: Path, door: str) -> None:
+    (tmp_path / "log").mkdir()
+    env = environment(tmp_path / "state", MCP_LOGGING_FILE_PATH=str(tmp_path / "log"))
+    code, said = start(env, door)
+    assert code == ExitCode.ENVIRONMENT
+    assert f"the log file {tmp_path}/log cannot be written" in said
+    assert not (tmp_path / "state").exists()
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_a_full_disk(tmp_path: Path, door: str) -> None:
+    state = tmp_path / "state"
+    state.mkdir(mode=0o700)
+    script = 'mount -t tmpfs -o size=1m,mode=700 tmpfs "$1"; head -c 1m /dev/zero >"$1/filler" 2>/dev/null || true'
+    with mount_namespace(script, str(state)) as inside:
+        code, said = start(environment(state), door, prefix=inside.prefix)
+        assert code == ExitCode.ENVIRONMENT
+        assert "disk_full" in said
+        assert list(files(inside.see(state))) == ["filler"]
+
+
+async def test_a_second_server_on_the_same_folder_starts_all_the_same(tmp_path: Path) -> None:
+    env = environment(tmp_path / "state")
+    async with one_door("stdio", env) as one, one_door("rest", env) as two:
+        for door in (one, two):
+            assert (await door.call("nmap", {"target": "127.0.0.1", "mode": "discover"})).error is None
+        for door in (one, two):
+            door.signal(signal.SIGTERM)
+            assert await door.exit_code(5) == 0
+    assert cli.run("audit", "verify", env=env).returncode == 0

@@ -1,0 +1,139 @@
+"""A real browser reads the events of a run: with EventSource where no token is asked for, with fetch where one is."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.browser import Page, browser
+from tests.support.doors import environment, http_server, rest_client
+
+QUICK = {"target": "127.0.0.1", "mode": "ports", "ports": "1-3"}
+PAGE = (Path(__file__).resolve().parents[2] / "docs/events.md").read_text()
+DOCUMENTED = re.findall(r"```js\n(.*?)```", PAGE, re.DOTALL)
+
+
+@pytest.fixture
+async def page(tmp_path: Path) -> AsyncIterator[Page]:
+    async with browser(tmp_path / "browser") as opened:
+        yield opened
+
+
+async def scan(base: str, token: str) -> str:
+    async with rest_client(base, token or "none-is-asked-for") as client:
+        answer = await client.post("/tools/nmap/execute", json=QUICK)
+        assert answer.status_code == 200, answer.text
+        return str(answer.json()["run_id"])
+
+
+class Relay:
+    """Passes connections on to a server, and can lose them all."""
+
+    def __init__(self) -> None:
+        self.target = 0
+        self._writers: list[asyncio.StreamWriter] = []
+        self._pumps: set[asyncio.Task[None]] = set()
+
+    @asynccontextmanager
+    async def listening(self) -> AsyncIterator[str]:
+        server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
+        try:
+            yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        finally:
+            server.close()
+            self.lose()
+            await asyncio.gather(*self._pumps, return_exceptions=True)
+
+    def lose(self) -> None:
+        for writer in self._writers:
+            writer.transport.abort()
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, onward = await asyncio.open_connection("127.0.0.1", self.target)
+        self._writers += [writer, onward]
+        for source, sink in ((reader, onward), (there, writer)):
+            self._pumps.add(asyncio.create_task(self._pump(source, sink)))
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            while data := await reader.read(65536):
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+
+def of_run(told: list[dict[str, Any]], run_id: str) -> list[str]:
+    return [each["kind"] for each in told if each.get("run_id") == run_id and each["kind"] != "run.progress"]
+
+
+WHOLE = ["run.accepted", "run.started", "run.ended"]
+UNTIL = "new Promise((go) => { const look = () => %s ? go() : setTimeout(look, 20); look(); })"
+
+
+async def test_an_event_source_reads_a_run_and_after_a_lost_connection_what_it_missed(
+    page: Page, tmp_path: Path
+) -> None:
+    relay = Relay()
+    async with relay.listening() as authority:
+        env = environment(tmp_path / "state", MCP_SERVER_AUTH="none", MCP_SERVER_ALLOWED_HOSTS=authority)
+        with http_server(env) as (base, token, _):
+            relay.target = int(base.rpartition(":")[2])
+            await page.open(f"http://{authority}/")
+            await page.run("""
+                window.told = []; window.opened = 0; window.lost = 0;
+                window.source = new EventSource('/events?kind=run');
+                source.onopen = () => { opened += 1; };
+                source.onerror = () => { lost += 1; };
+                for (const kind of ['run.accepted', 'run.started', 'run.ended', 'lagged']) {
+                  source.addEventListener(kind, ({data, lastEventId: id}) => told.push({...JSON.parse(data), id}));
+                }
+            """)
+            await page.run(UNTIL % "opened")
+            first = await scan(f"http://{authority}", token)
+            await page.run(UNTIL % "told.some((event) => event.kind === 'run.ended')")
+            relay.lose()
+            await page.run(UNTIL % "lost")
+            second = await scan(f"http://{authority}", token)
+            await page.run(UNTIL % "opened > 1 && told.filter((event) => event.kind === 'run.ended').length > 1")
+            told = await page.run("told")
+    assert of_run(told, first) == of_run(told, second) == WHOLE
+    assert len({event["id"] for event in told}) == len(told) == 6, "nothing came twice, and nothing was lost"
+    assert {event["outcome"] for event in told if event["kind"] == "run.ended"} == {"completed"}
+
+
+async def test_a_page_reads_a_run_with_a_token_that_is_in_no_address(page: Page, tmp_path: Path) -> None:
+    (program,) = [each for each in DOCUMENTED if "fetch(" in each]
+    with http_server(environment(tmp_path / "state")) as (base, token, _):
+        # The page itself is refused, and has the server's origin all the same.
+        await page.open(f"{base}/")
+        assert await page.run("fetch('/events').then((response) => response.status)") == 401
+        # The documented program, with what it prints kept.
+        await page.run(f"""
+            window.told = []; window.ended = false; window.opened = false;
+            (async () => {{
+              const token = {json.dumps(token)};
+              let lastId = '';
+              const console = {{log: (kind, data) => told.push(data)}};
+              const fetch = async (...all) => {{
+                const response = await window.fetch(...all);
+                opened = response.status === 200;
+                return response;
+              }};
+              {program}
+              ended = true;
+            }})();
+            null
+        """)
+        await page.run(UNTIL % "opened")
+        run_id = await scan(base, token)
+        await page.run(UNTIL % "told.some((event) => event.kind === 'run.ended')")
+        assert of_run(await page.run("told"), run_id) == WHOLE
+        assert token not in await page.run("JSON.stringify(performance.getEntries().map((entry) => entry.name))")
+    assert await page.run(f"{UNTIL % 'ended'}.then(() => ended)"), "the stream ends with the server"

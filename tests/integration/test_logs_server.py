@@ -1,0 +1,116 @@
+"""The log of a real server: every line in one form, each call told once and by its ids, settings live, no secrets."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.clock import SOON
+from tests.support.doors import environment, http_server, mcp_client, over_mcp, over_rest, rest_client
+from tests.support.site_tools import SiteTools, make_site_tools
+
+SECRET = "hunter2hunter2"
+MORE_TOOLS = f"""
+import logging
+
+class TalkingTool(MCPBaseTool):
+    command_name = "site-probe"
+
+    def compile(self, parameters, targets, settings):
+        logging.getLogger("site").info("compiling")
+        return super().compile(parameters, targets, settings)
+
+class BreakingTool(MCPBaseTool):
+    command_name = "site-probe"
+
+    def compile(self, parameters, targets, settings):
+        raise RuntimeError("it broke with password={SECRET}")
+"""
+
+
+@pytest.fixture
+def tools(tmp_path: Path) -> SiteTools:
+    made = make_site_tools(tmp_path / "site")
+    with (made.folder / made.package / "probe.py").open("a") as module:
+        module.write(MORE_TOOLS)
+    return made
+
+
+def log_of(tmp_path: Path, base: str) -> Path:
+    return tmp_path / f"server-{base.rpartition(':')[2]}.log"
+
+
+def json_lines(path: Path) -> list[dict[str, Any]]:
+    """Every line of a server's standard error but the two that are for the one who started it."""
+    lines = [line for line in path.read_text().splitlines() if not line.startswith(("Listening on", "Token, shown"))]
+    return [json.loads(line) for line in lines]
+
+
+async def until(there: Callable[[], bool]) -> None:
+    async with asyncio.timeout(4 * SOON):
+        while not there():
+            await asyncio.sleep(0.05)
+
+
+async def test_a_call_is_told_once_with_its_ids_whichever_door_it_came_in_by(tmp_path: Path, tools: SiteTools) -> None:
+    env = environment(tmp_path / "state", LOG_LEVEL="DEBUG", **tools.env)
+    with http_server(env) as (base, token, _):
+        async with rest_client(base, token) as rest, mcp_client(base, token) as mcp:
+            given = {"target": "127.0.0.1"}
+            answers = [
+                await over_rest(rest, "talking", given | {"correlation_id": "good-rest"}),
+                await over_mcp(mcp, "talking", given | {"correlation_id": "good-mcp"}),
+                await over_rest(rest, "breaking", given | {"correlation_id": "bad-rest"}),
+                await over_mcp(mcp, "breaking", given | {"correlation_id": "bad-mcp"}),
+            ]
+    assert [answer.code for answer in answers] == [None, None, "internal_error", "internal_error"]
+    text, lines = log_of(tmp_path, base).read_text(), json_lines(log_of(tmp_path, base))
+    assert SECRET not in text + "".join(answer.text for answer in answers)
+    for line in lines:
+        assert {"event", "level", "logger", "timestamp"} <= line.keys()
+    broke = [line for line in lines if "it broke" in line.get("exception", "")]
+    assert len(broke) == 2, "one for each of the two calls"
+    assert all("password=***" in line["exception"] for line in broke)
+    for door in ("rest", "mcp"):
+        (said,) = [line for line in lines if line.get("correlation_id") == f"good-{door}" and line["logger"] == "site"]
+        assert (said["event"], said["tool"]) == ("compiling", "talking")
+        assert said["actor"]
+        assert said["run_id"]
+    assert not [line for line in lines if "/execute" in line["event"] or "/mcp" in line["event"]], "no access log"
+
+
+async def test_a_reload_changes_level_format_and_file(tmp_path: Path) -> None:
+    state, path = tmp_path / "state", tmp_path / "config.yaml"
+    file = tmp_path / "logs" / "server.log"
+
+    def write(**logging: Any) -> None:
+        draft = path.with_suffix(".new")
+        draft.write_text(json.dumps({"logging": logging, "server": {"watch_config": False}}))
+        draft.rename(path)
+
+    write(level="INFO", format="json")
+    env = environment(state, MCP_CONFIG_FILE=str(path))
+    with http_server(env) as (base, _, process):
+        log = log_of(tmp_path, base)
+        assert json_lines(log)
+        write(level="WARNING", format="console", file_path=str(file))
+        process.send_signal(signal.SIGHUP)
+        await until(file.exists)
+        write(level="INFO", format="json", file_path=str(file))
+        process.send_signal(signal.SIGHUP)
+        await until(lambda: "config.reloaded" in file.read_text())
+        write(level="INFO", format="json", file_path=str(file / "below"))
+        process.send_signal(signal.SIGHUP)
+        await until(lambda: "server.not_reloaded" in file.read_text())
+        assert file.stat().st_mode & 0o077 == 0
+    last = [json.loads(line) for line in file.read_text().splitlines() if line.startswith("{")]
+    (kept,) = [line for line in last if line["event"] == "server.not_reloaded"]
+    assert kept["code"] == "permission_denied"
+    assert "the log file" in kept["message"]
+    assert any(line["event"] == "server.stopping" for line in last), "the file that worked is still written"

@@ -1,0 +1,234 @@
+"""The metrics page on a port of its own, on real sockets: who may read it, when it is there, and how it goes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx2
+import pytest
+from mcp import Client
+from mcp.client.stdio import StdioServerParameters
+from prometheus_client.parser import text_string_to_metric_families
+
+from mcp_server import metrics
+from mcp_server.config import Config
+from mcp_server.doors.metrics_page import MetricsPage
+from mcp_server.metrics import METRICS
+from tests.support.clock import SOON
+from tests.support.doors import ROOT, environment, free_port, http_server, over_mcp, rest_client
+
+DEADLINE = 4 * SOON
+
+
+@pytest.fixture(autouse=True)
+def as_new() -> Iterator[None]:
+    metrics.reset()
+    yield
+    metrics.reset()
+
+
+def configured(state: Path, port: int | None) -> Config:
+    config = Config(state_dir=state)
+    if port is not None:
+        config.metrics.prometheus_port = port
+    return config
+
+
+@asynccontextmanager
+async def page_of(config: Config, *, guarded: bool = False) -> AsyncIterator[MetricsPage]:
+    page = MetricsPage(lambda: config, guarded=guarded)
+    page.follow()
+    try:
+        yield page
+    finally:
+        await page.stop()
+        await page.stop()
+
+
+async def until(there: Callable[[], bool]) -> None:
+    async with asyncio.timeout(DEADLINE):
+        while not there():
+            await asyncio.sleep(0.02)
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def client_of(port: int, state: Path | None = None) -> httpx2.AsyncClient:
+    headers = {"Authorization": f"Bearer {(state / 'token').read_text().strip()}"} if state else {}
+    return httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=DEADLINE)
+
+
+async def test_it_is_read_with_the_token_and_by_name_of_this_machine_only(tmp_path: Path) -> None:
+    port = free_port()
+    async with page_of(configured(tmp_path, port)):
+        await until(lambda: listens(port))
+        async with client_of(port) as stranger, client_of(port, tmp_path) as owner:
+            assert (await stranger.get("/metrics")).status_code == 401
+            answer = await owner.get("/metrics")
+            assert answer.status_code == 200
+            assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+            kinds = {family.name for family in text_string_to_metric_families(answer.text)}
+            assert {name.removesuffix("_total") for name in METRICS} <= kinds
+            assert (await owner.get("/metrics", headers={"Host": "evil.example"})).status_code == 403
+            assert (await owner.get("/metrics", headers={"Origin": f"http://127.0.0.1:{port}"})).status_code == 403
+            assert (await owner.get("/other")).status_code == 404
+            assert (await owner.post("/metrics")).status_code == 405
+            head = await owner.head("/metrics")
+            assert (head.status_code, head.content) == (200, b"")
+
+
+async def test_it_follows_the_configuration(tmp_path: Path) -> None:
+    first, second = free_port(), free_port()
+    config = configured(tmp_path, first)
+    config.server.auth = "none"
+    async with page_of(config) as page:
+        await until(lambda: listens(first))
+        page.follow()
+        config.metrics.prometheus_port = second
+        page.follow()
+        await until(lambda: listens(second) and not listens(first))
+        async with client_of(second) as client:
+            assert (await client.get("/metrics")).status_code == 200
+            config.metrics.prometheus_enabled = False
+            gone = await client.get("/metrics")
+            assert gone.status_code == 404
+            assert "metrics.prometheus_enabled" in gone.json()["message"]
+        page.follow()
+        await until(lambda: not listens(second))
+        config.metrics.prometheus_enabled = True
+        page.follow()
+        await until(lambda: listens(second))
+    assert not listens(second)
+
+
+async def test_a_port_in_use_is_logged_and_tried_again_by_a_reload(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        config = configured(tmp_path, port)
+        async with page_of(config) as page:
+            await until(lambda: "metrics.page_not_served" in caplog.text)
+            assert f"port={port}" in caplog.text
+            taken.close()
+            assert not listens(port)
+            page.follow()
+            await until(lambda: listens(port))
+
+
+@pytest.mark.parametrize("case", ["not set", "off", "not offered", "the port of the doors"])
+async def test_it_is_not_there_unless_the_owner_asked(tmp_path: Path, case: str) -> None:
+    port = free_port()
+    config = configured(tmp_path, None if case == "not set" else port)
+    if case == "off":
+        config.metrics.enabled = False
+    if case == "not offered":
+        config.metrics.prometheus_enabled = False
+    if case == "the port of the doors":
+        config.server.transport, config.server.port = "http", port
+    async with page_of(config):
+        await asyncio.sleep(0.2)
+        assert not listens(port)
+        assert not (tmp_path / "token").exists(), "nothing was begun"
+
+
+async def test_inside_a_guard_it_is_left_out_and_the_log_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    port = free_port()
+    async with page_of(configured(tmp_path, port), guarded=True):
+        await asyncio.sleep(0.2)
+        assert not listens(port)
+    assert f"metrics.page_unreachable port={port}" in caplog.text
+
+
+async def test_it_stops_although_a_client_holds_its_connection(tmp_path: Path) -> None:
+    port = free_port()
+    async with page_of(configured(tmp_path, port)):
+        await until(lambda: listens(port))
+        _, half = await asyncio.open_connection("127.0.0.1", port)
+        half.write(b"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1")
+        await half.drain()
+    assert not listens(port)
+    half.close()
+
+
+async def test_two_stdio_servers_share_a_machine_and_one_port(tmp_path: Path) -> None:
+    port = free_port()
+    env = environment(tmp_path / "state", MCP_METRICS_PROMETHEUS_PORT=str(port), MCP_METRICS_COLLECTION_INTERVAL="5")
+    server = StdioServerParameters(command=str(ROOT / ".venv/bin/python"), args=["-m", "mcp_server.server"], env=env)
+    with (tmp_path / "stderr").open("w") as log:
+        from mcp.client.stdio import stdio_client
+
+        async with Client(stdio_client(server, errlog=log)) as one:
+            await until(lambda: listens(port))
+            async with Client(stdio_client(server, errlog=log)) as two:
+                await until(lambda: "metrics.page_not_served" in (tmp_path / "stderr").read_text())
+                for client in (one, two):
+                    refused = await over_mcp(client, "nmap", {"target": "8.8.8.8"})
+                    assert refused.code == "target_out_of_scope"
+            async with client_of(port, tmp_path / "state") as reader:
+                text = (await reader.get("/metrics")).text
+    assert 'mcp_refusals_total{code="target_out_of_scope"} 1.0' in text
+    assert "mcp_server_ready 1.0" in text
+    lines = [json.loads(line) for line in (tmp_path / "stderr").read_text().splitlines() if line.startswith("{")]
+    (said,) = [line for line in lines if line["event"] == "metrics.page_not_served"]
+    assert said["port"] == port
+
+
+async def test_a_stdio_server_opens_no_port_by_itself(tmp_path: Path) -> None:
+    from mcp.client.stdio import stdio_client
+
+    env = environment(tmp_path / "state")
+    server = StdioServerParameters(command=str(ROOT / ".venv/bin/python"), args=["-m", "mcp_server.server"], env=env)
+    with (tmp_path / "stderr").open("w") as log:
+        async with Client(stdio_client(server, errlog=log)) as client:
+            await client.list_tools()
+            # Past the moment at which a server looks after itself (`upkeep.SETTLE_SEC`).
+            await asyncio.sleep(2.5)
+            assert not (tmp_path / "state/token").exists()
+            assert not listens(9090)
+    assert "metrics.page" not in (tmp_path / "stderr").read_text()
+
+
+async def test_over_http_it_is_one_of_the_doors_and_on_a_port_of_its_own(tmp_path: Path) -> None:
+    port = free_port()
+    env = environment(tmp_path / "state", MCP_METRICS_PROMETHEUS_PORT=str(port))
+    with http_server(env) as (base, token, _):
+        await until(lambda: listens(port))
+        async with rest_client(base, token) as rest, client_of(port, tmp_path / "state") as own:
+            await rest.get("/runs/unknown")
+            await rest.get("/nowhere/" + "x" * 50)
+            await rest.request("BREW", "/tools")
+            await rest.get("/tools", headers={"Authorization": "Bearer wrong"})
+            for client in (rest, own):
+                text = (await client.get("/metrics")).text
+                samples = {
+                    (s.labels["method"], s.labels["route"], s.labels["status"]): s.value
+                    for family in text_string_to_metric_families(text)
+                    for s in family.samples
+                    if s.name == "mcp_http_requests_total"
+                }
+                assert samples["GET", "/runs/{run_id}", "404"] == 1
+                assert samples["GET", "other", "404"] == 1
+                assert samples["other", "/tools", "405"] == 1
+                assert samples["GET", "/tools", "401"] == 1
+
+
+@pytest.mark.parametrize("key", ["enabled", "prometheus_enabled"])
+async def test_switched_off_the_page_says_by_which_key(tmp_path: Path, key: str) -> None:
+    env = environment(tmp_path / "state", **{f"MCP_METRICS_{key.upper()}": "false"})
+    with http_server(env) as (base, token, _):
+        async with rest_client(base, token) as rest:
+            answer = await rest.get("/metrics")
+    assert answer.status_code == 404
+    assert f"metrics.{key}" in answer.json()["message"]
+    assert f"metrics.{key}" in answer.json()["hint"]

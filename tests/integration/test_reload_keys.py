@@ -1,0 +1,161 @@
+"""Every live key is asked of the configuration in force: no reader keeps what it read before a reload."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mcp_server import metrics, tracing
+from mcp_server.config import Config, load_config
+from mcp_server.config.base import Section
+from mcp_server.config.keys import Key, keys
+from mcp_server.errors import BusyError, PlatformError
+from mcp_server.model.run import Actor
+from mcp_server.reloading import Reloader, Trigger, reconfigure
+from mcp_server.server import EnhancedMCPServer
+from tests.support.doors import environment
+from tests.support.site_tools import SiteTools, make_site_tools
+
+ACTOR = Actor("tester", "test")
+ELSEWHERE = {
+    # asked at the door for each answer and at each signal to stop: test_config_behaviour.py
+    "server.answer_text",
+    "server.shutdown_grace_period",
+    # read by the guardian, which reads the owner's files itself at every reload: test_guardian_line.py
+    "guard.loopback_user",
+    # handed over by `reconfigure` where they differ: below, and test_reload.py
+    "logging.level",
+    "logging.format",
+    "logging.file_path",
+    "logging.max_file_size",
+    "logging.backup_count",
+    "tracing.endpoint",
+    "tracing.sample_ratio",
+}
+
+
+class Readings:
+    """Which keys were asked for, and of which configuration."""
+
+    def __init__(self) -> None:
+        self.seen: set[tuple[int, str]] = set()
+        self.on = False
+
+    def of(self, config: Config) -> set[str]:
+        return {key.dotted for key in keys().values() if (id(key.holder(config)), key.name) in self.seen}
+
+
+@pytest.fixture
+def readings(monkeypatch: pytest.MonkeyPatch) -> Iterator[Readings]:
+    found = Readings()
+    plain_get, plain_is_set, plain_of = Section.__getattribute__, Section.is_set, Key.of
+
+    def spying_get(section: Section, name: str) -> Any:
+        if found.on and not name.startswith("_"):
+            found.seen.add((id(section), name))
+        return plain_get(section, name)
+
+    def spying_is_set(section: Section, name: str) -> bool:
+        if found.on:
+            found.seen.add((id(section), name))
+        return plain_is_set(section, name)
+
+    def unseen_of(key: Key, config: Config) -> Any:  # comparing two configurations is no use of either
+        on, found.on = found.on, False
+        try:
+            return plain_of(key, config)
+        finally:
+            found.on = on
+
+    monkeypatch.setattr(Key, "of", unseen_of)
+    monkeypatch.setattr(Section, "__getattribute__", spying_get)
+    monkeypatch.setattr(Section, "is_set", spying_is_set)
+    yield found
+    tracing.shutdown()
+    metrics.configure(enabled=True)
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SiteTools:
+    tools = make_site_tools(tmp_path / "site")
+    monkeypatch.syspath_prepend(tools.folder)
+    monkeypatch.setenv("PATH", tools.env["PATH"])
+    return tools
+
+
+async def test_every_live_key_is_read_from_the_configuration_in_force(
+    tmp_path: Path, site: SiteTools, readings: Readings
+) -> None:
+    soon = {"MCP_CIRCUIT_BREAKER_RECOVERY_TIMEOUT": "1", "MCP_AUDIT_CHECKPOINT_INTERVAL": "1"}
+    env = environment(tmp_path / "state", TOOLS_PACKAGE=site.package, MCP_SERVER_TRANSPORT="http", **soon)
+    server = EnhancedMCPServer(load_config(env=env))
+    reloader = Reloader(server, publish=server.pipeline.events.publish, read=lambda: load_config(env=env))
+    old = server.config
+    try:
+        await server.pipeline.audit.start()
+        server.upkeep.start()
+        reloader.start()
+        await use(server)  # whatever could remember something has had its chance
+        readings.on = True
+        await reloader.reload(Trigger.REQUEST, ACTOR)
+        new = server.config
+        assert new is not old
+        at_reload = readings.of(new)
+        readings.seen.clear()
+        await use(server)
+        stale, used = readings.of(old), readings.of(new)
+    finally:
+        readings.on = False
+        await reloader.stop()
+        await server.cleanup()
+    live = {key.dotted for key in keys().values() if key.status == "live"}
+    assert stale & live == set(), "these were asked of a configuration that is not in force any more"
+    assert live - at_reload - used - ELSEWHERE == set(), "these were not asked for at all"
+
+
+async def use(server: EnhancedMCPServer) -> None:
+    """Do with a server whatever reads its configuration."""
+    pipeline = server.pipeline
+    await pipeline.call("probe", {"target": "127.0.0.1"}, ACTOR)
+    pipeline.breakers.of("single").reset()
+    for _ in range(6):
+        with suppress(BusyError):
+            await pipeline.call("single", {"target": "127.0.0.1", "extra_args": "--do fail"}, ACTOR)
+    await pipeline.audit.seal()
+    await server.health.check()
+    await asyncio.sleep(1.5)  # the log is sealed and the loop looked at once a second, and the breaker is half-open
+    await pipeline.call("single", {"target": "127.0.0.1"}, ACTOR)
+
+
+def test_what_is_handed_over_is_used_at_once_or_not_at_all(tmp_path: Path) -> None:
+    env = environment(tmp_path / "state")
+    plain = load_config(env=env)
+    traced = load_config(env=env | {"MCP_TRACING_ENDPOINT": "http://127.0.0.1:9", "MCP_METRICS_ENABLED": "false"})
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    root.handlers = []  # what is there is pytest's
+    try:
+        reconfigure(plain, traced, inside=False)
+        assert tracing.enabled()
+        assert not metrics.enabled()
+        reconfigure(traced, plain, inside=False)
+        assert not tracing.enabled()
+        assert metrics.enabled()
+        loud = load_config(env=env | {"LOG_LEVEL": "ERROR"})
+        reconfigure(plain, loud, inside=False)
+        assert root.level == logging.ERROR
+        bad = load_config(env=env | {"LOG_LEVEL": "DEBUG", "MCP_LOGGING_FILE_PATH": "/proc/none/x.log"})
+        with pytest.raises(PlatformError, match="cannot be written"):
+            reconfigure(loud, bad, inside=False)
+        assert root.level == logging.ERROR
+        assert root.handlers
+    finally:
+        root.handlers, root.level = handlers, level
+        tracing.shutdown()
+        metrics.configure(enabled=True)

@@ -1,0 +1,153 @@
+"""Which names lead to a file, and that a change of any of them is seen; on a real file system."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable
+from contextlib import aclosing
+from pathlib import Path
+
+import pytest
+
+from mcp_server.config.watching import changed_since, identities, names_on_the_way, ticks
+
+WAIT_SEC = 20.0
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path.resolve()
+
+
+def test_a_plain_file_is_its_own_only_name(folder: Path) -> None:
+    file = folder / "a"
+    file.write_text("1")
+    assert names_on_the_way(file) == {file}
+    assert names_on_the_way(folder / "none" / "b") == {folder / "none" / "b"}, "also where there is nothing yet"
+
+
+def test_every_link_on_the_way_is_a_name(folder: Path) -> None:
+    (folder / "releases" / "one").mkdir(parents=True)
+    (folder / "releases" / "one" / "c").write_text("1")
+    (folder / "current").symlink_to("releases/one")
+    (folder / "etc").mkdir()
+    (folder / "etc" / "c").symlink_to("../current/c")
+    assert names_on_the_way(folder / "etc" / "c") == {
+        folder / "etc" / "c",
+        folder / "current",
+        folder / "releases" / "one" / "c",
+    }
+    assert names_on_the_way(folder / "etc" / ".." / "current" / "c") == {
+        folder / "current",
+        folder / "releases" / "one" / "c",
+    }
+
+
+def test_links_in_a_circle_end(folder: Path) -> None:
+    (folder / "a").symlink_to("b")
+    (folder / "b").symlink_to("a")
+    assert names_on_the_way(folder / "a") == {folder / "a", folder / "b"}
+    assert identities([folder / "a"]) == {folder / "a": None}
+
+
+def test_identities_tell_contents_links_and_modes_apart(folder: Path) -> None:
+    file = folder / "a"
+    seen = [identities([file])]
+
+    def look() -> None:
+        seen.append(identities([file]))
+
+    file.write_text("1")
+    look()
+    file.write_text("22")
+    look()
+    (folder / "new").write_text("22")
+    (folder / "new").rename(file)
+    look()
+    file.chmod(0o600)
+    look()
+    file.unlink()
+    look()
+    assert seen[0] == seen[-1] == {file: None}
+    assert len({str(each) for each in seen}) == len(seen) - 1
+
+
+def test_changed_since(folder: Path) -> None:
+    file = folder / "a"
+    file.write_text("1")
+    os.utime(file, (0, 0))  # what the owner says of a file's age is not believed
+    assert changed_since([file], time.time() - 5)
+    assert not changed_since([file], time.time() + 5)
+    assert not changed_since([folder / "none"], 0.0)
+
+
+def in_place(file: Path) -> None:
+    file.write_text("2")
+
+
+def by_rename(file: Path) -> None:
+    (file.parent / "other").write_text("2")
+    (file.parent / "other").rename(file)
+
+
+def removed(file: Path) -> None:
+    file.unlink()
+
+
+def removed_with_its_folder(file: Path) -> None:
+    file.unlink()
+    file.parent.rmdir()
+    file.parent.mkdir()
+    file.write_text("2")
+
+
+@pytest.mark.parametrize("change", [in_place, by_rename, removed, removed_with_its_folder])
+async def test_a_change_gives_a_sign(folder: Path, change: Callable[[Path], None]) -> None:
+    file = folder / "etc" / "a"
+    file.parent.mkdir()
+    file.write_text("1")
+    before = identities([file])
+    async with aclosing(ticks(lambda: [file], asyncio.Event())) as signs, asyncio.timeout(WAIT_SEC):
+        waiting = asyncio.ensure_future(anext(signs))
+        await asyncio.sleep(0.3)  # until the folder is watched; before that it would be the next look that sees it
+        assert not waiting.done()
+        change(file)
+        await waiting
+        assert identities([file]) != before
+
+
+async def test_what_is_to_be_watched_is_asked_for_again_when_told(folder: Path) -> None:
+    one, two = folder / "one", folder / "two"
+    for each in (one, two):
+        each.mkdir()
+        (each / "a").write_text("1")
+    chosen, again = [one / "a"], asyncio.Event()
+    async with aclosing(ticks(lambda: chosen, again)) as signs, asyncio.timeout(WAIT_SEC):
+        waiting = asyncio.ensure_future(anext(signs))
+        await asyncio.sleep(0.3)
+        chosen[:] = [two / "a"]
+        again.set()
+        await waiting
+        waiting = asyncio.ensure_future(anext(signs))
+        await asyncio.sleep(0.6)
+        (one / "a").write_text("2")
+        await asyncio.sleep(1.0)
+        assert not waiting.done(), "nobody asks about this one any more"
+        (two / "a").write_text("2")
+        await waiting
+
+
+async def test_a_folder_that_is_not_there_is_told_of_and_tried_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("mcp_server.config.watching.RETRY_SEC", 0.2)
+    file = folder / "etc" / "a"
+    async with aclosing(ticks(lambda: [file], asyncio.Event())) as signs, asyncio.timeout(WAIT_SEC):
+        await anext(signs)
+        assert "config.not_watched" in caplog.text
+        file.parent.mkdir()
+        file.write_text("1")
+        while identities([file]) == {file: None}:
+            await anext(signs)

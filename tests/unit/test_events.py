@@ -1,0 +1,282 @@
+"""The event bus: order, replay, slow readers, filters, and what may stand in an event."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+import threading
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mcp_server.errors import ArgumentError, BusyError
+from mcp_server.events import KINDS, LAGGED, STOPPING, Event, EventBus, Subscription, read_kinds
+
+PAGE = (Path(__file__).resolve().parents[2] / "docs/events.md").read_text()
+NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
+
+
+def bus(**options: Any) -> EventBus:
+    return EventBus(now=lambda: NOON, **options)
+
+
+def tell(target: EventBus, *numbers: int, kind: str = "run.progress") -> None:
+    for number in numbers:
+        target.publish(kind, {"run_id": str(number)})
+
+
+def told(events: list[Event]) -> list[int]:
+    return [int(event.data["run_id"]) for event in events]
+
+
+async def take(subscription: Subscription) -> list[Event]:
+    async with asyncio.timeout(2):
+        return await subscription.take()
+
+
+async def takes_nothing(subscription: Subscription) -> bool:
+    try:
+        async with asyncio.timeout(0.02):
+            await subscription.take()
+    except TimeoutError:
+        return True
+    return False
+
+
+def test_the_page_has_each_kind_with_its_meaning_and_its_fields() -> None:
+    rows = {match[1]: match[0] for match in re.finditer(r"^\| `([a-z.]+)` \|.*$", PAGE, re.MULTILINE)}
+    assert rows.keys() == {*KINDS, LAGGED}
+    for kind, (meaning, fields) in KINDS.items():
+        _, _, written, named, _ = rows[kind].split("|")
+        assert written.strip() == meaning
+        assert re.findall(r"`([a-z_]+)`", named) == list(fields)
+    documented = set(re.findall(r"^- `([a-z_]+)`", PAGE, re.MULTILINE))
+    assert documented == {field for _, fields in KINDS.values() for field in fields} | {"kind", "at", "missed"}
+
+
+def test_no_kind_has_a_field_for_what_a_target_or_a_caller_wrote() -> None:
+    fields = {field for _, each in KINDS.values() for field in each}
+    assert not fields & {"target", "targets", "parameters", "arguments", "stdout", "stderr", "host", "client", "argv"}
+
+
+async def test_a_reader_gets_what_happens_from_now_on_in_order_with_rising_ids() -> None:
+    events = bus()
+    tell(events, 1)
+    reader = events.subscribe()
+    tell(events, 2, 3)
+    got = await take(reader)
+    assert told(got) == [2, 3]
+    assert [int(event.id.partition("-")[2]) for event in got] == [2, 3]
+    assert json.loads(got[0].json) == {"kind": "run.progress", "at": "2026-03-01T12:00:00.000Z", "run_id": "2"}
+    assert await takes_nothing(reader)
+
+
+async def test_a_reader_that_waits_is_woken_by_another_thread() -> None:
+    events = bus()
+    reader = events.subscribe()
+    waiting = asyncio.create_task(take(reader))
+    await asyncio.sleep(0)
+    await asyncio.to_thread(tell, events, 1)
+    assert told(await waiting) == [1]
+
+
+async def test_many_threads_lose_nothing_and_give_no_id_twice() -> None:
+    events = bus(queued=4000)
+    reader = events.subscribe()
+    threads = [threading.Thread(target=tell, args=(events, *range(n * 1000, n * 1000 + 1000))) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    got: list[Event] = []
+    while len(got) < 4000:
+        got += await take(reader)
+    for thread in threads:
+        thread.join()
+    assert sorted(told(got)) == list(range(4000))
+    assert [int(event.id.partition("-")[2]) for event in got] == list(range(1, 4001))
+    assert await takes_nothing(reader), "a wake-up that came late is no end"
+
+
+async def test_a_slow_reader_loses_its_oldest_and_is_told_how_many_while_another_loses_none() -> None:
+    events = bus(queued=4)
+    slow, quick = events.subscribe(), events.subscribe()
+    seen = []
+    for number in range(10):
+        tell(events, number)
+        seen += told(await take(quick))
+    assert seen == list(range(10))
+    lagged, *rest = await take(slow)
+    assert (lagged.kind, lagged.id, dict(lagged.data)) == (LAGGED, "", {"missed": 6})
+    assert told(rest) == [6, 7, 8, 9]
+    tell(events, 10)
+    assert told(await take(slow)) == [10], "it is told once"
+
+
+async def test_a_reader_that_comes_back_gets_what_it_missed() -> None:
+    events = bus(kept=10)
+    reader = events.subscribe()
+    tell(events, 1)
+    (last,) = await take(reader)
+    reader.close()
+    tell(events, 2, 3)
+    again = events.subscribe(after=last.id)
+    assert again.position == last.id, "it has not had the others yet"
+    assert told(await take(again)) == [2, 3]
+    assert await takes_nothing(events.subscribe(after=again.position))
+
+
+async def test_a_reader_that_comes_back_late_is_told_how_many_are_not_kept_any_more() -> None:
+    events = bus(kept=3)
+    tell(events, 1)
+    last = events.subscribe().position
+    tell(events, *range(2, 8))
+    lagged, *rest = await take(events.subscribe(after=last))
+    assert dict(lagged.data) == {"missed": 3}
+    assert told(rest) == [5, 6, 7]
+
+
+async def test_a_replay_may_be_longer_than_a_queue_and_new_events_do_not_empty_it() -> None:
+    events = bus(kept=10, queued=2)
+    first = events.subscribe().position
+    tell(events, *range(8))
+    reader = events.subscribe(after=first)
+    tell(events, 8)
+    lagged, *rest = await take(reader)
+    assert dict(lagged.data) == {"missed": 1}
+    assert told(rest) == list(range(1, 9))
+
+
+@pytest.mark.parametrize(
+    "after", ["", "0badcafe-1", "1", "-1", "x" * 5000, "{life}-", "{life}--1", "{life}-99", "{life}-²", "{life}-1_0"]
+)
+async def test_an_id_of_another_life_gets_all_that_is_kept_and_a_warning(after: str) -> None:
+    events = bus()
+    tell(events, 1, 2)
+    life = events.subscribe().position.partition("-")[0]
+    lagged, *rest = await take(events.subscribe(after=after.format(life=life)))
+    assert (lagged.kind, dict(lagged.data)) == (LAGGED, {"missed": None})
+    assert told(rest) == [1, 2]
+
+
+async def test_the_position_of_a_reader_of_few_kinds_goes_on_with_the_others() -> None:
+    events = bus(kept=3)
+    reader = events.subscribe(read_kinds(["health"]))
+    tell(events, *range(9))
+    assert await takes_nothing(reader)
+    back = events.subscribe(read_kinds(["health"]), after=reader.position)
+    assert await takes_nothing(back), "nothing it wanted was lost"
+
+
+async def test_a_filter_lets_its_kinds_through_and_the_end_always() -> None:
+    events = bus()
+    reader = events.subscribe(read_kinds(["run.ended,health"]))
+    for kind in KINDS:
+        events.publish(kind, {})
+    assert [event.kind for event in await take(reader)] == ["run.ended", "health.changed", STOPPING]
+
+
+def test_kinds_are_read_by_family_or_whole() -> None:
+    assert read_kinds([]) is None
+    assert read_kinds(["health, alarm", "run.ended"]) == frozenset({"health.changed", "alarm", "run.ended"})
+    assert read_kinds(["run"]) == frozenset(kind for kind in KINDS if kind.startswith("run."))
+
+
+@pytest.mark.parametrize("word", ["", "runs", "run.", "RUN", "lagged", "run,,health", "a\x1b[2Jb", "x" * 9999])
+def test_an_unknown_kind_is_refused_with_those_there_are(word: str) -> None:
+    with pytest.raises(ArgumentError) as caught:
+        read_kinds([word])
+    assert "health" in caught.value.hint
+    assert "\x1b" not in caught.value.message
+    assert len(caught.value.message) < 200
+
+
+async def test_over_the_limit_a_reader_is_refused_until_another_leaves() -> None:
+    events = bus()
+    readers = [events.subscribe(limit=2) for _ in range(2)]
+    with pytest.raises(BusyError) as caught:
+        events.subscribe(limit=2)
+    assert (caught.value.code, caught.value.spec.http) == ("too_many_requests", 429)
+    assert caught.value.details["retry_after"] >= 1
+    readers[0].close()
+    readers[0].close()
+    assert events.subscribers == 1
+    events.subscribe(limit=2)
+
+
+async def test_closing_tells_once_and_ends_every_reader_after_what_waits() -> None:
+    events = bus()
+    busy, idle = events.subscribe(), events.subscribe(read_kinds(["health"]))
+    waiting = asyncio.create_task(take(idle))
+    await asyncio.sleep(0)
+    tell(events, 1)
+    events.close()
+    events.close()
+    tell(events, 2)
+    assert [event.kind for event in await take(busy)] == ["run.progress", STOPPING]
+    assert [event.kind for event in await waiting] == [STOPPING]
+    assert await take(busy) == await take(idle) == []
+    with pytest.raises(BusyError) as caught:
+        events.subscribe()
+    assert caught.value.code == "shutting_down"
+
+
+async def test_the_end_may_be_told_long_before_it() -> None:
+    events = bus()
+    reader = events.subscribe()
+    events.publish(STOPPING, {"running": 1, "grace_sec": 30})
+    tell(events, 1, kind="run.ended")
+    events.close()
+    assert [event.kind for event in await take(reader)] == [STOPPING, "run.ended"]
+    assert await take(reader) == []
+
+
+async def test_what_is_not_in_the_table_is_left_out_and_logged(caplog: pytest.LogCaptureFixture) -> None:
+    events = bus()
+    reader = events.subscribe()
+    with caplog.at_level(logging.ERROR):
+        events.publish("run.exploded", {"run_id": "1"})
+        events.publish("run.ended", {"run_id": "1", "banner": "SSH-2.0-evil"})
+    assert [dict(event.data) for event in await take(reader)] == [{"run_id": "1"}]
+    assert [record.getMessage().split()[0] for record in caplog.records] == [
+        "events.unknown_kind",
+        "events.unknown_fields",
+    ]
+    assert "evil" not in caplog.text
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary() | st.datetimes(),
+    lambda inner: st.lists(inner, max_size=90) | st.dictionaries(st.text(), inner, max_size=5) | st.tuples(inner),
+    max_leaves=12,
+)
+
+
+@given(anything)
+def test_whatever_is_told_is_one_line_of_strict_json_with_nothing_hidden(value: Any) -> None:
+    events = bus()
+    events.publish("alarm", {"message": value})
+    (event,) = events._ring
+
+    def refuse(word: str) -> None:
+        raise AssertionError(word)
+
+    parsed = json.loads(event.json, parse_constant=refuse)["message"]
+    assert event.json.isprintable()
+    assert "\n" not in event.json
+    items = list(parsed) if isinstance(parsed, list | dict) else []
+    assert len(items) <= 64
+    assert all(
+        char == "\n" or char.isprintable() for text in (parsed, *items) if isinstance(text, str) for char in text
+    )
+
+
+async def test_long_text_is_cut_and_escapes_are_not_doubled() -> None:
+    events = bus()
+    events.publish("alarm", {"message": "x" * 9999, "alarm": r"seen \x1b and \\", "count": float("nan")})
+    (event,) = events._ring
+    assert dict(event.data) == {"message": "x" * 512 + "…", "alarm": r"seen \x1b and \\", "count": None}

@@ -1,0 +1,366 @@
+"""The single health checks: what each says of a host that lacks something."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from mcp_server.audit import AuditLog
+from mcp_server.base_tool import MCPBaseTool
+from mcp_server.config import load_config
+from mcp_server.discovery import LeftOut, Toolbox
+from mcp_server.doctor import host, load, service, versions
+from mcp_server.doctor.host import CpuCheck, CpuTimes, MemoryUse, ProcessCheck, ProcessUse
+from mcp_server.errors import PlatformError
+from mcp_server.execution.admission import Load
+from mcp_server.execution.circuit_breaker import BreakerView, State
+from mcp_server.health import HealthCheckPriority, HealthStatus, LoopLag
+
+HEALTHY, DEGRADED, UNHEALTHY = HealthStatus
+
+
+class Host:
+    """A host whose clock and processor times the test moves."""
+
+    def __init__(self, processors: int = 2) -> None:
+        self.now = self.busy = self.total = 0.0
+        self.processors = processors
+
+    def spend(self, seconds: float, share: float) -> None:
+        """Let time pass in which ``share`` of all processors is in use."""
+        self.now += seconds
+        self.total += seconds * self.processors
+        self.busy += seconds * self.processors * share
+
+    def check(self) -> CpuCheck:
+        return CpuCheck(lambda: CpuTimes(self.busy, self.total), lambda: self.now)
+
+
+def test_one_busy_second_is_no_news() -> None:
+    host_ = Host()
+    check = host_.check()
+    assert check(80).status is HEALTHY
+    host_.spend(1, 1.0)
+    assert check(80).status is HEALTHY, "a second is not judged"
+    host_.spend(29, 0.1)
+    assert check(80).status is HEALTHY
+    for _ in range(5):
+        host_.spend(29, 0.1)
+        check(80)
+        host_.spend(1, 1.0)
+        assert check(80).status is HEALTHY, "nor among quiet ones"
+
+
+def test_a_busy_minute_degrades_and_a_quiet_one_mends() -> None:
+    host_ = Host()
+    check = host_.check()
+    check(80)
+    for _ in range(3):
+        host_.spend(30, 0.95)
+        found = check(80)
+    assert (found.status, found.detail.partition(",")[0]) == (DEGRADED, "95 % in use over 60 s")
+    assert "health.cpu_threshold is 80 %" in found.detail
+    for _ in range(2):
+        host_.spend(30, 0.05)
+        found = check(80)
+    assert (found.status, found.detail.partition(",")[0]) == (HEALTHY, "5 % in use over 60 s")
+
+
+@pytest.mark.parametrize("interval", [5, 30, 300])
+def test_use_is_taken_over_a_minute_or_one_interval(interval: int) -> None:
+    host_ = Host()
+    check = host_.check()
+    for _ in range(100):
+        host_.spend(interval, 0.5)
+        found = check(80)
+    assert f"50 % in use over {max(60, interval)} s" in found.detail
+
+
+def test_what_is_read_of_this_host_is_plausible() -> None:
+    before = host.read_cpu()
+    sum(range(2_000_000))
+    after = host.read_cpu()
+    assert 0 < before.busy <= after.busy <= after.total
+    memory = host.read_memory()
+    assert 0 < memory.used < memory.total
+    use = host.read_process()
+    assert use.descriptors >= 3
+    assert use.most_descriptors == resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    assert 10 * host.MIB < use.resident < memory.total
+
+
+def test_memory_over_the_threshold() -> None:
+    assert host.check_memory(80, lambda: MemoryUse(79, 100)).status is HEALTHY
+    found = host.check_memory(80, lambda: MemoryUse(900 * host.MIB, 1000 * host.MIB, "control group"))
+    assert (found.status, found.detail) == (
+        DEGRADED, "90 % of 1000 MiB in use (control group); health.memory_threshold is 80 %",
+    )  # fmt: skip
+
+
+def make_group(folder: Path, limit: str, used: int, droppable: int = 0) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "memory.max").write_text(f"{limit}\n")
+    (folder / "memory.current").write_text(f"{used}\n")
+    (folder / "memory.stat").write_text(f"anon 5\ninactive_file {droppable}\n")
+
+
+def test_the_fullest_control_group_counts(tmp_path: Path) -> None:
+    membership = tmp_path / "cgroup"
+    membership.write_text("1:name=systemd:/x\n0::/system.slice/tools.service\n")
+    assert host.read_cgroup(membership, tmp_path / "fs") is None
+    make_group(tmp_path / "fs/system.slice/tools.service", "max", 300)
+    assert host.read_cgroup(membership, tmp_path / "fs") is None, "there is no limit"
+    make_group(tmp_path / "fs/system.slice/tools.service", "1000", 700, droppable=500)
+    make_group(tmp_path / "fs/system.slice", "1000", 900)
+    found = host.read_cgroup(membership, tmp_path / "fs")
+    assert found == MemoryUse(900, 1000, "control group")
+    (tmp_path / "fs/system.slice/memory.max").write_text("max\n")
+    assert host.read_cgroup(membership, tmp_path / "fs") == MemoryUse(200, 1000, "control group")
+    membership.write_text("4:memory:/x\n")  # cgroup v1
+    assert host.read_cgroup(membership, tmp_path / "fs") is None
+    assert host.read_cgroup(tmp_path / "nowhere", tmp_path / "fs") is None
+
+
+@pytest.mark.parametrize(
+    ("use", "status"),
+    [
+        (ProcessUse(host.MIB, 80, 100, 5), HEALTHY),
+        (ProcessUse(host.MIB, 81, 100, 5), DEGRADED),
+        (ProcessUse(host.MIB, 5000, resource.RLIM_INFINITY, 5), HEALTHY),
+    ],
+)
+async def test_descriptors_that_run_out(use: ProcessUse, status: HealthStatus) -> None:
+    found = await ProcessCheck(LoopLag(), lambda: use)()
+    assert found.status is status
+    assert f"{use.descriptors} of " in found.detail
+    assert "tasks" in found.detail
+
+
+async def test_a_loop_that_is_late_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    lag = LoopLag()
+    times = iter([0.0, 0.0, 1.5, 1.5, 1.5])
+    loop = SimpleNamespace(time=lambda: next(times), call_at=lambda _when, *_rest: SimpleNamespace(cancel=lambda: None))
+    monkeypatch.setattr(asyncio, "get_running_loop", lambda: loop)
+    lag.start()
+    lag._tick(loop, 1.0)  # type: ignore[arg-type]  # due at 1.0, and it is 1.5
+    monkeypatch.undo()
+    assert (lag.mean, lag.longest) == (0.5, 0.5)
+    found = await ProcessCheck(lag, lambda: ProcessUse(1, 1, 100, 1))()
+    assert (found.status, found.works) == (DEGRADED, "everything, late")
+    lag.stop()
+    lag.stop()
+
+
+def test_a_disk_over_the_threshold_and_one_that_is_gone(tmp_path: Path) -> None:
+    assert service.check_disk(tmp_path, 100).status is HEALTHY
+    found = service.check_disk(tmp_path, 0)
+    assert found.status is DEGRADED
+    assert "health.disk_threshold is 0 %" in found.detail
+    gone = service.check_disk(tmp_path / "gone", 100)
+    assert gone.status is UNHEALTHY
+    assert gone.remedy.startswith("sudo mkdir -p")
+
+
+@pytest.mark.parametrize(
+    ("free", "status"),
+    [(service.NO_DISK_BYTES - 1, UNHEALTHY), (service.NO_DISK_BYTES, DEGRADED), (service.LOW_DISK_BYTES, HEALTHY)],
+)
+def test_a_disk_that_gets_full(
+    free: int, status: HealthStatus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = SimpleNamespace(total=10**12, used=10**9, free=free)
+    monkeypatch.setattr("shutil.disk_usage", lambda _folder: usage)
+    assert service.check_disk(tmp_path, 100).status is status
+
+
+async def test_the_log_is_what_can_be_written(tmp_path: Path) -> None:
+    audit = AuditLog(tmp_path)
+    assert service.check_audit(audit).status is HEALTHY, "none yet, and one can be made"
+    await audit.append("test")
+    assert service.check_audit(audit).status is HEALTHY
+    audit.problem = "no checkpoint can be made"
+    assert service.check_audit(audit).status is DEGRADED
+    (tmp_path / "audit.jsonl").rename(tmp_path / "elsewhere.jsonl")
+    (tmp_path / "audit.jsonl").mkdir()
+    found = service.check_audit(audit)
+    assert found.status is UNHEALTHY
+    assert "cannot be written" in found.detail
+
+
+async def test_a_log_from_which_records_were_taken_is_unusable(tmp_path: Path) -> None:
+    audit = AuditLog(tmp_path)
+    for _ in range(3):
+        await audit.append("test")
+    lines = (tmp_path / "audit.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "audit.jsonl").write_bytes(b"".join(lines[:2]))
+    with pytest.raises(PlatformError) as caught:
+        await audit.append("test")
+    assert caught.value.code == "audit_broken"
+    found = service.check_audit(audit)
+    assert found.status is UNHEALTHY
+    assert found.remedy.endswith("audit verify")
+
+
+async def test_a_log_that_can_be_opened_again_may_be_tried(tmp_path: Path) -> None:
+    audit = AuditLog(tmp_path)
+    await audit.append("test")
+    audit.unwritable = "the decision log cannot be written: No space left on device"
+    assert service.check_audit(audit).status is DEGRADED, "not ready would mean that nobody ever tries"
+    await audit.append("test")
+    assert service.check_audit(audit).status is HEALTHY
+
+
+def program(path: Path, script: str) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return path
+
+
+def test_a_version_is_asked_once_for_each_file(tmp_path: Path) -> None:
+    asked = tmp_path / "asked"
+    path = program(tmp_path / "bin/tool", f"echo x >> {asked}; echo tool 1.0; echo second line")
+    assert versions.version_of(str(path), ()) == ""
+    assert not asked.exists()
+    for _ in range(3):
+        assert versions.version_of(str(path), ("-V",)) == "tool 1.0"
+    assert asked.read_text() == "x\n"
+    program(path, "printf 'tool 2.0 \\033[31m'")
+    assert versions.version_of(str(path), ("-V",)) == "tool 2.0 \\x1b[31m"
+
+
+def test_a_program_that_does_not_run_is_of_no_use(tmp_path: Path) -> None:
+    path = program(tmp_path / "bin/tool", "echo libpcap.so.1: cannot open shared object file; exit 127")
+    with pytest.raises(PlatformError, match="ended with 127: libpcap") as caught:
+        versions.version_of(str(path), ("-V",))
+    assert caught.value.hint
+    path.write_bytes(b"\x7fELF")
+    with pytest.raises(PlatformError, match="cannot be run"):
+        versions.version_of(str(path), ("-V",))
+
+
+class FirstTool(MCPBaseTool):
+    command_name = "health-first"
+    version_args = ("--version",)
+
+
+class SecondTool(MCPBaseTool):
+    command_name = "health-second"
+
+
+def test_tools_one_by_one_and_the_last_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    left_out = (
+        LeftOut("site.Broken", "it cannot be built: x", broken=True),
+        LeftOut("site.BaseTool", "its name says scaffolding"),
+    )
+    toolbox = Toolbox({"first": FirstTool(), "second": SecondTool()}, left_out)
+    first = program(tmp_path / "bin/health-first", "echo first 7.93")
+    second = program(tmp_path / "bin/health-second", "exit 1")
+    found = service.check_tools(toolbox)
+    assert [(each.name, each.status, each.detail) for each in found] == [
+        ("tool first", HEALTHY, f"{first}, first 7.93"),
+        ("tool second", HEALTHY, str(second)),
+        ("tool class site.Broken", DEGRADED, "it cannot be built: x"),
+    ]
+    program(first, "exit 3")
+    broken = service.check_tools(toolbox)[0]
+    assert (broken.status, broken.works, broken.priority) == (DEGRADED, "the tools second", None)
+    second.unlink()
+    for each in service.check_tools(toolbox)[:2]:
+        assert (each.status, each.priority) == (UNHEALTHY, HealthCheckPriority.CRITICAL)
+    off = service.check_tools(toolbox.with_disabled(["first", "second"]))[0]
+    assert (off.status, off.priority) == (UNHEALTHY, HealthCheckPriority.CRITICAL)
+    assert "/admin/tools/" in off.remedy
+    none = service.check_tools(Toolbox({}))
+    assert [each.remedy for each in none] == ["widen tool.include_patterns or tool.exclude_patterns"]
+
+
+def test_the_policy_is_read_again_only_where_it_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("version: 1\nallow: [10.0.0.0/8]\n")
+    policy.chmod(0o600)
+    config = load_config(env={"MCP_SECURITY_POLICY_FILE": str(policy), "MCP_STATE_DIR": str(tmp_path)})
+    read = 0
+    real = type(config).scope_policy
+
+    def counted(self: object) -> object:
+        nonlocal read
+        read += 1
+        return real(config)
+
+    monkeypatch.setattr(type(config), "scope_policy", counted)
+    check, before = service.ScopeCheck(serving=True), service.ScopeCheck(serving=False)
+    for _ in range(3):
+        assert check(config).status is HEALTHY
+    assert read == 1
+    policy.write_text("version: 1\nallow: [10.0.0.1/8]\n")
+    assert check(config).status is DEGRADED
+    assert check(config).works == "calls, under the policy read before"
+    assert before(config).status is UNHEALTHY
+    policy.unlink()
+    assert check(config).status is DEGRADED
+
+
+def breaker(name: str, state: State, retry_after: int = 0, *, forced: bool = False) -> BreakerView:
+    return BreakerView(name, state, forced=forced, failures=5, relapses=0, retry_after=retry_after)
+
+
+def test_breakers_that_are_not_closed() -> None:
+    assert load.check_breakers(()).status is HEALTHY
+    assert load.check_breakers((breaker("nmap", State.CLOSED),)).status is HEALTHY
+    found = load.check_breakers(
+        (breaker("dig", State.CLOSED), breaker("nmap", State.OPEN, 12), breaker("x", State.HALF_OPEN),
+         breaker("y", State.OPEN, forced=True))
+    )  # fmt: skip
+    assert found.status is DEGRADED
+    assert found.detail == ("nmap is open, next trial in 12 s; x is half-open; y is held open by an operator")
+
+
+def test_a_line_that_is_full() -> None:
+    found = load.check_queue({"nmap": Load(2, 3), "dig": Load(1, 0)}, 4)
+    assert (found.status, found.detail) == (HEALTHY, "3 running, 3 waiting")
+    found = load.check_queue({"nmap": Load(2, 4), "dig": Load(1, 0)}, 4)
+    assert found.status is DEGRADED
+    assert "4 wait for each of nmap, and more are refused" in found.detail
+    assert load.check_queue({"nmap": Load(2, 0)}, 0).status is HEALTHY, "no line is asked for"
+
+
+def test_a_limiter_on_its_own() -> None:
+    assert load.check_rate_limit(None).status is HEALTHY
+    assert load.check_rate_limit("redis is away").detail == "redis is away"
+    assert load.check_rate_limit("redis is away").status is DEGRADED
+
+
+def test_modules_the_owner_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load.check_dependencies(())[0].status is HEALTHY
+    assert load.check_dependencies(("json", "xml.dom"))[0].status is HEALTHY
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "health_breaks.py").write_text("raise RuntimeError('no \\x1b licence')\n")
+    found = load.check_dependencies(("json", "health_missing", "health_breaks"))
+    assert [each.name for each in found] == ["dependency health_missing", "dependency health_breaks"]
+    assert all(each.status is UNHEALTHY for each in found), "which degrades the whole: it is informational"
+    assert found[1].detail == "health_breaks cannot be imported: RuntimeError: no \\x1b licence"
+    (tmp_path / "health_missing.py").write_text("")
+    (tmp_path / "health_breaks.py").unlink()
+    assert [each.name for each in load.check_dependencies(("health_missing",))] == [""]
+
+
+def test_nothing_heavy_is_imported_for_it() -> None:
+    heavy = ("psutil", "limits", "sqlalchemy", "fastapi", "prometheus_client")
+    code = f"import sys, mcp_server.doctor; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,175 @@
+"""Secrets are taken out of logs by the name of a field and by what stands before a value, also in tracebacks."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from mcp_server.config.redact import REDACTED, is_secret_name, redact, without_secrets
+from mcp_server.logs import _LazyFormatter
+
+SECRET = "hunter2hunter2"
+
+
+def caught(failing: Callable[[], Any]) -> Any:
+    """What ``exc_info`` is while an exception of ``failing`` is handled."""
+    try:
+        failing()
+    except (RuntimeError, OSError):
+        return sys.exc_info()
+    raise AssertionError
+
+
+def line(style: str, message: Any, *args: Any, exc_info: Any = None, **extra: Any) -> str:
+    record = logging.LogRecord("mcp_server.test", logging.INFO, __file__, 1, message, args, exc_info)
+    record.__dict__.update(extra)
+    return _LazyFormatter(style, colour=False).format(record)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "password", "db_password", "Authorization", "proxy-authorization", "api_key", "apiKey", "API-KEY", "token",
+        "accessToken", "access_token", "client_secret", "set-cookie", "bearer", "credentials", "passphrase", "pwd",
+        "smbpass", "mysqlpass", "snmpcommunity", "psk", "jwt", "totp", "private_key", "privateKey", "priv_key",
+    ],
+)  # fmt: skip
+def test_names_of_secrets(name: str) -> None:
+    assert is_secret_name(name)
+    assert redact(name, SECRET) == REDACTED
+    assert SECRET not in line("json", "a.b", **{name: SECRET})
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "compass",
+        "bypass",
+        "passive",
+        "tokens",
+        "monkey",
+        "keyboard",
+        "cotp",
+        "port",
+        "target",
+        "tool",
+        "run_id",
+        "host",
+    ],
+)
+def test_names_of_no_secret(name: str) -> None:
+    assert not is_secret_name(name)
+    assert SECRET in line("json", "a.b", **{name: SECRET})
+
+
+TEXTS = [
+    f"postgresql+asyncpg://user:{SECRET}@db/x",
+    f"redis://:{SECRET}@cache:6379/0",
+    f"password={SECRET}",
+    f"smbpass={SECRET},smbuser=me",
+    f'{{"api_key": "{SECRET}"}}',
+    f"Authorization: Bearer {SECRET}",
+    f"Cookie: session={SECRET}",
+    f"sent bearer {SECRET} to it",
+    f"--password {SECRET} --other x",
+    f"{['nc', '--password', SECRET]}",
+    f"/cb?code=1&key={SECRET}&x=2",
+    f"ConnectionRefused('redis://default:{SECRET}@h')",
+]
+
+
+@pytest.mark.parametrize("style", ["json", "console"])
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_secret_inside_a_text_is_hidden_wherever_the_text_stands(text: str, style: str) -> None:
+    assert SECRET not in without_secrets(text)
+
+    def failing() -> None:
+        raise RuntimeError(text)
+
+    failure = caught(failing)
+    shown = [
+        line(style, text),
+        line(style, "it said %s", text),
+        line(style, "a.b what=%s: %r", text, {"a": [text]}),
+        line(style, "a.b", what=text),
+        line(style, "a.b", what=[{"deep": (text,)}]),
+        line(style, "a.b", exc_info=failure),
+        line(style, "%s", ValueError(text)),
+    ]
+    for each in shown:
+        assert SECRET not in each
+        assert REDACTED in each
+
+
+@pytest.mark.parametrize("style", ["json", "console"])
+def test_causes_and_notes_of_an_exception_are_covered(style: str) -> None:
+    def cause() -> None:
+        raise KeyError(f"token={SECRET}")
+
+    def failing() -> None:
+        try:
+            cause()
+        except KeyError as error:
+            later = OSError(f"https://u:{SECRET}@h/")
+            later.add_note(f"secret: {SECRET}")
+            raise later from error
+
+    shown = line(style, "it failed", exc_info=caught(failing))
+    assert SECRET not in shown
+    assert "failing" in shown, "where it happened is still said"
+    assert "KeyError" in shown
+    assert "OSError" in shown
+
+
+def test_the_value_of_a_flag_is_covered_in_a_list_of_words() -> None:
+    for argv in (["nc", "--db-password", SECRET, "host"], ("-u", "me", "--token", SECRET)):
+        for shown in (line("json", "a.b argv=%s", argv), line("json", "a.b", argv=argv), line("json", "ran %s", argv)):
+            assert SECRET not in shown
+            assert argv[1] in shown
+
+
+def test_fields_inside_of_values_are_covered() -> None:
+    shown = line("json", "a.b", extra={"one": [{"apiKey": SECRET, "port": 80}], "two": {"password": {"x": SECRET}}})
+    assert SECRET not in shown
+    assert "80" in shown
+
+
+def test_what_opens_nothing_stays() -> None:
+    shown = json.loads(line("json", "config.value_clamped section=%s key=%s", "server", "port"))
+    assert (shown["section"], shown["key"]) == ("server", "port")
+    assert json.loads(line("json", "a.b password=%s", None))["password"] is None
+
+
+class Hostile:
+    def __repr__(self) -> str:
+        raise RuntimeError(SECRET)
+
+    __str__ = __repr__
+
+
+def test_a_line_that_cannot_be_made_is_told_without_its_arguments() -> None:
+    for broken in (
+        line("json", "a.b count=%d", SECRET),
+        line("console", "%s %s", SECRET),
+        line("json", "a.b what=%s", Hostile()),
+        line("json", "a.b", what=Hostile()),
+    ):
+        told = json.loads(broken)
+        assert (told["event"], told["logger"]) == ("log.line_broken", "mcp_server.test")
+        assert told["line"].endswith("test_redact.py:1")
+        assert SECRET not in broken
+
+
+@pytest.mark.parametrize(
+    "text", ["password=" * 20000, "--token " * 20000, "://a:" * 30000, "=" * 200_000, "cookie:" + " " * 200_000]
+)
+def test_no_text_takes_long(text: str) -> None:
+    # The suite's time limit is the bound: a pattern that backtracks would take hours for these.
+    without_secrets(text)
+    line("json", text)
+    line("console", "%s", ValueError(text))
