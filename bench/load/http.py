@@ -31,13 +31,16 @@ class Served:
 
 @contextmanager
 def served(**settings: str) -> Iterator[Served]:
-    """Serve on a free port of loopback with ``settings`` as further variables; gone afterwards."""
+    """Serve on a free port of loopback with ``settings`` as further variables; gone afterwards.
+
+    The tier is named: where the guard stands, the process started is the guardian, and the server is a child of it.
+    """
     with tempfile.TemporaryDirectory() as folder, socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
         probe.close()
         state, log = Path(folder) / "state", Path(folder) / "log"
-        environment = child_environment(state) | settings
+        environment = child_environment(state) | {"MCP_SECURITY_GUARD": "argument"} | settings
         argv = [*CONSOLE_SCRIPT, "--transport", "http", "--port", str(port)]
         with log.open("w") as stderr:
             process = subprocess.Popen(argv, env=environment, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=stderr)

@@ -71,13 +71,8 @@ def caps(config: Callable[[], Config], toolbox: Callable[[], Toolbox]) -> Caps:
         tool = toolbox().offered.get(name)
         return config().effective.concurrency_for(tool.concurrency if tool else None)
 
-    def total() -> int:
-        ceiling = config().effective.concurrency_ceiling
-        most = config().admission.max_running
-        return min(most, ceiling)
-
     return Caps(
-        total=total,
+        total=lambda: config().admission.max_running,
         per_tool=per_tool,
         per_actor=lambda: config().admission.per_actor,
         per_host=lambda: config().admission.per_host,

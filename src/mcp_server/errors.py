@@ -79,6 +79,9 @@ ERRORS: Final[dict[str, ErrorSpec]] = {
     ),
     "arguments_too_long": ErrorSpec(400, ExitCode.REFUSED, _V, False, "Shorten the value below the stated limit."),
     "body_too_large": ErrorSpec(413, ExitCode.REFUSED, _V, False, "Send less than 4 MiB."),
+    "request_timeout": ErrorSpec(
+        408, ExitCode.BUSY, ToolErrorType.TIMEOUT, True, "Send the whole body without long pauses."
+    ),
     "unknown_tool": ErrorSpec(404, ExitCode.NOT_FOUND, _V, False, "List the tools and use one of those names."),
     "unknown_run": ErrorSpec(404, ExitCode.NOT_FOUND, _V, False, "List the runs and use one of those ids."),
     "not_found": ErrorSpec(404, ExitCode.NOT_FOUND, _V, False, "Check the address against the API page."),
@@ -135,7 +138,11 @@ ERRORS: Final[dict[str, ErrorSpec]] = {
         "The tool failed again and again. Wait as long as retry_after says; 'doctor' may show why it fails.",
     ),
     "tool_disabled": ErrorSpec(
-        409, ExitCode.REFUSED, _X, False, "Use another tool; an operator can enable this one with POST /admin/tools."
+        409,
+        ExitCode.REFUSED,
+        _X,
+        False,
+        "Use another tool; an operator can enable this one with POST /admin/tools/NAME/enable.",
     ),
     "shutting_down": ErrorSpec(
         503, ExitCode.BUSY, _RES, True, "The server is stopping. Call again when it, or another one, is ready."

@@ -43,7 +43,10 @@ KINDS: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
         "a call was refused, and nothing was started",
         ("tool", "actor", "door", "correlation_id", "code", "retry_after"),
     ),
-    "health.changed": ("the server's health is another", ("status", "before", "checks")),
+    "health.changed": (
+        "the server's health, or that of one of its checks, is another",
+        ("status", "before", "checks"),
+    ),
     "alarm": ("something that should never happen did", ("alarm", "run_id", "message", "count")),
     "config.reloaded": (
         "the configuration was read again",

@@ -51,6 +51,8 @@ class Lifecycle:
 
     def __init__(self, calls: Calls, tell: Callable[[Phase], None]) -> None:
         self.phase = Phase.STARTING
+        self.served = False
+        """Whether it has ever been ready."""
         self.ended = asyncio.Event()
         """Set when no call is under way any more: the doors close then."""
         self.hurried = asyncio.Event()
@@ -69,6 +71,7 @@ class Lifecycle:
     def began(self) -> None:
         """Note that requests are answered."""
         if self.phase is Phase.STARTING:
+            self.served = True
             self._enter(Phase.READY)
 
     def stop(self, grace_sec: float) -> None:

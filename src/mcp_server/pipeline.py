@@ -7,6 +7,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mcp_server import logs, tracing
@@ -26,11 +27,11 @@ from mcp_server.scope.policy import ScopePolicy
 from mcp_server.scope.resolver import Resolver
 from mcp_server.steps.admit import Gate, judge
 from mcp_server.steps.answer import Answer, conclude, make_answer
-from mcp_server.steps.authorise import Authorised, Authoriser, log_not_started
+from mcp_server.steps.authorise import Authorised, Authoriser, ending, log_not_started
 from mcp_server.steps.call import read_call
-from mcp_server.steps.denials import Denials
+from mcp_server.steps.denials import Denials, given_id
 from mcp_server.steps.plan import Plan, Planner
-from mcp_server.steps.remember import Recorder, new_run
+from mcp_server.steps.remember import Recorder, Unstored, new_run
 from mcp_server.steps.run import Beat, Execution, Progress, run
 from mcp_server.steps.signals import Signals, known_name, plan_facts, step
 from mcp_server.steps.watch import difference, read_guard
@@ -65,6 +66,7 @@ class Pipeline:
     events: EventBus = field(default_factory=EventBus)
     budget: PacketBudget = field(default_factory=PacketBudget)
     calls: Calls = field(default_factory=Calls)
+    unstored: Unstored = field(default_factory=Unstored)
     doubt: Callable[[], None] = field(default=lambda: None)
     on_tools_changed: list[Callable[[], None]] = field(default_factory=list)
     signals: Signals = field(init=False)
@@ -92,6 +94,7 @@ class Pipeline:
         tool = known_name(toolbox, name)
         async with AsyncExitStack() as held:
             held.enter_context(self._doubting())
+            held.enter_context(logs.bound(actor=actor.name, tool=tool))
             async with self._noting_refusal(name, tool, arguments, actor):
                 with step("call"):
                     self.calls.check()
@@ -99,9 +102,7 @@ class Pipeline:
                     await self.gate.count(tool, actor)
                     call = read_call(toolbox.get(name), arguments, actor)
                     permit = held.enter_context(self.gate.attempt(tool))
-                held.enter_context(
-                    logs.bound(run_id=call.id, correlation_id=call.correlation_id, actor=actor.name, tool=tool)
-                )
+                held.enter_context(logs.bound(run_id=call.id, correlation_id=call.correlation_id))
                 with step("plan") as span:
                     planned = await planner.plan(call)
                     span.set(**plan_facts(planned))
@@ -110,14 +111,14 @@ class Pipeline:
                     span.set(**{"mcp_network_tools.enforcement": authorised.enforcement.value})
             async with self._noting_no_start(authorised):
                 with step("admit"):
-                    await held.enter_async_context(self.gate.place(authorised, progress))
+                    place = await held.enter_async_context(self.gate.place(authorised, progress))
                     permit.confirm()
                 # It may have waited long: the owner's mind, the hour or the guard may be another by now.
                 self.toolbox.get(tool)
                 authorised = self._authoriser().confirm(authorised)
                 store = await self.open_store()
                 before = await read_guard(self.guard)
-                prepared = self._prepare(authorised, store, config)
+                prepared = self._prepare(authorised, store, config, place.waited)
             return await self._run(prepared, before, permit, progress)
 
     @contextmanager
@@ -142,6 +143,7 @@ class Pipeline:
     async def close(self) -> None:
         """Write what the log still lacks; for the end, when no call is under way."""
         await self.denials.close()
+        await self.unstored.close()
 
     def _planner(self) -> Planner:
         return Planner(self.config, self.policy, self.resolver, self.guard, self.pins)
@@ -154,44 +156,45 @@ class Pipeline:
         self, name: str, tool: str, arguments: Mapping[str, Any], actor: Actor
     ) -> AsyncIterator[None]:
         """Put what is refused inside on the log; ``name`` is the caller's word for the tool, ``tool`` ours."""
+
+        async def note(error: NetworkToolsError) -> None:
+            self.signals.refused(tool, actor, error, given_id(arguments))
+            await self.denials.log(actor, name, tool, arguments, error)
+
         try:
             yield
         except NetworkToolsError as error:
-            self.signals.refused(tool, actor, error)
-            await self.denials.log(actor, name, tool, arguments, error)
+            await note(error)
             raise
         except asyncio.CancelledError:
             # A name may have been looked up for it: that it was asked for must be on the log.
             given_up = NetworkToolsError("the call was given up before it was decided on", code="cancelled")
-            await asyncio.shield(self.denials.log(actor, name, tool, arguments, given_up))
+            await asyncio.shield(note(given_up))
             raise
         except Exception:
             logger.exception("call.crashed")
             crash = NetworkToolsError("the server failed while it handled this call")
-            self.signals.refused(tool, actor, crash)
-            await self.denials.log(actor, name, tool, arguments, crash)
+            await note(crash)
             raise crash from None
 
     @asynccontextmanager
     async def _noting_no_start(self, authorised: Authorised) -> AsyncIterator[None]:
         """Put it on the log where an accepted call is not started after all, and give back what was set aside."""
-        call = authorised.plan.call
         self.signals.accepted(authorised)
         try:
             yield
         except BaseException as error:
             self.budget.release(authorised.reservation)
-            if isinstance(error, NetworkToolsError):
-                self.signals.refused(call.tool.tool_name(), call.actor, error)
+            self.signals.not_started(authorised, *ending(error))
             await asyncio.shield(log_not_started(self.audit, authorised, error))
             raise
 
-    def _prepare(self, authorised: Authorised, store: Store, config: Config) -> _Prepared:
+    def _prepare(self, authorised: Authorised, store: Store, config: Config, waited: float) -> _Prepared:
         from mcp_server.store.blobs import RawSpool
 
         recorder = Recorder(store, self.audit, new_run(authorised))
         spool = RawSpool(config.state_dir, recorder.run.id, authorised.plan.limits.output_bytes)
-        return _Prepared(authorised, recorder, spool, config.effective.stdout_bytes)
+        return _Prepared(authorised, recorder, spool, config.effective.stdout_bytes, waited)
 
     async def _run(
         self, prepared: _Prepared, before: GuardReading | None, permit: Permit, progress: Progress | None
@@ -208,6 +211,7 @@ class Pipeline:
         try:
             with step("run") as span:
                 await recorder.begin()
+                self.signals.started(recorder.run, prepared.waited)
                 execution = await run(
                     prepared.authorised, recorder, prepared.spool, head_bytes=prepared.head_bytes, on_beat=on_beat
                 )
@@ -230,55 +234,51 @@ class Pipeline:
             finished, problem = conclude(recorder.run, plan, execution)
             judge(permit, plan, problem)
             process = {"pid": execution.exit.pid, "bytes": execution.exit.bytes_out}
-            run_ = await recorder.finish(finished, process)
+            try:
+                run_ = await recorder.finish(finished, process)
+            except NetworkToolsError as failure:
+                self.unstored.keep(recorder)
+                self.signals.ended(recorder.run, execution.exit.seconds, execution.exit.bytes_out, failure)
+                raise
         self.signals.ended(run_, execution.exit.seconds, execution.exit.bytes_out, problem)
         with tracing.span("answer", **{"mcp_network_tools.outcome": run_.outcome.value}):
             return make_answer(run_, execution, problem)
 
     async def _note_guard(self, recorder: Recorder, before: GuardReading | None) -> None:
-        facts = await difference(self.guard, before, self.audit, recorder.run)
+        facts = await difference(self.guard, before, self.audit, recorder.run, self.signals)
         if facts:
             recorder.run = replace(recorder.run, metadata=recorder.run.metadata | {"guard": facts})
-        for alarm, told in (("guard_lost", "lost"), ("guard_drops", "dropped")):
-            if facts.get(told):
-                self.signals.alarm(alarm, recorder.run)
 
     async def _end_early(self, prepared: _Prepared, before: GuardReading | None, error: BaseException) -> None:
         recorder = prepared.recorder
-        cancelled = isinstance(error, asyncio.CancelledError)
         known = error if isinstance(error, NetworkToolsError) else PlatformError(str(error), code="internal_error")
-        if cancelled:
-            known = PlatformError("the call was cancelled", code="cancelled")
+        outcome = Outcome.FAILED
+        if isinstance(error, asyncio.CancelledError):
+            known, outcome = PlatformError("the call was cancelled", code="cancelled"), Outcome.CANCELLED
+        why: dict[str, Any] = {"outcome": outcome, "error_code": known.code, "error_message": known.message}
+        run_, size = replace(recorder.run, **why), 0
         try:
             await self._note_guard(recorder, before)
             raw = prepared.spool.finish()
-            run_ = await recorder.finish(
-                replace(
-                    recorder.run,
-                    outcome=Outcome.CANCELLED if cancelled else Outcome.FAILED,
-                    error_code=known.code,
-                    error_message=known.message,
-                    raw=raw,
-                )
-            )
+            run_, size = await recorder.finish(replace(recorder.run, raw=raw, **why)), raw.size
         except NetworkToolsError as failure:
-            # The caller is told what ended the run. Its row reads `running` until a later start finds its owner gone,
-            # and the raw output waits in the spool until then.
-            logger.error("run.end_not_recorded run_id=%s: %s", recorder.run.id, failure.message)  # noqa: TRY400 - no traceback: the failure is a disk or a database
-        else:
-            self.signals.ended(
-                run_, (run_.ended - run_.started).total_seconds() if run_.ended else 0.0, raw.size, known
-            )
+            # The caller is told what ended the run; its row reads `running` until the store takes its end.
+            logger.error("run.end_not_recorded: %s", failure.message)  # noqa: TRY400 - no traceback: the failure is a disk or a database
+            if recorder.begun:
+                self.unstored.keep(recorder)
+        seconds = ((run_.ended or datetime.now(UTC)) - run_.started).total_seconds()
+        self.signals.ended(run_, max(seconds, 0.0), size, known)
 
 
 @dataclass(frozen=True, slots=True)
 class _Prepared:
-    """An admitted run with what it is recorded to; of standard output ``head_bytes`` go with the answer."""
+    """An admitted run, after ``waited`` seconds in line; of its output ``head_bytes`` go with the answer."""
 
     authorised: Authorised
     recorder: Recorder
     spool: RawSpool
     head_bytes: int
+    waited: float
 
 
 async def _whole(work: Coroutine[Any, Any, T]) -> T:

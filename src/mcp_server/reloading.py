@@ -150,7 +150,8 @@ class Reloader:
     async def _attempt(self, by: Trigger, actor: Actor) -> Reloaded:
         old = self._server.config
         keys: tuple[str, ...] = ()
-        pending: tuple[Pending, ...] = ()
+        # What waited for a restart goes on waiting where the files cannot be read.
+        pending = self.last.restart_needed if self.last is not None else ()
         error: NetworkToolsError | None = None
         try:
             new, pending = await asyncio.to_thread(self._read_whole, old, by)
@@ -199,7 +200,7 @@ class Reloader:
         event = {"result": done.result, "code": error and error.code, "scope_hash": done.scope_hash}
         self._publish("config.reloaded", {**event, "changed": list(done.changed), "restart_needed": waiting})
         if error is not None:
-            logger.error("server.not_reloaded by=%s code=%s: %s %s", done.by, error.code, error.message, error.hint)
+            logger.error("config.not_reloaded by=%s code=%s: %s %s", done.by, error.code, error.message, error.hint)
             return
         logger.info("config.reloaded by=%s changed=%s", done.by, ",".join(done.changed))
         if waiting:
@@ -229,7 +230,7 @@ class Reloader:
 
 
 def reconfigure(old: Config, new: Config, *, inside: bool) -> None:
-    """Make logging, tracing and metrics what ``new`` says, where ``old`` said something else; blocks for seconds.
+    """Make logging and tracing what ``new`` says, where ``old`` said something else; blocks for seconds.
 
     ``inside`` says that the server lives in a guard's network namespace. Raises NetworkToolsError, and leaves
     everything as it was, for a log file that cannot be opened or a tracing that is not installed.
@@ -240,7 +241,6 @@ def reconfigure(old: Config, new: Config, *, inside: bool) -> None:
     sections = {key.partition(".")[0] for key in changed(old, new)}
     if "logging" in sections:
         configure_logging(new.logging)
-    metrics.configure(enabled=new.metrics.enabled)
     # Inside a guard the scope says whether the collector can be reached.
     if "tracing" in sections or (inside and new.tracing.endpoint and "security" in sections):
         try:

@@ -27,7 +27,6 @@ from mcp_server.execution.pinned_files import forget as forget_files
 from mcp_server.execution.rate_limit import RateLimiter
 from mcp_server.lifecycle import Lifecycle, Phase
 from mcp_server.logs import configure_logging
-from mcp_server.model.run import Outcome
 from mcp_server.pipeline import Pipeline
 from mcp_server.reloading import Reloader, Trigger
 from mcp_server.startup import check_room, check_schema, opens_store_later, prepare_state_dir
@@ -40,6 +39,8 @@ if TYPE_CHECKING:
 
     from mcp_server.execution.guard import Guard
     from mcp_server.health import HealthCheckManager
+    from mcp_server.model.run import Run
+    from mcp_server.scope.policy import ScopePolicy
     from mcp_server.store.base import Store
 
 logger = logging.getLogger(__name__)
@@ -121,25 +122,33 @@ class EnhancedMCPServer:
         # A policy may have 100,000 lines, and a package of tools may take its time to import.
         policy, pins = await asyncio.to_thread(lambda: (config.scope_policy(), read_pins(config)))
         toolbox = await asyncio.to_thread(build_toolbox, config, self.guard)
-        await self.guard.reload(policy.hash)
+        await self._take_over(policy)
         if accept_programs:
             invalidate_command_cache()
             forget_files()
-        is_another = policy.hash != pipeline.policy.hash
         self.config = pipeline.config = config
         pipeline.policy, pipeline.pins = policy, pins
         pipeline.use_toolbox(toolbox.with_disabled(pipeline.toolbox.disabled))
         pipeline.resolver, pipeline.audit.settings = make_resolver(policy, self.guard), config.audit
         pipeline.admission.refresh()
         self.upkeep.follow()
-        logger.info("server.reloaded scope_hash=%s", policy.hash)
-        if is_another:
-            await self._log_policy()
+        metrics.gauge("mcp_server_ready", float(self.ready))  # they may only be counted from here on
 
-    async def _log_policy(self) -> None:
+    async def _take_over(self, policy: ScopePolicy) -> None:
+        """Put a policy on the log, then have the guard enforce it; nothing is left of it where either fails."""
+        before = self.pipeline.policy
+        if policy.hash != before.hash:
+            await self._log_policy(policy)
+        try:
+            await self.guard.reload(policy.hash)
+        except NetworkToolsError:
+            if policy.hash != before.hash:
+                await self._log_policy(before)
+            raise
+
+    async def _log_policy(self, policy: ScopePolicy) -> None:
         """Put on the log which policy is in force from here on, and how it is enforced."""
-        policy, tier = self.pipeline.policy, self.guard.enforcement
-        await self.pipeline.audit.append("policy", scope_hash=policy.hash, enforcement=tier.value)
+        await self.pipeline.audit.append("policy", scope_hash=policy.hash, enforcement=self.guard.enforcement.value)
 
     async def store(self) -> Store:
         """The open store; raises PlatformError ``store_unavailable`` where it cannot be opened."""
@@ -162,18 +171,19 @@ class EnhancedMCPServer:
                 )
                 interrupted = await store.open()
                 self._store = store
-                await self._log_interrupted(interrupted)
+                await self._log_interrupted([await store.get_run(run_id) for run_id in interrupted])
             return self._store
 
-    async def _log_interrupted(self, runs: Sequence[str]) -> None:
+    async def _log_interrupted(self, runs: Sequence[Run]) -> None:
         """Write the end that every accepted call has on the log: the process that had to write it is gone."""
-        for run_id in runs:
-            logger.warning("store.interrupted_run run_id=%s", run_id)
+        for run in runs:
+            logger.warning("store.interrupted_run run_id=%s", run.id)
+            known = {"run_id": run.id, "correlation_id": run.correlation_id, "scope_hash": run.scope_hash}
             try:
-                await self.pipeline.audit.append("end", run_id=run_id, outcome=Outcome.INTERRUPTED.value)
+                await self.pipeline.audit.append("end", **known, outcome=run.outcome.value)
             except NetworkToolsError as error:
                 # What was remembered stays readable without a log; a run needs one, and will say so.
-                logger.error("audit.end_not_logged run_id=%s: %s", run_id, error.message)  # noqa: TRY400 - no traceback: the failure is a disk
+                logger.error("audit.end_not_logged run_id=%s: %s", run.id, error.message)  # noqa: TRY400 - no traceback: the failure is a disk
 
     async def serve(self, *, ready: Callable[[str], None] | None = None) -> None:
         """Serve the configured transport until its input ends or a signal asks to stop, then clean up.
@@ -214,7 +224,7 @@ class EnhancedMCPServer:
             except (NetworkToolsError, TimeoutError) as error:
                 logger.error("store.not_open_yet: %s", error or "the database does not answer")  # noqa: TRY400 - no traceback: the failure is a disk or a database
         # Nothing runs without a log, and a start that could not be logged is none.
-        await self._log_policy()
+        await self._log_policy(self.pipeline.policy)
         await self.pipeline.audit.start()
         await self.upkeep.prepare()
 
@@ -262,7 +272,8 @@ class EnhancedMCPServer:
             self.upkeep.start()
         if phase is Phase.STOPPING:
             running, grace = self.pipeline.calls.running, self.config.server.shutdown_grace_period
-            logger.info("server.stopping calls=%d grace=%d", running, grace)
+            if self.lifecycle.served:  # a start that was refused has its own words
+                logger.info("server.stopping calls=%d grace=%d", running, grace)
             self.pipeline.admission.close()
             self.pipeline.events.publish("server.stopping", {"running": running, "grace_sec": grace})
 
@@ -281,6 +292,7 @@ class EnhancedMCPServer:
                 **self.upkeep.parts(),
                 "refusals": self.pipeline.close,
                 "log": self.pipeline.audit.close,
+                "rate limits": self.pipeline.limiter.close,
                 "store": self._close_store,
                 "guard": lambda: asyncio.to_thread(self.guard.close),
             }
@@ -302,6 +314,7 @@ class EnhancedMCPServer:
 
 def main() -> int:
     """Run the server as the environment configures it; returns an exit code of `errors.ExitCode`."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is a configuration to read again
     os.umask(0o077)  # whatever is made from here on, also by the log, is for this user only
     try:
         config = get_config(notify=False)

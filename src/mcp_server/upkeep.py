@@ -35,6 +35,7 @@ class Upkeep:
         self._sampler = metrics.Sampler(lambda: server.config.metrics, server.config.state_dir)
         self._page = MetricsPage(lambda: server.config, guarded=self._guarded)
         self._later: asyncio.TimerHandle | None = None
+        self._going = False
 
     @property
     def health(self) -> HealthCheckManager:
@@ -49,10 +50,7 @@ class Upkeep:
     async def prepare(self) -> None:
         """What comes before the first request; raises ConfigError for tracing that is not installed."""
         config, policy = self._server.config, self._server.pipeline.policy
-        metrics.configure(enabled=config.metrics.enabled)
-        metrics.prepare(self._server.pipeline.toolbox.offered)
-        tier = self._server.guard.enforcement.value
-        metrics.gauge("mcp_server_info", 1.0, version=__version__, enforcement=tier)
+        self._use_metrics()
         if config.tracing.endpoint:
             await asyncio.to_thread(tracing.configure, config.tracing, inside=policy if self._guarded else None)
 
@@ -64,19 +62,31 @@ class Upkeep:
             self._later = asyncio.get_running_loop().call_later(SETTLE_SEC, self._start)
 
     def _start(self) -> None:
-        config = self._server.config
+        self._going = True
         self.reloader.start()
         self._sampler.start()
+        self._show()
+
+    def follow(self) -> None:
+        """Go by the configuration that a reload has brought."""
+        self._use_metrics()
+        if self._going:
+            self._show()
+        self.doubt()
+
+    def _use_metrics(self) -> None:
+        config, offered = self._server.config, self._server.pipeline.toolbox.offered
+        metrics.configure(enabled=config.metrics.enabled)
+        metrics.prepare(offered)
+        tier = self._server.guard.enforcement.value
+        metrics.gauge("mcp_server_info", 1.0, version=__version__, enforcement=tier)
+
+    def _show(self) -> None:
+        config = self._server.config
         self._page.follow()
         # Over stdio nobody can ask how the server is, unless its figures have a page; the checks open the store.
         if config.server.transport == "http" or config.metrics.is_set("prometheus_port"):
             self.health.start()
-
-    def follow(self) -> None:
-        """Go by the configuration that a reload has brought."""
-        metrics.prepare(self._server.pipeline.toolbox.offered)
-        self._page.follow()
-        self.doubt()
 
     def doubt(self) -> None:
         """Something failed: what the checks have found is to be looked at again, if anybody has asked them."""
@@ -85,6 +95,7 @@ class Upkeep:
 
     def parts(self) -> dict[str, Callable[[], Awaitable[None]]]:
         """What has to be stopped, by name; each safe to stop twice, or without a start."""
+        self._going = False
         if self._later is not None:
             self._later.cancel()
         health = {} if self._health is None else {"health": self._health.stop}

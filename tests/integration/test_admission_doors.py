@@ -154,6 +154,28 @@ async def test_a_caller_who_gives_too_little_time_does_not_take_the_tool_from_ot
             assert (await execute(client, "nmap", QUICK)).status_code == 200
 
 
+async def test_a_caller_who_asks_for_more_than_fits_does_not_take_the_tool_from_others(limited: dict[str, str]) -> None:
+    env = limited | {"MCP_CIRCUIT_BREAKER_FAILURE_THRESHOLD": "1", "MCP_SECURITY_TIMEOUT_SECONDS": "2"}
+    with http_server(env) as (base, token, _):
+        async with rest_client(base, token) as client:
+            assert (await execute(client, "nmap", slow_scan(own_network()))).json()["code"] == "timeout"
+            assert (await execute(client, "nmap", QUICK)).status_code == 200
+
+
+async def test_names_are_looked_up_for_whoever_asks_for_the_scope_no_oftener_than_a_tool_is_called(
+    limited: dict[str, str], tmp_path: Path
+) -> None:
+    with http_server(limited | {"MCP_RATE_LIMIT_CALLS_PER_MINUTE": "3"}) as (base, token, _):
+        async with rest_client(base, token) as client:
+            names = [(await client.get("/scope", params={"target": f"n{n}.lab.internal"})) for n in range(4)]
+            assert [answer.status_code for answer in names] == [200] * 3 + [429]
+            assert names[3].json()["code"] == "rate_limited"
+            # What needs no name server is free.
+            assert (await client.get("/scope", params={"target": "127.0.0.1"})).status_code == 200
+            assert (await client.get("/scope")).status_code == 200
+    assert sum(each["event"] == "lookup" for each in log_records(tmp_path / "state")) == 3
+
+
 @pytest.fixture
 def rated(folder: Path, tmp_path: Path) -> dict[str, str]:
     """The environment of a server whose policy bounds the rate of two networks, each for itself."""

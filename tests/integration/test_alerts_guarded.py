@@ -38,6 +38,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Guarded,
         package.mkdir(parents=True)
         (package / "__init__.py").write_text(MODULE)
         settings = MACVLAN | {"TOOLS_PACKAGE": "stray_tools", "PYTHONPATH": "/run/world/site"}
+        settings["MCP_HEALTH_CHECK_INTERVAL"] = "5"
         address = f"127.0.0.1:{free_port()}"
         words = ("serve", "--guard", "kernel", "--transport", "http", "--port", address.rpartition(":")[2])
         with guarded(host, *words, settings=settings) as server:
@@ -70,5 +71,5 @@ def test_what_the_guard_drops_and_its_end_are_alerts(watched: tuple[Guarded, Pro
 
     enter = (binary("nsenter"), "--target", str(server.server), "--net")
     server.world.run(*enter, binary("nft"), "flush", "ruleset")
+    found.until_fire("McpGuardGone", severity="critical")  # by the health check: nobody has called since
     assert call(address, token)["code"] == "guard_unavailable"
-    found.until_fire("McpGuardGone", severity="critical")

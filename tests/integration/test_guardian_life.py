@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from tests.support.guarded import (
     MACVLAN,
     OPEN_PORT,
     ROOT,
+    SOON,
     STRANGER,
     TARGET,
     Guarded,
@@ -301,6 +303,26 @@ def test_a_guard_that_is_gone_ends_all_runs_and_turns_health_red(clean: World) -
         assert next(check for check in health["checks"] if check["name"] == "guard")["state"] == "failed"
     log = (clean.folder / "state/audit.jsonl").read_text()
     assert '"code":"guard_unavailable"' in log
+
+
+def test_a_guard_that_goes_in_the_middle_of_a_run_ends_the_run(clean: World) -> None:
+    with guarded(clean, *http(8116), rules=policy("10.99.0.0/24")) as found:
+        listening(clean)
+        slow = {"target": "10.99.0.64/26", "mode": "ports", "ports": "1-50", "extra_args": "--max-rate 20"}
+        with ThreadPoolExecutor(1) as thread:
+            call = thread.submit(ask, clean, 8116, "/tools/nmap/execute", slow)
+            wait_for(lambda: any(run["outcome"] == "running" for run in ask(clean, 8116, "/runs")["runs"]))
+            time.sleep(1)
+            tamper = [binary("nsenter"), "--target", str(found.server), "--net", binary("nft")]
+            gone = time.monotonic()
+            subprocess.run([*tamper, "flush", "chain", "netdev", "mcp_scope", "egress"], check=True)
+            answer = call.result(timeout=20)
+        assert time.monotonic() - gone < SOON, "a second or so, and not the minute the scan would take"
+        assert answer["code"] == "guard_unavailable"
+        run = ask(clean, 8116, f"/runs/{answer['details']['run_id']}")["run"]
+        assert (run["outcome"], run["error_code"]) == ("failed", "guard_unavailable")
+    log = (clean.folder / "state/audit.jsonl").read_text()
+    assert '"alarm":"guard_lost"' in log
 
 
 def test_a_single_call_is_made_inside_a_guard_of_its_own(clean: World) -> None:

@@ -107,10 +107,10 @@ async def test_a_reload_changes_level_format_and_file(tmp_path: Path) -> None:
         await until(lambda: "config.reloaded" in file.read_text())
         write(level="INFO", format="json", file_path=str(file / "below"))
         process.send_signal(signal.SIGHUP)
-        await until(lambda: "server.not_reloaded" in file.read_text())
+        await until(lambda: "config.not_reloaded" in file.read_text())
         assert file.stat().st_mode & 0o077 == 0
     last = [json.loads(line) for line in file.read_text().splitlines() if line.startswith("{")]
-    (kept,) = [line for line in last if line["event"] == "server.not_reloaded"]
+    (kept,) = [line for line in last if line["event"] == "config.not_reloaded"]
     assert kept["code"] == "permission_denied"
     assert "the log file" in kept["message"]
     assert any(line["event"] == "server.stopping" for line in last), "the file that worked is still written"

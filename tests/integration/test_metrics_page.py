@@ -184,6 +184,26 @@ async def test_two_stdio_servers_share_a_machine_and_one_port(tmp_path: Path) ->
     assert said["port"] == port
 
 
+async def test_a_stdio_server_whose_reload_names_a_port_shows_its_health_there(tmp_path: Path) -> None:
+    from mcp.client.stdio import stdio_client
+
+    port, file = free_port(), tmp_path / "config.yaml"
+    file.write_text("metrics: {enabled: true}\n")
+    env = environment(tmp_path / "state", MCP_CONFIG_FILE=str(file))
+    server = StdioServerParameters(command=str(ROOT / ".venv/bin/python"), args=["-m", "mcp_server.server"], env=env)
+    with (tmp_path / "stderr").open("w") as log:
+        async with Client(stdio_client(server, errlog=log)) as client:
+            await client.list_tools()
+            await asyncio.sleep(2.5)  # past `upkeep.SETTLE_SEC`, where the first configuration has had its say
+            file.write_text(f"metrics: {{enabled: true, prometheus_port: {port}}}\n")
+            await until(lambda: listens(port))
+            async with client_of(port, tmp_path / "state") as reader:
+                async with asyncio.timeout(DEADLINE):
+                    while "\nmcp_health_status " not in (text := (await reader.get("/metrics")).text):
+                        await asyncio.sleep(0.1)
+    assert 'mcp_health_check_status{check="guard"}' in text
+
+
 async def test_a_stdio_server_opens_no_port_by_itself(tmp_path: Path) -> None:
     from mcp.client.stdio import stdio_client
 

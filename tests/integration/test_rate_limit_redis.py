@@ -17,9 +17,13 @@ from pathlib import Path
 
 import pytest
 
+from mcp_server.config import load_config
 from mcp_server.config.sections import RateLimitConfig
 from mcp_server.errors import BusyError
 from mcp_server.execution.rate_limit import ANSWER_SEC, RETRY_SEC, RateLimiter
+from mcp_server.health import HealthStatus
+from mcp_server.server import EnhancedMCPServer
+from tests.support.doors import environment
 
 PASSWORD = "kept-to-itself"
 CHILD = """
@@ -217,6 +221,19 @@ async def test_the_health_check_finds_an_outage_and_its_end_without_a_call(redis
         redis.start()
         clock.now += RETRY_SEC
         assert await made.check() is None
+
+
+async def test_the_health_of_a_server_that_nobody_calls_says_that_redis_is_away(
+    redis: RedisServer, tmp_path: Path
+) -> None:
+    server = EnhancedMCPServer(load_config(env=environment(tmp_path / "state", MCP_RATE_LIMIT_STORAGE_URL=redis.url)))
+    redis.stop()
+    try:
+        found = {result.name: result for result in (await server.health.check()).results}["rate limit"]
+        assert found.status is HealthStatus.DEGRADED
+        assert "Redis failed" in found.detail
+    finally:
+        await server.cleanup()
 
 
 async def test_a_url_that_cannot_be_read_is_a_problem_that_does_not_repeat_it() -> None:

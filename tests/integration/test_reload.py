@@ -6,6 +6,8 @@ import asyncio
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ from typing import Any
 
 import httpx2
 
-from tests.support.doors import environment, http_server, log_records, rest_client
+from tests.support.doors import environment, free_port, http_server, log_records, rest_client
 from tests.support.site_tools import make_site_tools
 
 WAIT_SEC = 20.0
@@ -133,7 +135,7 @@ async def test_a_bad_file_is_told_of_and_changes_nothing(tmp_path: Path) -> None
         server.write(limits={"max_stderr_bytes": 4096}, health={"check_intervall": 5})
 
         async def told() -> bool:
-            return "server.not_reloaded" in server.log.read_text()
+            return "config.not_reloaded" in server.log.read_text()
 
         await until(told)
         running = await server.running()
@@ -270,7 +272,7 @@ async def test_the_log_follows_a_reload_and_survives_one_it_cannot_follow(tmp_pa
         refused = await server.client.post("/admin/reload")
         assert (refused.status_code, refused.json()["code"]) == (503, "permission_denied")
         kept = (tmp_path / "own.log").read_text()
-        assert "server.not_reloaded" in kept
+        assert "config.not_reloaded" in kept
         assert json.loads(kept.splitlines()[-1])["level"] == "error", "still JSON, still in the file"
 
 
@@ -310,3 +312,49 @@ async def test_a_change_during_the_start_is_not_lost(tmp_path: Path) -> None:
     async with served(tmp_path) as server:  # it watches only after a second
         server.allow("127.0.0.9")
         await until(lambda: server.allowed("127.0.0.9"))
+
+
+async def test_a_pipe_in_the_place_of_the_file_holds_nothing_up(tmp_path: Path) -> None:
+    async with served(tmp_path, MCP_SERVER_WATCH_CONFIG="false") as server:
+        server.config.unlink()
+        os.mkfifo(server.config)
+        answer = await server.client.post("/admin/reload", timeout=WAIT_SEC)
+        assert (answer.status_code, answer.json()["message"]) == (422, f"{server.config} is not a regular file")
+        server.config.unlink()
+        server.write(limits={"max_stderr_bytes": 4096})
+        assert (await server.client.post("/admin/reload")).json()["changed"] == ["limits.max_stderr_bytes"]
+
+
+async def test_a_hangup_during_the_start_ends_nothing(tmp_path: Path) -> None:
+    config = tmp_path / "config.json"
+    config.write_text("{}")
+    command = [sys.executable, "-P", "-m", "mcp_server", "serve", "--transport", "http", "--port", str(free_port())]
+    env = environment(tmp_path / "state", MCP_CONFIG_FILE=str(config))
+    process = subprocess.Popen(command, env=env, stderr=subprocess.PIPE)
+    assert process.stderr is not None
+    try:
+        async with asyncio.timeout(WAIT_SEC):
+            while not hangup(process.pid, "SigIgn"):  # the interpreter's own start is nobody's
+                assert process.poll() is None
+                await asyncio.sleep(0.002)
+            sent = 0
+            while not hangup(process.pid, "SigCgt"):
+                process.send_signal(signal.SIGHUP)
+                sent += 1
+                await asyncio.sleep(0.002)
+            assert sent
+            line = b""
+            while b"Listening on" not in line:
+                line = await asyncio.to_thread(process.stderr.readline)
+                assert line, "it ended"
+    finally:
+        process.terminate()
+        with process.stderr:
+            process.wait(15)
+    assert process.returncode == 0
+
+
+def hangup(pid: int, mask: str) -> bool:
+    """Whether SIGHUP is in a mask of /proc/PID/status (proc(5))."""
+    found = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return bool(int(found[mask], 16) >> (signal.SIGHUP - 1) & 1)

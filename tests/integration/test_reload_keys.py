@@ -136,17 +136,15 @@ async def use(server: EnhancedMCPServer) -> None:
 def test_what_is_handed_over_is_used_at_once_or_not_at_all(tmp_path: Path) -> None:
     env = environment(tmp_path / "state")
     plain = load_config(env=env)
-    traced = load_config(env=env | {"MCP_TRACING_ENDPOINT": "http://127.0.0.1:9", "MCP_METRICS_ENABLED": "false"})
+    traced = load_config(env=env | {"MCP_TRACING_ENDPOINT": "http://127.0.0.1:9"})
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     root.handlers = []  # what is there is pytest's
     try:
         reconfigure(plain, traced, inside=False)
         assert tracing.enabled()
-        assert not metrics.enabled()
         reconfigure(traced, plain, inside=False)
         assert not tracing.enabled()
-        assert metrics.enabled()
         loud = load_config(env=env | {"LOG_LEVEL": "ERROR"})
         reconfigure(plain, loud, inside=False)
         assert root.level == logging.ERROR
@@ -158,4 +156,26 @@ def test_what_is_handed_over_is_used_at_once_or_not_at_all(tmp_path: Path) -> No
     finally:
         root.handlers, root.level = handlers, level
         tracing.shutdown()
-        metrics.configure(enabled=True)
+
+
+async def test_metrics_are_switched_with_a_configuration_that_is_used_and_with_no_other(tmp_path: Path) -> None:
+    metrics.reset()
+    env = environment(tmp_path / "state")
+    server = EnhancedMCPServer(load_config(env=env))
+    said = dict(env)
+    reloader = Reloader(server, publish=server.pipeline.events.publish, read=lambda: load_config(env=said))
+    try:
+        said["MCP_METRICS_ENABLED"] = "false"
+        await reloader.reload(Trigger.REQUEST, ACTOR)
+        assert not metrics.enabled()
+        said |= {"MCP_METRICS_ENABLED": "true", "MCP_LOGGING_FILE_PATH": "/proc/none/x.log"}
+        with pytest.raises(PlatformError, match="cannot be written"):
+            await reloader.reload(Trigger.REQUEST, ACTOR)
+        assert not metrics.enabled()
+        del said["MCP_LOGGING_FILE_PATH"]
+        await reloader.reload(Trigger.REQUEST, ACTOR)
+        assert metrics.enabled()
+        assert b"mcp_server_info{" in metrics.exposition(), "what is set once is set again"
+    finally:
+        await server.cleanup()
+        metrics.reset()

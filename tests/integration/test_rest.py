@@ -523,7 +523,7 @@ async def test_a_hangup_reads_policy_and_configuration_again(tmp_path: Path) -> 
             process.send_signal(signal.SIGHUP)
             log = tmp_path / f"server-{base.rpartition(':')[2]}.log"
             async with asyncio.timeout(SOON):
-                while "server.not_reloaded" not in log.read_text():
+                while "config.not_reloaded" not in log.read_text():
                     await asyncio.sleep(0.05)
             assert await allowed(client, "127.0.0.2"), "a bad file leaves the old in force"
     hashes = [record["scope_hash"] for record in log_records(tmp_path / "state") if record["event"] == "policy"]

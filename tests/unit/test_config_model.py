@@ -12,7 +12,6 @@ from mcp_server.config import (
     get_config,
     load_config,
     log_notices,
-    reload_config,
     reset_config,
     set_config,
 )
@@ -166,7 +165,7 @@ def test_a_reload_takes_the_new_file(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     monkeypatch.setenv("MCP_CONFIG_FILE", str(file))
     old = get_config()
     file.write_text("security: {allow_intrusive: false}\n")
-    new = reload_config()
+    new = get_config(force_new=True)
     assert new is get_config()
     assert (old.security.allow_intrusive, new.security.allow_intrusive) == (True, False)
 
@@ -178,10 +177,9 @@ def test_a_bad_reload_keeps_the_old(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     monkeypatch.setenv("MCP_CONFIG_FILE", str(file))
     old = get_config()
     file.write_text(bad)
-    for attempt in (reload_config, lambda: get_config(force_new=True)):
-        with pytest.raises(ConfigError):
-            attempt()
-        assert get_config() is old
+    with pytest.raises(ConfigError):
+        get_config(force_new=True)
+    assert get_config() is old
     assert old.server.port == 9000
 
 
@@ -192,7 +190,7 @@ def test_a_reload_reads_the_file_the_configuration_was_set_with(tmp_path: Path) 
     set_config(mine, path=file)
     assert get_config() is mine
     file.write_text("server: {port: 9001}\n")
-    assert reload_config().server.port == 9001
+    assert get_config(force_new=True).server.port == 9001
 
 
 def test_notices_can_be_logged_again_once_the_log_is_open(caplog: pytest.LogCaptureFixture) -> None:

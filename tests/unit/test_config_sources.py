@@ -1,6 +1,7 @@
 """Files and environment: merge, precedence, and every way they can be wrong."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -147,7 +148,6 @@ def test_an_unknown_variable_is_an_error_with_the_nearest_name(name: str, like: 
         ("security: {allowed_target: []}", "security.allowed_target", "security.allowed_targets"),
         ("statedir: /x", "statedir", "state_dir"),
         ("server.port: 80", "server.port", "server.port"),
-        ("server: {1: 2}", "server.1", "server."),
     ],
 )
 def test_an_unknown_key_is_an_error_with_the_nearest_name(tmp_path: Path, text: str, unknown: str, like: str) -> None:
@@ -229,7 +229,9 @@ def test_every_problem_is_named_up_to_ten(tmp_path: Path) -> None:
         ("server: {port: 1}\nserver: {port: 2}", "c.yaml", "'server' stands twice"),
         ("server:\n  port: 1\n  port: 2", "c.yaml", "'port' stands twice"),
         ("a: !!python/object/apply:os.system [id]", "c.yaml", "not YAML"),
-        ("? [a]\n: 1", "c.yaml", "not YAML"),
+        ("? [a]\n: 1", "c.yaml", "no name in line 1, column 3"),
+        ("server: {1: 2}", "c.yaml", "no name in line 1, column 10"),
+        ("2020-01-01: 3", "c.yaml", "no name in line 1, column 1"),
         ("server: 5", "c.yaml", "section 'server'"),
         ("- server", "c.yaml", "must hold sections"),
         ("just text", "c.yaml", "must hold sections"),
@@ -237,8 +239,12 @@ def test_every_problem_is_named_up_to_ten(tmp_path: Path) -> None:
         ('{"server": ', "c.json", "not JSON"),
         ('{"server": {"port": 1, "port": 2}}', "c.json", "'port' stands twice"),
         ("server: {port: 1}", "c.json", "not JSON"),
-        ("[" * 100_000, "c.json", "nested too deeply"),
-        ("[" * 100_000, "c.yaml", "not YAML"),
+        ("[" * 50_000, "c.json", "nested too deeply"),
+        ('{"server": {"port": %s}}' % ("9" * 5000), "c.json", "number that is too long"),
+        ("server: {port: 0x%s}" % ("f" * 5000), "c.yaml", "number too long"),
+        ("server: &s {watch_config: false}", "c.yaml", "anchors (&) and aliases (*) are not read in line 1, column 9"),
+        ("server: {watch_config: *s}", "c.yaml", "anchors (&) and aliases (*) are not read in line 1, column 24"),
+        ("[" * 50_000, "c.yaml", "not YAML"),
         (b"server: \xff\xfe", "c.yaml", "not UTF-8"),
         (b"#" * (MAX_FILE_BYTES + 1), "c.yaml", "larger than"),
     ],
@@ -255,6 +261,66 @@ def test_a_broken_file_is_not_quoted(tmp_path: Path) -> None:
         message = refused(write(tmp_path, "database: {url: 'postgresql://u:hunter2@db/x", name)).message
         assert "hunter2" not in message
         assert "line 1" in message
+
+
+@pytest.mark.parametrize("name", ["c.yaml", "c.json"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "root:$6$hunter2$abc:19000:0:99999:7:::\ndaemon:*:19000:0:99999:7:::\n",
+        "hunter2",
+        "- hunter2",
+        '["hunter2"]',
+        '"hunter2"',
+        "$hunter2: 1",
+        '{"$hunter2": 1}',
+        '{"hunter2 hunter2": 1, "hunter2 hunter2": 1}',
+        "server: hunter2",
+        '{"server": "hunter2"}',
+        "password: !hunter2",
+        "password: *hunter2",
+        "password: &hunter2 x",
+        "x: @hunter2",
+        "%hunter2",
+        "a: b: hunter2",
+        "- {password: hunter2}",
+    ],
+)
+def test_nothing_of_another_file_is_told(tmp_path: Path, text: str, name: str) -> None:
+    link = tmp_path / name
+    link.symlink_to(write(tmp_path, text, "other"))
+    error = refused(link)
+    assert "hunter2" not in f"{error.as_dict()}"
+    assert str(link) in error.message
+
+
+def test_a_pipe_or_a_device_is_refused_at_once(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe.yaml"
+    os.mkfifo(pipe)
+    for path in (pipe, Path("/dev/zero")):
+        assert refused(path).message == f"{path} is not a regular file"
+
+
+def test_what_is_refused_is_told_in_few_words(tmp_path: Path) -> None:
+    bomb = "tool:\n  include_patterns:\n   - &a0 [x,x,x,x,x,x,x,x,x]\n" + "".join(
+        f"   - &a{i} [{','.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 9)
+    )
+    nested = "[" * 30 + "x" + "]" * 30
+    wide = "[" + ", ".join(["[" + ", ".join(["[x, x, x, x, x, x, x]"] * 50) + "]"] * 50) + "]"
+    texts = [bomb, *(f"tool: {{include_patterns: [{each}]}}" for each in (nested, wide))]
+    texts += [f"server: {{allowed_origins: ['{'x' * 200_000}']}}", f"database: {{url: '@{'://:' * 50_000}'}}"]
+    for text in texts:
+        assert len(refused(write(tmp_path, text)).message) < 1500
+    many = ", ".join(f"'{'x' * 2000}{number}'" for number in range(40))
+    message = refused(write(tmp_path, f"server: {{allowed_origins: [{many}]}}")).message
+    assert len(message) < 4100
+
+
+def test_a_secret_is_hidden_in_what_is_too_long_to_look_through(tmp_path: Path) -> None:
+    for password in ("hunter2" * 500, "hunter2/" * 500):
+        url = f"mysql://scan:{password}@127.0.0.1/x"
+        assert "hunter2" not in refused(write(tmp_path, f"database: {{url: '{url}'}}")).message
+        assert "hunter2" not in refused(write(tmp_path, f"tool: {{include_patterns: [['{url}']]}}")).message
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:

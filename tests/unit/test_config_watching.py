@@ -118,6 +118,28 @@ async def test_a_change_gives_a_sign(folder: Path, change: Callable[[Path], None
         assert identities([file]) != before
 
 
+async def test_a_file_that_is_written_in_place_is_told_of_when_it_rests(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = folder / "a"
+    file.write_text("allow\nexclude\n")
+    async with aclosing(ticks(lambda: [file], asyncio.Event())) as signs, asyncio.timeout(WAIT_SEC):
+        waiting = asyncio.ensure_future(anext(signs))
+        await asyncio.sleep(0.3)
+        with file.open("w") as writer:
+            writer.write("allow\n")
+            writer.flush()
+            await asyncio.sleep(1.0)  # four times what a replaced file has to rest
+            assert not waiting.done()
+            writer.write("exclude\n")
+        await waiting
+        assert file.read_text() == "allow\nexclude\n"
+        waiting = asyncio.ensure_future(anext(signs))
+        monkeypatch.setattr("mcp_server.config.watching.IN_PLACE_SEC", 10 * WAIT_SEC)
+        by_rename(file)
+        await waiting  # a file that is replaced is whole
+
+
 async def test_what_is_to_be_watched_is_asked_for_again_when_told(folder: Path) -> None:
     one, two = folder / "one", folder / "two"
     for each in (one, two):

@@ -338,15 +338,11 @@ async def test_a_typed_error_says_what_to_do(health: HealthCheckManager) -> None
     assert (found.status, found.detail, found.remedy) == (UNHEALTHY, "the licence server is away", "Start it.")
 
 
-async def test_a_name_is_given_once_and_can_be_taken_away(health: HealthCheckManager) -> None:
+async def test_a_name_is_given_once(health: HealthCheckManager) -> None:
     health.register("x", CRITICAL, Switch(UNHEALTHY))
     with pytest.raises(ValueError, match="'x'"):
         health.register("x", IMPORTANT, Switch())
     assert (await health.current()).status is UNHEALTHY
-    health.unregister("x")
-    assert (await health.current()).status is HEALTHY
-    with pytest.raises(KeyError):
-        health.unregister("x")
 
 
 async def test_history_is_bounded(health: HealthCheckManager) -> None:
@@ -374,15 +370,38 @@ async def test_observers_hear_of_every_round_and_may_fail(
     second = await health.check()
     assert heard == [(first, None), (second, first)]
     assert caplog.text.count("health.observer_failed") == 2
-    assert news(None, first) == {"status": "degraded", "before": "healthy", "checks": {"a b": "degraded"}}
-    assert news(first, second) == {"status": "healthy", "before": "degraded", "checks": {}}
-    assert news(second, second) is None
     assert list(figures(first)) == [
         ("mcp_health_status", 1, {}),
         ("mcp_health_check_status", 1, {"check": "a b"}),
     ]
-    health.unregister("a b")
-    assert changes(first, await health.check())[0].after is HEALTHY, "what is gone is no trouble any more"
+
+
+async def test_what_is_told_is_what_has_another_status_now(health: HealthCheckManager) -> None:
+    found = [Finding(DEGRADED, "old", name="tool a"), Finding(HEALTHY, "there", name="tool b")]
+
+    async def several() -> list[Finding]:
+        return found
+
+    check = Switch(DEGRADED)
+    health.register("tools", INFORMATIONAL, several)
+    health.register("x", CRITICAL, check)
+    first = await health.check()
+    told = {"status": "degraded", "before": "healthy", "checks": {"tool a": "degraded", "x": "degraded"}}
+    assert news(None, first) == told
+    found[0] = Finding(DEGRADED, "other words", name="tool a")
+    second = await health.check()
+    assert news(first, second) is None, "words are no news"
+    found[1] = Finding(UNHEALTHY, "gone", name="tool b")
+    third = await health.check()
+    assert news(second, third) == {"status": "degraded", "before": "degraded", "checks": {"tool b": "unhealthy"}}
+    del found[0]
+    check.status = HEALTHY
+    fourth = await health.check()
+    assert changes(third, fourth)[-1].after is HEALTHY, "what is gone is no trouble any more"
+    told = {"status": "degraded", "before": "degraded", "checks": {"x": "healthy", "tool a": "healthy"}}
+    assert news(third, fourth) == told
+    found[0] = Finding(UNHEALTHY, "gone", name="tool b", priority=CRITICAL)
+    assert news(fourth, await health.check()) == {"status": "unhealthy", "before": "degraded", "checks": {}}
 
 
 async def test_changes_are_logged_once(health: HealthCheckManager, caplog: pytest.LogCaptureFixture) -> None:

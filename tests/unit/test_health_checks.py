@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from mcp_server import metrics
 from mcp_server.audit import AuditLog
 from mcp_server.base_tool import MCPBaseTool
 from mcp_server.config import load_config
@@ -21,6 +22,8 @@ from mcp_server.doctor.host import CpuCheck, CpuTimes, MemoryUse, ProcessCheck, 
 from mcp_server.errors import PlatformError
 from mcp_server.execution.admission import Load
 from mcp_server.execution.circuit_breaker import BreakerView, State
+from mcp_server.execution.guard import GuardReading
+from mcp_server.execution.guard.client import ArgumentGuard
 from mcp_server.health import HealthCheckPriority, HealthStatus, LoopLag
 
 HEALTHY, DEGRADED, UNHEALTHY = HealthStatus
@@ -331,6 +334,37 @@ def test_a_line_that_is_full() -> None:
     assert found.status is DEGRADED
     assert "4 wait for each of nmap, and more are refused" in found.detail
     assert load.check_queue({"nmap": Load(2, 0)}, 0).status is HEALTHY, "no line is asked for"
+
+
+class Guarded(ArgumentGuard):
+    """A guard whose readings the test gives: no kernel drops or loses anything on demand here."""
+
+    def __init__(self) -> None:
+        self.reading: GuardReading | None = GuardReading("sum", 1, 5, {"out-of-scope": 0})
+
+    async def read(self) -> GuardReading | None:  # type: ignore[override]  # there is something to read here
+        if self.reading is None:
+            raise PlatformError("the guard is gone", code="guard_unavailable")
+        return self.reading
+
+
+async def test_the_check_of_the_guard_counts_what_it_finds_while_nobody_calls() -> None:
+    def figures() -> dict[str, float]:
+        numbers = {family.name: sum(family.numbers.values()) for family in metrics.collect()}
+        return {name: numbers[f"mcp_guard_{name}_total"] for name in ("drops", "failures")}
+
+    metrics.reset()
+    guard, config = Guarded(), load_config(env={})
+    await service.check_guard(config, guard)
+    assert figures() == {"drops": 0, "failures": 0}
+    guard.reading = GuardReading("sum", 1, 5, {"out-of-scope": 3})
+    await service.check_guard(config, guard)
+    assert figures() == {"drops": 3, "failures": 0}
+    guard.reading = None
+    found = await service.check_guard(config, guard)
+    assert (found.status, found.detail) == (UNHEALTHY, "the guard is gone")
+    assert figures() == {"drops": 3, "failures": 1}
+    metrics.reset()
 
 
 def test_a_limiter_on_its_own() -> None:

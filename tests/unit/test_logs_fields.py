@@ -57,9 +57,9 @@ def lines() -> Iterator[Lines]:
             {"event": "guard.chosen", "enforcement": "argument", "message": "because no bwrap"},
         ),
         (
-            "server.not_reloaded code=%s: %s %s",
+            "config.not_reloaded code=%s: %s %s",
             ("config_invalid", "bad.", "Fix it."),
-            {"event": "server.not_reloaded", "code": "config_invalid", "message": "bad. Fix it."},
+            {"event": "config.not_reloaded", "code": "config_invalid", "message": "bad. Fix it."},
         ),
         ("audit.not_sealed: %s", ("full",), {"event": "audit.not_sealed", "message": "full"}),
         ("store.fold_broke", (), {"event": "store.fold_broke"}),

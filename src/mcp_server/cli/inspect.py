@@ -65,9 +65,11 @@ def _tool(name: str, tool: MCPBaseTool) -> dict[str, Any]:
 
 @config_app.command("show")
 def config_show(as_json: Json = False) -> None:
-    """Show every key: its value (* where it is not the default), where that came from, and when a change takes hold.
+    """Show every key as a server started here and now would read it: its value, its source, when a change takes hold.
 
-    live: at a reload. restart: at the next start. later: nothing uses it yet.
+    An asterisk after a value says that it is not the default, not that it has changed. live: at a reload. restart: at
+    the next start. later: nothing uses it yet. No running server is asked: GET /config of that server tells what it
+    uses, and under restart_needed what waits for its restart.
     """
     from mcp_server.config import describe, get_config
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
@@ -46,6 +47,8 @@ def serve(
 
     With --json the line that says where the server listens, on standard error, is a JSON document.
     """
+    # It asks for a reload, and until the server takes it over there is nothing to reload: its default is to end.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     # Standard output may be the wire of MCP: errors go to standard error, as JSON where that was asked for.
     with reporting(as_json=as_json, stream=sys.stderr):
         from mcp_server.config import get_config

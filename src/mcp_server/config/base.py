@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal, get_
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError
 from pydantic.fields import FieldInfo
 
-from mcp_server.config.redact import redact
+from mcp_server.config.redact import REDACTED, redact
 from mcp_server.errors import ConfigError
 
 Source = Literal["default", "file", "env", "code"]
@@ -21,8 +21,13 @@ RESTART: Final[dict[str, Any]] = {"status": "restart"}
 """Marks a key that is read once, when the server starts; every other one is live: a reload brings it into force."""
 
 _bounded = Repr()  # a value may be a tree that repr() would blow up
-_bounded.maxstring = _bounded.maxother = 80
+_bounded.maxstring = _bounded.maxother = _bounded.maxlong = 80
+_bounded.maxlevel = 2
 _MAX_PROBLEMS = 10
+_MAX_ITEMS = 10
+_MAX_CHARS: Final = 1000
+"""What of one text is looked through for secrets, and what of one problem is kept: patterns take their time."""
+_MAX_MESSAGE: Final = 4000
 
 
 def _as_path(value: Any) -> Any:
@@ -130,8 +135,24 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def shown(name: str, value: Any) -> str:
-    """``value`` for a message: secrets redacted, long ones cut in the middle."""
-    return _bounded.repr(redact(name, value))
+    """``value`` for a message: bounded first, then secrets redacted, then cut in the middle."""
+    return shortened(_bounded.repr(redact(name, _part_of(value))))
+
+
+def shortened(text: str, limit: int = _MAX_CHARS) -> str:
+    """The beginning of a text that is too long for a message."""
+    return text if len(text) <= limit else f"{text[:limit]}…"
+
+
+def _part_of(value: Any, depth: int = 0) -> Any:
+    if isinstance(value, list | tuple):
+        return "…" if depth > _bounded.maxlevel else [_part_of(item, depth + 1) for item in value[:_MAX_ITEMS]]
+    if isinstance(value, dict):  # its keys are nobody's names, so there is no telling what is a secret
+        return "{…}"
+    if isinstance(value, str) and len(value) > _MAX_CHARS:
+        # A URL that is cut may lose the mark behind its password, by which that is known.
+        return REDACTED if "://" in value else value[: _MAX_CHARS // 2] + value[-_MAX_CHARS // 2 :]
+    return value
 
 
 def refusal(error: ValidationError, *, section: str = "", places: dict[str, str] | None = None) -> ConfigError:
@@ -143,12 +164,13 @@ def refusal(error: ValidationError, *, section: str = "", places: dict[str, str]
     for item in error.errors(include_url=False)[:_MAX_PROBLEMS]:
         path = [part for part in (section, *item["loc"]) if part != ""]
         name = ".".join(str(part) for part in path if isinstance(part, str))
-        message = item["msg"].removeprefix("Value error, ").replace("valid tuple", "valid list")
+        message = shortened(item["msg"]).removeprefix("Value error, ").replace("valid tuple", "valid list")
         where = f" from {places[name]}" if places and name in places else ""
         is_whole_section = isinstance(item["input"], (dict, BaseModel))
         got = "" if is_whole_section else f" (got {shown(str(path[-1]), item['input'])}{where})"
         problems.append(f"{name}: {message}{got}")
         keys.append(name)
+    text = shortened("; ".join(problems), _MAX_MESSAGE)
     if error.error_count() > _MAX_PROBLEMS:
-        problems.append(f"and {error.error_count() - _MAX_PROBLEMS} more")
-    return ConfigError("; ".join(problems), keys=keys)
+        text += f"; and {error.error_count() - _MAX_PROBLEMS} more"
+    return ConfigError(text, keys=keys)

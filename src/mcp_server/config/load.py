@@ -79,11 +79,6 @@ def get_config(force_new: bool = False, *, notify: bool = True) -> Config:
     return _Current.config
 
 
-def reload_config() -> Config:
-    """Read file and environment again; where they are bad, raise `ConfigError` and keep the old configuration."""
-    return get_config(force_new=True)
-
-
 def read_again() -> Config:
     """Read file and environment as at the start, without making that the configuration of this process.
 

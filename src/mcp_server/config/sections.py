@@ -46,7 +46,7 @@ class ServerConfig(Section):
         100,
         ge=1,
         le=10000,
-        description="HTTP requests of known callers under way at the same time; one over it gets 429.",
+        description="HTTP requests of known callers under way at once, and half as many streams; one over it gets 429.",
         json_schema_extra=RESTART,
     )
     shutdown_grace_period: int = Field(

@@ -89,7 +89,7 @@ def _page() -> Iterator[str]:
         "Defaults, then a file, then the environment: each source wins over the one before it, key by key.",
         "",
         f"- The file is named by `{FILE_VARIABLE}` and holds sections with keys. It is read as JSON where its name",
-        "  ends in `.json`, as YAML otherwise.",
+        "  ends in `.json`, as YAML otherwise, without anchors and aliases; 256 KiB at most.",
         "- Every key has a variable `MCP_<SECTION>_<KEY>`; the short names in the tables mean the same key, and lose",
         "  against the long one. Lists in variables are comma separated, and an empty variable is an empty list.",
         "- A number outside its range is moved to the nearest bound, and the log says so (`config.value_clamped`).",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +14,8 @@ from mcp_server.config.base import Source, nearest, shown
 from mcp_server.config.keys import Key, keys, sections
 from mcp_server.errors import ConfigError
 
-MAX_FILE_BYTES: Final = 1024 * 1024
+MAX_FILE_BYTES: Final = 256 * 1024
+"""The largest configuration file that is read: ten thousand networks, in a second or two. More are a policy file."""
 FILE_VARIABLE: Final = "MCP_CONFIG_FILE"
 
 CLIENT_VARIABLES: Final = frozenset(
@@ -41,6 +44,10 @@ CLIENT_VARIABLES: Final = frozenset(
 
 _WHOLE: Final = re.compile(r"[+-]?[0-9]{1,40}")
 _DECIMAL: Final = re.compile(r"[+-]?[0-9]{1,40}(?:\.[0-9]{1,40})?")
+_NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,59}")
+_MAX_DIGITS: Final = 1000
+_NAMES: Final = "Keys are names of letters, digits and underscores; docs/configuration.md has them all."
+_WRITE_OUT: Final = "Write the value out, or put it in quotes."
 _TRUE: Final = frozenset({"true", "yes", "on", "1"})
 _FALSE: Final = frozenset({"false", "no", "off", "0"})
 
@@ -58,14 +65,15 @@ class Given:
 def from_file(path: Path) -> list[Given]:
     """Read a configuration file: JSON where the name ends in ``.json``, YAML otherwise.
 
-    Raises `ConfigError` where it cannot be read or parsed, is over 1 MiB, or holds an unknown or repeated key.
+    Raises `ConfigError` where it cannot be read or parsed, is no regular file, is over 256 KiB, or holds an unknown
+    or repeated key. What it says of a file is where and what, and of its text only names: the file may be another one.
     """
     text = _read(path)
     data = _parse_json(text, path) if path.suffix.lower() == ".json" else _parse_yaml(text, path)
     if data is None:
         return []
     if not isinstance(data, dict):
-        raise ConfigError(f"{path} must hold sections with keys, not {shown('', data)}")
+        raise ConfigError(f"{path} must hold sections with keys, not {_kind(data)}")
     found = []
     for name, value in data.items():
         if (known := keys().get(("", str(name)))) is not None:
@@ -117,7 +125,7 @@ def _section_from_file(name: str, value: Any, path: Path) -> list[Given]:
     if value is None:  # a section whose keys are all commented out
         return []
     if not isinstance(value, dict):
-        raise ConfigError(f"section {name!r} in {path} must hold keys, not {shown(name, value)}", keys=[name])
+        raise ConfigError(f"section {name!r} in {path} must hold keys, not {_kind(value)}", keys=[name])
     found = []
     for key, inner in value.items():
         known = keys().get((name, str(key)))
@@ -130,8 +138,11 @@ def _section_from_file(name: str, value: Any, path: Path) -> list[Given]:
 
 def _read(path: Path) -> str:
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
+        # Without O_NONBLOCK a pipe in its place would hold up the start, or a reload, for ever.
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise ConfigError(f"{path} is not a regular file", hint=f"Give a regular file in {FILE_VARIABLE}.")
+            data = file.read(MAX_FILE_BYTES + 1) or b""
         if len(data) > MAX_FILE_BYTES:
             raise ConfigError(f"{path} is larger than {MAX_FILE_BYTES} bytes")
         return data.decode("utf-8")
@@ -148,45 +159,74 @@ def _parse_json(text: str, path: Path) -> Any:
     import json
 
     def mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        _refuse_repeats((name for name, _ in pairs), path)
+        _check_names(((name, "") for name, _ in pairs), path)
         return dict(pairs)
 
     try:
         return json.loads(text, object_pairs_hook=mapping)
     except json.JSONDecodeError as error:
-        raise ConfigError(f"{path} is not JSON: {error.msg} in line {error.lineno}") from None
-    except RecursionError:
-        raise ConfigError(f"{path} is nested too deeply") from None
+        raise ConfigError(f"{path} is not JSON: {error.msg}{_at(error.lineno, error.colno)}") from None
+    except (RecursionError, ValueError):  # a number of thousands of digits is a ValueError
+        raise ConfigError(f"{path} is nested too deeply, or has a number that is too long") from None
 
 
 def _parse_yaml(text: str, path: Path) -> Any:
     import yaml  # only where a YAML file is given: it costs more to import than the rest of this package
 
     class Loader(yaml.SafeLoader):
+        def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+            # A few lines of aliases to aliases are gigabytes once they are written out.
+            event: Any = self.peek_event()  # type: ignore[no-untyped-call]  # the stubs lack it
+            if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
+                where = _at(event.start_mark.line + 1, event.start_mark.column + 1)
+                raise ConfigError(f"{path}: anchors (&) and aliases (*) are not read{where}", hint=_WRITE_OUT)
+            return super().compose_node(parent, index)
+
+        def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
+            if node.tag == "tag:yaml.org,2002:int" and len(node.value) > _MAX_DIGITS:
+                raise ValueError  # a number that Python would not write out again
+            return super().construct_scalar(node)
+
         def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
             # "<<" merges another mapping and is no key; a list cannot be one, and SafeLoader says so itself.
             own = [name for name, _ in node.value if name.tag != "tag:yaml.org,2002:merge"]
-            _refuse_repeats((self.construct_object(name) for name in own if isinstance(name, yaml.ScalarNode)), path)
+            marks = [name.start_mark for name in own]
+            wheres = [_at(mark.line + 1, mark.column + 1) for mark in marks]
+            found = ((self.construct_object(name), where) for name, where in zip(own, wheres, strict=True))
+            _check_names(found, path)
             return super().construct_mapping(node, deep)
 
     try:
         return yaml.load(text, Loader)  # noqa: S506 - a subclass of SafeLoader
     except yaml.YAMLError as error:
-        # Not the error's own text: it quotes the line, which may hold a password.
-        mark = getattr(error, "problem_mark", None)
-        line = f" in line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"{path} is not YAML: {getattr(error, 'problem', None) or 'unreadable'}{line}") from None
+        # Not the error's own text: it quotes the line, which may hold a password. Nor a problem that quotes a word.
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or "unreadable"
+        words = "unreadable" if re.search("['\"]", problem) else problem
+        raise ConfigError(f"{path} is not YAML: {words}{_at(mark.line + 1, mark.column + 1) if mark else ''}") from None
     except (RecursionError, ValueError):
-        raise ConfigError(f"{path} is not YAML this project reads: nested too deeply, or a malformed value") from None
+        raise ConfigError(
+            f"{path} is not YAML this project reads: nested too deeply, a malformed value, or a number too long"
+        ) from None
 
 
-def _refuse_repeats(names: Iterable[Any], path: Path) -> None:
-    # Both formats let the last of two equal keys win without a word.
+def _check_names(names: Iterable[tuple[Any, str]], path: Path) -> None:
     seen = set()
-    for name in names:
+    for name, where in names:
+        # No key of ours looks so; what does may be the text of another file that a link leads to.
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise ConfigError(f"{path} has a key that is no name{where}", hint=_NAMES)
+        # Both formats let the last of two equal keys win without a word.
         if name in seen:
-            raise ConfigError(f"key {name!r} stands twice in {path}")
+            raise ConfigError(f"key {name!r} stands twice in {path}{where}")
         seen.add(name)
+
+
+def _at(line: int, column: int) -> str:
+    return f" in line {line}, column {column}"
+
+
+def _kind(value: Any) -> str:
+    return "a list" if isinstance(value, list) else "a single value"
 
 
 def _dotted_names() -> list[str]:

@@ -25,6 +25,10 @@ TICK_MS: Final = 5000
 RETRY_SEC: Final = 30.0
 """Seconds until a folder that cannot be watched is tried again; its files are looked at as often."""
 
+IN_PLACE_SEC: Final = 2.0
+"""Seconds without a change after which a file that is written in place is taken for whole."""
+
+_MAX_WAITS: Final = 5  # for one that changes all the time
 _MAX_LINKS: Final = 40  # as the kernel follows at most (path_resolution(7))
 
 Identity: TypeAlias = tuple[int, ...] | None
@@ -76,6 +80,7 @@ async def ticks(paths: Callable[[], Collection[Path]], again: asyncio.Event) -> 
     """
     from watchfiles import awatch
 
+    seen = identities(paths())
     while True:
         again.clear()
         names = await asyncio.to_thread(_names, paths())
@@ -94,14 +99,31 @@ async def ticks(paths: Callable[[], Collection[Path]], again: asyncio.Event) -> 
             )
             async with aclosing(events):
                 async for _ in events:
+                    seen = await _settled(seen, paths())
                     yield
                     if await asyncio.to_thread(_names, paths()) != names:
                         break
+            seen = await _settled(seen, paths())
             yield
         except (OSError, RuntimeError) as error:  # what the library raises of its own is a RuntimeError
             logger.warning("config.not_watched folders=%s: %s", ",".join(sorted(map(str, folders))), error)
             await asyncio.sleep(RETRY_SEC)
             yield
+
+
+async def _settled(seen: Identities, paths: Collection[Path]) -> Identities:
+    """What the paths lead to, after a wait where one of them is the same file as before with other contents."""
+    now = await asyncio.to_thread(identities, paths)
+    for _ in range(_MAX_WAITS):
+        if not any(_is_rewritten(seen.get(path), found) for path, found in now.items()):
+            break
+        await asyncio.sleep(IN_PLACE_SEC)
+        seen, now = now, await asyncio.to_thread(identities, paths)
+    return now
+
+
+def _is_rewritten(before: Identity, now: Identity) -> bool:
+    return before is not None and now is not None and before[:2] == now[:2] and before != now
 
 
 def _names(paths: Collection[Path]) -> frozenset[Path]:

@@ -41,7 +41,7 @@ def health_of_server(pipeline: Pipeline) -> HealthCheckManager:
         return load.check_queue(pipeline.admission.snapshot(), pipeline.config.admission.max_waiting)
 
     async def rate_limit() -> Finding:
-        return load.check_rate_limit(pipeline.limiter.problem)
+        return load.check_rate_limit(await pipeline.limiter.check())
 
     _register_service(
         manager,

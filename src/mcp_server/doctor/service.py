@@ -17,6 +17,7 @@ from mcp_server.execution.commands import resolve_command
 from mcp_server.execution.containment import containment
 from mcp_server.execution.guard import Enforcement, Guard
 from mcp_server.health import Finding, HealthCheckPriority, HealthStatus
+from mcp_server.steps.watch import read_guard
 
 if TYPE_CHECKING:
     from mcp_server.audit import AuditLog
@@ -77,9 +78,9 @@ def _left_out(toolbox: Toolbox) -> list[Finding]:
 
 
 async def check_guard(config: Config, guard: Guard) -> Finding:
-    """That the guard in force is still what was set up."""
+    """That the guard in force is still what was set up; what it dropped is counted, also while nothing runs."""
     try:
-        await guard.read()
+        await read_guard(guard)
     except NetworkToolsError as error:
         return _no_guard(error)
     return describe_guard(config, guard.enforcement)

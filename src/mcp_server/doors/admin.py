@@ -8,24 +8,23 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Path, Request
 from fastapi.responses import JSONResponse
 
-from mcp_server.doors.problems import PROBLEM_JSON, problem_body
+from mcp_server.doors.answers import AdminTools, Breakers, ReloadReport, Switched
+from mcp_server.doors.problems import GUARDED, PROBLEM_JSON, problem_body, problem_responses
 from mcp_server.errors import ConfigError
+from mcp_server.execution.circuit_breaker import BreakerView
 from mcp_server.model.run import Actor
 from mcp_server.model.untrusted import neutralise
 
 if TYPE_CHECKING:
     from mcp_server.server import EnhancedMCPServer
 
-_PROBLEM: Final[dict[str, Any]] = {
-    "description": "A problem: code, message, hint, retryable",
-    "content": {PROBLEM_JSON: {"schema": {"$ref": "#/components/schemas/Problem"}}},
-}
-_COMMON: Final = (401, 403, 422, 429, 500, 503)
+ToolName = Annotated[str, Path(description="A tool's name, or the name of its class", examples=["nmap"])]
+"""The name of a tool in a path."""
 
 
 def add_admin_routes(app: FastAPI, server: EnhancedMCPServer) -> None:
@@ -33,10 +32,6 @@ def add_admin_routes(app: FastAPI, server: EnhancedMCPServer) -> None:
     _add_reload(app, server)
     _add_tools(app, server)
     _add_breakers(app, server)
-
-
-def _responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    return dict.fromkeys((*_COMMON, *statuses), _PROBLEM)
 
 
 def _operator(request: Request) -> Actor:
@@ -48,7 +43,7 @@ def _add_reload(app: FastAPI, server: EnhancedMCPServer) -> None:
         "/admin/reload",
         summary="Read the configuration and the policy again, and use them whole or keep the old",
         response_model=None,
-        responses=_responses(),
+        responses=problem_responses(*GUARDED) | {200: {"model": ReloadReport}},
     )
     async def reload(request: Request) -> dict[str, Any] | JSONResponse:
         try:
@@ -61,7 +56,11 @@ def _add_reload(app: FastAPI, server: EnhancedMCPServer) -> None:
 
 
 def _add_tools(app: FastAPI, server: EnhancedMCPServer) -> None:
-    @app.get("/admin/tools", summary="Every tool, and whether it may be called", responses=_responses())
+    @app.get(
+        "/admin/tools",
+        summary="Every tool, and whether it may be called",
+        responses=problem_responses(*GUARDED) | {200: {"model": AdminTools}},
+    )
     async def tools() -> dict[str, Any]:
         toolbox, admission = server.pipeline.toolbox, server.pipeline.admission
         rows = []
@@ -83,9 +82,9 @@ def _add_tools(app: FastAPI, server: EnhancedMCPServer) -> None:
     @app.post(
         "/admin/tools/{tool_name}/{action}",
         summary="Let a tool be called again, or refuse further calls of it; running calls go on",
-        responses=_responses(404),
+        responses=problem_responses(*GUARDED, 404) | {200: {"model": Switched}},
     )
-    async def switch(request: Request, tool_name: str, action: Literal["enable", "disable"]) -> dict[str, Any]:
+    async def switch(request: Request, tool_name: ToolName, action: Literal["enable", "disable"]) -> dict[str, Any]:
         return await switch_tool(server, tool_name, enable=action == "enable", actor=_operator(request))
 
 
@@ -107,16 +106,20 @@ async def switch_tool(server: EnhancedMCPServer, name: str, *, enable: bool, act
 
 
 def _add_breakers(app: FastAPI, server: EnhancedMCPServer) -> None:
-    @app.get("/admin/breakers", summary="The circuit breaker of every tool that was called", responses=_responses())
+    @app.get(
+        "/admin/breakers",
+        summary="The circuit breaker of every tool that was called",
+        responses=problem_responses(*GUARDED) | {200: {"model": Breakers}},
+    )
     async def breakers() -> dict[str, Any]:
         return {"breakers": [asdict(view) for view in server.pipeline.breakers.snapshot()]}
 
     @app.post(
         "/admin/breakers/{tool_name}/{action}",
         summary="Hold a tool's breaker open or closed, or leave it to itself again, closed (reset)",
-        responses=_responses(404),
+        responses=problem_responses(*GUARDED, 404) | {200: {"model": BreakerView}},
     )
-    async def force(request: Request, tool_name: str, action: Literal["open", "close", "reset"]) -> dict[str, Any]:
+    async def force(request: Request, tool_name: ToolName, action: Literal["open", "close", "reset"]) -> dict[str, Any]:
         # A name that no tool has would make a breaker of its own, and be a label of the figures.
         name = server.pipeline.toolbox.find(tool_name).tool_name()
         await _note(server, _operator(request), f"breaker.{action}", name)

@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
+from mcp_server.doors.guards import CLOSE
 from mcp_server.doors.problems import ASGIApp, Receive, Scope, Send, header_values, send_problem
 from mcp_server.errors import AccessError, ConfigError, PlatformError
 
@@ -138,4 +139,4 @@ class BearerAuth:
 
 async def _challenge(scope: Scope, receive: Receive, send: Send, message: str, challenge: bytes) -> None:
     error = AccessError(message, code="unauthorized")
-    await send_problem(scope, receive, send, error, [(b"www-authenticate", challenge)])
+    await send_problem(scope, receive, send, error, [(b"www-authenticate", challenge), CLOSE])

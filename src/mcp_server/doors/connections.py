@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
+import resource
 import socket
+import time
+import weakref
+from collections import Counter
+from collections.abc import Collection
 from typing import Any, Final
 
 from mcp_server.doors.problems import ASGIApp, Message, Receive, Scope, Send, header_values, send_problem
@@ -26,6 +32,99 @@ word, is dropped then, and with it whatever its answer holds: a place, a page, a
 """
 UNREAD_AT_STOP_SEC: Final = 1.0
 """The same for a server that stops."""
+
+SPARE_DESCRIPTORS: Final = 256
+"""Descriptors that connections leave to programs, store, logs and checks; half of all where those are under 512."""
+KEPT_PLACES: Final = 4
+"""Places beside ``server.max_connections`` for health, metrics and ``/admin/``: a full server can be seen to."""
+SAY_SEC: Final = 60.0
+"""Seconds between two lines of the log about connections that were turned away."""
+
+_NO_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_ACCEPT_REST_SEC: Final = 0.5
+"""Less than asyncio waits (1 s) before it listens again where the system gave no descriptor."""
+_CLOSED_AT_ONCE: Final = 64
+"""Connections closed before others have their turn."""
+
+
+def most_connections() -> int:
+    """Connections that a listener may hold open, by the process's limit on descriptors (RLIMIT_NOFILE)."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return 1 << 20
+    return max(1, soft - min(soft // 2, SPARE_DESCRIPTORS))
+
+
+class BoundedSocket(socket.socket):
+    """A listening socket that closes a newcomer at once while ``most`` connections that it accepted are open.
+
+    Nothing less keeps descriptors free: asyncio accepts all that wait before it tells of the first, and where the
+    system gives none any more, it goes on trying as often as its backlog is long, and logs a traceback each time.
+    """
+
+    def __init__(self, sock: socket.socket, most: int) -> None:
+        """Take ``sock`` over, which is an empty shell then."""
+        super().__init__(sock.family, sock.type, sock.proto, fileno=sock.detach())
+        self._most = most
+        self._held: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+        self._rest_until = 0.0
+        self._said = Said("connections.turned_away")
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        """The next connection for which there is room; BlockingIOError where none waits."""
+        if time.monotonic() < self._rest_until:
+            raise BlockingIOError
+        try:
+            for _ in range(_CLOSED_AT_ONCE):
+                taken, address = super().accept()
+                if self._has_room():
+                    self._held.add(taken)
+                    return taken, address
+                taken.close()
+                self._said.again(f"{self._most} connections are open, as many as the limit on descriptors allows")
+        except OSError as exc:
+            if exc.errno in _NO_DESCRIPTORS:
+                # asyncio stops listening for a second, but would call again at once, as often as its backlog is long.
+                self._rest_until = time.monotonic() + _ACCEPT_REST_SEC
+            raise
+        raise BlockingIOError
+
+    def _has_room(self) -> bool:
+        if len(self._held) >= self._most:
+            self._held = weakref.WeakSet(held for held in self._held if held.fileno() >= 0)
+        return len(self._held) < self._most
+
+
+class Said:
+    """A line of the log that is written once in `SAY_SEC` at most, with how often it was due since."""
+
+    def __init__(self, event: str) -> None:
+        self._event = event
+        self._next = 0.0
+        self._due = 0
+
+    def again(self, message: str) -> None:
+        """Count the event, and log it where it was not lately."""
+        self._due += 1
+        now = time.monotonic()
+        if now >= self._next:
+            logger.warning("%s count=%d: %s", self._event, self._due, message)
+            self._next, self._due = now + SAY_SEC, 0
+
+
+class AcceptErrors:
+    """Exception handler of an event loop that keeps what asyncio says of missing descriptors to one line a minute."""
+
+    def __init__(self) -> None:
+        self._said = Said("connections.no_descriptor")
+
+    def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Log ``context``, a line where it is a listener without a descriptor, and as asyncio does otherwise."""
+        exc = context.get("exception")
+        if isinstance(exc, OSError) and exc.errno in _NO_DESCRIPTORS and "accept" in context.get("message", ""):
+            self._said.again(f"a connection could not be accepted: {exc.strerror}")
+        else:
+            loop.default_exception_handler(context)
 
 
 def deadline_protocol(head_sec: float = HEAD_SEC, unread_sec: float = UNREAD_SEC) -> Any:  # noqa: C901 - short methods of a class, counted as one function
@@ -85,28 +184,49 @@ def deadline_protocol(head_sec: float = HEAD_SEC, unread_sec: float = UNREAD_SEC
 class RequestLimit:
     """ASGI guard that answers 429 while ``limit`` requests of known callers are under way.
 
-    It stands behind authentication: connections of strangers cannot use the places up.
+    It stands behind authentication and behind the reading of bodies: neither connections of strangers nor bodies that
+    do not come can use the places up. Streams without an end (GET of a path in ``streams``, and MCP subscriptions)
+    have places of their own, half as many; health, metrics and ``/admin/`` have ``kept`` more than others.
     """
 
-    def __init__(self, app: ASGIApp, limit: int) -> None:
+    def __init__(self, app: ASGIApp, limit: int, *, streams: Collection[str] = (), kept: int = 0) -> None:
         self._app = app
         self._limit = limit
-        self._under_way = 0
+        self._streams = frozenset(streams)
+        self._kept = kept
+        self._under_way: Counter[str] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on while there is a place."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        if self._under_way >= self._limit:
-            error = BusyError(f"{self._limit} requests are under way, as many as server.max_connections allows")
+        kind, most = "requests are under way", self._limit
+        if self._is_endless(scope):
+            kind, most = "streams are open", max(1, self._limit // 2)
+        elif _is_operators(scope):
+            most += self._kept
+        if self._under_way[kind] >= most:
+            error = BusyError(
+                f"{self._under_way[kind]} {kind}, as many as server.max_connections allows", retry_after=1
+            )
             await send_problem(scope, receive, send, error)
             return
-        self._under_way += 1
+        self._under_way[kind] += 1
         try:
             await self._app(scope, receive, send)
         finally:
-            self._under_way -= 1
+            self._under_way[kind] -= 1
+
+    def _is_endless(self, scope: Scope) -> bool:
+        # The SDK refuses a message whose method is not the one that the header says.
+        if scope.get("method") == "POST":
+            return b"subscriptions/listen" in header_values(scope, b"mcp-method")
+        return scope.get("method") == "GET" and scope["path"].rstrip("/") in self._streams
+
+
+def _is_operators(scope: Scope) -> bool:
+    return scope["path"] in {"/health", "/metrics"} or scope["path"].startswith("/admin/")
 
 
 class Requests:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 from fastapi import FastAPI, Header, Query
 from fastapi.responses import StreamingResponse
 from fastapi.sse import format_sse_event
+from pydantic import Field
 
 from mcp_server import metrics
-from mcp_server.doors.problems import PROBLEM_JSON
-from mcp_server.events import MAX_SUBSCRIBERS, Event, Subscription, read_kinds
+from mcp_server.doors.problems import GUARDED, problem_responses
+from mcp_server.events import KINDS, LAGGED, MAX_SUBSCRIBERS, Event, Subscription, read_kinds
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
@@ -34,14 +35,36 @@ _HEADERS: Final = {
     "X-Accel-Buffering": "no",  # nginx would hold events back until it has a buffer full of them
     "X-Content-Type-Options": "nosniff",
 }
-_PROBLEM: Final[dict[str, Any]] = {
-    "description": "A problem: code, message, hint, retryable",
-    "content": {PROBLEM_JSON: {"schema": {"$ref": "#/components/schemas/Problem"}}},
-}
 _STREAM: Final[dict[str, Any]] = {
     "description": "A stream without an end of server-sent events; the data of each is one JSON object",
-    "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    "content": {
+        "text/event-stream": {
+            # OpenAPI 3.2's word for what each item of a stream is, which readers of 3.1 pass over.
+            "itemSchema": {
+                "type": "object",
+                "required": ["event", "data"],
+                "properties": {
+                    "id": {"type": "string"},
+                    "event": {"enum": [*KINDS, LAGGED]},
+                    "data": {
+                        "type": "string",
+                        "contentMediaType": "application/json",
+                        "contentSchema": {"type": "object", "required": ["kind", "at"]},
+                    },
+                },
+            }
+        }
+    },
+    "headers": {"Cache-Control": {"required": True, "schema": {"const": "no-store"}}},
 }
+_NAMES: Final = "|".join(sorted({name for kind in KINDS for name in (kind, kind.partition(".")[0])})).replace(
+    ".", r"\."
+)
+_Kinds = Annotated[
+    str,
+    # Said, not checked here: what reads them says more about a wrong one.
+    Field(json_schema_extra={"pattern": f"^({_NAMES})( *, *({_NAMES}))*$"}),
+]
 
 
 def add_event_routes(
@@ -54,11 +77,12 @@ def add_event_routes(
         "/events",
         summary="What happens, as server-sent events: runs, refusals, health, alarms",
         response_class=StreamingResponse,
-        responses={200: _STREAM, **dict.fromkeys((401, 403, 422, 429, 500, 503), _PROBLEM)},
+        responses={200: _STREAM, **problem_responses(*GUARDED)},
     )
     async def events(
         kind: Annotated[
-            list[str] | None, Query(description="Only these: run, call, health, alarm, config, tool, server, or a kind")
+            list[_Kinds] | None,
+            Query(description="Only these: run, call, health, alarm, config, tool, server, or a kind; commas between"),
         ] = None,
         last_event_id: Annotated[
             str | None, Header(description="The id of the last event the reader has had; those since then come first")

@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
 from mcp_server import __version__
-from mcp_server.doors.problems import PROBLEM_JSON
+from mcp_server.doors.problems import GUARDED, problem_responses
 from mcp_server.health import HISTORY, HealthStatus, changes
 
 if TYPE_CHECKING:
@@ -19,12 +19,10 @@ if TYPE_CHECKING:
     from mcp_server.health import SystemHealth
     from mcp_server.server import EnhancedMCPServer
 
-_PROBLEM: Final[dict[str, Any]] = {
-    "description": "A problem: code, message, hint, retryable",
-    "content": {PROBLEM_JSON: {"schema": {"$ref": "#/components/schemas/Problem"}}},
-}
 _NOT_KEPT: Final = {"Cache-Control": "no-store"}
 """A probe's answer is about now."""
+_OPEN: Final[dict[str, Any]] = {"security": []}
+"""On the OpenAPI page: asks for no token."""
 
 
 class Probe(BaseModel):
@@ -71,7 +69,11 @@ def add_health_routes(app: FastAPI, server: EnhancedMCPServer) -> None:
     started = time.monotonic()
 
     @app.get(
-        "/livez", summary="Whether the server's event loop turns", response_model=Probe, responses=_problems(422, 500)
+        "/livez",
+        summary="Whether the server's event loop turns",
+        response_model=Probe,
+        responses=problem_responses(422, 500),
+        openapi_extra=_OPEN,
     )
     async def livez() -> JSONResponse:
         return _probe("alive")
@@ -80,8 +82,9 @@ def add_health_routes(app: FastAPI, server: EnhancedMCPServer) -> None:
         "/readyz",
         summary="Whether calls can be sent here: started, not stopping, log, store, guard and a tool usable",
         response_model=Probe,
-        responses=_problems(422, 500)
+        responses=problem_responses(422, 500)
         | {503: {"model": Probe, "description": "Not ready: starting, stopping, or unhealthy"}},
+        openapi_extra=_OPEN,
     )
     async def readyz() -> JSONResponse:
         return _probe("ready" if await is_ready(server) else "not ready")
@@ -90,7 +93,7 @@ def add_health_routes(app: FastAPI, server: EnhancedMCPServer) -> None:
         "/health",
         summary="Whether the server can do its work, check by check",
         response_model=HealthReport,
-        responses=_problems(401, 403, 422, 429, 500)
+        responses=problem_responses(*GUARDED)
         | {503: {"model": HealthReport, "description": "Unhealthy: something without which nothing runs"}},
     )
     async def health(
@@ -105,10 +108,6 @@ def add_health_routes(app: FastAPI, server: EnhancedMCPServer) -> None:
         if history:
             report["history"] = _rounds(tuple(server.health.history), history)
         return JSONResponse(report, _status(found.status is not HealthStatus.UNHEALTHY), _NOT_KEPT)
-
-
-def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    return dict.fromkeys(statuses, _PROBLEM)
 
 
 async def is_ready(server: EnhancedMCPServer) -> bool:

@@ -1,8 +1,9 @@
 """The HTTP doors on one port: MCP at /mcp in both wire eras, the REST API elsewhere, one set of guards before both.
 
 Every request passes, in this order: `HostGuard` (is it meant for this server?), `BearerAuth` (is the caller known?),
-`RequestLimit` (is there a place?), `BodyLimit` (is it small enough to be read?). Nothing of an unknown caller's body
-is kept. The two probes of an orchestrator, which say no more than yes or no, pass none of them.
+`BodyLimit` (does its body come, and is it small enough?), `RequestLimit` (is there a place?). Nothing of an unknown
+caller's body is kept, and its connection is closed with the answer. The two probes of an orchestrator, which say no
+more than yes or no, pass none of them.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from mcp_server.doors.auth import BearerAuth
-from mcp_server.doors.connections import HEAD_SEC, RequestLimit
-from mcp_server.doors.guards import MAX_BODY, BodyLimit, HostGuard
-from mcp_server.doors.problems import ASGIApp, Receive, Scope, Send
+from mcp_server.doors.connections import HEAD_SEC, KEPT_PLACES, BoundedSocket, RequestLimit, most_connections
+from mcp_server.doors.guards import CLOSE, MAX_BODY, BodyLimit, HostGuard
+from mcp_server.doors.problems import ASGIApp, Message, Receive, Scope, Send
+from mcp_server.doors.sessions import ForgetIdle
 from mcp_server.errors import ConfigError, NetworkToolsError, PlatformError
 
 if TYPE_CHECKING:
@@ -29,11 +31,13 @@ if TYPE_CHECKING:
 MCP_PATH: Final = "/mcp"
 
 PROBES: Final = frozenset({"/livez", "/readyz"})
-"""What is answered to anybody who asks with GET, whatever the Host: a probe knows neither token nor name."""
+"""What is answered to anybody who asks with GET or HEAD, whatever the Host: a probe knows neither token nor name."""
 
 MAX_SESSIONS: Final = 512
 SESSION_IDLE_SEC: Final = 15 * 60.0
-"""Bounds of the 2025-era sessions: clients rarely end theirs, so an idle one is forgotten. Later eras have none."""
+"""Bounds of the 2025-era sessions: clients rarely end theirs, so an idle one is forgotten, and at the bound the one
+that is idle the longest. Later eras have none.
+"""
 
 
 def mcp_app(
@@ -52,14 +56,16 @@ def mcp_app(
     """
     from mcp.server.transport_security import TransportSecuritySettings
 
-    return server.streamable_http_app(
+    app = server.streamable_http_app(
         streamable_http_path=MCP_PATH,
         json_response=False,
         max_request_body_size=max_body,
         session_idle_timeout=session_idle_sec,
-        max_sessions=max_sessions,
+        max_sessions=2 * max_sessions,  # the middleware's is the bound, and may be passed by some that open together
         transport_security=TransportSecuritySettings(allowed_hosts=sorted(hosts), allowed_origins=sorted(origins)),
     )
+    app.add_middleware(ForgetIdle, manager=server.session_manager, most=max_sessions)
+    return app
 
 
 def compose(
@@ -78,14 +84,25 @@ def compose(
     Both apps' lifespans run, ``mcp``'s outermost. Without ``rest`` every other path is a 404 of the MCP app.
     """
     doors = _Doors(mcp, rest)
-    app: ASGIApp = RequestLimit(BodyLimit(doors, max_body), max_requests)
+    limited = RequestLimit(doors, max_requests, streams=(MCP_PATH, "/events"), kept=KEPT_PLACES)
+    app: ASGIApp = BodyLimit(limited, max_body)
     if token is not None:
         app = BearerAuth(app, token)
     guarded = HostGuard(app, frozenset(hosts), frozenset(origins))
 
     async def probed(scope: Scope, receive: Receive, send: Send) -> None:
-        open_to_all = scope["type"] == "http" and scope["method"] == "GET" and scope["path"] in PROBES
-        await (doors if open_to_all else guarded)(scope, receive, send)
+        if scope["type"] != "http" or scope["method"] not in {"GET", "HEAD"} or scope["path"] not in PROBES:
+            await guarded(scope, receive, send)
+            return
+
+        async def closing(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message["headers"], CLOSE]}
+            elif scope["method"] == "HEAD":
+                message = {**message, "body": b""}
+            await send(message)
+
+        await doors({**scope, "method": "GET"}, receive, closing)
 
     return probed
 
@@ -182,7 +199,8 @@ async def serve_http(
     ``ready`` gets the base address once requests are answered. To close is to listen no more, to end event streams,
     and to give requests under way ``shutdown_grace`` seconds (or what ``stop`` has left), after which they are
     cancelled; a second SIGINT cancels them at once. A connection that sends no whole head of a request for
-    ``head_sec`` seconds is closed. Raises `NetworkToolsError` where the app does not start; the log has the reason.
+    ``head_sec`` seconds is closed, and one more than `most_connections` at once. Raises `NetworkToolsError` where the
+    app does not start; the log has the reason.
     """
     from mcp_server.doors.serving import make_server
 
@@ -193,9 +211,10 @@ async def serve_http(
     # Connections inherit it. asyncio sets it only where the socket says that it is TCP, which one made without a
     # protocol does not: then an answer's body waits 40 ms for the client to acknowledge its head.
     listener.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock = BoundedSocket(listener.sock, most_connections())
     try:
-        await make_server(app, told, shutdown_grace=shutdown_grace, head_sec=head_sec, stop=stop).serve([listener.sock])
+        await make_server(app, told, shutdown_grace=shutdown_grace, head_sec=head_sec, stop=stop).serve([sock])
     except SystemExit as exc:
         raise NetworkToolsError("the HTTP server could not start; the log above has the reason") from exc
     finally:
-        listener.close()
+        sock.close()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from mcp_server import metrics
 from mcp_server.doors.auth import BearerAuth, load_or_create_token
-from mcp_server.doors.connections import HEAD_SEC, KEEP_ALIVE_SEC, RequestLimit, deadline_protocol
+from mcp_server.doors.connections import HEAD_SEC, KEEP_ALIVE_SEC, BoundedSocket, RequestLimit, deadline_protocol
 from mcp_server.doors.guards import HostGuard
 from mcp_server.doors.problems import ASGIApp, Receive, Scope, Send, send_problem
 from mcp_server.errors import NetworkToolsError, NotFoundError
@@ -29,6 +29,7 @@ PATH: Final = "/metrics"
 HOST: Final = "127.0.0.1"
 """The address of a page on a port of its own: for a scraper on this machine."""
 MAX_REQUESTS: Final = 8
+MAX_CONNECTIONS: Final = 32
 STOP_SEC: Final = 1
 
 
@@ -81,7 +82,7 @@ class MetricsPage:
             return
         try:
             app = await asyncio.to_thread(self._application, port)
-            sock = socket.create_server((HOST, port))
+            sock = BoundedSocket(socket.create_server((HOST, port)), MAX_CONNECTIONS)
         except (OSError, NetworkToolsError) as error:
             # Calls are what this server is for: without its page it still does all of them.
             logger.warning("metrics.page_not_served port=%d: %s", port, error)

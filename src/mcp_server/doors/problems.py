@@ -9,7 +9,7 @@ from contextlib import suppress
 from http import HTTPStatus
 from typing import Any, Final, TypeAlias
 
-from mcp_server.errors import NetworkToolsError
+from mcp_server.errors import ERRORS, NetworkToolsError
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Message: TypeAlias = MutableMapping[str, Any]
@@ -26,12 +26,58 @@ _DISCARD_SEC: Final = 2.0
 _DISCARD_BYTES: Final = 64 * 1024 * 1024
 
 
+PROBLEM_SCHEMA: Final[dict[str, Any]] = {
+    "type": "object",
+    "required": ["type", "title", "status", "code", "message", "hint", "retryable"],
+    "properties": {
+        "type": {"type": "string"},
+        "title": {"type": "string"},
+        "status": {"type": "integer"},
+        "code": {"type": "string", "description": "A row of the error table", "enum": sorted(ERRORS)},
+        "message": {"type": "string"},
+        "hint": {"type": "string"},
+        "retryable": {"type": "boolean", "description": "Whether the same call may succeed later"},
+        "details": {"type": "object"},
+        "result": {"type": "object", "description": "What a run that failed or was cut short still gave"},
+    },
+}
+"""`problem_body` on the OpenAPI page, where it is the schema ``Problem``."""
+
+GUARDED: Final = (401, 403, 408, 413, 422, 429, 500, 503)
+"""Problems that every route behind the guards may answer with."""
+
+_RETRY: Final = {
+    "Retry-After": {"description": "Seconds to wait, where known", "schema": {"type": "integer", "minimum": 1}}
+}
+_HEADERS: Final[dict[int, dict[str, Any]]] = {
+    401: {"WWW-Authenticate": {"required": True, "schema": {"type": "string", "pattern": "^Bearer"}}},
+    408: _RETRY,
+    429: _RETRY,
+    503: _RETRY,
+}
+
+
+def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The problems of a route as FastAPI's ``responses`` takes them, by status."""
+    return {
+        status: {
+            "description": _title(status),
+            "content": {PROBLEM_JSON: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+            **({"headers": _HEADERS[status]} if status in _HEADERS else {}),
+        }
+        for status in statuses
+    }
+
+
 def problem_body(error: NetworkToolsError) -> dict[str, Any]:
     """The body of an error: RFC 9457's ``type``, ``title`` and ``status``, and code, message, hint, retryable."""
     status = error.spec.http
+    return {"type": "about:blank", "title": _title(status), "status": status, **error.as_dict()}
+
+
+def _title(status: int) -> str:
     # 499 (client closed request) is nobody's standard, and has no phrase.
-    title = HTTPStatus(status).phrase if status != 499 else "Client Closed Request"
-    return {"type": "about:blank", "title": title, "status": status, **error.as_dict()}
+    return HTTPStatus(status).phrase if status != 499 else "Client Closed Request"
 
 
 def retry_header(error: NetworkToolsError) -> dict[str, str]:

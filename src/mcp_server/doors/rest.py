@@ -9,7 +9,7 @@ from dataclasses import asdict
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
-from fastapi import Body, Depends, FastAPI, Query, Request
+from fastapi import Body, Depends, FastAPI, Path, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
@@ -20,16 +20,25 @@ from mcp_server.config import describe
 from mcp_server.doors import mcp as mcp_door
 from mcp_server.doors import metrics_page
 from mcp_server.doors import scope as scope_door
-from mcp_server.doors.admin import add_admin_routes
+from mcp_server.doors.admin import ToolName, add_admin_routes
+from mcp_server.doors.answers import ConfigReport, Index, RunList, RunPage, ScopeReport, ToolList
 from mcp_server.doors.events import add_event_routes
 from mcp_server.doors.health import add_health_routes
-from mcp_server.doors.problems import PROBLEM_JSON, problem_body, retry_header
+from mcp_server.doors.problems import (
+    GUARDED,
+    PROBLEM_JSON,
+    PROBLEM_SCHEMA,
+    problem_body,
+    problem_responses,
+    retry_header,
+)
 from mcp_server.doors.runs import raw_of, run_page
 from mcp_server.doors.views import tool_output
 from mcp_server.errors import ArgumentError, NetworkToolsError, NotFoundError
 from mcp_server.model.record import run_record
 from mcp_server.model.run import Actor, Outcome
 from mcp_server.model.untrusted import neutralise
+from mcp_server.scope.reading import MAX_CHARS
 from mcp_server.steps.signals import known_name
 
 if TYPE_CHECKING:
@@ -39,29 +48,36 @@ if TYPE_CHECKING:
 HOSTS_IN_ANSWER = 100
 T = TypeVar("T")
 
-_PROBLEM: dict[str, Any] = {
-    "description": "A problem: code, message, hint, retryable",
-    "content": {PROBLEM_JSON: {"schema": {"$ref": "#/components/schemas/Problem"}}},
-}
-_PROBLEM_SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "required": ["status", "code", "message", "hint", "retryable"],
+RunId = Annotated[str, Path(description="A run's id", examples=["r_0123456789abcdef01234567"])]
+Cursor = Annotated[
+    str | None,
+    Query(
+        description="next_cursor of the page before, unchanged; without it: the first page",
+        # Said, not checked here: the store refuses any other, and says what to send instead.
+        json_schema_extra={"minLength": 1, "pattern": "^[A-Za-z0-9_-]+$"},
+    ),
+]
+_ARGUMENTS: dict[str, Any] = {
+    "description": "The tool's parameters; GET /tools has the schema of each tool's own.",
+    "required": ["target"],
     "properties": {
-        "type": {"type": "string"},
-        "title": {"type": "string"},
-        "status": {"type": "integer"},
-        "code": {"type": "string", "description": "A row of the error table"},
-        "message": {"type": "string"},
-        "hint": {"type": "string"},
-        "retryable": {"type": "boolean"},
-        "details": {"type": "object"},
-        "result": {"type": "object", "description": "What a run that failed or was cut short still gave"},
+        "target": {
+            "anyOf": [
+                {"type": "string", "minLength": 1, "maxLength": MAX_CHARS},
+                {"type": "array", "minItems": 1, "items": {"type": "string", "minLength": 1, "maxLength": MAX_CHARS}},
+            ]
+        }
     },
 }
-
-
-def _responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    return dict.fromkeys((*statuses, 401, 403, 422, 500, 503), _PROBLEM)
+_RAW: dict[str, Any] = {
+    "description": "The bytes as the tool wrote them",
+    "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+    "headers": {
+        "Content-Disposition": {"required": True, "schema": {"type": "string", "pattern": "^attachment; "}},
+        "X-Content-Type-Options": {"required": True, "schema": {"const": "nosniff"}},
+        "X-Content-SHA256": {"required": True, "schema": {"type": "string", "pattern": "^[0-9a-f]{64}$"}},
+    },
+}
 
 
 def build_rest(server: EnhancedMCPServer) -> FastAPI:
@@ -83,7 +99,7 @@ def build_rest(server: EnhancedMCPServer) -> FastAPI:
     _add_scope_route(app, server)
     _add_tool_routes(app, server)
     _add_run_routes(app, server)
-    _document_problems(app)
+    _document(app, server)
     return app
 
 
@@ -135,7 +151,11 @@ def _add_problem_handlers(app: FastAPI) -> None:
 
 
 def _add_server_routes(app: FastAPI, server: EnhancedMCPServer) -> None:
-    @app.get("/", summary="What this is and where to look", responses=_responses())
+    @app.get(
+        "/",
+        summary="What this is and where to look",
+        responses=problem_responses(*GUARDED) | {200: {"model": Index}},
+    )
     async def root() -> dict[str, Any]:
         return {
             "name": "mcp-network-tools",
@@ -154,12 +174,16 @@ def _add_server_routes(app: FastAPI, server: EnhancedMCPServer) -> None:
         "/metrics",
         summary="Figures for Prometheus",
         response_class=Response,
-        responses=_responses(404) | {200: {"content": {"text/plain": {}}}},
+        responses=problem_responses(*GUARDED, 404) | {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
     )
     async def figures() -> Response:
         return Response(await metrics_page.page(server.config), headers={"Content-Type": metrics.CONTENT_TYPE})
 
-    @app.get("/config", summary="The configuration in force, secrets redacted", responses=_responses())
+    @app.get(
+        "/config",
+        summary="The configuration in force, secrets redacted",
+        responses=problem_responses(*GUARDED) | {200: {"model": ConfigReport}},
+    )
     async def config() -> dict[str, Any]:
         current = server.pipeline.config
         later = [f"{key.section}.{key.key}" for key in describe(current) if key.status == "later"]
@@ -176,13 +200,26 @@ def _add_scope_route(app: FastAPI, server: EnhancedMCPServer) -> None:
     @app.get(
         "/scope",
         summary="Whether targets may be touched, by which line, and what a call would cost; without any: the policy",
-        responses=_responses(404),
+        responses=problem_responses(*GUARDED, 404) | {200: {"model": ScopeReport}},
     )
     async def scope(
-        target: Annotated[list[str] | None, Query(description="Address, CIDR or name; repeat it for several")] = None,
+        target: Annotated[
+            list[scope_door.Text] | None,
+            Query(
+                max_length=scope_door.MAX_TARGETS,
+                description="Address, CIDR or name; repeat it for several",
+                examples=[["192.168.1.10"]],
+            ),
+        ] = None,
         risk: Annotated[scope_door.RiskName | None, Query(description="Ask for this risk")] = None,
-        tool: Annotated[str | None, Query(description="Plan a call of this tool")] = None,
-        parameters: Annotated[str | None, Query(description="Its arguments besides target, a JSON object")] = None,
+        tool: Annotated[scope_door.Text | None, Query(description="Plan a call of this tool, on target")] = None,
+        parameters: Annotated[
+            str | None,
+            Query(
+                description="Its arguments besides target",
+                json_schema_extra={"contentMediaType": "application/json", "contentSchema": {"type": "object"}},
+            ),
+        ] = None,
     ) -> dict[str, Any]:
         given = {"target": target, "risk": risk, "tool": tool, "parameters": _json_object(parameters)}
         query = scope_door.read_query({key: value for key, value in given.items() if value is not None})
@@ -199,7 +236,11 @@ def _json_object(text: str | None) -> Any:
 
 
 def _add_tool_routes(app: FastAPI, server: EnhancedMCPServer) -> None:
-    @app.get("/tools", summary="The tools, with their parameters", responses=_responses())
+    @app.get(
+        "/tools",
+        summary="The tools, with their parameters",
+        responses=problem_responses(*GUARDED) | {200: {"model": ToolList}},
+    )
     async def tools() -> dict[str, Any]:
         return {
             "tools": [
@@ -214,12 +255,14 @@ def _add_tool_routes(app: FastAPI, server: EnhancedMCPServer) -> None:
         summary="Run a tool and wait for its result",
         response_model=ToolOutput,
         response_model_exclude_none=True,
-        responses=_responses(400, 404, 409, 413, 429, 502, 504, 507),
+        responses=problem_responses(*GUARDED, 400, 404, 409, 499, 502, 504, 507),
     )
     async def execute(
         request: Request,
-        tool_name: str,
-        arguments: Annotated[dict[str, Any], Body(examples=[{"target": "192.168.1.10", "ports": "top:100"}])],
+        tool_name: ToolName,
+        arguments: Annotated[
+            dict[str, Any], Body(json_schema_extra=_ARGUMENTS, examples=[{"target": "127.0.0.1", "ports": "22,80"}])
+        ],
     ) -> Any:
         actor = Actor("token", "rest", neutralise(request.headers.get("user-agent", ""), 128))
         named = {
@@ -276,19 +319,27 @@ async def _unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -
 
 
 def _add_run_routes(app: FastAPI, server: EnhancedMCPServer) -> None:
-    @app.get("/runs", summary="Runs, newest first, in pages", responses=_responses())
+    @app.get(
+        "/runs",
+        summary="Runs, newest first, in pages",
+        responses=problem_responses(*GUARDED) | {200: {"model": RunList}},
+    )
     async def runs(
         limit: Annotated[int, Query(ge=1, le=1000)] = 50,
-        cursor: str | None = None,
-        tool: str | None = None,
-        outcome: Outcome | None = None,
+        cursor: Cursor = None,
+        tool: Annotated[str | None, Query(description="Only those of this tool")] = None,
+        outcome: Annotated[Outcome | None, Query(description="Only those that ended so")] = None,
     ) -> dict[str, Any]:
         page = await (await server.store()).list_runs(limit=limit, cursor=cursor, tool=tool, outcome=outcome)
         return {"runs": [run_record(run) for run in page.items], "total": page.total, "next_cursor": page.next_cursor}
 
-    @app.get("/runs/{run_id}", summary="One run with a page of the hosts it saw", responses=_responses(404))
+    @app.get(
+        "/runs/{run_id}",
+        summary="One run with a page of the hosts it saw",
+        responses=problem_responses(*GUARDED, 404) | {200: {"model": RunPage}},
+    )
     async def run(
-        run_id: str, limit: Annotated[int, Query(ge=1, le=1000)] = HOSTS_IN_ANSWER, cursor: str | None = None
+        run_id: RunId, limit: Annotated[int, Query(ge=1, le=1000)] = HOSTS_IN_ANSWER, cursor: Cursor = None
     ) -> dict[str, Any]:
         return await run_page(await server.store(), run_id, limit=limit, cursor=cursor)
 
@@ -296,9 +347,9 @@ def _add_run_routes(app: FastAPI, server: EnhancedMCPServer) -> None:
         "/runs/{run_id}/raw",
         summary="The tool's own output, byte for byte",
         response_class=Response,
-        responses=_responses(404, 409) | {200: {"content": {"application/octet-stream": {}}}},
+        responses=problem_responses(*GUARDED, 404, 409) | {200: _RAW},
     )
-    async def raw(run_id: str) -> Response:
+    async def raw(run_id: RunId) -> Response:
         store = await server.store()
         record = await store.get_run(run_id)
         kept = raw_of(record)
@@ -321,12 +372,16 @@ def _add_run_routes(app: FastAPI, server: EnhancedMCPServer) -> None:
         return StreamingResponse(chunks(), media_type="application/octet-stream", headers=headers)
 
 
-def _document_problems(app: FastAPI) -> None:
+def _document(app: FastAPI, server: EnhancedMCPServer) -> None:
     original = app.openapi
 
     def openapi() -> dict[str, Any]:
         schema = original()
-        schema.setdefault("components", {}).setdefault("schemas", {})["Problem"] = _PROBLEM_SCHEMA
+        components = schema.setdefault("components", {})
+        components.setdefault("schemas", {})["Problem"] = PROBLEM_SCHEMA
+        if server.config.server.auth == "token":
+            components["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+            schema["security"] = [{"token": []}]
         return schema
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend the page

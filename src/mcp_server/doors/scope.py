@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from mcp_server.errors import AccessError, ArgumentError, NetworkToolsError, NotFoundError
+from mcp_server.errors import AccessError, ArgumentError, NetworkToolsError, NotFoundError, RefusedError
 from mcp_server.model.run import Actor, Risk
 from mcp_server.model.untrusted import neutralise
 
@@ -34,7 +34,8 @@ MAX_TARGETS: Final = 64
 MAX_CHARS: Final = 1024
 
 RiskName = Literal["passive", "probe", "scan", "intrusive"]
-_Text = Annotated[str, Field(max_length=MAX_CHARS)]
+Text = Annotated[str, Field(max_length=MAX_CHARS)]
+"""A target or the name of a tool, as it is asked about."""
 
 OUTPUT_SCHEMA: Final[dict[str, Any]] = {
     "type": "object",
@@ -53,11 +54,11 @@ class ScopeQuery(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, defer_build=True)
 
     target: Annotated[
-        _Text | Annotated[list[_Text], Field(min_length=1, max_length=MAX_TARGETS)] | None,
+        Text | Annotated[list[Text], Field(min_length=1, max_length=MAX_TARGETS)] | None,
         Field(description="Addresses, CIDRs or names."),
     ] = None
     risk: Annotated[RiskName | None, Field(description="Ask for this risk.")] = None
-    tool: Annotated[_Text | None, Field(description="Plan a call of this tool.")] = None
+    tool: Annotated[Text | None, Field(description="Plan a call of this tool.")] = None
     parameters: Annotated[dict[str, Any] | None, Field(description="Its arguments besides target.")] = None
 
     @property
@@ -96,9 +97,21 @@ async def ask_pipeline(pipeline: Pipeline, query: ScopeQuery, actor: Actor) -> d
     async def plan(resolver: Resolver, tool: str, arguments: Mapping[str, Any]) -> Plan:
         return await replace(pipeline, resolver=resolver).plan(tool, arguments, actor)
 
+    if any(_is_name(target) for target in query.targets or ()):
+        # What is asked of a name server leaves this host, and is on the log: as often as a tool may be called.
+        await pipeline.gate.count(NAME, actor)
     allow_intrusive = pipeline.config.security.allow_intrusive
     logged = _Logged(pipeline.resolver, pipeline.audit, actor)
     return await answer(query, pipeline.policy, logged, plan, allow_intrusive=allow_intrusive)
+
+
+def _is_name(target: str) -> bool:
+    from mcp_server.scope.reading import read_target
+
+    try:
+        return read_target(target).name is not None
+    except RefusedError:
+        return False
 
 
 class _Logged:

@@ -12,7 +12,7 @@ from typing import Final, Protocol
 
 import uvicorn
 
-from mcp_server.doors.connections import KEEP_ALIVE_SEC, Requests, deadline_protocol
+from mcp_server.doors.connections import KEEP_ALIVE_SEC, AcceptErrors, Requests, deadline_protocol
 from mcp_server.doors.problems import ASGIApp
 
 _LAST_EVENTS_SEC: Final = 0.2
@@ -67,6 +67,7 @@ class _Uvicorn(uvicorn.Server):
         self._shutdown_grace, self._stop = shutdown_grace, stop
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        asyncio.get_running_loop().set_exception_handler(AcceptErrors())
         await super().startup(sockets)
         self._ready()
 

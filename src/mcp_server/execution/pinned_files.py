@@ -60,6 +60,8 @@ def read_pins(path: Path) -> dict[str, frozenset[str]]:
 
     Raises ConfigError for a file that cannot be read, or a line that is not of that form.
     """
+    if path.exists() and not path.is_file():  # a pipe would hold up a reload for ever
+        raise ConfigError(f"security.pinned_files: {path} is not a regular file")
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeError) as error:

@@ -78,11 +78,6 @@ class RateLimiter:
         """Why calls are not counted where the configuration says, in a sentence; None while they are."""
         return self._problem if self._settings().storage_url else None
 
-    @property
-    def keys(self) -> int:
-        """How many keys this process's memory holds; one idle for a minute is dropped."""
-        return 0 if self._counts is None else len(self._counts)
-
     async def hit(self, actor: str, tool: str) -> None:
         """Count a call of ``tool`` by ``actor``.
 

@@ -78,12 +78,6 @@ class HealthCheckManager:
         self._checks[name] = _Registered(name, priority, check)
         self.doubt()
 
-    def unregister(self, name: str) -> None:
-        """Take a check away; KeyError for one that is not there."""
-        del self._checks[name]
-        self._missed.pop(name, None)
-        self.doubt()
-
     def observe(self, observer: Observer) -> None:
         """Have ``observer`` called after every round with it and the one before, for metrics and events."""
         self._observers.append(observer)

@@ -143,15 +143,17 @@ def changes(before: SystemHealth | None, after: SystemHealth) -> list[Change]:
 
 
 def news(before: SystemHealth | None, after: SystemHealth) -> dict[str, Any] | None:
-    """What to tell where a finding has changed, ready for JSON: ``status``, ``before``, and what is not healthy."""
-    if not changes(before, after):
+    """What to tell where the whole or a finding has another status now, ready for JSON; else None.
+
+    Keys: ``status`` and ``before`` of the whole, and ``checks``, the present status of each finding that changed.
+    """
+    found, was = changes(before, after), before.status if before else HealthStatus.HEALTHY
+    if not found and was is after.status:
         return None
     return {
         "status": after.status.value,
-        "before": (before.status if before else HealthStatus.HEALTHY).value,
-        "checks": {
-            result.name: result.status.value for result in after.results if result.status is not HealthStatus.HEALTHY
-        },
+        "before": was.value,
+        "checks": {change.name: change.after.value for change in found},
     }
 
 

@@ -158,8 +158,8 @@ def gauge(name: str, value: float, /, **labels: str) -> None:
         table.numbers[series] = number
 
 
-def gauge_function(name: str, fn: Callable[[], Reading], /, **labels: str) -> Callable[[], None]:
-    """Ask ``fn`` for a gauge whenever the page is read; returns what takes it back.
+def gauge_function(name: str, fn: Callable[[], Reading], /, **labels: str) -> None:
+    """Ask ``fn`` for a gauge whenever the page is read.
 
     ``fn`` is called where `collect` is, and is quick. With ``labels`` it gives the number of that series; without,
     for a gauge that has labels, numbers by label value (by a tuple of them where there are several). None, or an
@@ -171,13 +171,6 @@ def gauge_function(name: str, fn: Callable[[], Reading], /, **labels: str) -> Ca
             raise ValueError(f"{name} is a {metric.kind} with the labels {metric.labels}")
         key = (name, tuple(str(labels[label]) for label in metric.labels if label in labels))
         _figures.functions[key] = fn
-
-    def take_back() -> None:
-        with _figures.lock:
-            if _figures.functions.get(key) is fn:
-                del _figures.functions[key]
-
-    return take_back
 
 
 def prepare(tools: Iterable[str]) -> None:

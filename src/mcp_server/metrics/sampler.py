@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from mcp_server.config.sections import MetricsConfig
-from mcp_server.metrics.figures import configure, gauge
+from mcp_server.metrics.figures import gauge
 
 logger = logging.getLogger(__name__)
 
@@ -51,9 +51,7 @@ class Sampler:
             await asyncio.sleep(self._tick_sec)
             worst = max(worst, loop.time() - expected)
             since += self._tick_sec
-            settings = self._settings()
-            configure(enabled=settings.enabled)
-            if since >= settings.collection_interval:
+            if since >= self._settings().collection_interval:
                 gauge("mcp_event_loop_lag_seconds", worst)
                 worst, since = 0.0, 0.0
                 await self._read_disk()

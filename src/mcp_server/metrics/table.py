@@ -43,7 +43,18 @@ _LONG: Final = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 30
 
 STEPS: Final = ("call", "plan", "authorise", "admit", "run", "remember")
 ALARMS: Final = ("guard_drops", "guard_lost")
-AUDIT_CODES: Final = ("audit_unavailable", "audit_broken")
+AUDIT_CODES: Final = ("audit_unavailable", "audit_broken", "disk_full")
+NO_REFUSALS: Final = frozenset(
+    {
+        # Of the doors, before there is a call.
+        *("unauthorized", "forbidden_origin", "body_too_large", "method_not_allowed", "not_found"),
+        # Of what was remembered, of a start, of a run that was begun, and of a caller that went away.
+        *("unknown_run", "run_not_finished", "config_invalid", "enforcement_too_weak"),
+        *("tool_failed", "timeout", "output_exceeded", "cancelled"),
+    }
+)
+"""Codes that no call is refused with: a figure for one would stay 0 whatever happens."""
+REFUSALS: Final = tuple(code for code in ERRORS if code not in NO_REFUSALS)
 
 METRICS: Final[dict[str, Metric]] = {
     "mcp_tool_execution_total": _counter("Calls that ended, by outcome", "tool", "status", "error_type"),
@@ -56,7 +67,7 @@ METRICS: Final[dict[str, Metric]] = {
     "mcp_queue_depth": _gauge("Calls that wait for a place", "tool"),
     "mcp_queue_wait_seconds": _histogram("Time a call waited for its place", "tool", buckets=(0.01, *_LONG)),
     "mcp_refusals_total": _counter(
-        "Calls that were refused, by error code", "code", known=tuple((code,) for code in ERRORS)
+        "Calls that were refused, by error code", "code", known=tuple((code,) for code in REFUSALS)
     ),
     "mcp_guard_drops_total": _counter("Packets of tools that the guard dropped, by its rule", "rule"),
     "mcp_guard_failures_total": _counter("Times the guard was found gone or changed"),

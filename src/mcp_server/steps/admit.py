@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 FLOOD_PAUSE_SEC: Final = 0.1
 """How long a call over its rate limit waits for the refusal."""
 FAULTS: Final = frozenset({"binary_not_found", "binary_changed", "tool_failed", "timeout"})
-"""Codes of failures that are the tool's. A time-out counts only where the caller had not shortened the time."""
+"""Codes of failures that are the tool's; a time-out only where it is not the caller's doing."""
 
 
 class Gate:
@@ -84,7 +84,7 @@ class Gate:
 
         try:
             async with self._admission.slot(ticket, on_wait) as admitted:
-                self._signals.started(call, admitted.waited)
+                self._signals.placed(call, admitted.waited)
                 yield admitted
         finally:
             self._signals.left(ticket.tool)
@@ -98,10 +98,15 @@ def judge(permit: Permit, plan: Plan, error: NetworkToolsError | None) -> None:
     """Tell the breaker what a finished run says of its tool."""
     if error is None:
         permit.success()
-    elif error.code in FAULTS and not (error.code == "timeout" and _shortened(plan)):
+    elif error.code in FAULTS and not (error.code == "timeout" and _was_to_be_expected(plan)):
         permit.failure()
 
 
-def _shortened(plan: Plan) -> bool:
-    """Whether the caller asked for less time than the tool would have had."""
-    return plan.limits.timeout_sec < plan.usual_timeout_sec
+def _was_to_be_expected(plan: Plan) -> bool:
+    """Whether a time-out is the caller's doing, who asked for less time than is usual, or for more than fits into it.
+
+    Else one caller could have the breaker take a tool from all the others.
+    """
+    limit = plan.limits.timeout_sec
+    shortened = limit < plan.usual_timeout_sec
+    return shortened or plan.invocation.estimate.seconds > limit or bool(plan.call.parameters.extra_args)

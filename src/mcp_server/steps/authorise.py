@@ -116,12 +116,7 @@ class Authoriser:
 
 async def log_not_started(audit: AuditLog, authorised: Authorised, error: BaseException) -> None:
     """Put the end of an accepted call on the log that came to no run: no place, no store, or given up while waiting."""
-    if isinstance(error, NetworkToolsError):
-        outcome, code = Outcome.REFUSED if isinstance(error, RefusedError) else Outcome.FAILED, error.code
-    elif isinstance(error, asyncio.CancelledError):
-        outcome, code = Outcome.CANCELLED, "cancelled"
-    else:
-        outcome, code = Outcome.FAILED, "internal_error"
+    outcome, code = ending(error)
     call = authorised.plan.call
     await audit.append(
         "end",
@@ -131,6 +126,15 @@ async def log_not_started(audit: AuditLog, authorised: Authorised, error: BaseEx
         outcome=outcome.value,
         code=code,
     )
+
+
+def ending(error: BaseException) -> tuple[Outcome, str]:
+    """What a call came to that this error ended, and the code of that."""
+    if isinstance(error, NetworkToolsError):
+        return Outcome.REFUSED if isinstance(error, RefusedError) else Outcome.FAILED, error.code
+    if isinstance(error, asyncio.CancelledError):
+        return Outcome.CANCELLED, "cancelled"
+    return Outcome.FAILED, "internal_error"
 
 
 def _touched(plan: Plan) -> tuple[list[Network], list[str]]:

@@ -88,16 +88,22 @@ class Denials:
 
 
 def _fields(actor: Actor, tool: str, arguments: Mapping[str, Any], error: NetworkToolsError) -> dict[str, Any]:
-    given = arguments.get("correlation_id")
+    given = given_id(arguments)
     return {
         "decision": "deny",
-        **({"correlation_id": printable(given, CORRELATION_ID_MAX_CHARS)} if isinstance(given, str) else {}),
+        **({} if given is None else {"correlation_id": given}),
         **who(actor),
         "tool": printable(tool, 64),
         "arguments": printable(dict(arguments), 256),
         "code": error.code,
         "reason": printable(error.message, 512),
     }
+
+
+def given_id(arguments: Mapping[str, Any]) -> str | None:
+    """The correlation id as the caller gave it, bounded and escaped: of a call that was not understood."""
+    given = arguments.get("correlation_id")
+    return str(printable(given, CORRELATION_ID_MAX_CHARS)) if isinstance(given, str) else None
 
 
 def who(actor: Actor) -> dict[str, str]:

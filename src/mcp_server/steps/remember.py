@@ -10,10 +10,10 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from mcp_server.audit import AuditLog
-from mcp_server.errors import NetworkToolsError
+from mcp_server.errors import NetworkToolsError, PlatformError
 from mcp_server.model.asset import Host
 from mcp_server.model.digest import HostDigest
-from mcp_server.model.run import Coverage, Run
+from mcp_server.model.run import Coverage, Outcome, Run
 
 if TYPE_CHECKING:
     from mcp_server.steps.authorise import Authorised
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 RETRY_SEC = 1.0
+LATER_ATTEMPTS = 64
+LATER_LONGEST_SEC = 60.0
 BATCH = 256
 """Hosts written together; fewer are written when the run ends."""
 
@@ -54,6 +56,8 @@ class Recorder:
 
     def __init__(self, store: Store, audit: AuditLog, run: Run) -> None:
         self.run = run
+        self.begun = False
+        """Whether the store has a row of it."""
         self._store = store
         self._audit = audit
         self._pending: list[Host] = []
@@ -63,6 +67,7 @@ class Recorder:
     async def begin(self) -> None:
         """Write the row of a run that is about to start."""
         await self._store.begin(self.run)
+        self.begun = True
 
     def see(self, hosts: Iterable[Host]) -> None:
         """Take hosts from the parser; cheap, no I/O."""
@@ -100,13 +105,17 @@ class Recorder:
     async def finish(self, run: Run, process: Mapping[str, Any] | None = None) -> Run:
         """Write the last hosts, the end of the run and its record on the decision log.
 
-        ``process`` holds what only the log keeps of the program: its pid, and the bytes it wrote.
+        ``process`` holds what only the log keeps of the program: its pid, and the bytes it wrote. Where the store
+        fails, that is how the run ended: the log says so, and raises; `store_end` may be tried again.
         """
-        run = replace(run, ended=run.ended or datetime.now(UTC))
+        self.run = run = replace(run, ended=run.ended or datetime.now(UTC))
         try:
-            await self.flush()
-            await self._store.finish(run)
-            self.run = run
+            await self.store_end()
+        except NetworkToolsError as failure:
+            reason: dict[str, Any] = {"error_code": failure.code, "error_message": failure.message}
+            self.run = run = replace(run, outcome=Outcome.FAILED, **reason)
+            failure.details.setdefault("run_id", run.id)
+            raise
         finally:
             # Every decision that accepted a call has its end on the log, also where the store has failed.
             await self._audit.append(
@@ -122,3 +131,41 @@ class Recorder:
                 **(process or {}),
             )
         return run
+
+    async def store_end(self) -> None:
+        """Write the last hosts and the end of the run."""
+        await self.flush()
+        await self._store.finish(self.run)
+
+
+class Unstored:
+    """Ends of runs that the store did not take, tried again until it does: a database that comes back has them all."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def keep(self, recorder: Recorder) -> None:
+        """Try from now on, with longer and longer pauses, for an hour or so."""
+        task = asyncio.create_task(_store_later(recorder))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def close(self) -> None:
+        """Give up; the next start finds the runs and marks them interrupted."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+async def _store_later(recorder: Recorder) -> None:
+    for attempt in range(LATER_ATTEMPTS):
+        await asyncio.sleep(min(RETRY_SEC * 2**attempt, LATER_LONGEST_SEC))
+        try:
+            await recorder.store_end()
+        except PlatformError:
+            continue
+        except NetworkToolsError as error:
+            logger.error("store.end_given_up run_id=%s: %s", recorder.run.id, error.message)  # noqa: TRY400 - our own words say all
+            return
+        logger.info("store.end_stored_late run_id=%s", recorder.run.id)
+        return

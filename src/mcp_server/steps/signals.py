@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from mcp_server import metrics, tracing
 from mcp_server.discovery import Toolbox
-from mcp_server.errors import NetworkToolsError, NotFoundError
+from mcp_server.errors import ERRORS, NetworkToolsError, NotFoundError
 from mcp_server.model.run import Actor, Outcome, Run
 
 if TYPE_CHECKING:
@@ -49,16 +49,19 @@ class Signals:
         self._events = events
         self._admission = admission
 
-    def refused(self, tool: str, actor: Actor, error: NetworkToolsError) -> None:
-        """A call came to nothing before a run was begun."""
-        kind = error.spec.type.value
-        metrics.count("mcp_refusals_total", code=error.code)
-        metrics.count("mcp_tool_execution_total", tool=tool, status=Outcome.REFUSED.value, error_type=kind)
-        metrics.count("mcp_tool_errors_total", tool=tool, error_type=kind)
-        self._load(tool)
+    def refused(self, tool: str, actor: Actor, error: NetworkToolsError, correlation_id: str | None = None) -> None:
+        """A call was refused, or given up, before it was decided on."""
+        outcome = Outcome.CANCELLED if error.code == "cancelled" else Outcome.REFUSED
+        self._count_refusal(tool, outcome, error.code)
         told = {"tool": tool, "actor": actor.name, "door": actor.door, "code": error.code}
-        wait = error.details.get("retry_after")
-        self._events.publish("call.refused", told if wait is None else told | {"retry_after": wait})
+        more = {"correlation_id": correlation_id, "retry_after": error.details.get("retry_after")}
+        self._events.publish("call.refused", told | {name: value for name, value in more.items() if value is not None})
+
+    def not_started(self, authorised: Authorised, outcome: Outcome, code: str) -> None:
+        """A call was decided on, and came to no run."""
+        call = authorised.plan.call
+        self._count_refusal(call.tool.tool_name(), outcome, code)
+        self._events.publish("run.ended", _of(call) | {"outcome": outcome.value, "code": code})
 
     def accepted(self, authorised: Authorised) -> None:
         """A call was decided on, and waits for a place."""
@@ -78,12 +81,16 @@ class Signals:
         told = {"place": waiting.place, "wait_sec": waiting.expected_sec}
         self._events.publish("run.queued", _of(call) | told)
 
-    def started(self, call: Call, waited_sec: float) -> None:
+    def placed(self, call: Call, waited_sec: float) -> None:
         """A call got its place."""
         tool = call.tool.tool_name()
         self._load(tool)
         metrics.observe("mcp_queue_wait_seconds", waited_sec, tool=tool)
-        self._events.publish("run.started", _of(call) | {"waited_sec": round(waited_sec, 3)})
+
+    def started(self, run: Run, waited_sec: float) -> None:
+        """A run was begun; its program is started next."""
+        told = {"run_id": run.id, "tool": run.tool, "waited_sec": round(waited_sec, 3)}
+        self._events.publish("run.started", told)
 
     def beat(self, run: Run, beat: Beat) -> None:
         """A run goes on."""
@@ -122,10 +129,20 @@ class Signals:
         """A place became free."""
         self._load(tool)
 
-    def alarm(self, alarm: str, run: Run) -> None:
-        """The guard dropped something, or is gone."""
+    def alarm(self, alarm: str, run: Run, message: str, count: int | None = None) -> None:
+        """The guard dropped something during a run, or is gone."""
+        logger.critical("guard.alarm alarm=%s: %s", alarm, message)
         metrics.count("mcp_alarms_total", alarm=alarm)
-        self._events.publish("alarm", {"alarm": alarm, "run_id": run.id})
+        told: dict[str, Any] = {"alarm": alarm, "run_id": run.id, "message": message}
+        self._events.publish("alarm", told if count is None else told | {"count": count})
+
+    def _count_refusal(self, tool: str, outcome: Outcome, code: str) -> None:
+        kind = ERRORS[code].type.value
+        if outcome is not Outcome.CANCELLED:
+            metrics.count("mcp_refusals_total", code=code)
+        metrics.count("mcp_tool_execution_total", tool=tool, status=outcome.value, error_type=kind)
+        metrics.count("mcp_tool_errors_total", tool=tool, error_type=kind)
+        self._load(tool)
 
     def _load(self, tool: str) -> None:
         load = self._admission.load(tool)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from mcp_server import metrics
@@ -11,6 +11,9 @@ from mcp_server.audit import AuditLog
 from mcp_server.errors import NetworkToolsError
 from mcp_server.execution.guard import Guard, GuardReading
 from mcp_server.model.run import Run
+
+if TYPE_CHECKING:
+    from mcp_server.steps.signals import Signals
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +44,9 @@ def _count(guard: Guard, drops: dict[str, int]) -> None:
     _counted[guard] = drops
 
 
-async def difference(guard: Guard, before: GuardReading | None, audit: AuditLog, run: Run) -> dict[str, Any]:
+async def difference(
+    guard: Guard, before: GuardReading | None, audit: AuditLog, run: Run, signals: Signals
+) -> dict[str, Any]:
     """What the guard did since ``before``, ready for records; empty in the argument tier.
 
     Keys: ``ruleset`` (SHA-256), ``passed`` and ``dropped`` (packets; drops by rule), and where they apply
@@ -53,7 +58,8 @@ async def difference(guard: Guard, before: GuardReading | None, audit: AuditLog,
     try:
         after = await read_guard(guard)
     except NetworkToolsError as error:
-        await _raise_alarm(audit, run, "guard_lost", reason=error.message)
+        signals.alarm("guard_lost", run, error.message)
+        await _log_alarm(audit, run, "guard_lost", reason=error.message)
         return {"ruleset": before.ruleset, "lost": error.message}
     if after is None:
         return {"ruleset": before.ruleset, "lost": "the guard is no longer in force"}
@@ -66,12 +72,13 @@ async def difference(guard: Guard, before: GuardReading | None, audit: AuditLog,
     if after.ruleset != before.ruleset:
         facts["ruleset_after"] = after.ruleset
     if facts["dropped"]:
-        await _raise_alarm(audit, run, "guard_drops", dropped=facts["dropped"])
+        count, rules = sum(facts["dropped"].values()), ", ".join(facts["dropped"])
+        signals.alarm("guard_drops", run, f"the guard dropped {count} packets of a tool ({rules})", count)
+        await _log_alarm(audit, run, "guard_drops", dropped=facts["dropped"])
     return facts
 
 
-async def _raise_alarm(audit: AuditLog, run: Run, alarm: str, **facts: Any) -> None:
-    logger.critical("guard.alarm alarm=%s run_id=%s: %s", alarm, run.id, facts)
+async def _log_alarm(audit: AuditLog, run: Run, alarm: str, **facts: Any) -> None:
     try:
         await audit.append("alarm", alarm=alarm, run_id=run.id, scope_hash=run.scope_hash, **facts)
     except NetworkToolsError as error:

@@ -145,6 +145,17 @@ def test_the_lowest_rate_counts(terms: ScopePolicy) -> None:
     assert ScopePolicy.from_entries(["RFC1918"]).rate_for([ip_network("10.0.0.1")]) is None
 
 
+def test_every_entry_with_a_rate_is_named_however_many_there_are(tmp_path: Path) -> None:
+    entries = "".join(f"  - network: 10.0.{n}.0/24\n    packets_per_second: {n + 1}\n" for n in range(40))
+    file = tmp_path / "policy.yaml"
+    file.write_text("version: 1\nallow:\n  - 10.1.0.0/16\n" + entries)
+    file.chmod(0o600)
+    policy = ScopePolicy.load(file, (), entries_are_set=False)
+    assert policy.rated_entries([ip_network("10.1.0.0/16")]) == ()
+    assert policy.rated_entries([ip_network("10.0.3.7")]) == ("10.0.3.0/24",)
+    assert len(policy.rated_entries([ip_network("10.0.0.0/19"), ip_network("10.0.32.0/21")])) == 40
+
+
 def test_a_name_adds_the_terms_of_its_own_line_and_no_defaults(terms: ScopePolicy) -> None:
     assert code(terms, "10.1.0.1", names=("a.lab.internal",), risk=Risk.INTRUSIVE) is None
     assert code(terms, "10.1.0.1", names=("a.slow.lab.internal",), risk=Risk.SCAN) == "risk_not_allowed"

@@ -1,0 +1,119 @@
+"""Whatever becomes of a call is told: its last event, its count, its record; a reload that fails changes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mcp_server import metrics
+from mcp_server.config import load_config
+from mcp_server.errors import NetworkToolsError, PlatformError
+from mcp_server.model.run import Actor, Outcome
+from mcp_server.server import EnhancedMCPServer
+from tests.support.doors import environment, log_records
+from tests.support.scans import own_network, slow_scan, started
+
+ACTOR = Actor("tester", "test")
+QUICK = {"target": "127.0.0.1", "ports": "1-3"}
+
+
+@pytest.fixture
+async def server(tmp_path: Path) -> AsyncIterator[EnhancedMCPServer]:
+    made = EnhancedMCPServer(load_config(env=environment(tmp_path / "state")))
+    yield made
+    await made.cleanup()
+
+
+def ended(status: str) -> float:
+    """How many calls of nmap have ended so, as the figures say."""
+    page = metrics.exposition().decode().splitlines()
+    found = [line for line in page if line.startswith("mcp_tool_execution_total{") and f'status="{status}"' in line]
+    return sum(float(line.split()[-1]) for line in found if 'tool="nmap"' in line)
+
+
+async def test_a_call_that_is_given_up_in_line_has_its_end_told(server: EnhancedMCPServer) -> None:
+    events, before = server.pipeline.events.subscribe(), ended("cancelled")
+    target = own_network()
+    running = asyncio.create_task(server.pipeline.call("nmap", slow_scan(target), ACTOR))
+    await started(target)
+    queued = asyncio.create_task(server.pipeline.call("nmap", QUICK, ACTOR))
+    async with asyncio.timeout(10):
+        while server.pipeline.admission.load("nmap").waiting != 1:
+            await asyncio.sleep(0.02)
+    for task in (queued, running):
+        task.cancel()
+    await asyncio.gather(queued, running, return_exceptions=True)
+    told: dict[str, list[str]] = {}
+    for event in await events.take():
+        told.setdefault(event.data["run_id"], []).append(event.kind)
+    first, second = (list(dict.fromkeys(kinds)) for kinds in told.values())
+    assert [kind for kind in first if kind != "run.progress"] == ["run.accepted", "run.started", "run.ended"]
+    assert second == ["run.accepted", "run.queued", "run.ended"]
+    assert ended("cancelled") == before + 2
+
+
+async def test_a_run_whose_end_cannot_be_stored_is_told_as_failed(
+    server: EnhancedMCPServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = await server.store()
+
+    async def lost(*_: Any) -> None:
+        raise PlatformError("the store is away", code="store_unavailable")
+
+    events = server.pipeline.events.subscribe()
+    with monkeypatch.context() as away:
+        away.setattr(store, "finish", lost)
+        with pytest.raises(PlatformError) as caught:
+            await server.pipeline.call("nmap", QUICK, ACTOR)
+    run_id = caught.value.details["run_id"]
+    last = (await events.take())[-1]
+    assert last.kind == "run.ended"
+    assert (last.data["run_id"], last.data["outcome"], last.data["code"]) == (run_id, "failed", "store_unavailable")
+    (end,) = [each for each in log_records(server.config.state_dir) if each["event"] == "end"]
+    assert (end["outcome"], end["code"]) == ("failed", "store_unavailable")
+    # The store is back: it is given the end after all, with the hosts, and says the same.
+    async with asyncio.timeout(10):
+        while (run := await store.get_run(run_id)).outcome is Outcome.RUNNING:
+            await asyncio.sleep(0.1)
+    assert (run.outcome, run.error_code) == (Outcome.FAILED, "store_unavailable")
+    assert (await store.hosts(run_id)).total == 1
+
+
+async def test_a_reload_whose_policy_cannot_be_logged_leaves_the_old_one_in_force(
+    server: EnhancedMCPServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    audit, before = server.pipeline.audit, server.pipeline.policy.hash
+    append = audit.append
+
+    async def unless_policy(event: str, /, **fields: Any) -> Any:
+        if event == "policy":
+            raise PlatformError("no room", code="disk_full")
+        return await append(event, **fields)
+
+    monkeypatch.setattr(audit, "append", unless_policy)
+    wider = load_config(env=environment(server.config.state_dir, MCP_SECURITY_ALLOWED_TARGETS="loopback,10.0.0.0/8"))
+    with pytest.raises(NetworkToolsError):
+        await server.reload(wider)
+    assert server.pipeline.policy.hash == before
+    assert "10.0.0.0/8" not in server.config.security.allowed_targets
+
+
+async def test_a_policy_that_the_guard_does_not_take_is_followed_on_the_log_by_the_old_one(
+    server: EnhancedMCPServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    before = server.pipeline.policy.hash
+
+    async def refuse(_: str) -> None:
+        raise PlatformError("the guardian read another policy", code="guard_unavailable")
+
+    monkeypatch.setattr(server.guard, "reload", refuse)
+    other = load_config(env=environment(server.config.state_dir, MCP_SECURITY_ALLOWED_TARGETS="loopback"))
+    with pytest.raises(PlatformError):
+        await server.reload(other)
+    policies = [each["scope_hash"] for each in log_records(tmp_path / "state") if each["event"] == "policy"]
+    assert policies == [other.scope_policy().hash, before]
+    assert server.pipeline.policy.hash == before

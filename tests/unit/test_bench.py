@@ -1,0 +1,103 @@
+"""What the benchmarks conclude from their figures, and that the page on performance names each of them."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from bench.__main__ import NAMES
+from bench.load.clients import Seen, Storm, p99
+from bench.load.soak import INTENDED, LEAST_SAMPLES, Sample, grown, unintended, verdict
+from bench.memory import Held
+
+PAGE = Path(__file__).resolve().parents[2] / "docs/performance.md"
+FLAT = [Sample(resident_mb=100.0, files=20.0, threads=8.0, children=0.0)] * 60
+GOOD = dict.fromkeys(INTENDED, 3)
+
+
+def rows_under(head: str) -> list[str]:
+    """The rows of the table whose first row begins with ``head``: only those that Markdown takes for its rows."""
+    table = PAGE.read_text().partition(f"\n{head}")[2].partition("\n\n")[0]
+    return table.splitlines()[2:]
+
+
+def test_the_page_on_performance_has_a_row_for_every_benchmark() -> None:
+    named = [found[1] for row in rows_under("| benchmark |") if (found := re.match(r"\| `(\w+)` \|", row))]
+    assert sorted(named) == sorted(NAMES)
+
+
+def test_what_stays_the_same_has_not_grown() -> None:
+    assert grown(FLAT) == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "early", "allowed", "too_much"),
+    [
+        ("resident_mb", 100.0, 105.0, 105.1),
+        ("files", 20.0, 23.0, 24.0),
+        ("threads", 8.0, 10.0, 11.0),
+        ("children", 0.0, 1.0, 2.0),
+    ],
+)
+def test_a_figure_has_grown_once_it_is_above_its_slack(
+    name: str, early: float, allowed: float, too_much: float
+) -> None:
+    def ending_with(value: float) -> list[Sample]:
+        return [*FLAT[:30], *[changed(FLAT[0], name, value)] * 30]
+
+    assert grown(ending_with(allowed)) == {}
+    assert grown(ending_with(too_much)) == {name: (early, too_much)}
+
+
+def test_a_slow_leak_is_seen_and_a_peak_is_not() -> None:
+    leak = [changed(FLAT[0], "resident_mb", 100 + 0.2 * turn) for turn in range(60)]
+    peak = [changed(FLAT[0], "files", 300.0) if turn in {30, 58} else FLAT[0] for turn in range(60)]
+    assert list(grown(leak)) == ["resident_mb"]
+    assert grown(peak) == {}
+
+
+def test_what_fills_in_the_first_fifth_is_no_growth() -> None:
+    filling = [changed(FLAT[0], "resident_mb", 50.0 + 50 * min(turn / 12, 1)) for turn in range(60)]
+    assert grown(filling) == {}
+
+
+def test_a_soak_ends_with_what_it_found() -> None:
+    leak = [changed(FLAT[0], "files", float(turn)) for turn in range(60)]
+    assert verdict(FLAT, GOOD) == (0, ["flat"])
+    assert verdict(FLAT[: LEAST_SAMPLES - 1], GOOD) == (2, ["too short to say whether it grows"])
+    assert verdict(leak, GOOD) == (1, ["GROWN: files from 17.5 to 53.5", "not flat"])
+
+
+@pytest.mark.parametrize("what", ["/health 503", "/runs lost", "scan 429", "scan late", "refused 200", "events 401"])
+def test_a_soak_names_an_answer_that_was_not_intended(what: str) -> None:
+    answers = GOOD | {what: 2}
+    assert unintended(answers) == {what: 2}
+    assert verdict(FLAT, answers) == (1, [f"NOT INTENDED: {what} x2", "flat"])
+    assert verdict(FLAT[:2], answers)[0] == 1
+
+
+def test_a_storm_names_what_was_not_intended() -> None:
+    held = Held(1, 1, 0)
+    seen = {
+        "read": Seen(statuses=Counter({200: 5, 500: 1})),
+        "scan": Seen(statuses=Counter({200: 1, 429: 1})),
+        "health": Seen(lost=2),
+    }
+    storm = Storm(seen, held, held)
+    assert storm.wrong() == {"read": {500: 1}}
+    assert storm.lost == 2
+    assert storm.unanswered() == ["health"]
+
+
+def test_p99_is_what_one_in_a_hundred_exceeds() -> None:
+    assert p99([float(each) for each in range(1, 101)]) == 99.0
+    assert p99([float(each) for each in range(1, 201)]) == 198.0
+    assert p99([7.0]) == 7.0
+
+
+def changed(sample: Sample, name: str, value: float) -> Sample:
+    figures = {each: getattr(sample, each) for each in Sample.__slots__} | {name: value}
+    return Sample(**figures)
