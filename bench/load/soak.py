@@ -1,7 +1,7 @@
 """``python -m bench.load.soak MINUTES``: one server under a steady mix, and whether what it holds stays the same.
 
-Every ten seconds the memory, descriptors, threads and children of the server are read. Of the time after the first
-fifth, in which caches fill, the first quarter is compared with the last. The status is 1 where one has grown, and
+Every ten seconds the memory, descriptors, threads, tasks and children of the server are read. Of the time after the
+first fifth, in which caches fill, the first quarter is compared with the last. The status is 1 where one has grown, and
 where a request was answered otherwise than intended or not at all; 2 where the time was too short to compare.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 import statistics
 import sys
 import time
@@ -28,9 +29,9 @@ REFUSED_PAUSE_SEC: Final = 1.0
 LEAVES_SEC: Final = 3.0
 PATIENCE_SEC: Final = 60.0
 WARM_UP_SHARE: Final = 0.2
-MAY_GROW: Final = {"resident_mb": 0.05, "files": 0.0, "threads": 0.0, "children": 0.0}
-"""By which share each may be more at the end; descriptors, threads and children go up and down by `SLACK`."""
-SLACK: Final = {"resident_mb": 0.0, "files": 3.0, "threads": 2.0, "children": 1.0}
+MAY_GROW: Final = {"resident_mb": 0.05, "files": 0.0, "threads": 0.0, "tasks": 0.0, "children": 0.0}
+"""By which share each may be more at the end; descriptors, threads, tasks and children go up and down by `SLACK`."""
+SLACK: Final = {"resident_mb": 0.0, "files": 3.0, "threads": 2.0, "tasks": 6.0, "children": 1.0}
 LEAST_SAMPLES: Final = 8
 INTENDED: Final = frozenset(
     {*(f"{path.partition('?')[0]} 200" for path in PAUSES), "scan 200", "scan left", "refused 400", "events 200"}
@@ -45,14 +46,19 @@ class Sample:
     resident_mb: float
     files: float
     threads: float
+    tasks: float
     children: float
 
     @classmethod
-    def of(cls, pid: int) -> Sample:
-        """What it holds now."""
-        held = Held.by(pid)
-        threads = len(list(Path(f"/proc/{pid}/task").iterdir()))
-        return cls(held.resident / 1e6, held.files, threads, held.children)
+    async def of(cls, server: Served, connection: Connection) -> Sample:
+        """What it holds now; its tasks as its own check of the process counted them last."""
+        held, threads = Held.by(server.pid), _threads(server.pid)
+        tasks = re.search(r"(\d+) tasks", (await connection.get("/health")).body.decode())
+        return cls(held.resident / 1e6, held.files, threads, int(tasks[1]) if tasks else 0, held.children)
+
+
+def _threads(pid: int) -> int:
+    return len(list(Path(f"/proc/{pid}/task").iterdir()))
 
 
 async def _soak(server: Served, seconds: float) -> tuple[list[Sample], Counter[str]]:
@@ -61,10 +67,11 @@ async def _soak(server: Served, seconds: float) -> tuple[list[Sample], Counter[s
     work = [_reads(server, path, pause, until, answers) for path, pause in PAUSES.items()]
     work += [_scans(server, until, answers), _refusals(server, until, answers), _listeners(server, until, answers)]
     tasks = [asyncio.create_task(each) for each in work]
-    samples = []
+    samples, connection = [], Connection(server.port, server.token)
     while time.monotonic() < until:
         await asyncio.sleep(min(SAMPLE_SEC, seconds / 20))
-        samples.append(Sample.of(server.pid))
+        samples.append(await Sample.of(server, connection))
+    await connection.close()
     await asyncio.gather(*tasks)
     return samples, answers
 

@@ -14,7 +14,7 @@ from bench.load.soak import INTENDED, LEAST_SAMPLES, Sample, grown, unintended, 
 from bench.memory import Held
 
 PAGE = Path(__file__).resolve().parents[2] / "docs/performance.md"
-FLAT = [Sample(resident_mb=100.0, files=20.0, threads=8.0, children=0.0)] * 60
+FLAT = [Sample(resident_mb=100.0, files=20.0, threads=8.0, tasks=20.0, children=0.0)] * 60
 GOOD = dict.fromkeys(INTENDED, 3)
 
 
