@@ -258,6 +258,10 @@ def _coverage_from(data: Mapping[str, Any]) -> Coverage:
     )
 
 
+def _actor_from(name: str, door: str, client: str = "") -> Actor:
+    return Actor(name, door, client)
+
+
 _RUN_TEXT_DEFAULTS = {"correlation_id": "", "scope_hash": ""}
 
 
@@ -271,7 +275,7 @@ def run_from_dict(data: Mapping[str, Any]) -> Run:
                 **{key: value for key, value in data.items() if key != "from_target"},
                 **said,
                 "parameters": data.get("parameters", {}),
-                "actor": Actor(**data["actor"]),
+                "actor": _actor_from(**data["actor"]),
                 "risk": Risk[data["risk"].upper()],
                 "argv": tuple(data.get("argv", ())),
                 "started": _time_from(data["started"]),

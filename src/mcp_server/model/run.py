@@ -7,6 +7,8 @@ from datetime import datetime
 from enum import IntEnum, StrEnum
 from typing import Any
 
+from mcp_server.model.access import NOBODY, Access
+
 
 class Risk(IntEnum):
     """How much a call may disturb its target, in rising order."""
@@ -34,11 +36,15 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """Who calls, and through which door: stdio, http, rest or cli."""
+    """Who calls, through which door (stdio, http, rest or cli), and what it may do: nothing, unless the door says more.
+
+    ``access`` is no part of what is remembered.
+    """
 
     name: str
     door: str
     client: str = ""
+    access: Access = field(default=NOBODY, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

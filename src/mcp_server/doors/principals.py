@@ -1,0 +1,38 @@
+"""Who is behind an HTTP request: put into the ASGI scope where the credential is checked, read by every door."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from mcp_server.doors.problems import Scope
+from mcp_server.errors import AccessError
+from mcp_server.model.access import Access
+from mcp_server.model.run import Actor
+
+_KEY: Final = "mcp_network_tools.principal"
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """A known caller: its stable name, and what it may do."""
+
+    name: str
+    access: Access
+
+    def actor(self, door: str, client: str = "") -> Actor:
+        """The caller as the pipeline knows it."""
+        return Actor(self.name, door, client, self.access)
+
+
+def with_principal(scope: Scope, principal: Principal) -> dict[str, Any]:
+    """The scope for the apps behind, which says who calls."""
+    return {**scope, _KEY: principal}
+
+
+def principal_of(scope: Scope) -> Principal:
+    """Who calls; raises AccessError ``unauthorized`` where nobody has said so, which no route behind the guards meets."""
+    found = scope.get(_KEY)
+    if not isinstance(found, Principal):
+        raise AccessError("nobody has checked who calls")
+    return found
