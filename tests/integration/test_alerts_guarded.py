@@ -1,4 +1,4 @@
-"""A real Prometheus watches a server inside the kernel tier's guard: drops, the guard's end, and a start without one."""
+"""A real Prometheus watches a server inside the guard: drops, the end of the guard, and a start without one."""
 
 from __future__ import annotations
 
