@@ -9,12 +9,13 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
-import sqlite3
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
+from subprocess import PIPE, Popen
 
 import pytest
 
@@ -24,6 +25,12 @@ from tests.support.watched import Watched, prepare
 WINDOW_SEC = 12
 SLOW_SEC = 1.6
 DISK = 24 << 20
+HOLD = """
+import sqlite3, sys, time
+sqlite3.connect(sys.argv[1], isolation_level=None).execute("BEGIN IMMEDIATE")
+print("held", flush=True)
+time.sleep(30)
+"""
 TOGETHER = {
     "McpAuditSlow",
     "McpBreakerFlapping",
@@ -87,18 +94,24 @@ def test_causes_that_take_a_while(watched: tuple[Watched, MountNamespace]) -> No
         fill(disk, 0.4)
         assert made.call("broken").status_code == 500
         assert made.call("greedy").status_code == 200
-        for _ in range(7):
-            assert made.call("flaky", "flaky").status_code == 502
-            made.post("/admin/breakers/flaky/reset")
-        with sqlite3.connect(disk / "store.db", isolation_level=None) as database, ExitStack() as locked:
-            database.execute("BEGIN IMMEDIATE")
-            locked.callback(database.execute, "ROLLBACK")
+        with ExitStack() as locked:
+            # Inside, because SQLite goes by the path that a link stands for.
+            words = (*inside.prefix, sys.executable, "-c", HOLD, str(made.state / "store.db"))
+            holder = locked.enter_context(Popen(words, stdout=PIPE))
+            locked.callback(holder.kill)
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == b"held\n"
             assert held_up(polite, locked) == 200, "a busy store is waited for"
+        found.until_fire("McpStoreSlow", operation="write")
         with ExitStack() as locked:
             folder = os.open(disk, os.O_RDONLY | os.O_DIRECTORY)
             locked.callback(os.close, folder)
             fcntl.flock(folder, fcntl.LOCK_EX)  # as another server on this state folder does to write a record
             assert held_up(polite, locked) == 200
+        found.until_fire("McpAuditSlow")
+        for _ in range(7):
+            assert made.call("flaky", "flaky").status_code == 502
+            made.post("/admin/breakers/flaky/reset")
         fill(disk, 0.05)
         assert (first.result().status_code, second.result().status_code) == (504, 200)
     (disk / "filler").unlink()
