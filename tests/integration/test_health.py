@@ -16,6 +16,7 @@ from typing import Any
 import httpx2
 import psutil
 import pytest
+from mcp.shared.exceptions import MCPError
 
 from tests.support.clock import SOON
 from tests.support.doors import environment, http_server, mcp_client, rest_client
@@ -130,15 +131,23 @@ async def test_a_failed_call_has_the_checks_run_again(tmp_path: Path) -> None:
         assert call.status_code == 200, call.text
 
 
-async def test_a_failed_look_has_the_checks_run_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("door", ["rest", "mcp"])
+async def test_a_failed_look_has_the_checks_run_again(tmp_path: Path, door: str) -> None:
     """A read that meets a broken store says as much of it as a call does."""
-    async with serving(tmp_path / "state", MCP_HEALTH_CHECK_INTERVAL="300") as client:
-        assert by_name((await client.get("/health")).json())["store"]["state"] == "ok"
-        (tmp_path / "state" / "store.db").rename(tmp_path / "away")
-        failed = await client.get("/runs")
-        assert (failed.status_code, failed.json()["code"]) == (503, "store_unavailable")
-        health = await client.get("/health")
-        assert (health.status_code, by_name(health.json())["store"]["state"]) == (503, "failed")
+    env = environment(tmp_path / "state", **ROOMY, MCP_HEALTH_CHECK_INTERVAL="300")
+    with http_server(env) as (base, token, _):
+        async with rest_client(base, token) as client, mcp_client(base, token) as mcp:
+            assert by_name((await client.get("/health")).json())["store"]["state"] == "ok"
+            (tmp_path / "state" / "store.db").rename(tmp_path / "away")
+            if door == "rest":
+                failed = await client.get("/runs")
+                assert (failed.status_code, failed.json()["code"]) == (503, "store_unavailable")
+            else:
+                with pytest.raises(MCPError) as raised:
+                    await mcp.list_resources()
+                assert raised.value.error.data["code"] == "store_unavailable"
+            health = await client.get("/health")
+            assert (health.status_code, by_name(health.json())["store"]["state"]) == (503, "failed")
 
 
 async def test_a_runner_that_hangs_is_found_and_one_that_was_killed_is_replaced(tmp_path: Path) -> None:
