@@ -373,13 +373,13 @@ async def test_the_engine_is_tried_and_what_keeps_it_from_running_is_said(monkey
         found = await service.check_engine(guard)
         assert found.status is HEALTHY, found
         assert "(here)" in found.detail
-        monkeypatch.setattr(service.shutil, "which", lambda *_, **__: "/usr/bin/false")
+        monkeypatch.setattr("shutil.which", lambda *_, **__: "/usr/bin/false")
         found = await service.check_engine(guard)
         assert (found.status, found.detail) == (UNHEALTHY, "/usr/bin/false ended with 1 (here): ")
-        monkeypatch.setattr(service.shutil, "which", lambda *_, **__: "/usr/bin/not-there")
+        monkeypatch.setattr("shutil.which", lambda *_, **__: "/usr/bin/not-there")
         found = await service.check_engine(guard)
         assert (found.status, found.remedy) == (UNHEALTHY, service._MEND_ENGINE)
-        monkeypatch.setattr(service.shutil, "which", lambda *_, **__: None)
+        monkeypatch.setattr("shutil.which", lambda *_, **__: None)
         assert "not tried" in (await service.check_engine(guard)).detail
         monkeypatch.undo()
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
