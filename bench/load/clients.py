@@ -25,6 +25,8 @@ THINK_SEC: Final = 2.0
 """What a client that does not flood waits between two requests, on average."""
 SLOWER: Final = 3.0
 GROWTH: Final = 1.05
+PATIENCE_SEC: Final = 30.0
+"""After how long a request without an answer is lost; a server that hangs must not hang its benchmark."""
 _IDLE_READS: Final = 400
 _BETWEEN_SEC: Final = 0.02
 _RUNS: Final = 20
@@ -173,8 +175,8 @@ async def _client(server: Served, kind: str, seen: Seen, until: float, think_sec
         await asyncio.sleep(chance.uniform(0, think_sec))
     while loop.time() < until:
         try:
-            answer = await ask()
-        except (OSError, asyncio.IncompleteReadError):
+            answer = await asyncio.wait_for(ask(), PATIENCE_SEC)
+        except (OSError, asyncio.IncompleteReadError):  # of which a time-out is one
             seen.lost += 1
             await connection.close()
             continue

@@ -110,8 +110,9 @@ class Pipeline:
                     authorised = await authoriser.authorise(planned)
                     span.set(**{"mcp_network_tools.enforcement": authorised.enforcement.value})
             async with self._noting_no_start(authorised):
-                with step("admit"):
+                with step("admit") as span:
                     place = await held.enter_async_context(self.gate.place(authorised, progress))
+                    span.set(**{"mcp_network_tools.waited_sec": place.waited})
                     permit.confirm()
                 # It may have waited long: the owner's mind, the hour or the guard may be another by now.
                 self.toolbox.get(tool)

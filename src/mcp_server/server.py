@@ -222,7 +222,7 @@ class EnhancedMCPServer:
             except SchemaError:
                 raise
             except (NetworkToolsError, TimeoutError) as error:
-                logger.error("store.not_open_yet: %s", error or "the database does not answer")  # noqa: TRY400 - no traceback: the failure is a disk or a database
+                logger.error("store.not_open_yet: %s", str(error) or f"no answer within {OPEN_SEC:g} s")  # noqa: TRY400 - no traceback: the failure is a disk or a database
         # Nothing runs without a log, and a start that could not be logged is none.
         await self._log_policy(self.pipeline.policy)
         await self.pipeline.audit.start()

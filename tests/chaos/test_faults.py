@@ -117,6 +117,26 @@ async def test_a_server_that_starts_before_its_database(tmp_path: Path, postgres
             postgres.start()
 
 
+@pytest.mark.parametrize("end", ["put back", "replaced"])
+async def test_a_database_file_that_is_gone_for_a_while(tmp_path: Path, end: str) -> None:
+    """A connection goes on in a file without a name; what it took from there on would be lost without a word."""
+    env = environment(tmp_path / "state")
+    database = tmp_path / "state" / "store.db"
+    async with one_door("rest", env) as door:
+        await works(door)
+        database.rename(tmp_path / "away")
+        if end == "replaced":
+            database.touch(mode=0o600)
+        for _ in range(2):
+            reply = await door.call("nmap", LOOK)
+            assert reply.code == "store_unavailable", reply
+        assert not await door.read(), "nor is it read by another connection, which would make a new one"
+        (tmp_path / "away").replace(database)
+        await works(door)
+    assert outcomes(env) == ["completed"] * 2
+    assert cli.run("audit", "verify", "--json", env=env).returncode == 0
+
+
 @pytest.mark.parametrize("kind", SERVED)
 async def test_a_program_that_vanished_and_came_back(tmp_path: Path, kind: str) -> None:
     tools = make_site_tools(tmp_path / f"vanish_{kind}")

@@ -82,6 +82,12 @@ def test_every_alert_has_a_test_in_which_it_fires_alone_and_clears(name: str) ->
     assert silence == {"expr": 'count(ALERTS{alertstate="firing"})', "eval_time": clears["eval_time"]}
 
 
+@pytest.mark.parametrize("name", ALERTS)
+def test_every_alert_is_also_made_to_fire_by_its_cause(name: str) -> None:
+    live = [path.read_text() for path in Path(__file__).parent.glob("test_alerts_*.py")]
+    assert any(f'"{name}"' in text for text in live), "in a real Prometheus that watches a real server"
+
+
 @pytest.mark.parametrize("test", TESTS, ids=lambda test: test["name"])
 def test_the_series_of_the_tests_are_ones_that_a_server_shows(test: dict[str, Any]) -> None:
     for series in test["input_series"]:

@@ -1,7 +1,8 @@
-"""A real Prometheus watches a server inside the kernel tier's guard: drops and the guard's end are alerts at once."""
+"""A real Prometheus watches a server inside the guard: drops, the end of the guard, and a start without one."""
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -45,7 +46,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Guarded,
             wait_for(lambda: "Listening on" in host.log, lambda: host.log, 30)
             token = (host.folder / "state/token").read_text().strip()
             folder: Path = tmp_path_factory.mktemp("guarded") / "prometheus"
-            with network_of(host.pid), prometheus(stage(folder, address, token)) as watching:
+            with network_of(host.pid), prometheus(stage(folder, address, token, window_sec=12)) as watching:
                 assert watching.until_some("up == 1")
                 yield server, watching, address
 
@@ -73,3 +74,19 @@ def test_what_the_guard_drops_and_its_end_are_alerts(watched: tuple[Guarded, Pro
     server.world.run(*enter, binary("nft"), "flush", "ruleset")
     found.until_fire("McpGuardGone", severity="critical")  # by the health check: nobody has called since
     assert call(address, token)["code"] == "guard_unavailable"
+
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(15) == 0
+    state = server.world.folder / "bare"
+    state.mkdir(mode=0o700)
+    (state / "token").write_text(token)
+    (state / "token").chmod(0o600)
+    server.world.env["MCP_STATE_DIR"] = "/run/world/bare"
+    words = ("serve", "--guard", "argument", "--transport", "http", "--port", address.rpartition(":")[2])
+    bare = server.world.start(*words)
+    try:
+        found.until_fire("McpEnforcementWeakened", severity="critical")
+        found.until_clear("McpEnforcementWeakened", "McpGuardGone")
+    finally:
+        bare.terminate()
+        bare.wait(15)

@@ -94,6 +94,17 @@ def test_a_scan_through_the_http_door_is_whole_and_stays_in_scope(clean: World, 
     assert found.process.returncode == 0
 
 
+def test_health_has_both_runners_start_something_and_nothing_is_sent_for_it(clean: World) -> None:
+    """The server's own, inside the guard, and the one that looks at the host's loopback."""
+    stray = clean.counted()["stray"]
+    with guarded(clean, *http(8104), rules=policy(TARGET, "127.0.0.0/8")):
+        listening(clean)
+        checks = {check["name"]: check for check in ask(clean, 8104, "/health")["checks"]}
+    assert (checks["engine"]["state"], checks["guard"]["state"]) == ("ok", "ok")
+    assert "(here, loopback)" in checks["engine"]["detail"]
+    assert clean.counted()["stray"] == stray
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_the_end_of_input_ends_everything_within_a_second(clean: World, mode: str) -> None:
     took = []

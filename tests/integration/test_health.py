@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import psutil
 import pytest
+from mcp.shared.exceptions import MCPError
 
 from tests.support.clock import SOON
 from tests.support.doors import environment, http_server, mcp_client, rest_client
@@ -22,7 +24,7 @@ from tests.support.site_tools import make_site_tools
 
 CHECKS = [
     "tool nmap", "guard", "processes", "state folder", "disk", "store", "audit log", "scope", "cpu", "memory",
-    "process", "breakers", "queue", "rate limit", "dependencies",
+    "engine", "process", "breakers", "queue", "rate limit", "dependencies",
 ]  # fmt: skip
 ROOMY = {f"MCP_HEALTH_{each}_THRESHOLD": "100" for each in ("CPU", "MEMORY", "DISK")}
 """How full the machine is that the tests run on is not what they ask."""
@@ -127,6 +129,51 @@ async def test_a_failed_call_has_the_checks_run_again(tmp_path: Path) -> None:
         (site.folder / "bin/away").rename(site.folder / "bin/site-probe")
         call = await client.post("/tools/probe/execute", json={"target": "127.0.0.1"})
         assert call.status_code == 200, call.text
+
+
+@pytest.mark.parametrize("door", ["rest", "mcp"])
+async def test_a_failed_look_has_the_checks_run_again(tmp_path: Path, door: str) -> None:
+    """A read that meets a broken store says as much of it as a call does."""
+    env = environment(tmp_path / "state", **ROOMY, MCP_HEALTH_CHECK_INTERVAL="300")
+    with http_server(env) as (base, token, _):
+        async with rest_client(base, token) as client, mcp_client(base, token) as mcp:
+            assert by_name((await client.get("/health")).json())["store"]["state"] == "ok"
+            (tmp_path / "state" / "store.db").rename(tmp_path / "away")
+            if door == "rest":
+                failed = await client.get("/runs")
+                assert (failed.status_code, failed.json()["code"]) == (503, "store_unavailable")
+            else:
+                with pytest.raises(MCPError) as raised:
+                    await mcp.list_resources()
+                assert raised.value.error.data["code"] == "store_unavailable"
+            health = await client.get("/health")
+            assert (health.status_code, by_name(health.json())["store"]["state"]) == (503, "failed")
+
+
+async def test_a_runner_that_hangs_is_found_and_one_that_was_killed_is_replaced(tmp_path: Path) -> None:
+    extra = {"MCP_HEALTH_CHECK_INTERVAL": "5", "MCP_HEALTH_TIMEOUT": "1"}
+    with http_server(environment(tmp_path / "state", **(ROOMY | extra))) as (base, token, process):
+        async with rest_client(base, token) as client:
+
+            async def engine_is(*states: str) -> dict[str, Any]:
+                async with asyncio.timeout(4 * SOON):
+                    while (found := by_name((await client.get("/health")).json()).get("engine", {})).get(
+                        "state"
+                    ) not in states:
+                        await asyncio.sleep(0.2)
+                return found
+
+            await engine_is("ok")
+            (runner,) = psutil.Process(process.pid).children()
+            runner.suspend()
+            try:
+                assert (await engine_is("degraded", "failed"))["detail"] == "no answer within 1 s"
+                await engine_is("failed")
+                assert (await client.get("/readyz")).status_code == 503
+            finally:
+                runner.kill()
+            assert "(here)" in (await engine_is("ok"))["detail"]
+            assert (await client.get("/readyz")).status_code == 200
 
 
 async def test_health_is_in_the_figures(tmp_path: Path) -> None:

@@ -151,6 +151,7 @@ def check_whole(spans: dict[str, Span], top: str, env: dict[str, str], caller: C
     assert first["gen_ai.tool.name"] == "nmap"
     assert first["mcp_network_tools.outcome"] == "completed"
     assert spans["plan"].attributes["mcp_network_tools.addresses"] == 1
+    assert 0 <= spans["admit"].attributes["mcp_network_tools.waited_sec"] < 5
     assert spans["run"].attributes["mcp_network_tools.bytes"] > 0
     assert spans["parse"].parent == spans["run"].id
     records = [

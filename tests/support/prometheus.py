@@ -90,10 +90,10 @@ class Prometheus:
             time.sleep(0.2)
 
     @contextmanager
-    def firing_meanwhile(self, *alerts: str) -> Iterator[None]:
+    def firing_meanwhile(self, *alerts: str, seconds: float = 45) -> Iterator[None]:
         """Do a block, in which or soon after which each of the alerts fires; one may have cleared before the last."""
         with ThreadPoolExecutor(1) as looking:
-            seen = looking.submit(self.until_fire, *alerts, seconds=45)
+            seen = looking.submit(self.until_fire, *alerts, seconds=seconds)
             yield
             seen.result()
 

@@ -47,6 +47,20 @@ class PoliteTool(FlakyTool):
 
 class WideTool(FlakyTool):
     command_name = "watched-tool"
+
+class BrokenTool(FlakyTool):
+    command_name = "watched-tool"
+
+    def compile(self, parameters, targets, settings):
+        raise RuntimeError("a mistake in this tool")
+
+class GreedyTool(FlakyTool):
+    command_name = "watched-tool"
+    kept = b""
+
+    def compile(self, parameters, targets, settings):
+        GreedyTool.kept = b"x" * (320 << 20)
+        return super().compile(parameters, targets, settings)
 """
 SETTINGS: Final[dict[str, dict[str, Any]]] = {
     "health": {"check_interval": 5, "cpu_threshold": 100, "memory_threshold": 100, "disk_threshold": 100},
@@ -95,6 +109,11 @@ class Watched:
         asked = {"Authorization": f"Bearer {self.token if token is None else token}"}
         return httpx2.get(f"{self.base}{path}", headers=asked, timeout=30)
 
+    def post(self, path: str) -> httpx2.Response:
+        """Have something done, as an operator."""
+        asked = {"Authorization": f"Bearer {self.token}"}
+        return httpx2.post(f"{self.base}{path}", headers=asked, timeout=30).raise_for_status()
+
     def call(self, tool: str, do: str = "nothing", **arguments: Any) -> httpx2.Response:
         """Call a tool over REST."""
         body = {"target": "127.0.0.1", "extra_args": f"--do {do}"} | arguments
@@ -114,9 +133,10 @@ class Watched:
             yield
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
+    def watching(self, *, window_sec: int = 6) -> Iterator[None]:
         """Start Prometheus with the shipped settings."""
-        settings = stage(self.folder / "prometheus", f"127.0.0.1:{self.port}", self.token)
+        address = f"127.0.0.1:{self.port}"
+        settings = stage(self.folder / "prometheus", address, self.token, window_sec=window_sec)
         with prometheus(settings) as self.prometheus:
             yield
 

@@ -367,6 +367,32 @@ async def test_the_check_of_the_guard_counts_what_it_finds_while_nobody_calls() 
     metrics.reset()
 
 
+async def test_the_engine_is_tried_and_what_keeps_it_from_running_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    guard = ArgumentGuard()
+    try:
+        found = await service.check_engine(guard)
+        assert found.status is HEALTHY, found
+        assert "(here)" in found.detail
+        monkeypatch.setattr("shutil.which", lambda *_, **__: "/usr/bin/false")
+        found = await service.check_engine(guard)
+        assert (found.status, found.detail) == (UNHEALTHY, "/usr/bin/false ended with 1 (here): ")
+        monkeypatch.setattr("shutil.which", lambda *_, **__: "/usr/bin/not-there")
+        found = await service.check_engine(guard)
+        assert (found.status, found.remedy) == (UNHEALTHY, service._MEND_ENGINE)
+        monkeypatch.setattr("shutil.which", lambda *_, **__: None)
+        assert "not tried" in (await service.check_engine(guard)).detail
+        monkeypatch.undo()
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (os.open("/dev/null", os.O_RDONLY), hard))
+        try:
+            found = await service.check_engine(guard)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert found.status is DEGRADED, "short of descriptors for a moment"
+    finally:
+        guard.close()
+
+
 def test_a_limiter_on_its_own() -> None:
     assert load.check_rate_limit(None).status is HEALTHY
     assert load.check_rate_limit("redis is away").detail == "redis is away"

@@ -363,6 +363,22 @@ def test_an_exporter_that_cannot_be_made_is_one_line(
     assert not receiving.requests
 
 
+def test_every_attribute_is_set_by_something() -> None:
+    """By this project's own code, or by the MCP SDK, which makes the first span of a request over MCP."""
+    import mcp
+
+    ours = [
+        path
+        for path in Path(ROOT, "src/mcp_server").rglob("*.py")
+        if path != Path(ROOT, "src/mcp_server/tracing/__init__.py")
+    ]
+    assert mcp.__file__
+    sources = [path.read_text() for path in (*ours, *Path(mcp.__file__).parent.rglob("*.py"))]
+    request = Path(ROOT, "src/mcp_server/tracing/__init__.py").read_text().partition("def request(")[2]
+    unset = {name for name in tracing.ATTRIBUTES if not any(f'"{name}"' in text for text in (*sources, request))}
+    assert unset == set()
+
+
 def test_the_page_has_a_line_for_every_attribute() -> None:
     page = (ROOT / "docs/tracing.md").read_text()
     rows = dict(re.findall(r"^\| `([\w.]+)` \| (.+) \|$", page, re.MULTILINE))

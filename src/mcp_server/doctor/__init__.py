@@ -34,6 +34,9 @@ def health_of_server(pipeline: Pipeline) -> HealthCheckManager:
     async def guard() -> Finding:
         return await service.check_guard(pipeline.config, pipeline.guard)
 
+    async def engine() -> Finding:
+        return await service.check_engine(pipeline.guard)
+
     async def breakers() -> Finding:
         return load.check_breakers(pipeline.breakers.snapshot())
 
@@ -53,6 +56,7 @@ def health_of_server(pipeline: Pipeline) -> HealthCheckManager:
         allow_raw=pipeline.guard.raw_sockets,
         serving=True,
     )
+    manager.register("engine", _CRITICAL, engine)
     manager.register("process", _IMPORTANT, host.ProcessCheck(manager.lag))
     manager.register("breakers", _IMPORTANT, breakers)
     manager.register("queue", _IMPORTANT, queue)

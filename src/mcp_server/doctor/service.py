@@ -7,16 +7,19 @@ import os
 import shlex
 import shutil
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from mcp_server.doctor.versions import version_of
-from mcp_server.errors import NetworkToolsError
+from mcp_server.errors import BusyError, NetworkToolsError
 from mcp_server.execution.commands import resolve_command
 from mcp_server.execution.containment import containment
 from mcp_server.execution.guard import Enforcement, Guard
+from mcp_server.execution.sandbox import Sandbox
 from mcp_server.health import Finding, HealthCheckPriority, HealthStatus
+from mcp_server.model.untrusted import neutralise
 from mcp_server.steps.watch import read_guard
 
 if TYPE_CHECKING:
@@ -30,10 +33,13 @@ LOW_DISK_BYTES: Final = 256 * 1024 * 1024
 NO_DISK_BYTES: Final = 256 * 1024
 """Below the one a long scan may not fit; below the other neither log nor store can take a run."""
 
+_ENGINE_SEC: Final = 300.0
+
 _OK, _DEGRADED, _FAILED = HealthStatus.HEALTHY, HealthStatus.DEGRADED, HealthStatus.UNHEALTHY
 _READING = "what was remembered can be read"
 _NO_TOOL = f"{_READING}; no tool can run"
 _WITHOUT_STATE = "the commands tools, config, scope and doctor; nothing runs without a log and a record"
+_MEND_ENGINE = "see the log; start the server again where it does not mend by itself"
 _MAKE_USER = "sudo useradd --system --user-group --no-create-home --shell /usr/sbin/nologin mcp-network-tools; "
 
 
@@ -125,6 +131,30 @@ def check_processes(*, allow_raw: bool) -> Finding:
     if not found.remedy:
         return Finding(_OK, found.detail)
     return Finding(_DEGRADED, found.detail, "every tool", found.remedy)
+
+
+async def check_engine(guard: Guard) -> Finding:
+    """That runs can be carried out: each runner starts a program that does nothing, and hears of its end."""
+    from mcp_server.execution.process import Limits, run_process
+
+    program, names, started = shutil.which("true", path=os.defpath), [], time.perf_counter()
+    if program is None:
+        return Finding(_OK, "local; not tried, because this host has no program `true`")
+    try:
+        for place in guard.places():
+            names.append(place.name)
+            # The check's own time limit is the shorter one: a runner that does not answer is a check that does not.
+            ended = await run_process((program,), Limits(_ENGINE_SEC), lambda _: None, place=place, sandbox=Sandbox())
+            if ended.returncode:
+                why = neutralise(ended.stderr.decode(errors="replace").strip(), 200)
+                detail = f"{program} ended with {ended.returncode} ({place.name}): {why}"
+                return Finding(_FAILED, detail, _READING, _MEND_ENGINE)
+    except BusyError as error:
+        return Finding(_DEGRADED, error.message, "what is under way; calls when there is room again", error.hint)
+    except NetworkToolsError as error:
+        return Finding(_FAILED, error.message, _READING, _MEND_ENGINE)
+    took = 1000 * (time.perf_counter() - started)
+    return Finding(_OK, f"local; a program was started by each runner ({', '.join(names)}), in {took:.0f} ms together")
 
 
 def check_state_folder(folder: Path) -> Finding:

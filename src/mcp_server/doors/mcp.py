@@ -56,7 +56,7 @@ _LEAST_PROGRESS = 1e-6
 
 def build_mcp_server(pipeline: Pipeline, door: str) -> Server[Any]:
     """Build the MCP server of one door (``stdio`` or ``http``) over ``pipeline``."""
-    resources = RunResources(pipeline.open_store)
+    resources = RunResources(pipeline.open_store, pipeline.doubt)
     lists = ToolLists()
     pipeline.on_tools_changed.append(lists.changed)
     door_handlers = _Handlers(pipeline, door, lists)

@@ -15,7 +15,7 @@ import mcp_types as types
 from mcp.shared.exceptions import MCPError
 
 from mcp_server.doors.runs import raw_of, run_page
-from mcp_server.errors import ArgumentError, NetworkToolsError, NotFoundError
+from mcp_server.errors import ArgumentError, NetworkToolsError, NotFoundError, PlatformError
 from mcp_server.model.untrusted import neutralise
 from mcp_server.steps.answer import neutralise_lines, whole_characters
 
@@ -35,8 +35,10 @@ _RUN_URI = re.compile(r"run://(?P<id>[A-Za-z0-9_-]{1,100})(?P<raw>/raw)?/?(?:\?(
 class RunResources:
     """The resource handlers of the MCP door, over a store that is opened at the first use."""
 
-    def __init__(self, open_store: Callable[[], Awaitable[Store]]) -> None:
+    def __init__(self, open_store: Callable[[], Awaitable[Store]], doubt: Callable[[], None]) -> None:
+        """Read from the store that ``open_store`` gives; ``doubt`` is called where it fails."""
         self._open_store = open_store
+        self._doubt = doubt
 
     async def list_templates(
         self, _ctx: ServerRequestContext[Any], _params: types.PaginatedRequestParams | None
@@ -63,11 +65,11 @@ class RunResources:
         self, _ctx: ServerRequestContext[Any], params: types.PaginatedRequestParams | None
     ) -> types.ListResourcesResult:
         """List runs, newest first."""
-        store = await self._open_store()
         try:
+            store = await self._open_store()
             page = await store.list_runs(limit=RUNS_PER_PAGE, cursor=params.cursor if params else None)
         except NetworkToolsError as error:
-            raise _protocol_error(error) from None
+            raise self._told(error) from None
         return types.ListResourcesResult(
             resources=[
                 types.Resource(
@@ -88,7 +90,12 @@ class RunResources:
         try:
             return await self._read(str(params.uri))
         except NetworkToolsError as error:
-            raise _protocol_error(error) from None
+            raise self._told(error) from None
+
+    def _told(self, error: NetworkToolsError) -> MCPError:
+        if isinstance(error, PlatformError):
+            self._doubt()
+        return _protocol_error(error)
 
     async def _read(self, uri: str) -> types.ReadResourceResult:
         run_id, raw, query = parse_run_uri(uri)

@@ -34,7 +34,7 @@ from mcp_server.doors.problems import (
 )
 from mcp_server.doors.runs import raw_of, run_page
 from mcp_server.doors.views import tool_output
-from mcp_server.errors import ArgumentError, NetworkToolsError, NotFoundError
+from mcp_server.errors import ArgumentError, NetworkToolsError, NotFoundError, PlatformError
 from mcp_server.model.record import run_record
 from mcp_server.model.run import Actor, Outcome
 from mcp_server.model.untrusted import neutralise
@@ -91,7 +91,7 @@ def build_rest(server: EnhancedMCPServer) -> FastAPI:
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
         dependencies=[Depends(_known_query_only)],
     )
-    _add_problem_handlers(app)
+    _add_problem_handlers(app, server)
     _add_server_routes(app, server)
     add_health_routes(app, server)
     add_event_routes(app, server)
@@ -124,9 +124,11 @@ def _problem_response(error: NetworkToolsError, extra: dict[str, Any] | None = N
     )
 
 
-def _add_problem_handlers(app: FastAPI) -> None:
+def _add_problem_handlers(app: FastAPI, server: EnhancedMCPServer) -> None:
     @app.exception_handler(NetworkToolsError)
     async def known(_request: Request, error: NetworkToolsError) -> JSONResponse:
+        if isinstance(error, PlatformError):
+            server.pipeline.doubt()  # also where it was not a call that failed, but a look at the store
         return _problem_response(error)
 
     @app.exception_handler(RequestValidationError)

@@ -56,8 +56,9 @@ class SqliteDatabase(Database):
         except OSError as error:
             raise explain_os_error(error, self.location) from error
         # SQLite has one writer at a time; waiting for its thread is fair and cheaper than waiting inside SQLite.
-        self._writing = _Lane(self._path, "BEGIN IMMEDIATE", 1, f"PRAGMA wal_autocheckpoint={_COPY_BACK_PAGES}")
-        self._reading = _Lane(self._path, "BEGIN", self._readers, "PRAGMA query_only=ON")
+        file = _File(self._path)
+        self._writing = _Lane(file, "BEGIN IMMEDIATE", 1, f"PRAGMA wal_autocheckpoint={_COPY_BACK_PAGES}")
+        self._reading = _Lane(file, "BEGIN", self._readers, "PRAGMA query_only=ON")
 
     async def _read(self, work: Work[T]) -> T:
         return await _opened(self._reading).run(work)
@@ -111,6 +112,29 @@ class SqliteDatabase(Database):
         return unavailable(f"{self.location} cannot be used: {cause}")
 
 
+class _File:
+    """The database's file as it was when it was opened. A connection goes on in a file that has lost its name."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._identity = self._look()
+
+    def check(self) -> None:
+        """Raise PlatformError ``store_unavailable`` where another file, or none, is in its place."""
+        if self._look() != self._identity:
+            raise unavailable(
+                f"{self.path} was moved away or replaced while the server had it open",
+                "Put the same file back, or start the server again: it uses what is there, or makes a new one.",
+            )
+
+    def _look(self) -> tuple[int, int] | None:
+        try:
+            found = self.path.stat()
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
+
 class _Lane:
     """Connections of one kind and a thread for each: a transaction is one turn of one thread, whatever it does.
 
@@ -118,8 +142,9 @@ class _Lane:
     SQLite itself.
     """
 
-    def __init__(self, path: Path, begin: str, size: int, pragma: str) -> None:
-        self.engine = _make_engine(path, begin, size, pragma)
+    def __init__(self, file: _File, begin: str, size: int, pragma: str) -> None:
+        self.engine = _make_engine(file.path, begin, size, pragma)
+        self._file = file
         self._threads = ThreadPoolExecutor(size, "store")
 
     async def run(self, work: Work[T]) -> T:
@@ -127,6 +152,8 @@ class _Lane:
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._transact, work)
 
     def _transact(self, work: Work[T]) -> T:
+        # Else what is remembered from here on would be lost, and a further connection would make an empty file.
+        self._file.check()
         with self.engine.begin() as connection:
             return work(connection)
 

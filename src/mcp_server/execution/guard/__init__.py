@@ -84,6 +84,10 @@ class Guard(Protocol):
         """
         ...
 
+    def places(self) -> tuple[Place, ...]:
+        """Every place where a run may be started under this guard."""
+        ...
+
     def close(self) -> None:
         """Let go of the guard and end the runners; safe to call twice."""
         ...

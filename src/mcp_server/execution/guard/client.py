@@ -111,20 +111,17 @@ class KernelGuard:
         TargetError ``invalid_target`` for loopback targets mixed with others, and for an IP version of which the guard
         has no address; PlatformError ``guard_unavailable`` where no runner looks at loopback.
         """
-        from mcp_server.execution.place import Place
-
         if _all_loopback(network for target in targets.items for network in target.networks):
-            if self._loopback is None:
-                if self._control is None:
-                    raise PlatformError(
-                        "loopback targets are looked at from outside of the guard, and no runner is there for them",
-                        code="guard_unavailable",
-                        hint="The rootless tier has no loopback; the kernel tier has."
-                        if self._enforcement is Enforcement.ROOTLESS
-                        else "Reload the server: the runner is started where the policy names loopback.",
-                    )
-                self._loopback, self._control = Place.at("loopback", self._control, allow_raw=False), None
-            return self._loopback
+            place = self._at_loopback()
+            if place is None:
+                raise PlatformError(
+                    "loopback targets are looked at from outside of the guard, and no runner is there for them",
+                    code="guard_unavailable",
+                    hint="The rootless tier has no loopback; the kernel tier has."
+                    if self._enforcement is Enforcement.ROOTLESS
+                    else "Reload the server: the runner is started where the policy names loopback.",
+                )
+            return place
         for target in targets.items:
             for version in sorted(target.versions - self._versions):
                 raise TargetError(
@@ -132,9 +129,12 @@ class KernelGuard:
                     hint="guard.addresses (guard.mode macvlan) gives it one; nat and the rootless tier are IPv4 only.",
                     parameter="target",
                 )
-        if self._here is None:
-            self._here = Place.here(allow_raw=True)
-        return self._here
+        return self._own()
+
+    def places(self) -> tuple[Place, ...]:
+        """Here, and the host's loopback where a runner is there for it."""
+        loopback = self._at_loopback()
+        return (self._own(),) if loopback is None else (self._own(), loopback)
 
     def close(self) -> None:
         """Let go of the guardian, and end the runners; safe to call twice."""
@@ -147,6 +147,20 @@ class KernelGuard:
             if place is not None:
                 place.close()
         self._here = self._loopback = None
+
+    def _own(self) -> Place:
+        from mcp_server.execution.place import Place
+
+        if self._here is None:
+            self._here = Place.here(allow_raw=True)
+        return self._here
+
+    def _at_loopback(self) -> Place | None:
+        from mcp_server.execution.place import Place
+
+        if self._loopback is None and self._control is not None:
+            self._loopback, self._control = Place.at("loopback", self._control, allow_raw=False), None
+        return self._loopback
 
     def _replace_loopback(self, control: int) -> None:
         if self._control is not None:
@@ -238,6 +252,13 @@ class ArgumentGuard:
 
     def place_for(self, targets: Targets) -> Place:  # noqa: ARG002 - the contract of `Guard`
         """Here, whatever the targets are."""
+        return self._own()
+
+    def places(self) -> tuple[Place, ...]:
+        """Here alone."""
+        return (self._own(),)
+
+    def _own(self) -> Place:
         from mcp_server.execution.place import Place
 
         if self._here is None:
