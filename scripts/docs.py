@@ -37,8 +37,8 @@ standard error; `runs raw` prints what is kept, not the bytes); exit codes are i
 """
 _DECISIONS_HEAD = """# Decisions
 
-Why things are as they are: what was asked, what was tried and measured, what was chosen. A decision that no longer holds says by
-which one it is superseded.
+Why things are as they are: what was asked, what was tried and measured, what was chosen. A decision that no longer holds says
+by which one it is superseded.
 
 | | |
 |---|---|"""
@@ -74,7 +74,9 @@ def _commands(command: Any, path: tuple[str, ...]) -> Iterator[str]:
             yield from _commands(child, (*path, name))
         return
     arguments = [each for each in command.params if each.param_type_name == "argument"]
-    words = " ".join(each.name.upper() for each in arguments)
+    options = [each for each in command.params if each.required and each.param_type_name == "option"]
+    needed = [f"{each.opts[0]} {_first_of(each.type_descriptor.annotation)}" for each in options]
+    words = " ".join([*(each.name.upper() for each in arguments), *needed])
     yield f"## {' '.join(path)}\n\n{' '.join((command.help or '').split())}\n"
     yield "| argument or option | meaning |\n|---|---|"
     for each in command.params:
@@ -83,6 +85,11 @@ def _commands(command: Any, path: tuple[str, ...]) -> Iterator[str]:
         elif not each.hidden:
             yield f"| `{', '.join(each.opts)}` | {each.help or ''} |"
     yield f"\nUsage: `mcp-network-tools {' '.join(path)}{' ' + words if words else ''}`\n"
+
+
+def _first_of(kind: Any) -> str:
+    """The first of an option's values, where it has a list of them."""
+    return str(next(iter(kind)).value)
 
 
 def decisions_page() -> str:

@@ -23,8 +23,8 @@ _CODE = re.compile(r"^(?:```.*?^```|~~~.*?^~~~)\s*$|`[^`\n]+`", re.MULTILINE | r
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Leave out of the navigation what is not there, and write ``folder/*`` out; MkDocs warns of pages it then lacks."""
-    config.nav = _existing(config.nav)
+    """Leave out of the navigation what is not there, and write ``folder/*`` out; MkDocs warns of pages left over."""
+    config.nav = _existing(config.nav or [])
     return config
 
 

@@ -143,9 +143,7 @@ def _lines(handshake: Seen, modern: Seen) -> Iterator[str]:
         f"| {era} ({seen.version}) | `{json.dumps(seen.capabilities)}` |"
         for era, seen in zip(eras, (handshake, modern), strict=True)
     )
-    yield _HEAD.format(
-        name=modern.name, instructions=modern.instructions, versions=versions, capabilities=capabilities
-    )
+    yield _HEAD.format(name=modern.name, instructions=modern.instructions, versions=versions, capabilities=capabilities)
     yield "## Tools\n"
     for tool in modern.tools:
         yield from _tool(tool)

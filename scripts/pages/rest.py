@@ -120,36 +120,35 @@ def _shape(name: str, schema: dict[str, Any]) -> Iterator[str]:
 
 def _type(schema: dict[str, Any], *, codes: bool = True) -> str:
     """A schema in a few words, with links to the shapes it names; without ``codes`` a list of values is left out."""
-    if "$ref" in schema:
-        name = schema["$ref"].rsplit("/", 1)[1]
-        return f"[{name}](#{name.lower()})"
-    if "const" in schema:
-        return f"`{schema['const']}`"
-    if "enum" in schema:
-        return ", ".join(f"`{value}`" for value in schema["enum"]) if codes else "text"
-    branches = schema.get("anyOf") or schema.get("oneOf") or schema.get("allOf")
+    branches = schema.get("anyOf") or schema.get("oneOf") or schema.get("allOf") or ()
     if branches:
-        return " or ".join(
-            dict.fromkeys(_type(branch, codes=codes) for branch in branches if branch != {"type": "null"})
-        )
+        named = (_type(branch, codes=codes) for branch in branches if branch != {"type": "null"})
+        return " or ".join(dict.fromkeys(named))
+    values = schema.get("enum") or ([schema["const"]] if "const" in schema else [])
+    if values:
+        return ", ".join(f"`{value}`" for value in values) if codes else "text"
+    name = schema.get("$ref", "").rpartition("/")[2]
+    return f"[{name}](#{name.lower()})" if name else _plain(schema)
+
+
+def _plain(schema: dict[str, Any]) -> str:
+    """A schema of one of JSON's own types."""
+    low, high = schema.get("minimum"), schema.get("maximum")
     match schema.get("type"):
         case "array":
-            return f"list of {_type(schema.get('items', {}))}{_bounds(schema, 'Items')}"
+            text = f"list of {_type(schema.get('items', {}))}{_bounds(schema, 'Items')}"
         case "object" if isinstance(schema.get("additionalProperties"), dict):
             inner = _type(schema["additionalProperties"])
-            return f"object of {inner}" if inner != "anything" else "object"
+            text = f"object of {inner}" if inner != "anything" else "object"
         case "string":
-            return {"date-time": "time (RFC 3339)", "binary": "bytes"}.get(schema.get("format", ""), "text") + _bounds(
-                schema, "Length"
-            )
+            special = {"date-time": "time (RFC 3339)", "binary": "bytes"}
+            text = special.get(schema.get("format", ""), "text") + _bounds(schema, "Length")
         case "integer" | "number" as kind:
-            low, high = schema.get("minimum"), schema.get("maximum")
             span = f" {low} to {high}" if high is not None else f" from {low}" if low is not None else ""
-            return kind + span
-        case None:
-            return "anything"
+            text = f"{kind}{span}"
         case kind:
-            return str(kind)
+            text = str(kind or "anything")
+    return text
 
 
 def _bounds(schema: dict[str, Any], what: str) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
@@ -57,7 +58,7 @@ def _imports(root: Path) -> Graph:
 
 
 def _room(module: str) -> str:
-    return (module.split(".") + [""])[1]
+    return module.partition(".")[2].partition(".")[0]
 
 
 def _reduced(graph: Graph) -> Graph:
@@ -71,9 +72,7 @@ def _reduced(graph: Graph) -> Graph:
                 waiting += graph[node]
         return seen
 
-    return {
-        node: {other for other in below if other not in reach(below - {other})} for node, below in graph.items()
-    }
+    return {node: {other for other in below if other not in reach(below - {other})} for node, below in graph.items()}
 
 
 def _ranks(graph: Graph) -> dict[str, int]:
@@ -105,7 +104,7 @@ def _rows(graph: Graph) -> tuple[list[list[str]], list[list[str]]]:
     above: dict[str, list[str]] = {place: [] for row in rows for place in row}
     under: dict[str, list[str]] = {place: [] for row in rows for place in row}
     for chain in chains:
-        for upper, lower in zip(chain, chain[1:], strict=False):
+        for upper, lower in pairwise(chain):
             above[lower].append(upper)
             under[upper].append(lower)
     best, fewest = [list(row) for row in rows], _crossings(rows, under)
@@ -133,7 +132,7 @@ def _by_middle(row: list[str], beside: list[str], neighbours: Mapping[str, list[
 
 def _crossings(rows: list[list[str]], under: Mapping[str, list[str]]) -> int:
     count = 0
-    for upper, lower in zip(rows, rows[1:], strict=False):
+    for upper, lower in pairwise(rows):
         position = {place: index for index, place in enumerate(lower)}
         lines = [(index, position[below]) for index, place in enumerate(upper) for below in under[place]]
         count += sum((a - c) * (b - d) < 0 for n, (a, b) in enumerate(lines) for c, d in lines[n + 1 :])
@@ -146,14 +145,13 @@ def _draw(graph: Graph) -> str:
     width, height = max(sizes) + 2 * _EDGE, len(rows) * (_HEIGHT + _GAP_Y) - _GAP_Y + 2 * _EDGE
     middle: dict[str, tuple[float, float]] = {}
     for number, (row, size) in enumerate(zip(rows, sizes, strict=True)):
-        x, y = (width - size) / 2, _EDGE + number * (_HEIGHT + _GAP_Y)
+        x, y = (width - size) / 2, float(_EDGE + number * (_HEIGHT + _GAP_Y))
         for place in row:
             own = _WIDTH if place in graph else _BEND
             middle[place] = (x + own / 2, y)
             x += own + _GAP_X
     out = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" role="img" '
-        'aria-label="The rooms of mcp_server and their imports, which only go down">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" role="img" aria-label="The rooms of mcp_server and their imports, which only go down">',
         f"<style>{_STYLE}</style>",
         f'<rect class="ground" width="{width:g}" height="{height:g}"/>',
     ]
