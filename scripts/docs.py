@@ -37,8 +37,8 @@ standard error; `runs raw` prints what is kept, not the bytes); exit codes are i
 """
 _DECISIONS_HEAD = """# Decisions
 
-Why things are as they are: what was asked, what was tried and measured, what was chosen. A decision that no longer holds says
-by which one it is superseded.
+Why things are as they are: what was asked, what was tried and measured, what was chosen. A decision that no longer
+holds says by which one it is superseded.
 
 | | |
 |---|---|"""

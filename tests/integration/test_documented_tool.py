@@ -21,7 +21,7 @@ PAGE = (ROOT / "docs/adding-a-tool.md").read_text()
 
 def block(kind: str) -> str:
     """The first block of this kind."""
-    blocks = re.findall(r"^ *```([a-z]*)\n(.*?)^ *```$", PAGE, re.MULTILINE | re.DOTALL)
+    blocks: list[tuple[str, str]] = re.findall(r"^ *```([a-z]*)\n(.*?)^ *```$", PAGE, re.MULTILINE | re.DOTALL)
     return next(text for language, text in blocks if language == kind)
 
 
@@ -62,7 +62,7 @@ async def test_the_three_lines_run_as_printed(tmp_path: Path, port: int) -> None
     assert answer["outcome"] == "completed"
     assert "Successful connections: 1" in answer["stdout"]
     assert refused[0] == 2
-    assert json.loads(refused[2] or refused[1])["code"] == "invalid_arguments"
+    assert json.loads(refused[2] or refused[1])["error"]["code"] == "invalid_arguments"
 
 
 def test_the_entry_point_names_the_class_of_the_page() -> None:
