@@ -1,4 +1,4 @@
-.PHONY: help run test check setup setup-test serve conformance bench soak lock
+.PHONY: help run test check docs docs-serve setup setup-test serve conformance bench soak lock
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -15,6 +15,14 @@ test: setup-test ## Set up what the tests need, then run all of them
 
 check: setup-test ## Lint, types, import layers, documentation
 	@scripts/check.sh
+
+docs: setup-test ## Write the pages that are made from the code, and build the documentation into .cache/site
+	@$(BIN)/python scripts/docs.py
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "open .cache/site/index.html"
+
+docs-serve: setup-test ## Serve the documentation on http://127.0.0.1:8000, anew at every change
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --strict
 
 setup: ## Install what running needs: nmap, and this package in .venv
 	@scripts/setup.sh run

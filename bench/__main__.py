@@ -14,6 +14,7 @@ NAMES = (
     "cold_start",
     "tools_list",
     "call_overhead",
+    "one_scan",
     "big_result",
     "memory",
     "flat_parse",

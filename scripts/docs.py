@@ -1,4 +1,4 @@
-"""Writes the pages of docs/ that are made from the code; ``--check`` only says which are stale, and exits 1 then."""
+"""Writes what of docs/ is made from the code; ``--check`` only says what is stale, and exits 1 then."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from typing import Any
 from mcp_server.config.show import configuration_table
 from mcp_server.errors import ERRORS, ErrorSpec
 
-DOCS = Path(__file__).resolve().parent.parent / "docs"
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+sys.path.insert(0, str(ROOT))
 
 _ERRORS_HEAD = """# Errors
 
@@ -30,9 +32,16 @@ kept), 7 busy, 8 configuration, 9 the host lacks something, 130 interrupted by C
 _CLI_HEAD = """# Command line
 
 `mcp-network-tools COMMAND`. Every command takes `--json` and then prints one JSON document (`serve` prints it on
-standard error; `runs raw` prints what is kept, not the bytes); exit codes are in docs/errors.md.
+standard error; `runs raw` prints what is kept, not the bytes); exit codes are in [Errors](errors.md).
 `mcp-network-tools --install-completion` sets up completion of commands, options and tool names in the running shell.
 """
+_DECISIONS_HEAD = """# Decisions
+
+Why things are as they are: what was asked, what was tried and measured, what was chosen. A decision that no longer
+holds says by which one it is superseded.
+
+| | |
+|---|---|"""
 
 
 def retry(spec: ErrorSpec) -> str:
@@ -65,7 +74,9 @@ def _commands(command: Any, path: tuple[str, ...]) -> Iterator[str]:
             yield from _commands(child, (*path, name))
         return
     arguments = [each for each in command.params if each.param_type_name == "argument"]
-    words = " ".join(each.name.upper() for each in arguments)
+    options = [each for each in command.params if each.required and each.param_type_name == "option"]
+    needed = [f"{each.opts[0]} {_first_of(each.type_descriptor.annotation)}" for each in options]
+    words = " ".join([*(each.name.upper() for each in arguments), *needed])
     yield f"## {' '.join(path)}\n\n{' '.join((command.help or '').split())}\n"
     yield "| argument or option | meaning |\n|---|---|"
     for each in command.params:
@@ -76,17 +87,61 @@ def _commands(command: Any, path: tuple[str, ...]) -> Iterator[str]:
     yield f"\nUsage: `mcp-network-tools {' '.join(path)}{' ' + words if words else ''}`\n"
 
 
-PAGES = {"errors.md": errors_page, "configuration.md": configuration_table, "cli.md": cli_page}
+def _first_of(kind: Any) -> str:
+    """The first of an option's values, where it has a list of them."""
+    return str(next(iter(kind)).value)
+
+
+def decisions_page() -> str:
+    """The list of decisions, by their own headings."""
+    rows = []
+    for path in sorted((DOCS / "decisions").glob("[0-9]*.md")):
+        number, title = path.read_text().split("\n", 1)[0].removeprefix("# ").split(". ", 1)
+        rows.append(f"| {number} | [{title}]({path.name}) |")
+    return "\n".join([_DECISIONS_HEAD, *rows, ""])
+
+
+def rest_page() -> str:
+    """The routes of the REST door."""
+    from scripts.pages import rest
+
+    return rest.page()
+
+
+def mcp_page() -> str:
+    """What an MCP client sees."""
+    from scripts.pages import mcp
+
+    return mcp.page()
+
+
+def diagram() -> str:
+    """The rooms and what imports what, as an SVG."""
+    from scripts.pages import rooms
+
+    return rooms.picture(ROOT)
+
+
+PAGES = {
+    "errors.md": errors_page,
+    "configuration.md": configuration_table,
+    "cli.md": cli_page,
+    "rest.md": rest_page,
+    "mcp.md": mcp_page,
+    "decisions/index.md": decisions_page,
+    "images/rooms.svg": diagram,
+}
 
 
 def main() -> int:
     """Write or check the pages."""
-    stale = [name for name, make in PAGES.items() if not (DOCS / name).exists() or (DOCS / name).read_text() != make()]
+    made = {name: make() for name, make in PAGES.items()}
+    stale = [name for name, text in made.items() if not (DOCS / name).exists() or (DOCS / name).read_text() != text]
     if "--check" in sys.argv:
         print(f"stale: {', '.join(stale)}; run: .venv/bin/python scripts/docs.py" if stale else "the pages are current")
         return 1 if stale else 0
     for name in stale:
-        (DOCS / name).write_text(PAGES[name]())
+        (DOCS / name).write_text(made[name])
         print(f"wrote docs/{name}")
     return 0
 

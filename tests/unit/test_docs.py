@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import shutil
@@ -15,7 +16,7 @@ from mcp_server.base_tool import ToolPolicy
 from mcp_server.discovery import discover
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def test_the_pages_made_from_code_are_current() -> None:
@@ -45,6 +46,24 @@ def test_every_make_target_that_is_documented_exists() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = {name for page in PAGES for name in re.findall(r"`make ([a-z-]+)", page.read_text())}
     assert named <= targets
+
+
+def test_the_readme_shows_what_make_run_prints() -> None:
+    """Every line that the demonstration prints on its way to success is in the transcript."""
+    transcript = re.findall(
+        r"^```\n(Two services listen.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL
+    )
+    assert len(transcript) == 1
+    begins = []
+    for call in ast.walk(ast.parse((ROOT / "scripts/demo.py").read_text())):
+        if isinstance(call, ast.Call) and ast.unparse(call.func) == "console.print" and call.args:
+            (first, *_) = call.args[0].values if isinstance(call.args[0], ast.JoinedStr) else [call.args[0]]
+            if isinstance(first, ast.Constant) and len(text := str(first.value).strip()) > 5:
+                begins.append(text)
+    begins.remove("The scan did not find:")
+    assert len(begins) == 9
+    for text in begins:
+        assert text in transcript[0], text
 
 
 def test_the_json_in_the_client_page_is_json() -> None:

@@ -96,7 +96,7 @@ def _page() -> Iterator[str]:
         "- An unknown section, key or `MCP_` variable, and a value of the wrong type, is an error (`config_invalid`).",
         "- Where keys of several sections set the same limit, a set `security` key wins over a set `limits` key, and",
         "  that over a set `tool` key, whatever source each came from.",
-        "- A reload (docs/reload.md) brings every key into force, but those marked *restart*: the start reads them.",
+        "- A [reload](reload.md) brings every key into force, but those marked *restart*: the start reads them.",
         "- Keys marked *later* are checked and shown, but nothing reads them yet; setting one logs",
         "  `config.not_yet_used`.",
         "- Passwords in URLs, and keys named token, secret, password or key, are shown as `***`.",

@@ -280,8 +280,8 @@ def _gate(scan: Scan, given: Mapping[str, Given], *, allow_intrusive: bool, raw_
         raise PlatformError(
             f"{_raw_source(scan, given)} needs raw sockets, which this server does not have",
             code="permission_denied",
-            hint="Use transport tcp and the modes discover, ports, services or scripts, or run the server as root or "
-            "with CAP_NET_RAW; 'mcp-network-tools doctor' shows which.",
+            hint="Use transport tcp and the modes discover, ports, services or scripts. Raw sockets come with a guard: "
+            "'serve --guard kernel' as root, or 'serve --guard rootless'; 'mcp-network-tools doctor' says more.",
         )
     return replace(scan, intrusive=True) if reasons else scan
 
