@@ -122,7 +122,10 @@ async def log_not_started(audit: AuditLog, authorised: Authorised, error: BaseEx
         "end",
         run_id=call.id,
         correlation_id=call.correlation_id,
+        **who(call.actor),
+        tool=call.tool.tool_name(),
         scope_hash=authorised.scope_hash,
+        enforcement=authorised.enforcement.value,
         outcome=outcome.value,
         code=code,
     )
