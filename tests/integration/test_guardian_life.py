@@ -78,8 +78,8 @@ def logged(host: World) -> list[dict[str, Any]]:
     """The decision log of the servers so far, each record as the schema says."""
     lines = (host.folder / "state/audit.jsonl").read_text().splitlines()
     records: list[dict[str, Any]] = [json.loads(line) for line in lines]
-    schema = json.loads((ROOT / "src/mcp_server/audit/record.schema.json").read_text())
-    assert [error.message for record in records for error in jsonschema.Draft202012Validator(schema).iter_errors(record)] == []
+    judge = jsonschema.Draft202012Validator(json.loads((ROOT / "src/mcp_server/audit/record.schema.json").read_text()))
+    assert [error.message for record in records for error in judge.iter_errors(record)] == []
     return records
 
 
