@@ -159,6 +159,25 @@ async def test_records_are_shown_and_chosen(audit: Audit, written: Path) -> None
     assert (await body(audit, "show", "--since", "x"))[0] == ExitCode.USAGE
 
 
+@pytest.mark.parametrize(
+    ("event", "fields", "shown"),
+    [
+        ("alarm", {"alarm": "guard_drops", "dropped": {"source4": 1, "target4": 3}}, "guard_drops source4 1 target4 3"),
+        ("alarm", {"alarm": "guard_lost", "reason": "it is gone"}, "guard_lost it is gone"),
+        ("admin", {"action": "reload", "result": "kept", "code": "config_invalid"}, "reload kept config_invalid"),
+        ("lookup", {"name": "a.lab.internal"}, "a.lab.internal"),
+        ("policy", {"scope_hash": "a1b2"}, "a1b2"),
+        ("end", {"outcome": "failed", "code": "timeout", "scope_hash": "a1b2"}, "failed timeout"),
+    ],
+)
+async def test_every_kind_of_record_says_what_happened(
+    audit: Audit, state: Path, event: str, fields: dict[str, Any], shown: str
+) -> None:
+    Writer(state).append(event, {"actor": "joe", "tool": "nmap", "run_id": "r_9"} | fields, AuditConfig().max_file_size)
+    _, out, _ = await audit("show", "--limit", "1")
+    assert out.splitlines()[1].split(None, 3)[3].split() == ["joe", "nmap", *shown.split(), "r_9"]
+
+
 async def test_what_somebody_put_on_the_log_does_nothing_to_a_terminal(audit: Audit, state: Path) -> None:
     hostile = "\x1b]0;owned\x07\u202e\n\U000e0041\ud800"
     fields = {"actor": hostile, "tool": hostile, "reason": hostile, "client": hostile, "decision": "deny"}

@@ -196,10 +196,13 @@ def show(
         print_table(("SEQ", "TIME", "EVENT", "ACTOR", "TOOL", "WHAT", "RUN"), [_row(record) for record in found])
 
 
+_TOLD = ("decision", "outcome", "alarm", "action", "result", "name", "code", "reason")
+"""The fields that say what happened, in the order they are shown."""
+
+
 def _row(record: dict[str, Any]) -> tuple[str, ...]:
     if "unreadable" in record:
         return ("?", "", "unreadable", "", "", record["unreadable"], "")
-    word = record.get("decision") or record.get("outcome") or ""
     targets = record.get("targets")
     pinned = [
         str(address)
@@ -207,7 +210,12 @@ def _row(record: dict[str, Any]) -> tuple[str, ...]:
         if isinstance(item, dict)
         for address in item.get("pinned") or ()
     ]
-    details = (word, record.get("code"), record.get("reason"), " ".join(pinned[:4]), "…" if len(pinned) > 4 else "")
+    details = [record.get(name) for name in _TOLD]
+    if isinstance(dropped := record.get("dropped"), dict):
+        details += [f"{rule} {packets}" for rule, packets in dropped.items()]
+    if record.get("event") == "policy":
+        details.append(record.get("scope_hash"))
+    details += [" ".join(pinned[:4]), "…" if len(pinned) > 4 else ""]
     what = " ".join(str(part) for part in details if part)
     cells = (record["seq"], str(record.get("time", ""))[:19], record.get("event"), record.get("actor"))
     return tuple(_cell(part) for part in (*cells, record.get("tool"), what, record.get("run_id")))
