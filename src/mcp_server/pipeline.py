@@ -77,9 +77,11 @@ class Pipeline:
         """Put together what lets calls in, and what tells of them."""
         self.signals = Signals(self.events, self.admission)
         self.gate = Gate(self.limiter, self.breakers, self.admission, self.signals)
-        self.denials = Denials(
-            self.audit, lambda: {"scope_hash": self.policy.hash, "enforcement": self.guard.enforcement.value}
-        )
+        self.denials = Denials(self.audit, self.terms)
+
+    def terms(self) -> dict[str, str]:
+        """What is in force at this moment, for records of the log: the policy's hash and how it is enforced."""
+        return {"scope_hash": self.policy.hash, "enforcement": self.guard.enforcement.value}
 
     async def call(
         self, name: str, arguments: Mapping[str, Any], actor: Actor, progress: Progress | None = None

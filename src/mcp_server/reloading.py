@@ -24,6 +24,7 @@ from mcp_server.errors import ConfigError, NetworkToolsError
 from mcp_server.execution.guard import Enforcement
 from mcp_server.model.run import Actor
 from mcp_server.steps.call import user_name
+from mcp_server.steps.denials import who
 
 if TYPE_CHECKING:
     from mcp_server.execution.guard import Guard
@@ -191,8 +192,9 @@ class Reloader:
         replace_config(old, new)
 
     async def _note(self, actor: Actor, result: str, **facts: Any) -> None:
-        who = {"actor": actor.name, "door": actor.door, "client": actor.client}
-        await self._server.pipeline.audit.append("admin", action="reload", result=result, **who, **facts)
+        pipeline = self._server.pipeline
+        known = who(actor) | pipeline.terms()
+        await pipeline.audit.append("admin", action="reload", result=result, **known, **facts)
 
     def _tell(self, done: Reloaded) -> None:
         waiting, error = [item.key for item in done.restart_needed], done.error

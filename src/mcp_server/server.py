@@ -30,6 +30,7 @@ from mcp_server.logs import configure_logging
 from mcp_server.pipeline import Pipeline
 from mcp_server.reloading import Reloader, Trigger
 from mcp_server.startup import check_room, check_schema, opens_store_later, prepare_state_dir
+from mcp_server.steps.remember import run_facts
 from mcp_server.steps.signals import BreakerSignals, show_breakers
 from mcp_server.store.revision import SchemaError
 from mcp_server.upkeep import Upkeep
@@ -148,7 +149,7 @@ class EnhancedMCPServer:
 
     async def _log_policy(self, policy: ScopePolicy) -> None:
         """Put on the log which policy is in force from here on, and how it is enforced."""
-        await self.pipeline.audit.append("policy", scope_hash=policy.hash, enforcement=self.guard.enforcement.value)
+        await self.pipeline.audit.append("policy", **self.pipeline.terms() | {"scope_hash": policy.hash})
 
     async def store(self) -> Store:
         """The open store; raises PlatformError ``store_unavailable`` where it cannot be opened."""
@@ -178,9 +179,8 @@ class EnhancedMCPServer:
         """Write the end that every accepted call has on the log: the process that had to write it is gone."""
         for run in runs:
             logger.warning("store.interrupted_run run_id=%s", run.id)
-            known = {"run_id": run.id, "correlation_id": run.correlation_id, "scope_hash": run.scope_hash}
             try:
-                await self.pipeline.audit.append("end", **known, outcome=run.outcome.value)
+                await self.pipeline.audit.append("end", **run_facts(run), outcome=run.outcome.value)
             except NetworkToolsError as error:
                 # What was remembered stays readable without a log; a run needs one, and will say so.
                 logger.error("audit.end_not_logged run_id=%s: %s", run.id, error.message)  # noqa: TRY400 - no traceback: the failure is a disk

@@ -15,9 +15,6 @@ from tests.containment.wire import Traffic, Wire
 from tests.lab.network.handle import Lab
 
 GUARDED_DOORS = ("stdio", "http", "rest")
-FILES = ("read", "write", "execute", "shell")
-"""Kinds of attack on files: each of them is sent. Of the others, which `test_corpus_unchecked` has all, every sixth."""
-
 WITHOUT_GUARD = (
     ("unguarded ping", TOOLS["fping"], {"target": ground.INSIDE, "words": ["-c1", ground.ROUTED_OUT]}),
     *(
@@ -33,13 +30,11 @@ WITHOUT_GUARD = (
 
 
 def raw_calls() -> list[Sent]:
-    """Escapes, scans in scope and attacks, each as words for a tool that takes any, through one door in turn."""
+    """Every escape, scan in scope and attack on nmap, as words for a tool that takes any, through one door in turn."""
     doors = itertools.cycle(GUARDED_DOORS)
     commands = [(escape.name, escape.words("scope0")) for escape in ESCAPES]
     commands += [(f"in scope {n}", words(command, "scope0")) for n, command in enumerate(IN_SCOPE)]
-    attacks = [attack for attack in CORPUS if attack.words]
-    chosen = [a for a in attacks if a.kind in FILES] + [a for a in attacks if a.kind not in FILES][::6]
-    commands += [(attack.name, ["nmap", *(attack.words or ())]) for attack in chosen]
+    commands += [(attack.name, ["nmap", *attack.words]) for attack in CORPUS if attack.words]
     return [
         Sent(name, TOOLS[argv[0]], {"target": ground.INSIDE, "words": argv[1:], "timeout_sec": 3}, (next(doors),))
         for name, argv in commands
@@ -58,11 +53,12 @@ def unchecked(ground_lab: Lab, wire: Wire) -> tuple[Harvest, Traffic]:
 
 
 def test_nothing_left_the_scope(unchecked: tuple[Harvest, Traffic]) -> None:
-    unchecked[1].assert_held(at_least=100)
+    unchecked[1].assert_held(at_least=300)
 
 
 def test_every_tool_ran_through_every_guarded_door(unchecked: tuple[Harvest, Traffic]) -> None:
     guarded = [outcome for outcome in unchecked[0].outcomes if outcome.door != "cli"]
+    assert len(guarded) == len(raw_calls()) > 600
     assert {outcome.door for outcome in guarded} == set(GUARDED_DOORS)
     assert {outcome.code for outcome in guarded} <= {None, "timeout"}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Awaitable, Callable
 from importlib.resources import files
@@ -12,7 +13,7 @@ from typing import Any
 import jsonschema  # type: ignore[import-untyped]  # it ships no types
 import pytest
 
-from mcp_server.audit.checkpoint import CHECKPOINTS
+from mcp_server.audit.checkpoint import CHECKPOINTS, Sealer
 from mcp_server.audit.keys import KEY, public_key
 from mcp_server.audit.writer import Writer
 from mcp_server.config.sections import AuditConfig
@@ -158,6 +159,25 @@ async def test_records_are_shown_and_chosen(audit: Audit, written: Path) -> None
     assert (await body(audit, "show", "--since", "x"))[0] == ExitCode.USAGE
 
 
+@pytest.mark.parametrize(
+    ("event", "fields", "shown"),
+    [
+        ("alarm", {"alarm": "guard_drops", "dropped": {"source4": 1, "target4": 3}}, "guard_drops source4 1 target4 3"),
+        ("alarm", {"alarm": "guard_lost", "reason": "it is gone"}, "guard_lost it is gone"),
+        ("admin", {"action": "reload", "result": "kept", "code": "config_invalid"}, "reload kept config_invalid"),
+        ("lookup", {"name": "a.lab.internal"}, "a.lab.internal"),
+        ("policy", {"scope_hash": "a1b2"}, "a1b2"),
+        ("end", {"outcome": "failed", "code": "timeout", "scope_hash": "a1b2"}, "failed timeout"),
+    ],
+)
+async def test_every_kind_of_record_says_what_happened(
+    audit: Audit, state: Path, event: str, fields: dict[str, Any], shown: str
+) -> None:
+    Writer(state).append(event, {"actor": "joe", "tool": "nmap", "run_id": "r_9"} | fields, AuditConfig().max_file_size)
+    _, out, _ = await audit("show", "--limit", "1")
+    assert out.splitlines()[1].split(None, 3)[3].split() == ["joe", "nmap", *shown.split(), "r_9"]
+
+
 async def test_what_somebody_put_on_the_log_does_nothing_to_a_terminal(audit: Audit, state: Path) -> None:
     hostile = "\x1b]0;owned\x07\u202e\n\U000e0041\ud800"
     fields = {"actor": hostile, "tool": hostile, "reason": hostile, "client": hostile, "decision": "deny"}
@@ -197,8 +217,48 @@ async def test_an_empty_state_folder(tmp_path: Path) -> None:
     empty.mkdir(mode=0o700)
     commands = (["verify"], ["show"], ["export", "--format", "ecs"], ["checkpoint"], ["show-key"])
     done = await batch(environment(empty), *(["audit", *words] for words in commands))
-    assert [status for status, _, _ in done] == [0, 0, 0, ExitCode.NOT_FOUND, ExitCode.NOT_FOUND]
-    assert done[0][1].startswith("ok: 0 records")
+    assert [status for status, _, _ in done] == [ExitCode.NOT_FOUND, 0, 0, ExitCode.NOT_FOUND, ExitCode.NOT_FOUND]
+    assert done[0][2].startswith("not_found: there is no record in "), "nothing is no log that is well"
+
+
+async def test_checkpoints_of_other_logs_beside_ours(audit: Audit, state: Path, written: Path, tmp_path: Path) -> None:
+    """A system log that two servers ship to: a kept key says which are whose, and nothing else does."""
+    other, kept = tmp_path / "other", tmp_path / "kept"
+    other.mkdir(mode=0o700)
+    Writer(other).append("policy", {"scope_hash": "a1"}, AuditConfig().max_file_size)
+    theirs = Sealer(other).seal("")
+    assert theirs is not None
+    kept.write_text((state / CHECKPOINTS).read_text() + theirs)
+    given = ("--checkpoint", str(kept), "--public-key", str(public_key(written)))
+    status, report = await body(audit, "verify", *given)
+    assert (status, report["ok"], report["passed_over"]) == (0, True, 1)
+    assert "1 checkpoints of other logs were passed over" in (await audit("verify", *given))[1]
+    details = (await body(audit, "verify", *given[:2]))[1]["error"]["details"]
+    assert details["kind"] == "forged", "somebody who wrote the log anew would leave the true ones beside his own"
+    kept.write_text(theirs)
+    assert (await body(audit, "verify", *given))[1]["error"]["details"]["kind"] == "forged", "none of them is ours"
+    kept.write_text((written / CHECKPOINTS).read_text() + theirs)
+    change(state / "audit.jsonl", 0, actor="somebody else")
+    rechain(state)
+    assert (await body(audit, "verify", *given))[1]["error"]["details"]["kind"] == "rechained"
+
+
+async def test_a_pipe_in_the_place_of_the_checkpoints_is_not_waited_for(audit: Audit, state: Path) -> None:
+    (state / CHECKPOINTS).unlink()
+    os.mkfifo(state / CHECKPOINTS)
+    status, _, err = await audit("verify")
+    assert status == ExitCode.ENVIRONMENT
+    assert "it is not a regular file" in err
+
+
+async def test_only_the_owner_of_a_log_seals_it(audit: Audit, state: Path) -> None:
+    """What root made there the server could not read: it would seal no more."""
+    before = {path.name: path.read_bytes() for path in state.glob("audit*")}
+    os.chown(state, 61400, 61400)
+    status, _, err = await audit("checkpoint")
+    assert status == ExitCode.ENVIRONMENT
+    assert "belongs to another user" in err
+    assert {path.name: path.read_bytes() for path in state.glob("audit*")} == before
 
 
 async def test_checkpoints_are_shipped_and_verified_from_a_system_log(state: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import jsonschema  # type: ignore[import-untyped]  # it ships no types
 import pytest
 
 from tests.support.guarded import (
@@ -73,9 +74,18 @@ def ask(host: World, port: int, path: str, body: dict[str, Any] | None = None) -
     return json.loads(host.outdoors(sys.executable, "-c", asking, f"http://{HOST}:{port}{path}", token, said).stdout)
 
 
+def logged(host: World) -> list[dict[str, Any]]:
+    """The decision log of the servers so far, each record as the schema says."""
+    lines = (host.folder / "state/audit.jsonl").read_text().splitlines()
+    records: list[dict[str, Any]] = [json.loads(line) for line in lines]
+    judge = jsonschema.Draft202012Validator(json.loads((ROOT / "src/mcp_server/audit/record.schema.json").read_text()))
+    assert [error.message for record in records for error in judge.iter_errors(record)] == []
+    return records
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_a_scan_through_the_http_door_is_whole_and_stays_in_scope(clean: World, mode: str) -> None:
-    with guarded(clean, *http(8101), settings=MODES[mode]) as found:
+    with guarded(clean, *http(8101), settings=MODES[mode], rules=policy(TARGET, "127.0.0.1")) as found:
         listening(clean)
         status = found.status()
         for name in ("CapEff", "CapPrm", "CapBnd", "CapAmb"):
@@ -90,8 +100,11 @@ def test_a_scan_through_the_http_door_is_whole_and_stays_in_scope(clean: World, 
         assert open_port["number"] == OPEN_PORT
         assert result["coverage"]["ports"][0]["method"] == "syn"
         assert ask(clean, 8101, "/tools/nmap/execute", scan | {"target": STRANGER})["code"] == "target_out_of_scope"
+        assert ask(clean, 8101, "/tools/nmap/execute", scan | {"target": "127.0.0.1"})["outcome"] == "completed"
         assert clean.counted()["stray"] == stray
     assert found.process.returncode == 0
+    held = [(r["place"], r["sandbox"]["tier"]) for r in logged(clean) if r.get("decision") == "accept"][-2:]
+    assert held == [("here", "supervisor"), ("loopback", "user-namespace")]
 
 
 def test_health_has_both_runners_start_something_and_nothing_is_sent_for_it(clean: World) -> None:
@@ -312,8 +325,7 @@ def test_a_guard_that_is_gone_ends_all_runs_and_turns_health_red(clean: World) -
         health = ask(clean, 8115, "/health")
         assert health["status"] == "unhealthy"
         assert next(check for check in health["checks"] if check["name"] == "guard")["state"] == "failed"
-    log = (clean.folder / "state/audit.jsonl").read_text()
-    assert '"code":"guard_unavailable"' in log
+    assert "guard_unavailable" in {record.get("code") for record in logged(clean)}
 
 
 def test_a_guard_that_goes_in_the_middle_of_a_run_ends_the_run(clean: World) -> None:
@@ -332,8 +344,9 @@ def test_a_guard_that_goes_in_the_middle_of_a_run_ends_the_run(clean: World) -> 
         assert answer["code"] == "guard_unavailable"
         run = ask(clean, 8116, f"/runs/{answer['details']['run_id']}")["run"]
         assert (run["outcome"], run["error_code"]) == ("failed", "guard_unavailable")
-    log = (clean.folder / "state/audit.jsonl").read_text()
-    assert '"alarm":"guard_lost"' in log
+    decision, alarm, end = [record for record in logged(clean) if record.get("run_id") == answer["details"]["run_id"]]
+    assert (decision["decision"], alarm["alarm"]) == ("accept", "guard_lost")
+    assert (end["code"], end["guard"]["lost"]) == ("guard_unavailable", alarm["reason"])
 
 
 def test_a_single_call_is_made_inside_a_guard_of_its_own(clean: World) -> None:

@@ -164,8 +164,11 @@ async def test_kill_9_in_the_middle_reads_interrupted_at_the_next_start(tmp_path
     assert run.raw is not None
     assert run.raw.size > 0, "the raw output up to the kill is kept"
     records = [json.loads(line) for line in (tmp_path / "state" / "audit.jsonl").read_text().splitlines()]
-    ends = [record["outcome"] for record in records if record["event"] == "end" and record["run_id"] == run.id]
-    assert ends == ["interrupted"], "the end that the killed process could not log is logged by the next"
+    (end,) = [record for record in records if record["event"] == "end" and record["run_id"] == run.id]
+    assert end["outcome"] == "interrupted", "the end that the killed process could not log is logged by the next"
+    (decision,) = [record for record in records if record.get("decision") == "accept"]
+    for name in ("scope_hash", "enforcement", "actor", "door", "tool", "correlation_id"):
+        assert end[name] == decision[name], name
 
 
 def handshake(call: dict[str, Any]) -> list[dict[str, Any]]:

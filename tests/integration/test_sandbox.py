@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from mcp_server.execution.confine import MORE_TASKS
 from mcp_server.execution.place import Place
 from mcp_server.execution.process import Exit, Limits, run_process
 from mcp_server.execution.sandbox import Sandbox
@@ -288,6 +289,27 @@ async def test_nmap_finds_its_data_and_scripts(place: Place) -> None:
     ended, output = await nmap(place, "--datadir", "/usr/share/nmap", "-sV", "--script", "banner,ssl-cert")
     assert (ended.returncode, ended.stderr) == (0, b"")
     assert b'name="tcpmux"' in output
+
+
+BOMB = """
+my ($made, $room) = (0, "\\0" x 16); syscall(97, 6, $room); my $limit = unpack("Q", $room);
+while (1) {
+  my $pid = fork(); if (!defined $pid) { print "$made $limit"; exit } $made++; if (!$pid) { sleep 60; exit }
+}
+"""
+
+
+@pytest.mark.parametrize("kind", ["nobody", "nobody-raw"])
+async def test_a_user_has_no_more_processes_than_the_limit(kind: str) -> None:
+    output = bytearray()
+    argv = (binary("perl"), "-e", BOMB)
+    with processes.place(kind) as place:
+        ended = await run_process(argv, Limits(30), output.extend, place=place, sandbox=Sandbox())
+        assert idle(place)
+    assert ended.returncode == 0, ended.stderr
+    made, limit = map(int, output.split())
+    # The kernel's threads and other users' processes count in the limit, and not against it.
+    assert MORE_TASKS - 50 < made < limit < 100_000
 
 
 FORKING = {

@@ -58,8 +58,14 @@ DECISION = {
     "sandbox": {"tier": "pid-namespace", "files_confined": True},
     "ruleset": "0" * 64,
 }
+TERMS = {"scope_hash": "a1b2", "enforcement": "kernel"}
+WHO = {"actor": "agent", "door": "stdio", "client": "a client 1.0"}
 END = {
+    **TERMS,
+    **WHO,
     "run_id": "r_1",
+    "correlation_id": "c_1",
+    "tool": "nmap",
     "outcome": "completed",
     "pid": 77,
     "returncode": 0,
@@ -112,10 +118,10 @@ async def test_the_schema_describes_every_field_and_nothing_else(tmp_path: Path)
         file.write(b'{"torn')
     await log.append("end", **END)
     await log.append("decision", **DENIAL)
-    await log.append("alarm", alarm="guard_drops", run_id="r_1", dropped={"egress": 2})
-    await log.append("policy", scope_hash="a1b2", enforcement="kernel")
-    await log.append("lookup", name="a.lab.internal", actor="a", door="rest")
-    await log.append("admin", action="tool.disable", tool="nmap", result="done", actor="a", door="rest")
+    await log.append("alarm", alarm="guard_drops", run_id="r_1", tool="nmap", dropped={"egress": 2}, **WHO, **TERMS)
+    await log.append("policy", **TERMS)
+    await log.append("lookup", name="a.lab.internal", **WHO, **TERMS)
+    await log.append("admin", action="tool.disable", tool="nmap", result="done", **WHO, **TERMS)
     await log.append("decision", **DENIAL | {"code": "rate_limited", "repeats": 12})
     records = records_of(tmp_path)
     events = ["genesis", "decision", "repair", "end", "decision", "alarm", "policy", "lookup"]

@@ -211,6 +211,13 @@ def test_a_torn_last_line(log: Path, cut: int) -> None:
     assert report.size in {98, 99}
 
 
+def test_files_that_are_named_nearly_like_the_logs_own_are_not_the_logs(log: Path) -> None:
+    for name in ("audit-0000001.jsonl", "audit-00001.jsonl", "audit-\u0660\u0660\u0660\u0660\u0660\u0661.jsonl"):
+        (log / name).write_text("{}\n")
+    report = verify(log)
+    assert (report.broken, report.size, report.files) == (None, 100, 3)
+
+
 def test_a_torn_line_in_a_full_file_is_an_edit(log: Path) -> None:
     file = files_of(log)[0]
     file.write_bytes(file.read_bytes()[:-1])

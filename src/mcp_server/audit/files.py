@@ -22,7 +22,7 @@ LEGACY: Final = "audit-legacy.jsonl"
 TAIL_LIMIT: Final = 1024 * 1024
 """Bytes from the end of a file within which its last line begins."""
 
-_ROTATED: Final = re.compile(r"audit-(\d{6,})\.jsonl")
+_ROTATED: Final = re.compile(r"audit-([0-9]{6,})\.jsonl")
 # Not through a link, and not waiting for a reader where somebody put a pipe in a file's place.
 _SAFE: Final = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
@@ -34,7 +34,9 @@ def rotated_name(number: int) -> str:
 
 def rotated_numbers(folder: int | Path) -> list[int]:
     """The numbers of the full files that are there, in order."""
-    return sorted(int(found[1]) for name in os.listdir(folder) if (found := _ROTATED.fullmatch(name)))  # noqa: PTH208 - a folder may be a descriptor
+    names = set(os.listdir(folder))  # noqa: PTH208 - a folder may be a descriptor
+    numbers = {int(found[1]) for name in names if (found := _ROTATED.fullmatch(name))}
+    return sorted(number for number in numbers if rotated_name(number) in names)  # not one with more zeros
 
 
 @contextmanager

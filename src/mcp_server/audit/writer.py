@@ -29,6 +29,8 @@ from mcp_server.audit.files import (
 from mcp_server.audit.records import Head, Receipt, line_of, read_record
 from mcp_server.errors import PlatformError
 
+TERMS: Final = ("scope_hash", "enforcement")
+"""Fields of every record that say under what it was written."""
 TORN_KEPT: Final = 16 * 1024
 """Bytes of a torn line kept on the record of its repair."""
 
@@ -125,11 +127,13 @@ class Writer:
     def _lines(self, folder: int, end: _End, event: str, fields: Mapping[str, Any]) -> tuple[bytes, Head]:
         lines, head = b"", end.head
         now = datetime.now(UTC).isoformat(timespec="microseconds")
+        # What is in force is so for these as well: they are written because the record is.
+        terms = {name: fields[name] for name in TERMS if name in fields}
         if end.first and (legacy := _hash_of_legacy(folder)):
-            line, head = line_of(head, now, "genesis", legacy)
+            line, head = line_of(head, now, "genesis", legacy | terms)
             lines += line
         if end.torn:
-            line, head = line_of(head, now, "repair", _describe_torn(end.torn))
+            line, head = line_of(head, now, "repair", _describe_torn(end.torn) | terms)
             lines += line
         line, head = line_of(head, now, event, fields)
         return lines + line, head

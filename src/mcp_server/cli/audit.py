@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -75,8 +76,17 @@ def verify(
     from mcp_server.audit.verify import verify as verify_log
 
     with reporting(as_json=as_json), _reading() as folder:
-        notes = _notes(folder, checkpoint)
-        report = verify_log(folder, notes, _key(folder, public_key) if notes else None)
+        notes, copies = _notes(folder), _copies(checkpoint)
+        key = _key(folder, public_key) if notes or copies else None
+        # A system log may hold those of other servers. Only a key that was kept tells them from a forger's.
+        others = [note for note in copies if key and public_key is not None and note.origin != key.name]
+        if len(others) == len(copies):
+            others = []
+        report = verify_log(folder, [*notes, *(note for note in copies if note not in others)], key)
+        if not report.size and report.broken is None:
+            raise NotFoundError(
+                f"there is no record in {folder}", hint="Name the server's state folder in MCP_STATE_DIR."
+            )
         if report.broken is not None:
             where = f"{report.broken.file} line {report.broken.line}, " if report.broken.file else ""
             raise NetworkToolsError(
@@ -85,7 +95,8 @@ def verify(
                 **_facts(report),
             )
         if as_json:
-            print_json({"ok": True, **_facts(report), "checkpoint": str(checkpoint) if checkpoint else None})
+            copy = str(checkpoint) if checkpoint else None
+            print_json({"ok": True, **_facts(report), "checkpoint": copy, "passed_over": len(others)})
             return
         print(f"ok: {report.size} records in {report.files} files, the last of {report.last_time or 'no time'}")
         print(f"root {report.root}")
@@ -94,6 +105,8 @@ def verify(
         if report.backwards:
             print(f"{report.backwards} times the clock stood before the record before")
         print(f"{report.checked} checkpoints agree; they cover {report.sealed} of {report.size} records")
+        if others:
+            print(f"{len(others)} checkpoints of other logs were passed over")
         if checkpoint is None:
             print("Only checkpoints kept elsewhere show a log that was cut off or written anew: --checkpoint FILE.")
 
@@ -104,23 +117,32 @@ def _facts(report: Report) -> dict[str, Any]:
     return facts if broken is None else {**facts, **broken}
 
 
-def _notes(folder: Path, checkpoint: Path | None) -> list[Note]:
+def _notes(folder: Path) -> list[Note]:
+    """The checkpoints in the state folder."""
     from mcp_server.audit.checkpoint import CHECKPOINTS
+    from mcp_server.audit.files import open_regular
     from mcp_server.audit.notes import find_notes
 
-    kept = folder / CHECKPOINTS
-    notes = find_notes(kept.read_text("utf-8", "replace")) if kept.exists() else []
-    if checkpoint is not None:
-        try:
-            elsewhere = find_notes(checkpoint.read_text("utf-8", "replace"))
-        except OSError as error:
-            raise ArgumentError(
-                f"{checkpoint} cannot be read: {error.strerror}", hint="Name a readable file."
-            ) from error
-        if not elsewhere:
-            raise ArgumentError(f"there is no checkpoint in {checkpoint}", hint="Give a file of signed notes.")
-        notes += elsewhere
-    return notes
+    try:
+        with os.fdopen(open_regular(folder / CHECKPOINTS, os.O_RDONLY), "rb") as file:
+            return find_notes(file.read().decode("utf-8", "replace"))
+    except FileNotFoundError:
+        return []
+
+
+def _copies(checkpoint: Path | None) -> list[Note]:
+    """The checkpoints in a copy of them; ArgumentError where there are none."""
+    from mcp_server.audit.notes import find_notes
+
+    if checkpoint is None:
+        return []
+    try:
+        found = find_notes(checkpoint.read_text("utf-8", "replace"))
+    except OSError as error:
+        raise ArgumentError(f"{checkpoint} cannot be read: {error.strerror}", hint="Name a readable file.") from error
+    if not found:
+        raise ArgumentError(f"there is no checkpoint in {checkpoint}", hint="Give a file of signed notes.")
+    return found
 
 
 def _key(folder: Path, given: str | None) -> VerifierKey:
@@ -174,10 +196,13 @@ def show(
         print_table(("SEQ", "TIME", "EVENT", "ACTOR", "TOOL", "WHAT", "RUN"), [_row(record) for record in found])
 
 
+_TOLD = ("decision", "outcome", "alarm", "action", "result", "name", "code", "reason")
+"""The fields that say what happened, in the order they are shown."""
+
+
 def _row(record: dict[str, Any]) -> tuple[str, ...]:
     if "unreadable" in record:
         return ("?", "", "unreadable", "", "", record["unreadable"], "")
-    word = record.get("decision") or record.get("outcome") or ""
     targets = record.get("targets")
     pinned = [
         str(address)
@@ -185,7 +210,12 @@ def _row(record: dict[str, Any]) -> tuple[str, ...]:
         if isinstance(item, dict)
         for address in item.get("pinned") or ()
     ]
-    details = (word, record.get("code"), record.get("reason"), " ".join(pinned[:4]), "…" if len(pinned) > 4 else "")
+    details = [record.get(name) for name in _TOLD]
+    if isinstance(dropped := record.get("dropped"), dict):
+        details += [f"{rule} {packets}" for rule, packets in dropped.items()]
+    if record.get("event") == "policy":
+        details.append(record.get("scope_hash"))
+    details += [" ".join(pinned[:4]), "…" if len(pinned) > 4 else ""]
     what = " ".join(str(part) for part in details if part)
     cells = (record["seq"], str(record.get("time", ""))[:19], record.get("event"), record.get("actor"))
     return tuple(_cell(part) for part in (*cells, record.get("tool"), what, record.get("run_id")))
@@ -229,10 +259,12 @@ def checkpoint(as_json: Json = False) -> None:
     """Seal the log now: sign a checkpoint of all records, ship it, and print the newest one."""
     from mcp_server.audit.checkpoint import Sealer
     from mcp_server.config import get_config
+    from mcp_server.startup import prepare_state_dir
 
     with reporting(as_json=as_json), _reading() as folder:
+        prepare_state_dir(get_config())  # key and checkpoints of somebody else would stop the server's own sealing
         Sealer(folder).seal(get_config().audit.ship_to)
-        notes = _notes(folder, None)
+        notes = _notes(folder)
         if not notes:
             raise NotFoundError("there is no record to seal yet", hint="Every call that is made leaves one.")
         if as_json:

@@ -19,6 +19,7 @@ from mcp_server.errors import ConfigError
 from mcp_server.execution.circuit_breaker import BreakerView
 from mcp_server.model.run import Actor
 from mcp_server.model.untrusted import neutralise
+from mcp_server.steps.denials import who
 
 if TYPE_CHECKING:
     from mcp_server.server import EnhancedMCPServer
@@ -129,6 +130,5 @@ def _add_breakers(app: FastAPI, server: EnhancedMCPServer) -> None:
 
 
 async def _note(server: EnhancedMCPServer, actor: Actor, action: str, tool: str) -> None:
-    await server.pipeline.audit.append(
-        "admin", action=action, tool=tool, actor=actor.name, door=actor.door, client=actor.client
-    )
+    pipeline = server.pipeline
+    await pipeline.audit.append("admin", action=action, tool=tool, **who(actor), **pipeline.terms())

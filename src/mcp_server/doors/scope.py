@@ -15,9 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from mcp_server.errors import AccessError, ArgumentError, NetworkToolsError, NotFoundError, RefusedError
 from mcp_server.model.run import Actor, Risk
 from mcp_server.model.untrusted import neutralise
+from mcp_server.steps.denials import who
 
 if TYPE_CHECKING:
-    from mcp_server.audit import AuditLog
     from mcp_server.model.target import Evidence
     from mcp_server.pipeline import Pipeline
     from mcp_server.scope.policy import ScopePolicy
@@ -101,7 +101,7 @@ async def ask_pipeline(pipeline: Pipeline, query: ScopeQuery, actor: Actor) -> d
         # What is asked of a name server leaves this host, and is on the log: as often as a tool may be called.
         await pipeline.gate.count(NAME, actor)
     allow_intrusive = pipeline.config.security.allow_intrusive
-    logged = _Logged(pipeline.resolver, pipeline.audit, actor)
+    logged = _Logged(pipeline, actor)
     return await answer(query, pipeline.policy, logged, plan, allow_intrusive=allow_intrusive)
 
 
@@ -117,12 +117,13 @@ def _is_name(target: str) -> bool:
 class _Logged:
     """A resolver whose every question is on the decision log before it is asked: a name may carry data out."""
 
-    def __init__(self, resolver: Resolver, audit: AuditLog, actor: Actor) -> None:
-        self._resolver, self._audit, self._actor = resolver, audit, actor
+    def __init__(self, pipeline: Pipeline, actor: Actor) -> None:
+        self._resolver, self._audit = pipeline.resolver, pipeline.audit
+        self._fields = who(actor) | pipeline.terms()
 
     async def lookup(self, name: str) -> Evidence:
         """Log the question, then ask it; raises PlatformError where the log cannot be written."""
-        await self._audit.append("lookup", name=name, actor=self._actor.name, door=self._actor.door)
+        await self._audit.append("lookup", name=name, **self._fields)
         return await self._resolver.lookup(name)
 
 

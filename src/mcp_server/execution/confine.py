@@ -43,6 +43,8 @@ RLIMITS = {
     "core": resource.RLIMIT_CORE,
     "fsize": resource.RLIMIT_FSIZE,
 }
+MORE_TASKS = 512
+"""How many processes and threads a user may have more than the whole host had when a program started."""
 NICENESS = 10
 """How far programs stand back behind the server (nice(2)): many scans at once must not make it slow to answer."""
 _INTERPRETERS = 4
@@ -61,6 +63,7 @@ def become(argv: list[str], folder: str, *, limits: Mapping[str, int], reads: li
     if sys.platform == "linux":
         from mcp_server.execution import syscalls
 
+        _bound_tasks()
         # The runner has set no_new_privs and emptied the bounding set of all but CAP_NET_RAW when it started.
         if not raw:
             syscalls.drop_from_bounding_set(syscalls.CAP_NET_RAW)
@@ -124,6 +127,23 @@ def _limit(which: int, value: int) -> None:
         if sys.platform == "linux":
             raise
         # macOS refuses RLIMIT_AS; a missing bound is better there than a tool that never runs
+
+
+def _bound_tasks() -> None:
+    """Bound a program that forks without end.
+
+    The limit counts all tasks of a user (in its user namespace), so it lies above all that there are: others that this
+    user runs do not keep a program from starting a few of its own. The kernel does not hold it against root.
+    """
+    try:
+        fd = os.open("/proc/loadavg", os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        there = os.read(fd, 128).split()[3].partition(b"/")[2]  # proc_loadavg(5): running/all tasks of the host
+    finally:
+        os.close(fd)
+    _limit(resource.RLIMIT_NPROC, int(there) + MORE_TASKS)
 
 
 def default_signals() -> None:

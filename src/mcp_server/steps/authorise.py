@@ -81,9 +81,10 @@ class Authoriser:
         from mcp_server.execution.containment import containment
 
         call, estimate = plan.call, plan.invocation.estimate
-        # A runner that a guardian started elsewhere is another user's, and holds no capability.
+        # A runner that a guardian started elsewhere is outside of the ruleset.
         elsewhere = not plan.place.allow_raw and self.guard.raw_sockets
-        confined = await asyncio.to_thread(containment, allow_raw=self.guard.raw_sockets)
+        # It is as unprivileged there as one without raw sockets would be here.
+        confined = await asyncio.to_thread(containment, allow_raw=plan.place.allow_raw)
         await self.audit.append(
             "decision",
             decision="accept",
@@ -106,10 +107,7 @@ class Authoriser:
             scope_hash=self.policy.hash,
             enforcement=self.guard.enforcement.value,
             place=plan.place.name,
-            sandbox={
-                "tier": plan.place.name if elsewhere else confined.tier.value,
-                "files_confined": confined.files_confined,
-            },
+            sandbox={"tier": confined.tier.value, "files_confined": confined.files_confined},
             ruleset=reading.ruleset if reading and not elsewhere else None,
         )
 
@@ -122,7 +120,10 @@ async def log_not_started(audit: AuditLog, authorised: Authorised, error: BaseEx
         "end",
         run_id=call.id,
         correlation_id=call.correlation_id,
+        **who(call.actor),
+        tool=call.tool.tool_name(),
         scope_hash=authorised.scope_hash,
+        enforcement=authorised.enforcement.value,
         outcome=outcome.value,
         code=code,
     )

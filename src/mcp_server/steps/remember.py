@@ -14,6 +14,7 @@ from mcp_server.errors import NetworkToolsError, PlatformError
 from mcp_server.model.asset import Host
 from mcp_server.model.digest import HostDigest
 from mcp_server.model.run import Coverage, Outcome, Run
+from mcp_server.steps.denials import who
 
 if TYPE_CHECKING:
     from mcp_server.steps.authorise import Authorised
@@ -49,6 +50,18 @@ def new_run(authorised: Authorised) -> Run:
             not_looked_at_count=plan.targets.count,
         ),
     )
+
+
+def run_facts(run: Run) -> dict[str, str]:
+    """What every record of a run says on the log besides its event: which, for whom, and under what."""
+    return {
+        "run_id": run.id,
+        "correlation_id": run.correlation_id,
+        **who(run.actor),
+        "tool": run.tool,
+        "scope_hash": run.scope_hash,
+        "enforcement": run.enforcement,
+    }
 
 
 class Recorder:
@@ -120,9 +133,7 @@ class Recorder:
             # Every decision that accepted a call has its end on the log, also where the store has failed.
             await self._audit.append(
                 "end",
-                run_id=run.id,
-                correlation_id=run.correlation_id,
-                scope_hash=run.scope_hash,
+                **run_facts(run),
                 outcome=run.outcome.value,
                 returncode=run.returncode,
                 code=run.error_code,

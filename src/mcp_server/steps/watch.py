@@ -11,6 +11,7 @@ from mcp_server.audit import AuditLog
 from mcp_server.errors import NetworkToolsError
 from mcp_server.execution.guard import Guard, GuardReading
 from mcp_server.model.run import Run
+from mcp_server.steps.remember import run_facts
 
 if TYPE_CHECKING:
     from mcp_server.steps.signals import Signals
@@ -80,7 +81,7 @@ async def difference(
 
 async def _log_alarm(audit: AuditLog, run: Run, alarm: str, **facts: Any) -> None:
     try:
-        await audit.append("alarm", alarm=alarm, run_id=run.id, scope_hash=run.scope_hash, **facts)
+        await audit.append("alarm", alarm=alarm, **run_facts(run), **facts)
     except NetworkToolsError as error:
         # The run still has to be ended and recorded; no other one starts while the log cannot be written.
         logger.error("audit.alarm_not_logged run_id=%s: %s", run.id, error.message)  # noqa: TRY400 - no traceback: the failure is a disk
