@@ -8,7 +8,7 @@ help: ## Say what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1|\2/' | column -t -s '|'
 
 run: setup ## Set up, then have an MCP client scan two services on loopback through the real server
-	@$(BIN)/python scripts/demo.py
+	@$(BIN)/python -m scripts.demo
 
 test: setup-test ## Set up what the tests need, then run all of them
 	@scripts/test.sh

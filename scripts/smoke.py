@@ -199,7 +199,9 @@ class Smoke:
         with listener("127.0.0.1") as free:
             port = str(free)
         words = [self.program, "serve", "--transport", "http", "--host", "127.0.0.1", "--port", port, "--json"]
-        with subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as it:
+        with subprocess.Popen(
+            words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        ) as it:
             assert it.stderr is not None
             said = ""
             while not (place := re.search(r"http://127\.0\.0\.1:\d+", said)):
