@@ -1,7 +1,7 @@
 """The connect guide, carried out: each command and file of docs/clients.md reaches a real server.
 
-Claude Code and the Inspector are the real programs. Claude Desktop, Cursor and VS Code have windows and cannot run here: what
-they would start is started from their file as it stands in the page, and what they would ask over HTTP is asked.
+Claude Code and the Inspector are the real programs. Claude Desktop, Cursor and VS Code have windows and cannot run here:
+what they would start is started from their file as it stands in the page, and what they would ask over HTTP is asked.
 """
 
 from __future__ import annotations
