@@ -1,6 +1,6 @@
-"""Asks a service for known vulnerabilities of the locked packages, and fails where it could not be asked about every one.
+"""Asks a service for known vulnerabilities of the locked packages; fails where it could not be asked about every one.
 
-pip-audit alone ends with 0 where a service knows none of the packages: to it they are skipped, to us they are not audited.
+pip-audit alone ends with 0 where a service knows none of the packages: to it they are skipped, to us not audited.
 
     python -m scripts.audit [--lock requirements/run.lock] [--service pypi|osv] [--osv-url URL]
 
@@ -32,7 +32,7 @@ class Audit:
 
 
 def audit(lock: Path = RUN_LOCK, services: tuple[str, ...] = SERVICES, osv_url: str = "") -> Audit:
-    """Ask the services in turn until one has a verdict on every pin that holds here; a finding of any of them counts."""
+    """Ask the services in turn until one has a verdict on every pin that holds here; any finding counts."""
     wanted = {pin.name: pin.version for pin in pins(lock) if pin.here}
     reasons: list[str] = []
     for service in services:

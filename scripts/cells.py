@@ -1,7 +1,7 @@
 """One cell of the compatibility matrix: an installed server used by a user on a host that lacks something.
 
-As root a cell is a host of its own, in network, mount and PID namespaces: the programs that it is to lack are gone from its
-folders, its networks are loopback and a device that leads nowhere, and no process outlives it.
+As root a cell is a host of its own, in network, mount and PID namespaces: the programs that it is to lack are gone from
+its folders, its networks are loopback and a device that leads nowhere, and no process outlives it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -90,7 +89,7 @@ class Verdict:
 
 
 def cells(pythons: list[str], lacking: list[tuple[str, ...]] | None = None) -> Iterator[Cell]:
-    """Every cell: interpreters × users × nothing lacking, each optional program lacking, all of them lacking."""
+    """Every cell: each interpreter, each user, and nothing, one optional program or all of them lacking."""
     for python in pythons:
         for user in USERS:
             for absent in lacking or [(), *((name,) for name in OPTIONAL), OPTIONAL]:
@@ -119,7 +118,7 @@ def files_of(name: str) -> list[str]:
 
 
 def shut(prefix: Path) -> list[str]:
-    """The folder above an interpreter that only its owner may pass, and the interpreter's; empty where there is none."""
+    """The folder above an interpreter that only its owner may pass, and the interpreter's; empty where none is."""
     for folder in reversed(prefix.parents):
         if not folder.stat().st_mode & 0o001:
             return [str(folder), str(prefix)]
@@ -127,7 +126,7 @@ def shut(prefix: Path) -> list[str]:
 
 
 def run(cell: Cell, interpreter: Interpreter, environment: Path, version: str) -> Verdict:
-    """Carry a cell out. ``environment`` is the virtual environment that the server is installed in; everybody can read it."""
+    """Carry a cell out. ``environment`` is what the server is installed in; everybody can read it."""
     if why := cannot(cell):
         return Verdict("not run", [why])
     with tempfile.TemporaryDirectory(dir=environment.parent) as name:
@@ -183,14 +182,3 @@ def read(done: subprocess.CompletedProcess[str]) -> Verdict:
     if failed or done.returncode or not steps or steps[-1]["step"] != "nothing_left":
         return Verdict("failed", failed or [f"exit {done.returncode}: {done.stderr.strip()[-600:]}"], cold_start)
     return Verdict("in part" if left_out else "passed", left_out, cold_start)
-
-
-def main() -> int:
-    """Say what this machine has of the optional programs."""
-    for name in OPTIONAL:
-        print(f"{name:12} {', '.join(files_of(name)) or 'not here'}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -86,7 +86,10 @@ def one_line(snippet: Snippet) -> str:
 
 def blocks(page: str) -> list[tuple[str, str]]:
     """The fenced blocks of a page that are for a client: their language and text."""
-    return [(kind, text.strip()) for kind, text in re.findall(r"^```(json|shell)\n(.*?)^```", page, re.M | re.S)]
+    return [
+        (kind, text.strip())
+        for kind, text in re.findall(r"^```(json|shell)\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    ]
 
 
 def differences(page: str) -> list[str]:

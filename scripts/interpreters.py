@@ -1,4 +1,4 @@
-"""Finding an interpreter of each minor version: on PATH, among pyenv's, or unpacked from a suite of this machine's Debian mirror."""
+"""Finding an interpreter of each minor version: on PATH, among pyenv's, or unpacked from a suite of Debian."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Interpreter:
 
 
 def find(minor: str, folder: Path) -> Interpreter:
-    """The interpreter of ``minor`` ("3.14"); what has to be unpacked for it goes below ``folder``, and stays for the next time.
+    """The interpreter of ``minor`` ("3.14"); what is unpacked for it goes below ``folder``, and stays.
 
     Raises NotHadError with every place that was looked in.
     """
@@ -95,7 +95,7 @@ def _from_debian(minor: str, suite: str, root: Path) -> Interpreter:
 
 
 class _Apt:
-    """apt with one suite of the mirror that this machine is set up for, and lists and archives in a folder of its own."""
+    """apt with one suite of the mirror that this machine uses, and lists and archives in a folder of its own."""
 
     def __init__(self, folder: Path, suite: str) -> None:
         self.folder = folder

@@ -13,7 +13,7 @@ from packaging.utils import canonicalize_name
 ROOT: Final = Path(__file__).resolve().parent.parent
 RUN_LOCK: Final = ROOT / "requirements/run.lock"
 _PIN: Final = re.compile(
-    r"^([A-Za-z0-9._-]+)(?:\[[^\]]*\])?==([^\s;\\]+)\s*(?:;\s*([^\\\n]+?))?\s*(\\\n(?:.*\\\n)*.*)?$", re.M
+    r"^([A-Za-z0-9._-]+)(?:\[[^\]]*\])?==([^\s;\\]+)\s*(?:;\s*([^\\\n]+?))?\s*(\\\n(?:.*\\\n)*.*)?$", re.MULTILINE
 )
 
 

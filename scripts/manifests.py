@@ -1,6 +1,6 @@
 """What tells others of this server: the MCP registry's server.json and the manifest of the bundle for Claude Desktop.
 
-Both are made from the version in src/mcp_server/__init__.py, and the project's name, description and owner in pyproject.toml.
+Both are made from the version in src/mcp_server/__init__.py, and from name, description and owner in pyproject.toml.
 
     python -m scripts.manifests [--check]
 """
@@ -11,7 +11,6 @@ import json
 import re
 import sys
 import tomllib
-from pathlib import Path
 from typing import Any, Final
 
 from scripts.connect import ROOT

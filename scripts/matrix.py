@@ -1,7 +1,7 @@
-"""The compatibility matrix: each interpreter × with and without root × with and without each optional program.
+"""The compatibility matrix: each interpreter, with and without root, with and without each optional program.
 
-Builds the wheel, installs it with hashes into an empty environment of each interpreter, and uses it there (scripts/smoke.py).
-Prints every cell: passed, failed, in part, or not run, and why. Exit status 1 where a cell failed, 2 where none was run.
+Builds the wheel, installs it with hashes into an empty environment of each interpreter, and uses it there (smoke.py).
+Prints every cell: passed, failed, in part, or not run, and why. Exit status 1 where one failed, 2 where none was run.
 
     python -m scripts.matrix [--python 3.12 ...] [--lacks nothing nmap ...] [--page docs/compatibility.md]
 """
@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
@@ -92,10 +93,11 @@ def report(verdicts: dict[Cell, Verdict], sources: dict[str, str], seconds: floa
     """The table, the interpreters, and every reason, as markdown."""
     columns = list(dict.fromkeys(cell.absent for cell in verdicts))
     heads = [Cell("", "", absent).lacks for absent in columns]
+    tally = f"{len(verdicts)} cells in {seconds:.0f} s, " + ", ".join(
+        f"{count} {state}" for state, count in Counter(v.state for v in verdicts.values()).items()
+    )
     lines = [
-        f"Linux {platform.release().partition('-')[0]}, {platform.machine()}; {len(verdicts)} cells in {seconds:.0f} s: "
-        + ", ".join(f"{count} {state}" for state, count in Counter(each.state for each in verdicts.values()).items())
-        + ".",
+        f"Linux {platform.release().partition('-')[0]}, {platform.machine()}, {datetime.now(UTC):%Y-%m-%d}: {tally}",
         "",
         f"| Python | as | lacks {' | '.join(heads)} | start |",
         f"|---|---|{'---|' * len(heads)}---|",
@@ -103,7 +105,7 @@ def report(verdicts: dict[Cell, Verdict], sources: dict[str, str], seconds: floa
     for python, user in dict.fromkeys((cell.python, cell.user) for cell in verdicts):
         row = [verdicts[Cell(python, user, absent)] for absent in columns]
         starts = [each.cold_start for each in row if each.cold_start is not None]
-        start = f"{min(starts):.2f} s" if starts else "–"
+        start = f"{min(starts):.2f} s" if starts else "none"
         lines.append(f"| {python} | {user} | {' | '.join(each.state for each in row)} | {start} |")
     lines += ["", "Interpreters: " + ", ".join(sources.values()) + ".", ""]
     notes: dict[str, list[str]] = {}

@@ -1,7 +1,7 @@
 """Makes a release, and publishes nothing: dist/ with what would be published, how it was checked, and its sums.
 
-Every step is carried out and told. A step that failed, or could not be carried out, keeps SHA256SUMS from being written and ends
-this with status 1, unless it is named after ``--release-anyway``; that is written into RELEASE.md beside the files.
+Every step is carried out and told. A step that failed, or could not be carried out, keeps SHA256SUMS from being written
+and ends this with status 1, unless it is named after ``--release-anyway``; RELEASE.md beside the files then says so.
 
     python -m scripts.release [--to dist] [--release-anyway STEP ...]
 """
@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from scripts import artifacts, audit, cells, licences, manifests, matrix
+from scripts import artifacts, audit, cells, licences, manifests, matrix, smoke
 from scripts.artifacts import NotAsItShouldBeError, run
 from scripts.connect import ROOT
 from scripts.interpreters import Interpreter, NotHadError
@@ -110,6 +110,7 @@ class Release:
             (lock,) = Path(name).glob("*/requirements/run.lock")
             run(*pip, "--require-hashes", "--requirement", lock, cwd=self.folder)
         run(*pip, "--no-deps", "--no-build-isolation", self.built()["sdist"], cwd=self.folder)
+        self.environment = self.environment or environment
         return self.use(environment)
 
     def use(self, environment: Path) -> str:
@@ -118,17 +119,17 @@ class Release:
         if not where.startswith(str(environment)):
             raise NotAsItShouldBeError(f"it imports {where}")
         state = Path(tempfile.mkdtemp(dir=self.folder))
-        smoke = shutil.copy(cells.SMOKE, state)
-        words = ["--program", environment / "bin/mcp-network-tools", "--state", state / "state"]
+        steps_of_use = shutil.copy(cells.SMOKE, state)
+        words: list[str | Path] = ["--program", environment / "bin/mcp-network-tools", "--state", state / "state"]
         (state / "state").mkdir()
         steps = ["--steps", "installed", "doctor", "stdio", "handshake", "http"]
-        said = run(environment / "bin/python", "-I", smoke, *words, "--version", self.version, *steps, cwd=state)
-        return next(step["detail"] for line in said.splitlines() if (step := json.loads(line))["step"] == "stdio")
+        said = run(environment / "bin/python", "-I", steps_of_use, *words, "--version", self.version, *steps, cwd=state)
+        return str({step["step"]: step for step in map(json.loads, said.splitlines())}["stdio"]["detail"])
 
     def step_sbom(self) -> str:
-        """CycloneDX of the environment that the wheel was installed into, held against its schema and the lock file."""
+        """CycloneDX of an environment that the package was installed into, held against its schema and the lock."""
         if self.environment is None:
-            raise CouldNotError("the wheel was not installed")
+            raise CouldNotError("nothing was installed")
         out = self.to / f"{manifests.NAME}-{self.version}.cdx.json"
         options = (
             "--pyproject",
@@ -180,10 +181,37 @@ class Release:
         return manifests.REGISTRY_NAME
 
     def step_bundle(self) -> str:
-        """The bundle for Claude Desktop."""
+        """The bundle for Claude Desktop: the bundler's own check, and what is in it."""
+        self.built()
         packed = artifacts.bundle(self.folder, self.folder / "one/tree")
         shutil.copy(packed, self.to)
         return f"{packed.name} ({packed.stat().st_size // 1024} KiB)"
+
+    def step_bundle_used(self) -> str:
+        """The command in the bundle's manifest, as Claude Desktop would: uv makes the environment and serves."""
+        unpacked = self.folder / "unpacked"
+        if not unpacked.exists():
+            raise CouldNotError("there is no bundle")
+        server = json.loads((unpacked / "manifest.json").read_text())["server"]["mcp_config"]
+        default = manifests.bundle_manifest()["user_config"]["scope"]["default"]
+        settings = {key: value.replace("${user_config.scope}", default) for key, value in server["env"].items()}
+        words = [word.replace("${__dirname}", str(unpacked)) for word in server["args"]]
+        uv = Path(sys.executable).with_name(server["command"])
+        state = {"MCP_STATE_DIR": str(self.folder / "bundle-state")}
+        message = {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {"_meta": smoke.MODERN}}
+        said = subprocess.run(
+            [uv, *words],
+            input=json.dumps(message) + "\n",
+            env={**os.environ, **settings, **state},
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
+        if '"nmap"' not in said.stdout:
+            raise NotAsItShouldBeError(f"it ended with {said.returncode}: {said.stderr.strip()[-300:]}")
+        return "tools/list was answered"
 
     def built(self) -> dict[str, Path]:
         """The wheel and the sdist."""

@@ -1,7 +1,7 @@
-"""Uses an installed mcp-network-tools as a person and a client would, from outside of it; one JSON line says how each step went.
+"""Uses an installed mcp-network-tools as a person and a client would; one JSON line says how each step went.
 
-Standard library alone, so that every interpreter and every empty environment can run it: doctor, MCP over stdio in both
-eras with a real scan of a listener of its own on loopback, MCP over HTTP, the guard, and an orderly stop of each server.
+Standard library alone, so that every interpreter and every empty environment can run it: doctor, MCP over stdio in
+both eras with a real scan of a listener of its own on loopback, MCP over HTTP, the guard, an orderly stop of each.
 
     python smoke.py --program VENV/bin/mcp-network-tools --state EMPTY_FOLDER [--version 0.1.0] [--absent nmap]
                     [--guard kernel|rootless] [--target 10.99.0.1]
@@ -24,7 +24,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Self
 
 DEADLINE_SEC = 60
 MODERN = {
@@ -45,6 +45,13 @@ def check(so: bool, why: object) -> None:
         raise AssertionError(str(why)[:600])
 
 
+def piped(stream: IO[str] | None) -> IO[str]:
+    """A pipe that was asked for."""
+    if stream is None:
+        raise ValueError("it is not a pipe")
+    return stream
+
+
 class Server:
     """A server over stdio: a message out, a message in."""
 
@@ -57,12 +64,13 @@ class Server:
             stderr=subprocess.PIPE,
             text=True,
         )
+        self.stdin, self.stdout = piped(self.process.stdin), piped(self.process.stdout)
+        self.stderr = piped(self.process.stderr)
 
     def send(self, message: dict[str, Any]) -> None:
         """Write one line."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps({"jsonrpc": "2.0", **message}) + "\n")
-        self.process.stdin.flush()
+        self.stdin.write(json.dumps({"jsonrpc": "2.0", **message}) + "\n")
+        self.stdin.flush()
 
     def ask(self, method: str, modern: bool = True, **params: Any) -> dict[str, Any]:
         """Send a request and return its result."""
@@ -70,18 +78,16 @@ class Server:
             params["_meta"] = MODERN
         with contextlib.suppress(BrokenPipeError):  # what the server said is told below
             self.send({"id": 1, "method": method, "params": params})
-        assert self.process.stdout is not None
-        while line := self.process.stdout.readline():
+        while line := self.stdout.readline():
             answer = json.loads(line)
             if answer.get("id") == 1:
                 check("result" in answer, answer)
                 result: dict[str, Any] = answer["result"]
                 return result
         code = self.process.wait()
-        assert self.process.stderr is not None
-        raise AssertionError(f"the server ended with {code}: {self.process.stderr.read().strip()[-500:]}")
+        raise AssertionError(f"the server ended with {code}: {self.stderr.read().strip()[-500:]}")
 
-    def __enter__(self) -> Server:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_rest: object) -> None:
@@ -94,17 +100,15 @@ class Server:
 
     def stop(self) -> None:
         """End its input and expect a clean end."""
-        assert self.process.stdin is not None
-        assert self.process.stderr is not None
-        self.process.stdin.close()
+        self.stdin.close()
         code = self.process.wait(5)
-        said = self.process.stderr.read()
+        said = self.stderr.read()
         check(code == 0 and "Traceback" not in said, f"it ended with {code}: {said[-500:]}")
 
 
 @contextlib.contextmanager
 def listener(address: str) -> Iterator[int]:
-    """A port that is open for as long as this is entered; nothing is ever accepted there, the kernel completes the handshake."""
+    """A port that is open for as long as this is entered; the kernel completes the handshake, nothing is accepted."""
     with socket.create_server((address, 0)) as listening:
         yield int(listening.getsockname()[1])
 
@@ -202,17 +206,16 @@ class Smoke:
         with subprocess.Popen(
             words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         ) as it:
-            assert it.stderr is not None
-            said = ""
+            errors, said = piped(it.stderr), ""
             while not (place := re.search(r"http://127\.0\.0\.1:\d+", said)):
-                line = it.stderr.readline()
+                line = errors.readline()
                 check(bool(line), f"the server ended: {said}")
                 said += line
             try:
                 self.speak_http(place.group())
             finally:
                 it.send_signal(signal.SIGTERM)
-                said += it.stderr.read()
+                said += errors.read()
             code = it.wait(10)
         check(code in {0, 143} and "Traceback" not in said, f"it ended with {code}: {said[-500:]}")
         return f"stopped with exit {code}"

@@ -36,7 +36,7 @@ def block_id(block: tuple[str, str]) -> str:
     return text.partition(" ")[0] if language == "shell" else re.sub(r"\W+", "-", text)[:40]
 
 
-def of_kind(language: str, door: str) -> Any:
+def of_kind(language: str, door: str) -> pytest.MarkDecorator:
     """The page's blocks that start a command (stdio), or that name an address (http)."""
     found = [block for block in BLOCKS if block[0] == language and ("http://" in block[1]) == (door == "http")]
     assert found
