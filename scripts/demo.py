@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
+
 from scripts.connect import lines
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -13,6 +13,7 @@ from typing import Any, Final
 from boolean.boolean import ParseError
 from license_expression import ExpressionError, get_spdx_licensing
 from packaging.utils import canonicalize_name
+
 from scripts.locked import ROOT, pins
 
 _SPDX_READER: Final = get_spdx_licensing()

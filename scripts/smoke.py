@@ -3,7 +3,7 @@
 Standard library alone, so that every interpreter and every empty environment can run it: doctor, MCP over stdio in
 both eras with a real scan of a listener of its own on loopback, MCP over HTTP, the guard, an orderly stop of each.
 
-    python smoke.py --program VENV/bin/mcp-network-tools --state EMPTY_FOLDER [--version 0.1.0] [--absent nmap]
+    python smoke.py --program VENV/bin/mcp-network-tools --state EMPTY_FOLDER [--version VERSION] [--absent nmap]
                     [--guard kernel|rootless] [--target 10.99.0.1]
 """
 

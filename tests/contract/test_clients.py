@@ -1,7 +1,7 @@
 """The connect guide, carried out: each command and file of docs/clients.md reaches a real server.
 
-Claude Code and the Inspector are the real programs. Claude Desktop, Cursor and VS Code have windows and cannot run here:
-what they would start is started from their file as it stands in the page, and what they would ask over HTTP is asked.
+Claude Code and the Inspector are the real programs. Claude Desktop, Cursor and VS Code have windows and cannot run
+here: what they would start is started from their file in the page, and what they would ask over HTTP is asked.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scripts import connect
 
+from scripts import connect
 from tests.support.clock import SOON
 from tests.support.mcp_node import NODE, entry_point, node_package
 from tests.support.mcp_wire import INITIALIZED, ServedProcess, exchange, initialize, modern, post, request
