@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -63,7 +64,7 @@ def test_a_cell_is_passed_only_with_every_step_passed(steps: subprocess.Complete
 
 
 def test_without_root_only_what_a_user_can_run_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cells.os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
     monkeypatch.setattr(cells, "files_of", lambda name: [f"/usr/bin/{name}"])
     reasons = {cell: cells.cannot(cell) for cell in cells.cells(["3.11"])}
     assert [cell for cell, why in reasons.items() if not why] == [Cell("3.11", "unprivileged")]
