@@ -11,7 +11,7 @@ import zipfile
 from pathlib import Path
 from typing import Final
 
-from scripts.locked import ROOT as ROOT
+from scripts.locked import ROOT
 from scripts.manifests import NAME, bundle_manifest, text
 
 NODE_TOOLS: Final = ROOT / ".cache/node-tools/node_modules"

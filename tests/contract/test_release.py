@@ -161,21 +161,21 @@ def test_a_changelog_with_its_section_is_good() -> None:
 
 def test_what_is_made_from_the_version_is_current() -> None:
     assert manifests.stale() == []
-    assert manifests.MCP_NAME in (artifacts.ROOT / "README.md").read_text()
-    assert manifests.version() == json.loads((artifacts.ROOT / "server.json").read_text())["version"]
+    assert manifests.MCP_NAME in (locked.ROOT / "README.md").read_text()
+    assert manifests.version() == json.loads((locked.ROOT / "server.json").read_text())["version"]
 
 
 def test_the_version_is_written_nowhere_else() -> None:
     git = shutil.which("git") or "git"
-    listed = subprocess.run([git, "ls-files"], cwd=artifacts.ROOT, capture_output=True, text=True, check=True).stdout
-    made_from_it = {str(path.relative_to(artifacts.ROOT)) for path in manifests.FILES}
+    listed = subprocess.run([git, "ls-files"], cwd=locked.ROOT, capture_output=True, text=True, check=True).stdout
+    made_from_it = {str(path.relative_to(locked.ROOT)) for path in manifests.FILES}
     at_home = {"src/mcp_server/__init__.py", "CHANGELOG.md", *made_from_it}
     named = re.compile(
         rf"(?:version|mcp.network.tools)\W{{0,20}}{re.escape(manifests.version())}(?![\d.])", re.IGNORECASE
     )
     for name in listed.split():
         if name not in at_home and not name.startswith(("requirements/", "tests/", "docs/decisions/")):
-            path = artifacts.ROOT / name
+            path = locked.ROOT / name
             if path.is_file() and path.suffix not in {".png", ".gz"}:
                 assert named.search(path.read_text(errors="replace")) is None, name
 
@@ -344,7 +344,7 @@ async def test_uvx_runs_the_wheel_from_packages_that_lie_ready(
     made: tuple[Path, dict[str, release.Told]], tmp_path: Path
 ) -> None:
     """The line in docs/clients.md, with a folder of the locked packages in place of an index."""
-    (line,) = re.findall(r"^    (uvx .*)$", (artifacts.ROOT / "docs/clients.md").read_text(), re.MULTILINE)
+    (line,) = re.findall(r"^    (uvx .*)$", (locked.ROOT / "docs/clients.md").read_text(), re.MULTILINE)
     (wheel,) = made[0].glob("*.whl")
     ready = tmp_path / "ready"
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes", "--dest", str(ready)]
