@@ -98,3 +98,14 @@ def test_the_page_has_the_results_of_a_whole_run() -> None:
     assert rows == [(python, user) for python in matrix.PYTHONS for user in cells.USERS]
     classifiers = re.findall(r"Python :: (3\.\d+)", (matrix.ROOT / "pyproject.toml").read_text())
     assert tuple(classifiers) == matrix.PYTHONS
+
+
+def test_the_steps_fail_where_what_they_expect_is_not_so(tmp_path: Path) -> None:
+    """Told of another version, and that there is no nmap, where it is that version and there is one."""
+    program = Path(sys.executable).with_name("mcp-network-tools")
+    words = ["--program", str(program), "--state", str(tmp_path), "--version", "9.9.9", "--absent", "nmap"]
+    asked = [sys.executable, "-I", str(cells.SMOKE), *words, "--steps", "installed", "doctor", "stdio", "handshake"]
+    ended = subprocess.run(asked, capture_output=True, text=True, check=False)
+    states = {step["step"]: step["state"] for step in map(json.loads, ended.stdout.splitlines())}
+    assert states == {"installed": "failed", "doctor": "failed", "stdio": "failed", "handshake": "passed"}
+    assert ended.returncode == 1
