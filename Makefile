@@ -1,4 +1,4 @@
-.PHONY: help run test check docs docs-serve setup setup-test serve conformance bench soak lock
+.PHONY: help run test check docs docs-serve setup setup-test serve conformance bench soak matrix release audit lock
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -8,7 +8,7 @@ help: ## Say what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1|\2/' | column -t -s '|'
 
 run: setup ## Set up, then have an MCP client scan two services on loopback through the real server
-	@$(BIN)/python scripts/demo.py
+	@$(BIN)/python -m scripts.demo
 
 test: setup-test ## Set up what the tests need, then run all of them
 	@scripts/test.sh
@@ -41,6 +41,15 @@ bench: setup-test ## Measure speed as ratios against floors taken in the same ru
 
 soak: setup-test ## Run one server under a steady mix for MINUTES (60) and see whether what it holds stays the same
 	@$(BIN)/python -m bench.load.soak $(or $(MINUTES),60)
+
+matrix: setup-test ## Use the installed server with each Python, as root and not, with and without each optional program
+	@$(BIN)/python -m scripts.matrix --page docs/compatibility.md
+
+release: setup-test ## Build and check all that would be published, into dist/; publishes nothing. ANYWAY="step ..."
+	@$(BIN)/python -m scripts.release $(if $(ANYWAY),--release-anyway $(ANYWAY))
+
+audit: setup-test ## Ask for known vulnerabilities of the locked packages; fails where it could not ask
+	@$(BIN)/python -m scripts.audit
 
 lock: setup-test ## Resolve the dependencies again and write requirements/*.lock
 	@scripts/lock.sh

