@@ -128,15 +128,18 @@ class Container:
 
 @contextmanager
 def container(
-    spec: Spec, argv: Sequence[str], log: Path, *, inside: Sequence[str] = (), seconds: float = 20
+    spec: Spec, argv: Sequence[str], log: Path, *, inside: Sequence[str] = (), seconds: float = 20, started: bool = True
 ) -> Iterator[Container]:
-    """Start a command as a container; ``inside`` is put before it, to enter a network namespace. Ends it at the end."""
+    """Start a command as a container; ``inside`` is put before it, to enter a network namespace. Ends it at the end.
+
+    Without ``started`` its first process is not looked for: one that soon ends by itself.
+    """
     with log.open("wb") as said:
         process = subprocess.Popen(
             [*inside, *spec.command(argv)], stdin=subprocess.DEVNULL, stdout=said, stderr=said, cwd="/"
         )
     try:
-        yield Container(spec, process, _first(process, log, seconds), log)
+        yield Container(spec, process, _first(process, log, seconds) if started else 0, log)
     finally:
         process.kill()  # takes the first process along, and that its namespace
         process.wait()

@@ -46,7 +46,7 @@ def instructions(dockerfile: Path) -> list[tuple[str, str]]:
 
 def context(project: Path, ignore: Path) -> list[Path]:
     """The files that ``docker build`` would send, relative to the project (.dockerignore: the last match wins)."""
-    spec = PathSpec.from_lines("gitwildmatch", ignore.read_text().splitlines())
+    spec = PathSpec.from_lines("gitignore", ignore.read_text().splitlines())
     top = [path for path in project.iterdir() if not (path.is_dir() and path.name in {".git", ".venv", ".cache"})]
     files = [found for path in top for found in ([path] if path.is_file() else path.rglob("*")) if found.is_file()]
     return sorted(path.relative_to(project) for path in files if not spec.match_file(path.relative_to(project)))
