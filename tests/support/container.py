@@ -24,14 +24,19 @@ _MOUNTS: Final = r"""
 root=$1 masked=$2 readonly=$3; shift 3
 mount --bind "$root" "$root"
 [ "$readonly" = no ] || mount -o remount,bind,ro "$root"
-while [ "$1" != -- ]; do mount --bind "$1" "$root$2"; [ "$3" = rw ] || mount -o remount,bind,ro "$root$2"; shift 3; done; shift
+while [ "$1" != -- ]; do mount -t tmpfs -o "nosuid,nodev,$2" tmpfs "$root$1"; shift 2; done; shift
+while [ "$1" != -- ]; do
+  if [ -e "$root$2" ]; then :; elif [ -d "$1" ]; then mkdir -p "$root$2"; else mkdir -p "$root${2%/*}"; touch "$root$2"; fi
+  mount --bind "$1" "$root$2"
+  [ "$3" = rw ] || mount -o remount,bind,ro "$root$2"
+  shift 3
+done; shift
 mount -t proc -o nosuid,nodev,noexec proc "$root/proc"
 mount -t sysfs -o ro,nosuid,nodev,noexec sysfs "$root/sys"
 if [ "$masked" = yes ]; then mount --bind "$root/proc/sys" "$root/proc/sys"; mount -o remount,bind,ro "$root/proc/sys"; fi
 mount -t tmpfs -o mode=755,nosuid,size=64k dev "$root/dev"
 for device in null zero full random urandom tty; do touch "$root/dev/$device"; mount --bind "/dev/$device" "$root/dev/$device"; done
 ln -s /proc/self/fd "$root/dev/fd"; ln -s /proc/self/fd/2 "$root/dev/stderr"
-while [ "$1" != -- ]; do mount -t tmpfs -o "nosuid,nodev,$2" tmpfs "$root$1"; shift 2; done; shift
 exec "$@"
 """
 
@@ -59,14 +64,15 @@ class Spec:
         """What to execute, as root of this machine."""
         for source, place, _ in self.volumes:
             target = self.root / place.lstrip("/")
-            if not target.exists():  # a runtime makes them in a layer above the image
+            # A runtime makes them in a layer above the image; those below another mount are made when that is there.
+            if not target.exists() and not any(place.startswith(f"{each[1]}/") for each in self.volumes):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.mkdir() if source.is_dir() else target.touch()
         return [
             binary("unshare"), "--mount", "--pid", "--ipc", "--uts", "--fork", "--kill-child", "--propagation", "private",
             "sh", "-euc", _MOUNTS, "sh", str(self.root), "yes" if self.masked else "no", "yes" if self.readonly else "no",
-            *(str(word) for volume in self.volumes for word in volume), "--",
             *(word for each in self.tmpfs for word in each), "--",
+            *(str(word) for volume in self.volumes for word in volume), "--",
             binary("chroot"), str(self.root), *self._as_user(), "/usr/bin/env", "-C", self.folder, *argv,
         ]  # fmt: skip
 
@@ -141,21 +147,30 @@ def container(
     try:
         yield Container(spec, process, _first(process, log, seconds) if started else 0, log)
     finally:
-        process.kill()  # takes the first process along, and that its namespace
+        # The first process takes its namespace along. The kernel forgets to end it with its parent, for it has changed user.
+        for child in _children(process.pid):
+            os.kill(child, signal.SIGKILL)
+        process.kill()
         process.wait()
 
 
 def _first(process: subprocess.Popen[bytes], log: Path, seconds: float) -> int:
     """The process that the command runs in, once it is in its root."""
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     deadline = time.monotonic() + seconds
     while True:
         try:
-            for child in children.read_text().split():
+            for child in _children(process.pid):
                 if os.readlink(f"/proc/{child}/root") != "/":
-                    return int(child)
+                    return child
         except OSError:
             pass
         assert process.poll() is None, log.read_text()
         assert time.monotonic() < deadline, log.read_text()
         time.sleep(0.02)
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []

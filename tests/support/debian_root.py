@@ -13,7 +13,9 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -24,6 +26,7 @@ PROJECT: Final = Path(__file__).resolve().parents[2]
 CACHE: Final = PROJECT / ".cache" / "debian-roots"
 PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 STEP_SEC: Final = 400
+_ROOM: Final = 3 << 30
 
 _BUILD_MOUNTS: Final = """
 root=$1 archives=$2 certificates=$3; shift 3
@@ -156,6 +159,25 @@ def _checked(argv: Iterable[str], log: Path) -> None:
         done = subprocess.run(list(argv), stdout=said, stderr=said, check=False, timeout=STEP_SEC, umask=0o022)
     if done.returncode:
         raise AssertionError("\n".join(log.read_text().splitlines()[-15:]))
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A folder for roots, which every user may pass; in memory where there is room, because dpkg writes a lot.
+
+    AssertionError at the end where anything is still mounted below it.
+    """
+    memory = Path("/dev/shm")  # noqa: S108 - the folder made in it has a random name
+    roomy = memory.is_dir() and os.statvfs(memory).f_bavail * os.statvfs(memory).f_frsize > _ROOM
+    folder = Path(tempfile.mkdtemp(prefix="mcp-roots-", dir=memory if roomy else None))
+    folder.chmod(0o755)
+    try:
+        yield folder
+    finally:
+        left = mounted_below(folder)
+        if not left:
+            shutil.rmtree(folder)
+        assert left == []
 
 
 def mounted_below(folder: Path) -> list[str]:

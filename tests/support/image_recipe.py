@@ -6,6 +6,7 @@ what this project's recipe uses is known: no globs in the build context besides 
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shlex
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from dockerfile_parse import DockerfileParser
-from pathspec import PathSpec
+from pathspec.patterns.gitignore.basic import GitIgnoreBasicPattern
 
 from tests.support.debian_root import PATH, build_step, fresh_root
 from tests.support.processes import binary
@@ -40,16 +41,28 @@ class Image:
 
 def instructions(dockerfile: Path) -> list[tuple[str, str]]:
     """The instructions of a recipe with their text, continuation lines joined, comments left out."""
-    parser = DockerfileParser(fileobj=dockerfile.open("rb"))
+    parser = DockerfileParser(fileobj=io.BytesIO(dockerfile.read_bytes()))
     return [(each["instruction"], each["value"]) for each in parser.structure if each["instruction"] != "COMMENT"]
 
 
 def context(project: Path, ignore: Path) -> list[Path]:
-    """The files that ``docker build`` would send, relative to the project (.dockerignore: the last match wins)."""
-    spec = PathSpec.from_lines("gitignore", ignore.read_text().splitlines())
+    """The files that ``docker build`` would send, relative to the project.
+
+    A pattern counts from the root, matches what is below its match as well, and the last match wins.
+    """
+    lines = [line.strip() for line in ignore.read_text().splitlines() if line.strip() and not line.startswith("#")]
+    patterns = [(not line.startswith("!"), GitIgnoreBasicPattern("/" + line.lstrip("!/"))) for line in lines]
+
+    def left_out(path: Path) -> bool:
+        out = False
+        for ignores, pattern in patterns:
+            if any(pattern.match_file(str(each)) for each in (path, *path.parents[:-1])):
+                out = ignores
+        return out
+
     top = [path for path in project.iterdir() if not (path.is_dir() and path.name in {".git", ".venv", ".cache"})]
     files = [found for path in top for found in ([path] if path.is_file() else path.rglob("*")) if found.is_file()]
-    return sorted(path.relative_to(project) for path in files if not spec.match_file(path.relative_to(project)))
+    return sorted(each for path in files if not left_out(each := path.relative_to(project)))
 
 
 class Recipe:
