@@ -134,7 +134,9 @@ def test_a_failure_half_way_leaves_what_there_was(host: Host, fault: str) -> Non
 def test_a_wheel_installs_and_wrong_words_do_not(host: Host) -> None:
     build = "python3 -m venv /tmp/b && /tmp/b/bin/pip -q install --require-hashes -r /src/requirements/build.lock"
     wheel = "/tmp/b/bin/pip -q wheel --no-deps --no-build-isolation -w /tmp/w /src"
-    done = host.run("/bin/sh", "-euc", f"{build} && {wheel} && /src/deploy/install.sh --no-packages --from /tmp/w/*.whl")
+    done = host.run(
+        "/bin/sh", "-euc", f"{build} && {wheel} && /src/deploy/install.sh --no-packages --from /tmp/w/*.whl"
+    )
     assert done.code == 0, done.output
     for words in (("--unit", "sideways"), ("--purge",), ("--frobnicate",), ("--unit",)):
         assert host.install(*words).code == 2
@@ -189,7 +191,11 @@ def test_uninstalled_it_keeps_what_was_recorded_and_purged_nothing(host: Host) -
     assert {"token", "audit.jsonl"} <= {path.name for path in (host.root / STATE).iterdir()}
     done = host.install("--uninstall", "--purge")
     assert done.code == 0, done.output
-    left = [*(host.root / "etc").rglob("*mcp-network*"), *(host.root / "var/lib").glob("mcp*"), *(host.root / "opt").iterdir()]
+    left = [
+        *(host.root / "etc").rglob("*mcp-network*"),
+        *(host.root / "var/lib").glob("mcp*"),
+        *(host.root / "opt").iterdir(),
+    ]
     assert left == []
     assert host.run("id", "mcp-network-tools").code != 0
     assert host.install("--uninstall").code == 0, "twice is no error"

@@ -90,7 +90,14 @@ def base_system(suite: str) -> Path:
         fetched = archives()
         for package in (draft / "var/cache/apt/archives").glob("*.deb"):
             shutil.move(package, fetched / package.name)
-        tar = [binary("tar"), "-C", str(draft), "--numeric-owner", "--exclude=./dev/*", "--exclude=./var/lib/apt/lists/*"]
+        tar = [
+            binary("tar"),
+            "-C",
+            str(draft),
+            "--numeric-owner",
+            "--exclude=./dev/*",
+            "--exclude=./var/lib/apt/lists/*",
+        ]
         subprocess.run([*tar, "-cf", str(CACHE / f"{suite}.part"), "."], check=True)
         (CACHE / f"{suite}.part").rename(made)
         shutil.rmtree(draft)

@@ -164,5 +164,3 @@ def stage_context(project: Path, folder: Path) -> Path:
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(project / path, folder / path)
     return folder
-
-
