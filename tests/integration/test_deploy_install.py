@@ -34,8 +34,7 @@ class Host:
 
     def __init__(self, folder: Path) -> None:
         self.root = fresh_root("bookworm", folder / "host")
-        files = [name for name in ("deploy", "requirements", "src", "pyproject.toml", "README.md", "LICENSE")]
-        for name in files:
+        for name in ("deploy", "requirements", "src", "pyproject.toml", "README.md", "LICENSE"):
             source, target = PROJECT / name, self.root / "src" / name
             if source.is_dir():
                 shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", "secrets"))
@@ -154,7 +153,7 @@ def unit(host: Host, name: str) -> dict[str, list[str]]:
 
 @pytest.mark.parametrize("tier", ["kernel", "argument"])
 def test_the_unit_starts_a_server_that_scans(host: Host, net: World, tier: str, tmp_path: Path) -> None:
-    """ExecStart= as systemd would start it: the unit's user, capabilities and environment, a file system it may not write to."""
+    """ExecStart= as systemd would start it: with the unit's user, capabilities, environment and closed file system."""
     done = host.install("--no-packages", "--unit", tier)
     assert done.code == 0, done.output
     name = "mcp-network-tools" + ("-argument" if tier == "argument" else "")
@@ -168,7 +167,8 @@ def test_the_unit_starts_a_server_that_scans(host: Host, net: World, tier: str, 
     named = " ".join(settings["CapabilityBoundingSet"]).split()
     spec = Spec(
         host.root, "0:0" if tier == "kernel" else ":".join(ids), tuple(each.removeprefix("CAP_") for each in named),
-        {"PATH": PATH, "LC_ALL": "C.UTF-8"} | env, volumes=((host.root / STATE, f"/{STATE}", "rw"),), masked=tier != "kernel",
+        {"PATH": PATH, "LC_ALL": "C.UTF-8"} | env, volumes=((host.root / STATE, f"/{STATE}", "rw"),),
+        masked=tier != "kernel", proc=",hidepid=" + settings["ProtectProc"][0],
     )  # fmt: skip
     argv = shlex.split(settings["ExecStart"][0])
     with container(spec, argv, tmp_path / "unit.log", inside=net.prefix) as made:

@@ -2,8 +2,8 @@
 
 Namespaces of its own (mount, PID, IPC, host name), the root read-only, /tmp and /run in memory, few devices, /proc/sys
 read-only unless unmasked, a bounding set, no new privileges. What a runtime has besides and this has not: its default
-filter on system calls, its profile for AppArmor, cgroup limits, and a pivoted root (here it is chroot(2), under which the
-kernel refuses user namespaces as the default filter does). The network is the one it is started in. Needs root.
+filter on system calls, its profile for AppArmor, cgroup limits, and a pivoted root (here it is chroot(2), under which
+the kernel refuses user namespaces as the default filter does). The network is the one it is started in. Needs root.
 """
 
 from __future__ import annotations
@@ -21,21 +21,25 @@ from typing import Final
 from tests.support.processes import binary
 
 _MOUNTS: Final = r"""
-root=$1 masked=$2 readonly=$3; shift 3
+root=$1 masked=$2 readonly=$3 proc=$4; shift 4
 mount --bind "$root" "$root"
 [ "$readonly" = no ] || mount -o remount,bind,ro "$root"
 while [ "$1" != -- ]; do mount -t tmpfs -o "nosuid,nodev,$2" tmpfs "$root$1"; shift 2; done; shift
 while [ "$1" != -- ]; do
-  if [ -e "$root$2" ]; then :; elif [ -d "$1" ]; then mkdir -p "$root$2"; else mkdir -p "$root${2%/*}"; touch "$root$2"; fi
+  if [ -d "$1" ]; then mkdir -p "$root$2"; elif [ ! -e "$root$2" ]; then mkdir -p "$root${2%/*}"; touch "$root$2"; fi
   mount --bind "$1" "$root$2"
   [ "$3" = rw ] || mount -o remount,bind,ro "$root$2"
   shift 3
 done; shift
-mount -t proc -o nosuid,nodev,noexec proc "$root/proc"
+mount -t proc -o "nosuid,nodev,noexec$proc" proc "$root/proc"
 mount -t sysfs -o ro,nosuid,nodev,noexec sysfs "$root/sys"
-if [ "$masked" = yes ]; then mount --bind "$root/proc/sys" "$root/proc/sys"; mount -o remount,bind,ro "$root/proc/sys"; fi
+[ "$masked" = no ] || mount --bind "$root/proc/sys" "$root/proc/sys"
+[ "$masked" = no ] || mount -o remount,bind,ro "$root/proc/sys"
 mount -t tmpfs -o mode=755,nosuid,size=64k dev "$root/dev"
-for device in null zero full random urandom tty; do touch "$root/dev/$device"; mount --bind "/dev/$device" "$root/dev/$device"; done
+for device in null zero full random urandom tty; do
+  touch "$root/dev/$device"
+  mount --bind "/dev/$device" "$root/dev/$device"
+done
 ln -s /proc/self/fd "$root/dev/fd"; ln -s /proc/self/fd/2 "$root/dev/stderr"
 exec "$@"
 """
@@ -46,7 +50,8 @@ class Spec:
     """What a container is: the root, whom it runs as, what it may, and what is mounted where.
 
     ``volumes`` lists folder or file of this machine, place inside, and "rw" or "ro"; ``tmpfs`` place and options.
-    ``masked`` leaves /proc/sys read-only, as every runtime does unless told otherwise.
+    ``masked`` leaves /proc/sys read-only, as every runtime does unless told otherwise; ``proc`` is options of /proc, with
+    a comma before each.
     """
 
     root: Path
@@ -58,7 +63,7 @@ class Spec:
     tmpfs: tuple[tuple[str, str], ...] = (("/tmp", "size=64m,mode=1777"), ("/run", "size=8m,mode=755"))
     masked: bool = True
     readonly: bool = True
-    hostname: str = "container"
+    proc: str = ""
 
     def command(self, argv: Sequence[str]) -> list[str]:
         """What to execute, as root of this machine."""
@@ -68,9 +73,10 @@ class Spec:
             if not target.exists() and not any(place.startswith(f"{each[1]}/") for each in self.volumes):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.mkdir() if source.is_dir() else target.touch()
+        masked, readonly = ("yes" if each else "no" for each in (self.masked, self.readonly))
         return [
-            binary("unshare"), "--mount", "--pid", "--ipc", "--uts", "--fork", "--kill-child", "--propagation", "private",
-            "sh", "-euc", _MOUNTS, "sh", str(self.root), "yes" if self.masked else "no", "yes" if self.readonly else "no",
+            binary("unshare"), "--mount", "--pid", "--ipc", "--uts", "--fork", "--kill-child",
+            "--propagation", "private", "sh", "-euc", _MOUNTS, "sh", str(self.root), masked, readonly, self.proc,
             *(word for each in self.tmpfs for word in each), "--",
             *(str(word) for volume in self.volumes for word in volume), "--",
             binary("chroot"), str(self.root), *self._as_user(), "/usr/bin/env", "-C", self.folder, *argv,
@@ -121,11 +127,11 @@ class Container:
 
     def members(self) -> list[int]:
         """All of its processes."""
-        own = os.readlink(f"/proc/{self.pid}/ns/pid")
+        own = Path(f"/proc/{self.pid}/ns/pid").readlink()
         found = []
         for entry in Path("/proc").iterdir():
             try:
-                if entry.name.isdigit() and os.readlink(entry / "ns/pid") == own:
+                if entry.name.isdigit() and (entry / "ns/pid").readlink() == own:
                     found.append(int(entry.name))
             except OSError:
                 continue
@@ -147,7 +153,7 @@ def container(
     try:
         yield Container(spec, process, _first(process, log, seconds) if started else 0, log)
     finally:
-        # The first process takes its namespace along. The kernel forgets to end it with its parent, for it has changed user.
+        # The first process takes its namespace along. It has changed user, so the kernel does not end it with its parent.
         for child in _children(process.pid):
             os.kill(child, signal.SIGKILL)
         process.kill()
@@ -160,7 +166,7 @@ def _first(process: subprocess.Popen[bytes], log: Path, seconds: float) -> int:
     while True:
         try:
             for child in _children(process.pid):
-                if os.readlink(f"/proc/{child}/root") != "/":
+                if Path(f"/proc/{child}/root").readlink() != Path("/"):
                     return child
         except OSError:
             pass

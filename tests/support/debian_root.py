@@ -142,10 +142,11 @@ def certificates() -> Path:
 
 
 def build_step(
-    root: Path, argv: Sequence[str], *, env: Mapping[str, str] = {}, user: str = "0:0", folder: str = "/"
+    root: Path, argv: Sequence[str], *, env: Mapping[str, str] | None = None, user: str = "0:0", folder: str = "/"
 ) -> Ran:
-    """Run a command in ``root`` as a step of a build runs: as root unless told otherwise, with this machine's network."""
-    given = {"PATH": PATH, "HOME": "/nonexistent", "DEBIAN_FRONTEND": "noninteractive"} | index_environment() | env
+    """Run a command in ``root`` as a step of a build runs: with this machine's network, as root by default."""
+    given = {"PATH": PATH, "HOME": "/nonexistent", "DEBIAN_FRONTEND": "noninteractive"} | index_environment()
+    given |= env or {}
     if certificates().exists():
         given |= {"PIP_CERT": "/mnt/certificates.pem", "SSL_CERT_FILE": "/mnt/certificates.pem"}
     words = [
@@ -174,7 +175,7 @@ def scratch() -> Iterator[Path]:
 
     AssertionError at the end where anything is still mounted below it.
     """
-    memory = Path("/dev/shm")  # noqa: S108 - the folder made in it has a random name
+    memory = Path("/dev/shm")
     roomy = memory.is_dir() and os.statvfs(memory).f_bavail * os.statvfs(memory).f_frsize > _ROOM
     folder = Path(tempfile.mkdtemp(prefix="mcp-roots-", dir=memory if roomy else None))
     folder.chmod(0o755)

@@ -14,9 +14,8 @@ import shutil
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
 
-from dockerfile_parse import DockerfileParser
+from dockerfile_parse import DockerfileParser  # type: ignore[import-untyped] # it ships no types
 from pathspec.patterns.gitignore.basic import GitIgnoreBasicPattern
 
 from tests.support.debian_root import PATH, build_step, fresh_root
@@ -159,7 +158,7 @@ class Recipe:
 
 
 def stage_context(project: Path, folder: Path) -> Path:
-    """Copy the build context of a project to ``folder``, which is new: a step sees what an engine would have been sent."""
+    """Copy the build context of a project to ``folder``, which is new: what an engine would have been sent."""
     for path in context(project, project / ".dockerignore"):
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(project / path, folder / path)
