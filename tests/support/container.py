@@ -50,8 +50,8 @@ class Spec:
     """What a container is: the root, whom it runs as, what it may, and what is mounted where.
 
     ``volumes`` lists folder or file of this machine, place inside, and "rw" or "ro"; ``tmpfs`` place and options.
-    ``masked`` leaves /proc/sys read-only, as every runtime does unless told otherwise; ``proc`` is options of /proc, with
-    a comma before each.
+    ``masked`` leaves /proc/sys read-only, as every runtime does unless told otherwise; ``proc`` is
+    options of /proc, with a comma before each.
     """
 
     root: Path
@@ -153,7 +153,7 @@ def container(
     try:
         yield Container(spec, process, _first(process, log, seconds) if started else 0, log)
     finally:
-        # The first process takes its namespace along. It has changed user, so the kernel does not end it with its parent.
+        # The first process takes its namespace along. It changed user, so the kernel does not end it with its parent.
         for child in _children(process.pid):
             os.kill(child, signal.SIGKILL)
         process.kill()
