@@ -112,13 +112,13 @@ environment() {
     trap 'exit 143' TERM HUP
     say 'Python packages, versions and hashes as in requirements/deploy.lock'
     "$python" -m venv "$new"
-    pip="$new/bin/python -m pip --quiet --disable-pip-version-check --no-cache-dir"
+    pip="$new/bin/python -m pip --quiet --disable-pip-version-check"
     $pip install --require-hashes --only-binary :all: -r "$lock"
     wheel=$from
     if [ -d "$from" ]; then
         # What builds the wheel is not part of what runs.
         "$python" -m venv "$new.build"
-        build="$new.build/bin/python -m pip --quiet --disable-pip-version-check --no-cache-dir"
+        build="$new.build/bin/python -m pip --quiet --disable-pip-version-check"
         $build install --require-hashes --only-binary :all: -r "$from/requirements/build.lock"
         $build wheel --no-deps --no-build-isolation --wheel-dir "$new.build/wheel" "$from"
         wheel=$(echo "$new.build/wheel/"*.whl)

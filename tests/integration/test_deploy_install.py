@@ -10,6 +10,7 @@ import shlex
 import shutil
 import stat
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -93,22 +94,59 @@ def test_it_makes_program_user_configuration_and_unit(host: Host) -> None:
     assert not list((host.root / "usr/lib/python3/dist-packages").glob("pydantic*"))
 
 
-def test_systemd_accepts_the_installed_unit(host: Host) -> None:
-    verify = [binary("systemd-analyze"), "verify", "--man=no", f"--root={host.root}", "mcp-network-tools.service"]
-    done = subprocess.run(verify, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+def unit(host: Host, name: str) -> dict[str, list[str]]:
+    """The settings of an installed unit."""
+    lines = (host.root / UNITS / f"{name}.service").read_text().splitlines()
+    found: dict[str, list[str]] = {}
+    for key, _, value in (line.partition("=") for line in lines if "=" in line and not line.startswith("#")):
+        found.setdefault(key, []).append(value)
+    return found
 
 
-def test_run_again_it_changes_nothing_of_the_owners(host: Host) -> None:
-    policy_file = host.root / "etc/mcp-network-tools/policy.yaml"
-    policy_file.write_text("version: 1\nallow: [10.77.0.0/16]\n")
-    before = host.listing()
-    link = (host.root / LINK).readlink()
-    done = host.install()
-    assert done.code == 0, done.output
-    assert host.listing() == before
-    assert (host.root / LINK).readlink() != link
-    assert len(list((host.root / f"{LINK}.d").iterdir())) == 2, "the version before stays, older ones do not"
+def verify(host: Host, name: str) -> None:
+    """Have systemd read a unit, with those that every host has beside it."""
+    system = host.root / "usr/lib/systemd/system"
+    if not (system / "sysinit.target").exists():
+        shutil.copytree("/usr/lib/systemd/system", system, symlinks=True, dirs_exist_ok=True)
+    said = subprocess.run(
+        [binary("systemd-analyze"), "verify", "--man=no", f"--root={host.root}", f"{name}.service"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    about = [line for line in said.stderr.splitlines() if "mcp-network-tools" in line]
+    assert (said.returncode, about) == (0, []), said.stderr
+
+
+def serve_and_scan(host: Host, net: World, tier: str, log: Path) -> None:
+    """ExecStart= as systemd would start it: with the unit's user, capabilities, environment and closed file system."""
+    name = "mcp-network-tools" + ("-argument" if tier == "argument" else "")
+    assert [path.name for path in (host.root / UNITS).glob("mcp-*")] == [f"{name}.service"]
+    (host.root / "etc/mcp-network-tools/policy.yaml").write_text(policy(TARGET))
+    settings = unit(host, name)
+    env = dict(each.split("=", 1) for each in settings["Environment"])
+    file = settings["EnvironmentFile"][0].lstrip("-/")
+    env |= dict(line.split("=", 1) for line in (host.root / file).read_text().splitlines())
+    ids = [host.run("id", flag, "mcp-network-tools").output.strip() for flag in ("-u", "-g")]
+    named = " ".join(settings["CapabilityBoundingSet"]).split()
+    spec = Spec(
+        host.root, "0:0" if tier == "kernel" else ":".join(ids), tuple(each.removeprefix("CAP_") for each in named),
+        {"PATH": PATH, "LC_ALL": "C.UTF-8"} | env, volumes=((host.root / STATE, f"/{STATE}", "rw"),),
+        masked=tier != "kernel", proc=",hidepid=" + settings["ProtectProc"][0],
+    )  # fmt: skip
+    argv = shlex.split(settings["ExecStart"][0])
+    with container(spec, argv, log, inside=net.prefix) as made:
+        wait_for(lambda: "Listening on http://127.0.0.1:8080" in made.log, lambda: made.log, 30)
+        token = (host.root / STATE / "token").read_text().strip()
+        answer = scanned(net, token)
+        assert ports(answer) == {1: "closed", OPEN_PORT: "open"}
+        assert answer["metadata"]["enforcement"] == tier
+        assert ask(net, "", "/tools")[0] == 401
+        assert made.stop() == 0
+    assert token not in made.log
+
+
+def test_its_unit_is_systemds_and_starts_a_server_that_scans(host: Host, net: World, tmp_path: Path) -> None:
+    verify(host, "mcp-network-tools")
+    serve_and_scan(host, net, "kernel", tmp_path / "unit.log")
 
 
 @pytest.mark.parametrize("fault", ["hash", "start"])
@@ -130,56 +168,27 @@ def test_a_failure_half_way_leaves_what_there_was(host: Host, fault: str) -> Non
     assert host.run(f"/{LINK}/bin/mcp-network-tools", "version").code == 0
 
 
-def test_a_wheel_installs_and_wrong_words_do_not(host: Host) -> None:
-    build = "python3 -m venv /tmp/b && /tmp/b/bin/pip -q install --require-hashes -r /src/requirements/build.lock"
-    wheel = "/tmp/b/bin/pip -q wheel --no-deps --no-build-isolation -w /tmp/w /src"
-    done = host.run(
-        "/bin/sh", "-euc", f"{build} && {wheel} && /src/deploy/install.sh --no-packages --from /tmp/w/*.whl"
-    )
+def test_an_upgrade_keeps_what_is_the_owners_and_may_change_the_unit(host: Host, net: World, tmp_path: Path) -> None:
+    (host.root / "etc/mcp-network-tools/policy.yaml").write_text("version: 1\nallow: [10.77.0.0/16]\n")
+    units = tuple(f"{UNITS}/{name}.service" for name in ("mcp-network-tools", "mcp-network-tools-argument"))
+    before, link = host.listing(but=units), (host.root / LINK).readlink()
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir"]
+    subprocess.run([*build, str(host.root / "tmp"), str(PROJECT)], check=True, capture_output=True)
+    (wheel,) = (host.root / "tmp").glob("*.whl")
+    done = host.install("--no-packages", "--unit", "argument", "--from", f"/tmp/{wheel.name}")
     assert done.code == 0, done.output
+    assert host.listing(but=units) == before
+    assert (host.root / LINK).readlink() != link
+    assert len(list((host.root / f"{LINK}.d").iterdir())) == 2, "the version before stays, older ones do not"
+    assert [path.name for path in (host.root / UNITS).glob("mcp-*")] == ["mcp-network-tools-argument.service"]
+    verify(host, "mcp-network-tools-argument")
+    serve_and_scan(host, net, "argument", tmp_path / "unit.log")
+
+
+def test_wrong_words_change_nothing(host: Host) -> None:
     for words in (("--unit", "sideways"), ("--purge",), ("--frobnicate",), ("--unit",)):
         assert host.install(*words).code == 2
     assert host.install("--from", "/nowhere").code == 1
-
-
-def unit(host: Host, name: str) -> dict[str, list[str]]:
-    """The settings of an installed unit."""
-    lines = (host.root / UNITS / f"{name}.service").read_text().splitlines()
-    found: dict[str, list[str]] = {}
-    for key, _, value in (line.partition("=") for line in lines if "=" in line and not line.startswith("#")):
-        found.setdefault(key, []).append(value)
-    return found
-
-
-@pytest.mark.parametrize("tier", ["kernel", "argument"])
-def test_the_unit_starts_a_server_that_scans(host: Host, net: World, tier: str, tmp_path: Path) -> None:
-    """ExecStart= as systemd would start it: with the unit's user, capabilities, environment and closed file system."""
-    done = host.install("--no-packages", "--unit", tier)
-    assert done.code == 0, done.output
-    name = "mcp-network-tools" + ("-argument" if tier == "argument" else "")
-    assert [path.name for path in (host.root / UNITS).glob("mcp-*")] == [f"{name}.service"]
-    (host.root / "etc/mcp-network-tools/policy.yaml").write_text(policy(TARGET))
-    settings = unit(host, name)
-    env = dict(each.split("=", 1) for each in settings["Environment"])
-    file = settings["EnvironmentFile"][0].lstrip("-/")
-    env |= dict(line.split("=", 1) for line in (host.root / file).read_text().splitlines())
-    ids = [host.run("id", flag, "mcp-network-tools").output.strip() for flag in ("-u", "-g")]
-    named = " ".join(settings["CapabilityBoundingSet"]).split()
-    spec = Spec(
-        host.root, "0:0" if tier == "kernel" else ":".join(ids), tuple(each.removeprefix("CAP_") for each in named),
-        {"PATH": PATH, "LC_ALL": "C.UTF-8"} | env, volumes=((host.root / STATE, f"/{STATE}", "rw"),),
-        masked=tier != "kernel", proc=",hidepid=" + settings["ProtectProc"][0],
-    )  # fmt: skip
-    argv = shlex.split(settings["ExecStart"][0])
-    with container(spec, argv, tmp_path / "unit.log", inside=net.prefix) as made:
-        wait_for(lambda: "Listening on http://127.0.0.1:8080" in made.log, lambda: made.log, 30)
-        token = (host.root / STATE / "token").read_text().strip()
-        answer = scanned(net, token)
-        assert ports(answer) == {1: "closed", OPEN_PORT: "open"}
-        assert answer["metadata"]["enforcement"] == tier
-        assert ask(net, "", "/tools")[0] == 401
-        assert made.stop() == 0
-    assert token not in made.log
 
 
 def test_uninstalled_it_keeps_what_was_recorded_and_purged_nothing(host: Host) -> None:

@@ -23,7 +23,6 @@ from tests.support.processes import binary
 _MOUNTS: Final = r"""
 root=$1 masked=$2 readonly=$3 proc=$4; shift 4
 mount --bind "$root" "$root"
-[ "$readonly" = no ] || mount -o remount,bind,ro "$root"
 while [ "$1" != -- ]; do mount -t tmpfs -o "nosuid,nodev,$2" tmpfs "$root$1"; shift 2; done; shift
 while [ "$1" != -- ]; do
   if [ -d "$1" ]; then mkdir -p "$root$2"; elif [ ! -e "$root$2" ]; then mkdir -p "$root${2%/*}"; touch "$root$2"; fi
@@ -41,6 +40,7 @@ for device in null zero full random urandom tty; do
   mount --bind "/dev/$device" "$root/dev/$device"
 done
 ln -s /proc/self/fd "$root/dev/fd"; ln -s /proc/self/fd/2 "$root/dev/stderr"
+[ "$readonly" = no ] || mount -o remount,bind,ro "$root"
 exec "$@"
 """
 

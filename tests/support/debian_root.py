@@ -29,18 +29,20 @@ STEP_SEC: Final = 400
 _ROOM: Final = 3 << 30
 
 _BUILD_MOUNTS: Final = """
-root=$1 archives=$2 certificates=$3; shift 3
+root=$1 archives=$2 wheels=$3 certificates=$4; shift 4
 mount --bind "$root" "$root"
 mount -t proc proc "$root/proc"
 mount --rbind /dev "$root/dev"
 mount -t tmpfs machine "$root/mnt"
 [ ! -e "$certificates" ] || cp -L "$certificates" "$root/mnt/certificates.pem"
+mkdir "$root/mnt/wheels"
+mount --bind "$wheels" "$root/mnt/wheels"
 mount --bind "$archives" "$root/var/cache/apt/archives"
 touch "$root/etc/resolv.conf"
 mount --bind /etc/resolv.conf "$root/etc/resolv.conf"
 exec "$@"
 """
-"""What a step of a build sees besides its root; $1 the root, $2 the folder of fetched packages, $3 the certificates."""
+"""What a step of a build sees besides its root ($1): the folders of fetched packages ($2, $3), certificates ($4)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +113,13 @@ def archives() -> Path:
     return kept
 
 
+def wheels() -> Path:
+    """The folder in which pip keeps what it fetched, where a step does not tell it not to."""
+    kept = CACHE / "pip"
+    kept.mkdir(parents=True, exist_ok=True)
+    return kept
+
+
 def fresh_root(suite: str, folder: Path) -> Path:
     """Unpack the base system into ``folder``, which is new."""
     folder.mkdir()
@@ -145,13 +154,14 @@ def build_step(
     root: Path, argv: Sequence[str], *, env: Mapping[str, str] | None = None, user: str = "0:0", folder: str = "/"
 ) -> Ran:
     """Run a command in ``root`` as a step of a build runs: with this machine's network, as root by default."""
-    given = {"PATH": PATH, "HOME": "/nonexistent", "DEBIAN_FRONTEND": "noninteractive"} | index_environment()
+    given = {"PATH": PATH, "HOME": "/nonexistent", "DEBIAN_FRONTEND": "noninteractive"}
+    given |= {"PIP_CACHE_DIR": "/mnt/wheels"} | index_environment()
     given |= env or {}
     if certificates().exists():
         given |= {"PIP_CERT": "/mnt/certificates.pem", "SSL_CERT_FILE": "/mnt/certificates.pem"}
     words = [
         binary("unshare"), "--mount", "--pid", "--ipc", "--uts", "--fork", "--kill-child", "--propagation", "private",
-        "sh", "-euc", _BUILD_MOUNTS, "sh", str(root), str(archives()), str(certificates()),
+        "sh", "-euc", _BUILD_MOUNTS, "sh", str(root), str(archives()), str(wheels()), str(certificates()),
         binary("chroot"), f"--userspec={user}", str(root), "/usr/bin/env", "-i", "-C", folder,
         *(f"{name}={value}" for name, value in given.items()), *argv,
     ]  # fmt: skip
