@@ -107,8 +107,8 @@ def base_system(suite: str) -> Path:
 
 
 def archives() -> Path:
-    """The folder in which fetched packages are kept between builds."""
-    kept = CACHE / "archives"
+    """The folder in which fetched packages are kept between builds; one for each worker, because apt locks it."""
+    kept = CACHE / f"archives-{os.environ.get('PYTEST_XDIST_WORKER', 'main')}"
     (kept / "partial").mkdir(parents=True, exist_ok=True)
     return kept
 
