@@ -46,6 +46,9 @@ masscan masscan
 fping fping
 passt pasta
 faketime faketime
+debootstrap debootstrap
+shellcheck shellcheck
+systemd systemd-analyze
 '
 
 say() { printf '%s\n' "$*" >&2; }

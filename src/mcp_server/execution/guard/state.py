@@ -34,6 +34,7 @@ RUN: Final = Path("/run/mcp-network-tools")
 
 _SWEEPS: Final = 50
 _LARGEST: Final = 1 << 20
+_FIRST_PID_NAMESPACE: Final = 0xEFFFFFFC  # PROC_PID_INIT_INO of the kernel's proc_ns.h
 # What a guardian writes down, and so all that root takes away again.
 _DEVICE: Final = re.compile(r"mcps[0-9]{1,10}")
 _TABLE: Final = re.compile(r"mcp_scope_(nat|host)_[0-9]{1,10}")
@@ -153,11 +154,16 @@ def load(path: Path) -> GuardState | None:
     return state
 
 
+def _least() -> int:
+    """The least process id a guardian can have: 1 in a container, but not where that is the host's init."""
+    return 2 if Path("/proc/self/ns/pid").stat().st_ino == _FIRST_PID_NAMESPACE else 1
+
+
 def _fault(state: GuardState) -> str:
     """What in a state no guardian writes; empty where there is nothing."""
     numbers = (state.guardian, state.born, state.host, state.server)
     words = (state.enforcement, state.user, state.mode, state.uplink, *state.addresses)
-    if not all(type(number) is int and number >= 0 for number in numbers) or state.guardian <= 1:
+    if not all(type(number) is int and number >= 0 for number in numbers) or state.guardian < _least():
         return "a process that there cannot be"
     if not all(isinstance(word, str) and word.isprintable() for word in words):
         return "something that cannot be shown"
