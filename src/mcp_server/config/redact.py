@@ -67,8 +67,8 @@ def follows_secret_flag(words: Sequence[Any], index: int) -> bool:
 
 def redact(name: str, value: Any) -> Any:
     """Return ``value`` as it may be shown under the key ``name``; empty values stay, so that "not set" is visible."""
-    if value is None or value in ("", (), []):
-        return value
+    if value is None or isinstance(value, bool) or value in ("", (), []):
+        return value  # whether a token is asked for is no secret
     if is_secret_name(name):
         return REDACTED
     if isinstance(value, list | tuple):
