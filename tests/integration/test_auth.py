@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from mcp_server.doors.problems import Message, Receive, Scope, Send
 from mcp_server.doors.principals import principal_of
+from mcp_server.doors.problems import Message, Receive, Scope, Send
 from mcp_server.errors import ConfigError, PlatformError
 from mcp_server.identity.local_token import load_or_create_token
 from mcp_server.model.access import OWNER
@@ -158,7 +158,11 @@ async def ask(*authorization: bytes, kind: str = "http") -> list[Message]:
     async def send(message: Message) -> None:
         sent.append(message)
 
-    scope: dict[str, Any] = {"type": kind, "path": "/tools", "headers": [(b"authorization", value) for value in authorization]}
+    scope: dict[str, Any] = {
+        "type": kind,
+        "path": "/tools",
+        "headers": [(b"authorization", value) for value in authorization],
+    }
     await token_only(TOKEN)(app)(scope, receive, send)
     return sent
 

@@ -166,7 +166,9 @@ async def pages(max_requests: int) -> AsyncIterator[int]:
     streams = [Route(path, endless, methods=["GET", "POST"]) for path in ("/mcp", "/events", "/slow")]
     app = Starlette(routes=[*routes, *streams])
     async with served(
-        lambda hosts: compose(app, None, authenticate=token_only(TOKEN), hosts=hosts, origins=(), max_requests=max_requests)
+        lambda hosts: compose(
+            app, None, authenticate=token_only(TOKEN), hosts=hosts, origins=(), max_requests=max_requests
+        )
     ) as port:
         yield port
 
