@@ -182,7 +182,7 @@ async def test_no_algorithm_but_the_listed_is_taken(settings: AuthConfig, name: 
 async def test_a_public_key_is_no_secret_to_sign_with(settings: AuthConfig, encoding: str) -> None:
     """The confusion of RS256 with HS256 (RFC 8725 section 2.1), signed by hand: the library refuses to."""
     public = RSA.private.public_key().public_bytes(
-        serialization.Encoding[encoding], serialization.PublicFormat.SubjectPublicKeyInfo
+        getattr(serialization.Encoding, encoding), serialization.PublicFormat.SubjectPublicKeyInfo
     )
     signing = assembled({"alg": "HS256", "typ": "at+jwt", "kid": "rsa"}, claims(ISSUER)).rpartition(".")[0]
     mac = base64.urlsafe_b64encode(hmac.digest(public, signing.encode(), hashlib.sha256)).rstrip(b"=").decode()

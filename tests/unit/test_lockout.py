@@ -39,8 +39,7 @@ def locked(lockout: Lockout, credential: str, *places: str) -> int:
     try:
         lockout.check(credential, *places)
     except BusyError as error:
-        assert error.code == "locked_out"
-        return int(error.details["retry_after"])
+        return int(error.details["retry_after"]) if error.code == "locked_out" else -1
     return 0
 
 
