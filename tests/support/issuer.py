@@ -51,7 +51,9 @@ class Key:
     def jwk(self, *, private: bool = False) -> dict[str, Any]:
         kind = {"RS": RSAAlgorithm, "PS": RSAAlgorithm, "ES": ECAlgorithm, "Ed": OKPAlgorithm}[self.algorithm[:2]]
         key = self.private if private else self.private.public_key()
-        return {**json.loads(kind.to_jwk(key)), "kid": self.id, "use": "sig", "alg": self.algorithm}
+        made = {**json.loads(kind.to_jwk(key)), "kid": self.id, "use": "sig", "alg": self.algorithm}
+        made.pop("key_ops", None)  # "sign" for a private half, which the server would publish with the public one
+        return made
 
     def sign(self, claims: Mapping[str, Any], **headers: Any) -> str:
         """A token with these claims; ``headers`` replace those of an honest one, None takes one out.

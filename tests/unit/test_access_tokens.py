@@ -296,9 +296,9 @@ def test_a_file_without_a_usable_key_is_named(tmp_path: Path, content: str) -> N
 
 
 def test_of_a_private_key_only_the_public_half_is_kept() -> None:
-    private = {name: value for name, value in RSA.jwk(private=True).items() if name != "key_ops"}
-    assert "d" in private
-    loaded = JwkSet(json.dumps({"keys": [private]}).encode()).find("rsa", "RS256")
+    private = jwks(RSA, private=True)
+    assert "d" in private["keys"][0]
+    loaded = JwkSet(json.dumps(private).encode()).find("rsa", "RS256")
     assert loaded == RSA.private.public_key()
 
 

@@ -52,7 +52,9 @@ class Strangers:
             return
         where = peer[:64] if key[0] != OTHERS else OTHERS
         code = "locked_out" if rejected.reason == "locked_out" else "unauthorized"
-        fields: dict[str, Any] = {"door": "http", "client": where, "code": code, "reason": str(rejected)}
+        # Without a colon, behind which the log would see the value of a token.
+        reason = f"{rejected.kind} {rejected.reason}"
+        fields: dict[str, Any] = {"door": "http", "client": where, "code": code, "reason": reason}
         fields |= {"id": rejected.key_id} if rejected.key_id else {}
         self._floods[key] = _Flood(self._clock(), fields)
         if self._timer is None or self._timer.done():
