@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
 import signal
 import subprocess
@@ -22,6 +23,10 @@ from mcp.client.auth.extensions.client_credentials import ClientCredentialsOAuth
 from mcp.client.streamable_http import streamable_http_client
 from mcp.shared.auth import OAuthClientInformationFull, OAuthToken
 
+from mcp_server.cli import keys
+from mcp_server.config import load_config
+from mcp_server.errors import PlatformError
+from mcp_server.execution.guard import kernel
 from mcp_server.identity.local_token import load_or_create_token
 from tests.support import cli
 from tests.support.doors import environment, http_server, log_records, mcp_client, rest_client
@@ -427,3 +432,15 @@ def test_no_token_is_ever_in_a_log_a_record_an_answer_a_span_or_a_child(issuer: 
         for form in forms(secret)
         if form in content
     }
+
+
+def test_root_is_told_where_a_guarded_servers_keys_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    os.chown(theirs, 65534, 65534)
+    monkeypatch.setattr(kernel, "DEFAULT_STATE_DIR", theirs)
+    monkeypatch.setattr("mcp_server.config.get_config", lambda: load_config(env={}))
+    with pytest.raises(PlatformError, match="keeps its keys in") as caught:
+        keys._config()
+    assert f"sudo -u '#65534' env MCP_STATE_DIR={theirs}" in caught.value.hint

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -9,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from mcp_server.cli.output import Json, print_json, print_table, reporting, run_async, say
-from mcp_server.errors import ArgumentError, NetworkToolsError
+from mcp_server.errors import ArgumentError, NetworkToolsError, PlatformError
 from mcp_server.model.access import Role
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from mcp_server.config import Config
     from mcp_server.identity.key_file import ApiKey
@@ -83,8 +85,20 @@ def _config() -> Config:
     from mcp_server.startup import prepare_state_dir
 
     config = get_config()
-    prepare_state_dir(config)  # it says who has to run this, where the folder is a guarded server's
+    if os.geteuid() == 0 and config.source_of("state_dir") == "default" and (folder := _guarded_folder()) is not None:
+        raise PlatformError(
+            f"a server under the kernel tier keeps its keys in {folder}, and these would be in {config.state_dir}",
+            hint=f"sudo -u '#{folder.stat().st_uid}' env MCP_STATE_DIR={folder} mcp-network-tools keys ...",
+        )
+    prepare_state_dir(config)  # it says who has to run this, where the folder is another user's
     return config
+
+
+def _guarded_folder() -> Path | None:
+    """The state folder that root's own servers have in the kernel tier, where it is another user's."""
+    from mcp_server.execution.guard.kernel import DEFAULT_STATE_DIR
+
+    return DEFAULT_STATE_DIR if DEFAULT_STATE_DIR.is_dir() and DEFAULT_STATE_DIR.stat().st_uid else None
 
 
 def _logged(config: Config, action: str, key: ApiKey, change: Callable[[], Any]) -> None:
