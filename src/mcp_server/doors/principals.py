@@ -31,7 +31,7 @@ def with_principal(scope: Scope, principal: Principal) -> dict[str, Any]:
 
 
 def principal_of(scope: Scope) -> Principal:
-    """Who calls; raises AccessError ``unauthorized`` where nobody has said so, which no route behind the guards meets."""
+    """Who calls; raises AccessError ``unauthorized`` where nobody has said so, which nothing behind the guards sees."""
     found = scope.get(_KEY)
     if not isinstance(found, Principal):
         raise AccessError("nobody has checked who calls")

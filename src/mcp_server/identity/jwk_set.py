@@ -50,6 +50,7 @@ class JwkSet:
             raise ConfigError("this is no JWK Set: a JSON object with a list 'keys'") from None
         if not isinstance(listed, list) or len(listed) > MAX_KEYS:
             raise ConfigError(f"this is no JWK Set: 'keys' is no list of {MAX_KEYS} keys or fewer")
+        self._loaded: dict[tuple[int, str], Any] = {}
         self._keys = [key for each in listed if (key := _read(each)) is not None]
         if not self._keys:
             raise ConfigError("the JWK Set holds no public key that may sign: RSA of 2048 bits, EC or Ed25519")
@@ -62,7 +63,12 @@ class JwkSet:
         fitting = [key for key in self._keys if key.fits(algorithm)]
         if identity is not None:
             fitting = [key for key in fitting if key.id == identity][:1]
-        return _load(fitting[0], algorithm) if len(fitting) == 1 else None
+        if len(fitting) != 1:
+            return None
+        place = (id(fitting[0]), algorithm)
+        if place not in self._loaded:  # it takes as long as a signature
+            self._loaded[place] = _load(fitting[0], algorithm)
+        return self._loaded[place]
 
 
 def _read(entry: Any) -> _Key | None:
