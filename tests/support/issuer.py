@@ -49,7 +49,7 @@ class Key:
         return cls(identity, made, algorithm)
 
     def jwk(self, *, private: bool = False) -> dict[str, Any]:
-        kind = {"RS": RSAAlgorithm, "PS": RSAAlgorithm, "ES": ECAlgorithm, "Ed": OKPAlgorithm}[self.algorithm[:2]]
+        kind: Any = {"RS": RSAAlgorithm, "PS": RSAAlgorithm, "ES": ECAlgorithm, "Ed": OKPAlgorithm}[self.algorithm[:2]]
         key = self.private if private else self.private.public_key()
         made = {**json.loads(kind.to_jwk(key)), "kid": self.id, "use": "sig", "alg": self.algorithm}
         made.pop("key_ops", None)  # "sign" for a private half, which the server would publish with the public one
