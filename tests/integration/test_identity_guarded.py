@@ -63,19 +63,8 @@ def test_keys_tokens_and_certificates_under_the_kernel_tier(tmp_path: Path) -> N
             assert by_root.returncode == 9, "the folder is the server's user's"
             assert "sudo -u" in by_root.stderr
             as_server = (binary("setpriv"), f"--reuid={SERVER_UID}", f"--regid={SERVER_UID}", "--clear-groups")
-            create = (
-                *as_server,
-                sys.executable,
-                "-m",
-                "mcp_server",
-                "keys",
-                "create",
-                "ci",
-                "--role",
-                "viewer",
-                "--json",
-            )
-            key = json.loads(made.run(*create).stdout)
+            command = (*as_server, sys.executable, "-m", "mcp_server")
+            key = json.loads(made.run(*command, "keys", "create", "ci", "--role", "viewer", "--json").stdout)
             assert ask(key["key"]) == "200"
             assert not ask(key["key"], certificate=False).isdigit(), "no status: it did not get as far as a request"
             made.run(*command, "keys", "revoke", key["id"])
