@@ -347,7 +347,6 @@ async def test_at_the_bound_the_session_that_is_idle_the_longest_makes_room() ->
             for each in (first, third):
                 assert await begun(stack, port, stream(port, each)) == b"HTTP/1.1 200 OK"
             full = await exchange(port, post(port, initialize(1, version), headers=known))
-            assert full.status == 429, (full.status, full.body, full.headers)
             assert (full.status, full.headers["retry-after"]) == (429, "1"), "each has a stream open"
         await asyncio.sleep(0.3)
         for _ in range(20):
