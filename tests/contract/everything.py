@@ -24,6 +24,7 @@ from mcp_server.doors.http import compose, listen, mcp_app, serve_http
 from mcp_server.doors.stdio import serve_stdio
 from tests.contract import wire_tools
 from tests.contract.everything_tools import BUS, FIXTURES, PNG, Context, answered, ask_user, embedded
+from tests.support.callers import token_only
 
 assert wire_tools.__name__, "imported because importing it registers its tools"
 
@@ -177,7 +178,7 @@ async def serve(port: int, token: str | None, ready: Callable[[str], None]) -> N
     listener = listen("127.0.0.1", port)
     names = ServerConfig(host=listener.host, port=listener.port)
     mcp = mcp_app(everything_server(), hosts=names.hosts, origins=names.origins)
-    app = compose(mcp, None, token=token, hosts=names.hosts, origins=names.origins)
+    app = compose(mcp, None, authenticate=token_only(token), hosts=names.hosts, origins=names.origins)
     await serve_http(app, listener, shutdown_grace=1, ready=ready)
 
 

@@ -11,9 +11,12 @@ from typing import Any
 
 import pytest
 
-from mcp_server.doors.auth import BearerAuth, load_or_create_token
+from mcp_server.doors.principals import principal_of
 from mcp_server.doors.problems import Message, Receive, Scope, Send
 from mcp_server.errors import ConfigError, PlatformError
+from mcp_server.identity.local_token import load_or_create_token
+from mcp_server.model.access import OWNER
+from tests.support.callers import token_only
 
 TOKEN = "correct-horse-battery-staple-0123456789"
 
@@ -44,7 +47,7 @@ def test_the_mode_does_not_depend_on_the_umask(tmp_path: Path) -> None:
 
 def test_servers_that_start_together_agree_on_one_token(tmp_path: Path) -> None:
     program = (
-        "import sys, pathlib; from mcp_server.doors.auth import load_or_create_token; sys.stdin.read();"
+        "import sys, pathlib; from mcp_server.identity.local_token import load_or_create_token; sys.stdin.read();"
         "print(*load_or_create_token(pathlib.Path(sys.argv[1])))"
     )
     servers = [
@@ -141,6 +144,8 @@ def test_a_full_disk_is_named_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
+    principal = principal_of(scope)
+    assert (principal.name, principal.access) == ("token", OWNER)
     await send({"type": "http.response.start", "status": 204, "headers": []})
 
 
@@ -153,8 +158,12 @@ async def ask(*authorization: bytes, kind: str = "http") -> list[Message]:
     async def send(message: Message) -> None:
         sent.append(message)
 
-    scope: dict[str, Any] = {"type": kind, "headers": [(b"authorization", value) for value in authorization]}
-    await BearerAuth(app, TOKEN)(scope, receive, send)
+    scope: dict[str, Any] = {
+        "type": kind,
+        "path": "/tools",
+        "headers": [(b"authorization", value) for value in authorization],
+    }
+    await token_only(TOKEN)(app)(scope, receive, send)
     return sent
 
 
@@ -190,7 +199,9 @@ async def test_anything_else_is_a_401_with_a_challenge(values: list[bytes]) -> N
     headers = dict(start["headers"])
     assert start["status"] == 401
     assert headers[b"content-type"] == b"application/problem+json"
-    assert headers[b"www-authenticate"] == (b'Bearer error="invalid_token"' if values else b"Bearer")
+    assert headers[b"www-authenticate"] == (
+        b'Bearer error="invalid_token", scope="tools:read"' if values else b'Bearer scope="tools:read"'
+    )
     assert b'"code": "unauthorized"' in body["body"]
     assert TOKEN.encode() not in body["body"]
 

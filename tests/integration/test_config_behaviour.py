@@ -28,6 +28,7 @@ from mcp_server.errors import (
 )
 from mcp_server.execution.commands import invalidate_command_cache
 from mcp_server.health import HealthStatus
+from mcp_server.identity.local_token import load_or_create_token
 from mcp_server.model.run import Actor
 from mcp_server.server import EnhancedMCPServer
 from mcp_server.steps.answer import Answer
@@ -140,6 +141,15 @@ def test_who_may_knock(tmp_path: Path) -> None:
     with http_server(environment(tmp_path / "closed-state")) as (base, token, _):
         assert httpx2.get(f"{base}/tools").status_code == 401
         assert httpx2.get(f"{base}/tools", headers={"Authorization": f"Bearer {token}"}).status_code == 200
+
+
+@changes("auth.local_token")
+def test_the_local_token_can_be_switched_off(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    load_or_create_token(state)
+    with http_server(environment(state, MCP_AUTH_LOCAL_TOKEN="false")) as (base, token, _):
+        assert httpx2.get(f"{base}/tools", headers={"Authorization": f"Bearer {token}"}).status_code == 401
+        assert "auth.nobody" in (tmp_path / f"server-{base.rpartition(':')[2]}.log").read_text()
 
 
 @changes("server.max_connections")
@@ -475,6 +485,22 @@ def test_every_key_that_is_read_has_a_test_here() -> None:
     elsewhere = {
         # what a reload does: tests/integration/test_reload.py
         "server.watch_config",
+        # real certificates: tests/integration/test_tls.py
+        "server.tls_cert",
+        "server.tls_key",
+        "server.tls_client_ca",
+        # forged and honest tokens: tests/unit/test_access_tokens.py; a real issuer: tests/integration/test_identity.py
+        "auth.issuer",
+        "auth.audience",
+        "auth.jwks_url",
+        "auth.jwks_file",
+        "auth.algorithms",
+        "auth.clock_skew_sec",
+        "auth.role_claim",
+        "auth.default_role",
+        # tests/unit/test_lockout.py, and over HTTP tests/integration/test_identity.py
+        "auth.lockout_failures",
+        "auth.lockout_sec",
         # a real Redis: tests/integration/test_rate_limit_redis.py
         "rate_limit.storage_url",
         # how often, and for how long at most: tests/unit/test_health.py

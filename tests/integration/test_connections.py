@@ -25,6 +25,7 @@ from mcp_server.doors.connections import AcceptErrors, BoundedSocket
 from mcp_server.doors.guards import SMALL_BODY, BodyLimit
 from mcp_server.doors.http import compose, listen, mcp_app, serve_http
 from mcp_server.doors.problems import ASGIApp
+from tests.support.callers import token_only
 from tests.support.clock import SOON
 from tests.support.doors import environment, http_server
 from tests.support.mcp_wire import exchange, initialize, post, request
@@ -165,7 +166,9 @@ async def pages(max_requests: int) -> AsyncIterator[int]:
     streams = [Route(path, endless, methods=["GET", "POST"]) for path in ("/mcp", "/events", "/slow")]
     app = Starlette(routes=[*routes, *streams])
     async with served(
-        lambda hosts: compose(app, None, token=TOKEN, hosts=hosts, origins=(), max_requests=max_requests)
+        lambda hosts: compose(
+            app, None, authenticate=token_only(TOKEN), hosts=hosts, origins=(), max_requests=max_requests
+        )
     ) as port:
         yield port
 
@@ -319,7 +322,7 @@ async def test_at_the_bound_the_session_that_is_idle_the_longest_makes_room() ->
 
     def build(hosts: set[str]) -> ASGIApp:
         app = mcp_app(Server("sessions"), hosts=hosts, origins=(), max_sessions=3)
-        return compose(app, None, token=TOKEN, hosts=hosts, origins=())
+        return compose(app, None, authenticate=token_only(TOKEN), hosts=hosts, origins=())
 
     async def opened(port: int) -> str:
         answer = await exchange(port, post(port, initialize(1, version), headers=known))

@@ -24,7 +24,7 @@ from tests.support.site_tools import make_site_tools
 
 CHECKS = [
     "tool nmap", "guard", "processes", "state folder", "disk", "store", "audit log", "scope", "cpu", "memory",
-    "engine", "process", "breakers", "queue", "rate limit", "dependencies",
+    "engine", "process", "breakers", "queue", "rate limit", "identity", "dependencies",
 ]  # fmt: skip
 ROOMY = {f"MCP_HEALTH_{each}_THRESHOLD": "100" for each in ("CPU", "MEMORY", "DISK")}
 """How full the machine is that the tests run on is not what they ask."""

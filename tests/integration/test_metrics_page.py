@@ -18,6 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from mcp_server import metrics
 from mcp_server.config import Config
 from mcp_server.doors.metrics_page import MetricsPage
+from mcp_server.identity.gate import Gate
 from mcp_server.metrics import METRICS
 from tests.support.clock import SOON
 from tests.support.doors import ROOT, environment, free_port, http_server, over_mcp, rest_client
@@ -41,7 +42,7 @@ def configured(state: Path, port: int | None) -> Config:
 
 @asynccontextmanager
 async def page_of(config: Config, *, guarded: bool = False) -> AsyncIterator[MetricsPage]:
-    page = MetricsPage(lambda: config, guarded=guarded)
+    page = MetricsPage(lambda: config, lambda: Gate(lambda: config), guarded=guarded)
     page.follow()
     try:
         yield page

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections.abc import Iterator
 from contextlib import suppress
@@ -16,13 +17,17 @@ from mcp_server.config import Config, load_config
 from mcp_server.config.base import Section
 from mcp_server.config.keys import Key, keys
 from mcp_server.errors import BusyError, PlatformError
+from mcp_server.identity.base import Rejected
 from mcp_server.model.run import Actor
 from mcp_server.reloading import Reloader, Trigger, reconfigure
 from mcp_server.server import EnhancedMCPServer
 from tests.support.doors import environment
+from tests.support.issuer import RESOURCE, claims, jwks
+from tests.support.issuer import Key as SigningKey
 from tests.support.site_tools import SiteTools, make_site_tools
 
 ACTOR = Actor("tester", "test")
+ISSUER, SIGNER = "https://issuer.example", SigningKey.make("one")
 ELSEWHERE = {
     # asked at the door for each answer and at each signal to stop: test_config_behaviour.py
     "server.answer_text",
@@ -93,6 +98,10 @@ async def test_every_live_key_is_read_from_the_configuration_in_force(
     tmp_path: Path, site: SiteTools, readings: Readings
 ) -> None:
     soon = {"MCP_CIRCUIT_BREAKER_RECOVERY_TIMEOUT": "1", "MCP_AUDIT_CHECKPOINT_INTERVAL": "1"}
+    issuer_keys = tmp_path / "jwks.json"
+    issuer_keys.write_text(json.dumps(jwks(SIGNER)))
+    issuer_keys.chmod(0o600)
+    soon |= {"MCP_AUTH_ISSUER": ISSUER, "MCP_AUTH_AUDIENCE": RESOURCE, "MCP_AUTH_JWKS_FILE": str(issuer_keys)}
     env = environment(tmp_path / "state", TOOLS_PACKAGE=site.package, MCP_SERVER_TRANSPORT="http", **soon)
     server = EnhancedMCPServer(load_config(env=env))
     reloader = Reloader(server, publish=server.pipeline.events.publish, read=lambda: load_config(env=env))
@@ -127,6 +136,9 @@ async def use(server: EnhancedMCPServer) -> None:
     for _ in range(6):
         with suppress(BusyError):
             await pipeline.call("single", {"target": "127.0.0.1", "extra_args": "--do fail"}, ACTOR)
+    for credential in ("wrong", SIGNER.sign(claims(ISSUER, roles=None))):
+        with suppress(Rejected):
+            await server.upkeep.gate.admit(credential, "127.0.0.1")
     await pipeline.audit.seal()
     await server.health.check()
     await asyncio.sleep(1.5)  # the log is sealed and the loop looked at once a second, and the breaker is half-open

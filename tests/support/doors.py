@@ -52,6 +52,7 @@ def environment(state: Path, **extra: str) -> dict[str, str]:
     own = {"MCP_STATE_DIR": str(state), "MCP_SECURITY_ALLOWED_TARGETS": SCOPE, "MCP_SECURITY_GUARD": "argument"}
     # Tests call often, and all of them one address; what is refused for that has tests of its own.
     own |= {"MCP_RATE_LIMIT_CALLS_PER_MINUTE": "0", "MCP_RATE_LIMIT_TOTAL_CALLS_PER_MINUTE": "0"}
+    own |= {"MCP_AUTH_LOCKOUT_FAILURES": "0"}
     own |= {"MCP_ADMISSION_PER_HOST": "100", "MCP_ADMISSION_PER_ACTOR": "100"}
     return kept | own | extra
 

@@ -13,6 +13,7 @@ case "$2" in
   out) head -c 300000 /dev/zero | tr '\\0' x;;
   huge) head -c 3000000 /dev/zero | tr '\\0' x;;
   err) head -c 300000 /dev/zero | tr '\\0' e >&2;;
+  env) set;;
   fail) echo it failed >&2; exit 3;;
   *) echo "given: $*";;
 esac

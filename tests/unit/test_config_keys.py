@@ -38,10 +38,24 @@ ROWS = [
     Row("server", "max_connections", 100, 1, 10000, status=RESTART),
     Row("server", "shutdown_grace_period", 30, 0, 300),
     Row("server", "auth", "token", status=RESTART),
+    Row("server", "tls_cert", None, status=RESTART),
+    Row("server", "tls_key", None, status=RESTART),
+    Row("server", "tls_client_ca", None, status=RESTART),
     Row("server", "allowed_hosts", (), status=RESTART),
     Row("server", "allowed_origins", (), status=RESTART),
     Row("server", "watch_config", True),
     Row("server", "answer_text", "short"),
+    Row("auth", "local_token", True),
+    Row("auth", "issuer", ""),
+    Row("auth", "audience", ""),
+    Row("auth", "jwks_url", ""),
+    Row("auth", "jwks_file", None),
+    Row("auth", "algorithms", ("RS256", "PS256", "ES256", "EdDSA")),
+    Row("auth", "clock_skew_sec", 30, 0, 300),
+    Row("auth", "role_claim", ""),
+    Row("auth", "default_role", "viewer"),
+    Row("auth", "lockout_failures", 10, 0, 10000),
+    Row("auth", "lockout_sec", 60, 1, 3600),
     Row("security", "allowed_targets", ("RFC1918", ".lab.internal")),
     Row("security", "policy_file", None),
     Row("security", "pinned_files", None),
@@ -125,6 +139,16 @@ def other_value(row: Row) -> tuple[str, Any]:
         "server.host": ("::1", "::1"),
         "server.transport": ("http", "http"),
         "server.auth": ("none", "none"),
+        "server.tls_cert": ("/etc/x.pem", Path("/etc/x.pem")),
+        "server.tls_key": ("/etc/x.key", Path("/etc/x.key")),
+        "server.tls_client_ca": ("/etc/ca.pem", Path("/etc/ca.pem")),
+        "auth.issuer": ("https://issuer.example", "https://issuer.example"),
+        "auth.audience": ("https://scan.example/mcp", "https://scan.example/mcp"),
+        "auth.jwks_url": ("https://issuer.example/jwks", "https://issuer.example/jwks"),
+        "auth.jwks_file": ("/etc/jwks.json", Path("/etc/jwks.json")),
+        "auth.algorithms": ("ES256,PS256", ("ES256", "PS256")),
+        "auth.role_claim": ("roles", "roles"),
+        "auth.default_role": ("none", "none"),
         "server.allowed_hosts": ("a.lab:1, b.lab", ("a.lab:1", "b.lab")),
         "server.allowed_origins": ("https://a.lab", ("https://a.lab",)),
         "server.answer_text": ("full", "full"),
@@ -157,6 +181,22 @@ def other_value(row: Row) -> tuple[str, Any]:
     return special.get(name(row), ("a,b", ("a", "b")))
 
 
+def company(row: Row) -> dict[str, Any]:
+    """The keys of the same section without which this one is refused."""
+    pair = {"tls_cert": "/etc/x.pem", "tls_key": "/etc/x.key"}
+    needed: dict[str, dict[str, Any]] = {
+        "server.tls_cert": {"tls_key": pair["tls_key"]},
+        "server.tls_key": {"tls_cert": pair["tls_cert"]},
+        "server.tls_client_ca": pair,
+        "auth.issuer": {"audience": "https://scan.example/mcp", "jwks_url": "https://issuer.example/jwks"},
+    }
+    return needed.get(name(row), {})
+
+
+def company_env(row: Row) -> dict[str, str]:
+    return {f"MCP_{row.section}_{key}".upper(): value for key, value in company(row).items()}
+
+
 def test_the_table_holds_every_key() -> None:
     assert [name(row) for row in ROWS] == [key.dotted for key in keys().values() if key.section]
     assert [key.dotted for key in keys().values() if not key.section] == ["state_dir"]
@@ -181,7 +221,7 @@ def test_each_variable_sets_its_key(row: Row) -> None:
     assert value != row.default
     for variable in (row.env, row.short):
         if variable:
-            config = load_config(env={variable: text})
+            config = load_config(env={variable: text} | company_env(row))
             assert value_of(config, row) == value
             assert getattr(config, row.section).source_of(row.key) == "env"
 
@@ -191,7 +231,7 @@ def test_a_file_sets_each_key(row: Row, tmp_path: Path) -> None:
     _, value = other_value(row)
     plain = str(value) if isinstance(value, Path) else value
     file = tmp_path / "c.json"
-    file.write_text(json.dumps({row.section: {row.key: plain}}))
+    file.write_text(json.dumps({row.section: {row.key: plain} | company(row)}))
     config = load_config(file, env={})
     assert value_of(config, row) == value
     assert getattr(config, row.section).source_of(row.key) == "file"
@@ -243,7 +283,7 @@ def test_the_wrong_type_is_refused_by_name(row: Row, tmp_path: Path) -> None:
 @pytest.mark.parametrize("row", ROWS, ids=name)
 def test_keys_without_a_reader_are_flagged_when_set(row: Row, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, logger="mcp_server.config"):
-        config = load_config(env={row.env: other_value(row)[0]})
+        config = load_config(env={row.env: other_value(row)[0]} | company_env(row))
     expected = [] if row.status != "later" else [f"config.not_yet_used section={row.section} key={row.key}"]
     assert [str(key) for key in config.not_yet_used] == expected
     assert [record.getMessage() for record in caplog.records] == expected

@@ -11,7 +11,7 @@ import sys
 
 import typer
 
-from mcp_server.cli import audit, call, guard, inspect, runs, serve
+from mcp_server.cli import audit, call, guard, inspect, keys, runs, serve
 from mcp_server.cli.output import fill_standard_streams, print_json
 from mcp_server.errors import ArgumentError, ExitCode
 
@@ -29,6 +29,7 @@ app.add_typer(runs.app, name="runs")
 app.add_typer(inspect.config_app, name="config")
 app.add_typer(inspect.scope_app, name="scope")
 app.add_typer(audit.app, name="audit")
+app.add_typer(keys.app, name="keys")
 app.add_typer(guard.app, name="guard")
 app.command("doctor")(inspect.doctor)
 app.command("version")(inspect.version)

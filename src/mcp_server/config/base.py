@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from reprlib import Repr
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError
 from pydantic.fields import FieldInfo
 
 from mcp_server.config.redact import REDACTED, redact
@@ -45,6 +45,11 @@ FilePath = Annotated[Path, BeforeValidator(_as_path)]
 OptionalPath = Annotated[Path | None, BeforeValidator(_as_path)]
 # Tuples, because appending to a list would get past the validation on assignment.
 Words = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_as_tuple)]
+
+
+def each(check: Callable[[str], str]) -> AfterValidator:
+    """Hold every word of a list against ``check``, which returns its canonical spelling."""
+    return AfterValidator(lambda values: tuple(check(value) for value in values))
 
 
 class Section(BaseModel):

@@ -151,9 +151,34 @@ def check_http_url(url: str) -> str:
     """Accept an http or https URL with a host, or an empty one."""
     from urllib.parse import urlsplit
 
-    parts = urlsplit(url)
-    if url and (parts.scheme not in {"http", "https"} or not parts.hostname):
+    try:
+        parts = urlsplit(url)
+        known = parts.scheme in {"http", "https"} and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:  # brackets or a port that are none
+        known = False
+    if url and not known:
         raise ValueError("the URL must start with http:// or https:// and name a host")
+    return url
+
+
+def check_issuer(url: str) -> str:
+    """Accept an issuer identifier (RFC 8414 section 2: a URL without query and fragment), or an empty one."""
+    check_http_url(url)
+    if "?" in url or "#" in url:
+        raise ValueError("an issuer has neither query nor fragment")
+    return url
+
+
+def check_jwks_url(url: str) -> str:
+    """Accept a URL of keys that nobody on the way can replace: https, or http on loopback; or an empty one."""
+    from urllib.parse import urlsplit
+
+    check_http_url(url)
+    parts = urlsplit(url)
+    if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
+        raise ValueError("http is taken for a loopback address only; write https://")
+    if parts.username is not None or parts.fragment:
+        raise ValueError("the URL must have neither user nor fragment")
     return url
 
 

@@ -25,7 +25,7 @@ _IN_NAMES: Final = rf"(?i){_PARTS}|authori[sz]ation|cookie|bearer|api[^a-z0-9]?k
 _IN_TEXT: Final = rf"token|secret|password|passwd|api[_-]?key|{_PARTS}"
 _WORD_BOUNDARY: Final = r"(?<=[a-z0-9])(?=[A-Z])"
 
-_ANY: Final = rf"(?i){_IN_TEXT}|key=|authorization|cookie|bearer|://"
+_ANY: Final = rf"(?i){_IN_TEXT}|key=|authorization|cookie|bearer|://|mnt_|eyJ"
 _PATTERNS: Final = (
     r"(://[^:@/\s]{0,128}:)\S{1,512}(?=@)",
     # A flag and its value, on a command line or as two words of a list that was written out.
@@ -34,6 +34,9 @@ _PATTERNS: Final = (
     # Script arguments, a query, a form: up to where such a value ends.
     rf"(?i)((?:{_IN_TEXT}|(?<=[?&;])key)s?[\"']?\s{{0,16}}[=:]\s{{0,16}}[\"']?)[^\s,;&\"']+",
     r"(?i)\b(bearer\s{1,16})[\w.~+/=-]{8,}",
+    # This project's own API keys, whose id may be shown, and signed JWTs, wherever they stand.
+    r"(?<![\w-])(mnt_[0-9a-f]{12}_)[\w-]+",
+    r"(?<![\w.-])(eyJ)[\w-]+\.[\w-]+\.[\w-]*",
 )
 
 # Greedy up to the last "@": a password may hold "/", "?" or an unquoted "@", and hiding too much is the safe side.
@@ -67,8 +70,8 @@ def follows_secret_flag(words: Sequence[Any], index: int) -> bool:
 
 def redact(name: str, value: Any) -> Any:
     """Return ``value`` as it may be shown under the key ``name``; empty values stay, so that "not set" is visible."""
-    if value is None or value in ("", (), []):
-        return value
+    if value is None or isinstance(value, bool) or value in ("", (), []):
+        return value  # whether a token is asked for is no secret
     if is_secret_name(name):
         return REDACTED
     if isinstance(value, list | tuple):

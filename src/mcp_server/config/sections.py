@@ -10,14 +10,10 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from mcp_server.config import checks
-from mcp_server.config.base import LATER, RESTART, OptionalPath, Section, Words
+from mcp_server.config.base import LATER, RESTART, OptionalPath, Section, Words, each
 
 MIB = 1024 * 1024
 GIB = 1024 * MIB
-
-
-def _each(check: checks.Check) -> AfterValidator:
-    return AfterValidator(lambda values: tuple(check(value) for value in values))
 
 
 def _any_case(*words: str) -> BeforeValidator:
@@ -54,15 +50,33 @@ class ServerConfig(Section):
     )
     auth: Literal["token", "none"] = Field(
         "token",
-        description="token: every HTTP door asks for the bearer token. none: refused unless host is loopback.",
+        description="token: every HTTP door asks for a bearer credential (section auth). none: refused unless host is "
+        "loopback; whoever asks is the owner.",
         json_schema_extra=RESTART,
     )
-    allowed_hosts: Annotated[Words, _each(checks.check_authority)] = Field(
+    tls_cert: OptionalPath = Field(
+        None,
+        description="PEM file of the server's certificate, and those between it and its root. Set: the HTTP doors "
+        "speak TLS 1.2 or later only. Needs tls_key.",
+        json_schema_extra=RESTART,
+    )
+    tls_key: OptionalPath = Field(
+        None,
+        description="PEM file of the certificate's private key, without a passphrase, closed to other users.",
+        json_schema_extra=RESTART,
+    )
+    tls_client_ca: OptionalPath = Field(
+        None,
+        description="PEM file of certificates; a client needs one that these signed, besides its bearer credential. "
+        "Needs tls_cert.",
+        json_schema_extra=RESTART,
+    )
+    allowed_hosts: Annotated[Words, each(checks.check_authority)] = Field(
         (),
         description="Exact Host header values the HTTP doors accept. Empty: derived from host and port.",
         json_schema_extra=RESTART,
     )
-    allowed_origins: Annotated[Words, _each(checks.check_origin)] = Field(
+    allowed_origins: Annotated[Words, each(checks.check_origin)] = Field(
         (),
         description="Exact Origin header values the HTTP doors accept. Empty: derived from host and port.",
         json_schema_extra=RESTART,
@@ -82,6 +96,19 @@ class ServerConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _tls_is_whole(self) -> Self:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("server.tls_cert and server.tls_key go together: one of them is not set")
+        if self.tls_client_ca is not None and self.tls_cert is None:
+            raise ValueError("server.tls_client_ca needs server.tls_cert: clients show certificates in TLS only")
+        return self
+
+    @property
+    def scheme(self) -> Literal["http", "https"]:
+        """What the HTTP doors speak."""
+        return "http" if self.tls_cert is None else "https"
+
     @property
     def hosts(self) -> tuple[str, ...]:
         """The exact Host values to accept: ``allowed_hosts``, or else the names of the bound address.
@@ -97,13 +124,13 @@ class ServerConfig(Section):
         if self.host not in {"0.0.0.0", "::"}:  # noqa: S104 - compared, not bound
             names[f"[{self.host}]" if ":" in self.host else self.host.lower()] = None
         # Clients leave the port out of Host where it is the scheme's own (RFC 9110, section 7.2).
-        bare = tuple(names) if self.port == 80 else ()
+        bare = tuple(names) if self.port == {"http": 80, "https": 443}[self.scheme] else ()
         return (*(f"{name}:{self.port}" for name in names), *bare)
 
     @property
     def origins(self) -> tuple[str, ...]:
-        """The exact Origin values to accept: ``allowed_origins``, or else ``http://`` before each derived host."""
-        return self.allowed_origins or tuple(f"http://{host}" for host in self.hosts)
+        """The exact Origin values to accept: ``allowed_origins``, or else the scheme before each derived host."""
+        return self.allowed_origins or tuple(f"{self.scheme}://{host}" for host in self.hosts)
 
 
 class SecurityConfig(Section):
@@ -111,7 +138,7 @@ class SecurityConfig(Section):
 
     section: ClassVar[str] = "security"
 
-    allowed_targets: Annotated[Words, _each(checks.check_scope_entry)] = Field(
+    allowed_targets: Annotated[Words, each(checks.check_scope_entry)] = Field(
         ("RFC1918", ".lab.internal"),
         description="The scope: RFC1918, loopback, CIDRs (no host bits), name suffixes with a leading dot. "
         "Empty: nothing may be touched.",
@@ -194,12 +221,12 @@ class GuardConfig(Section):
         description="Network device packets leave by. Empty: the one of the default route.",
         json_schema_extra=RESTART,
     )
-    addresses: Annotated[Words, _each(checks.check_interface)] = Field(
+    addresses: Annotated[Words, each(checks.check_interface)] = Field(
         (),
         description="Addresses with prefix length of the macvlan device, as 10.0.0.250/24; IPv4, IPv6 or both.",
         json_schema_extra=RESTART,
     )
-    gateways: Annotated[Words, _each(checks.check_address)] = Field(
+    gateways: Annotated[Words, each(checks.check_address)] = Field(
         (),
         description="Default gateways of the macvlan device, one for each IP version at most.",
         json_schema_extra=RESTART,
@@ -360,7 +387,7 @@ class ToolConfig(Section):
         description="Shell patterns of tool names that are left out; wins over include_patterns.",
         json_schema_extra={"env": ["TOOL_EXCLUDE"]},
     )
-    packages: Annotated[Words, _each(checks.check_module)] = Field(
+    packages: Annotated[Words, each(checks.check_module)] = Field(
         (),
         description="Python packages searched for tools beside the built-in ones.",
         json_schema_extra={"env": ["TOOLS_PACKAGE"]},

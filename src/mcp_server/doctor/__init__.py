@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mcp_server.doctor import host, load, service
+from mcp_server.doctor.callers import check_identity
 from mcp_server.health import HealthCheckManager, HealthCheckPriority, Threaded, log_changes
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from mcp_server.config import Config
     from mcp_server.discovery import Toolbox
     from mcp_server.health import Finding
+    from mcp_server.identity.gate import Gate
     from mcp_server.pipeline import Pipeline
     from mcp_server.store.base import Store
 
@@ -26,8 +28,11 @@ __all__ = ["health_of_host", "health_of_server"]
 _CRITICAL, _IMPORTANT, _INFORMATIONAL = HealthCheckPriority
 
 
-def health_of_server(pipeline: Pipeline) -> HealthCheckManager:
-    """The checks of a running server. What a reload replaces is asked for at every round."""
+def health_of_server(pipeline: Pipeline, gate: Gate | None = None) -> HealthCheckManager:
+    """The checks of a running server. What a reload replaces is asked for at every round.
+
+    ``gate`` is what its HTTP doors ask who calls; None for a server that has none.
+    """
     manager = HealthCheckManager(lambda: pipeline.config.health)
     manager.observe(log_changes)
 
@@ -61,6 +66,8 @@ def health_of_server(pipeline: Pipeline) -> HealthCheckManager:
     manager.register("breakers", _IMPORTANT, breakers)
     manager.register("queue", _IMPORTANT, queue)
     manager.register("rate limit", _IMPORTANT, rate_limit)
+    if gate is not None and pipeline.config.server.auth == "token":
+        manager.register("identity", _IMPORTANT, lambda: check_identity(pipeline.config, gate))
     _register_dependencies(manager, lambda: pipeline.config)
     return manager
 
@@ -80,6 +87,11 @@ def health_of_host(
     _register_service(
         manager, lambda: config, lambda: toolbox, open_store, audit, guard, allow_raw=False, serving=False
     )
+    if config.server.auth == "token" and (config.server.transport == "http" or config.auth.issuer):
+        from mcp_server.identity.gate import Gate
+
+        gate = Gate(lambda: config)
+        manager.register("identity", _IMPORTANT, lambda: check_identity(config, gate))
     _register_dependencies(manager, lambda: config)
     return manager
 

@@ -1,6 +1,6 @@
 """The HTTP doors on one port: MCP at /mcp in both wire eras, the REST API elsewhere, one set of guards before both.
 
-Every request passes, in this order: `HostGuard` (is it meant for this server?), `BearerAuth` (is the caller known?),
+Every request passes, in this order: `HostGuard` (is it meant for this server?), `BearerAuth` (who calls?),
 `BodyLimit` (does its body come, and is it small enough?), `RequestLimit` (is there a place?). Nothing of an unknown
 caller's body is kept, and its connection is closed with the answer. The two probes of an orchestrator, which say no
 more than yes or no, pass none of them.
@@ -12,10 +12,9 @@ import errno
 import socket
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from mcp_server.doors.auth import BearerAuth
 from mcp_server.doors.connections import HEAD_SEC, KEPT_PLACES, BoundedSocket, RequestLimit, most_connections
 from mcp_server.doors.guards import CLOSE, MAX_BODY, BodyLimit, HostGuard
 from mcp_server.doors.problems import ASGIApp, Message, Receive, Scope, Send
@@ -23,6 +22,8 @@ from mcp_server.doors.sessions import ForgetIdle
 from mcp_server.errors import ConfigError, NetworkToolsError, PlatformError
 
 if TYPE_CHECKING:
+    import ssl
+
     from mcp.server.lowlevel import Server
     from starlette.applications import Starlette
 
@@ -72,7 +73,7 @@ def compose(
     mcp: Starlette,
     rest: Starlette | None,
     *,
-    token: str | None,
+    authenticate: Callable[[ASGIApp], ASGIApp],
     hosts: Collection[str],
     origins: Collection[str],
     max_body: int = MAX_BODY,
@@ -80,14 +81,13 @@ def compose(
 ) -> ASGIApp:
     """One app of the two: /mcp goes to ``mcp`` and all else to ``rest``, behind the guards.
 
-    Over ``max_requests`` requests under way another one is answered with 429. ``token`` None leaves authentication out.
+    Over ``max_requests`` requests under way another one is answered with 429. ``authenticate`` is `auth.BearerAuth` or
+    `auth.OpenDoor`, which say to the apps who calls.
     Both apps' lifespans run, ``mcp``'s outermost. Without ``rest`` every other path is a 404 of the MCP app.
     """
     doors = _Doors(mcp, rest)
     limited = RequestLimit(doors, max_requests, streams=(MCP_PATH, "/events"), kept=KEPT_PLACES)
-    app: ASGIApp = BodyLimit(limited, max_body)
-    if token is not None:
-        app = BearerAuth(app, token)
+    app = authenticate(BodyLimit(limited, max_body))
     guarded = HostGuard(app, frozenset(hosts), frozenset(origins))
 
     async def probed(scope: Scope, receive: Receive, send: Send) -> None:
@@ -140,12 +140,13 @@ class Listener:
     sock: socket.socket
     host: str
     port: int
+    scheme: str = "http"
 
     @property
     def url(self) -> str:
         """The base address to give to a client on this machine, without a trailing slash."""
         host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104 - a wildcard is no address to connect to
-        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+        return f"{self.scheme}://[{host}]:{self.port}" if ":" in host else f"{self.scheme}://{host}:{self.port}"
 
     def close(self) -> None:
         """Stop listening; for a caller that never came to `serve_http`."""
@@ -193,6 +194,7 @@ async def serve_http(
     head_sec: float = HEAD_SEC,
     ready: Callable[[str], None] | None = None,
     stop: Stop | None = None,
+    tls: ssl.SSLContext | None = None,
 ) -> None:
     """Serve ``app`` on ``listener`` until SIGTERM or SIGINT, or with ``stop`` until that says so; then return.
 
@@ -200,20 +202,21 @@ async def serve_http(
     and to give requests under way ``shutdown_grace`` seconds (or what ``stop`` has left), after which they are
     cancelled; a second SIGINT cancels them at once. A connection that sends no whole head of a request for
     ``head_sec`` seconds is closed, and one more than `most_connections` at once. Raises `NetworkToolsError` where the
-    app does not start; the log has the reason.
+    app does not start; the log has the reason. With ``tls`` nothing but TLS is spoken.
     """
     from mcp_server.doors.serving import make_server
 
     def told() -> None:
         if ready is not None:
-            ready(listener.url)
+            ready(replace(listener, scheme="http" if tls is None else "https").url)
 
     # Connections inherit it. asyncio sets it only where the socket says that it is TCP, which one made without a
     # protocol does not: then an answer's body waits 40 ms for the client to acknowledge its head.
     listener.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock = BoundedSocket(listener.sock, most_connections())
     try:
-        await make_server(app, told, shutdown_grace=shutdown_grace, head_sec=head_sec, stop=stop).serve([sock])
+        server = make_server(app, told, shutdown_grace=shutdown_grace, head_sec=head_sec, stop=stop, tls=tls)
+        await server.serve([sock])
     except SystemExit as exc:
         raise NetworkToolsError("the HTTP server could not start; the log above has the reason") from exc
     finally:

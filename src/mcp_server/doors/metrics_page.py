@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from mcp_server import metrics
-from mcp_server.doors.auth import BearerAuth, load_or_create_token
+from mcp_server.doors.auth import BearerAuth
 from mcp_server.doors.connections import HEAD_SEC, KEEP_ALIVE_SEC, BoundedSocket, RequestLimit, deadline_protocol
 from mcp_server.doors.guards import HostGuard
 from mcp_server.doors.problems import ASGIApp, Receive, Scope, Send, send_problem
@@ -22,6 +22,7 @@ from mcp_server.errors import NetworkToolsError, NotFoundError
 
 if TYPE_CHECKING:
     from mcp_server.config import Config
+    from mcp_server.identity.gate import Gate
 
 logger = logging.getLogger(__name__)
 
@@ -47,15 +48,16 @@ async def page(config: Config) -> bytes:
 
 
 class MetricsPage:
-    """The page on a port of its own, at 127.0.0.1, behind the same checks of Host and token as the HTTP doors.
+    """The page on a port of its own, at 127.0.0.1, behind the same checks of Host and credential as the HTTP doors.
 
     It is there where ``metrics.prometheus_port`` was set by the owner and is not the port of the HTTP doors. In the
     kernel and rootless tiers the server's 127.0.0.1 is not the host's, so there is none (``guarded``).
     """
 
-    def __init__(self, config: Callable[[], Config], *, guarded: bool) -> None:
+    def __init__(self, config: Callable[[], Config], gate: Callable[[], Gate], *, guarded: bool) -> None:
         """Take the configuration from ``config`` whenever it is asked for, so that a reload holds."""
         self._config = config
+        self._gate = gate
         self._guarded = guarded
         self._port: int | None = None
         self._task: asyncio.Task[None] | None = None
@@ -97,7 +99,9 @@ class MetricsPage:
         app: ASGIApp = RequestLimit(self._answer, MAX_REQUESTS)
         config = self._config()
         if config.server.auth == "token":
-            app = BearerAuth(app, load_or_create_token(config.state_dir)[0])
+            gate = self._gate()
+            gate.prepare()
+            app = BearerAuth(app, gate, lambda: self._config().auth)
         return HostGuard(app, frozenset({f"{HOST}:{port}", f"localhost:{port}"}), frozenset())
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import signal
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +20,8 @@ from mcp_server.doors.problems import ASGIApp
 _LAST_EVENTS_SEC: Final = 0.2
 _CANCELLED_SEC: Final = 0.5
 """Seconds for the last events of streams that are closed, and for requests that were cancelled to clean up."""
+_FAREWELL_SEC: Final = 2.0
+"""Seconds that a TLS client has to say that it has read everything (RFC 8446 section 6.1)."""
 
 
 class Stop(Protocol):
@@ -35,7 +39,13 @@ class Stop(Protocol):
 
 
 def make_server(
-    app: ASGIApp, ready: Callable[[], None], *, shutdown_grace: float, head_sec: float, stop: Stop | None
+    app: ASGIApp,
+    ready: Callable[[], None],
+    *,
+    shutdown_grace: float,
+    head_sec: float,
+    stop: Stop | None,
+    tls: ssl.SSLContext | None = None,
 ) -> uvicorn.Server:
     """The server of ``app``; `doors.http.serve_http` says what the rest means."""
     requests = Requests(app)
@@ -49,8 +59,9 @@ def make_server(
         proxy_headers=False,
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE_SEC,
+        ssl_context_factory=None if tls is None else lambda *_: tls,
     )
-    return _Uvicorn(config, requests, ready, shutdown_grace, stop)
+    return _Uvicorn(config, requests, ready, shutdown_grace, stop, head_sec)
 
 
 class _Uvicorn(uvicorn.Server):
@@ -61,14 +72,24 @@ class _Uvicorn(uvicorn.Server):
         ready: Callable[[], None],
         shutdown_grace: float,
         stop: Stop | None,
+        head_sec: float,
     ) -> None:
         super().__init__(config)
         self._requests, self._ready = requests, ready
+        self._head_sec = head_sec
         self._shutdown_grace, self._stop = shutdown_grace, stop
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        asyncio.get_running_loop().set_exception_handler(AcceptErrors())
-        await super().startup(sockets)
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(AcceptErrors())
+        if self.config.is_ssl:
+            # Uvicorn names no limits, and asyncio's own are a minute for a handshake and half of one for a farewell.
+            limits = {"ssl_handshake_timeout": self._head_sec, "ssl_shutdown_timeout": _FAREWELL_SEC}
+            loop.create_server = functools.partial(loop.create_server, **limits)  # type: ignore[method-assign]
+        try:
+            await super().startup(sockets)
+        finally:
+            vars(loop).pop("create_server", None)
         self._ready()
 
     async def on_tick(self, counter: int) -> bool:

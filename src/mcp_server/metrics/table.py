@@ -47,13 +47,30 @@ AUDIT_CODES: Final = ("audit_unavailable", "audit_broken", "disk_full")
 NO_REFUSALS: Final = frozenset(
     {
         # Of the doors, before there is a call.
-        *("unauthorized", "forbidden_origin", "body_too_large", "method_not_allowed", "not_found"),
+        *(
+            "unauthorized",
+            "locked_out",
+            "identity_unavailable",
+            "forbidden_origin",
+            "body_too_large",
+            "method_not_allowed",
+            "not_found",
+        ),
         # Of what was remembered, of a start, of a run that was begun, and of a caller that went away.
         *("unknown_run", "run_not_finished", "config_invalid", "enforcement_too_weak"),
         *("tool_failed", "timeout", "output_exceeded", "cancelled"),
     }
 )
 """Codes that no call is refused with: a figure for one would stay 0 whatever happens."""
+FAILED_AUTHENTICATIONS: Final = (
+    *(("none", reason) for reason in ("missing", "malformed")),
+    ("token", "wrong"),
+    *(("key", reason) for reason in ("unknown", "wrong", "expired", "revoked")),
+    *(("jwt", reason) for reason in ("not_taken", "malformed", "header", "algorithm", "issuer", "unknown_key")),
+    *(("jwt", reason) for reason in ("signature", "expired", "not_yet_valid", "audience", "claims", "no_role")),
+    ("any", "locked_out"),
+)
+"""Kinds of credentials, and why one was not taken."""
 REFUSALS: Final = tuple(code for code in ERRORS if code not in NO_REFUSALS)
 
 METRICS: Final[dict[str, Metric]] = {
@@ -78,6 +95,12 @@ METRICS: Final[dict[str, Metric]] = {
     "mcp_audit_append_seconds": _histogram("Time until a record was on the audit log", buckets=_QUICK),
     "mcp_audit_failures_total": _counter(
         "Records that could not be put on the audit log", "code", known=tuple((code,) for code in AUDIT_CODES)
+    ),
+    "mcp_authentication_failures_total": _counter(
+        "Requests that were not let in, by kind of credential and reason",
+        "kind",
+        "reason",
+        known=FAILED_AUTHENTICATIONS,
     ),
     "mcp_http_requests_total": _counter("HTTP requests that were answered", "method", "route", "status"),
     "mcp_http_request_seconds": _histogram("Time until an HTTP answer began", "route", buckets=(*_QUICK, 60.0, 600.0)),

@@ -1,0 +1,26 @@
+"""Authentication for tests of what stands behind it: one token, and no files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from mcp_server.config.auth import AuthConfig
+from mcp_server.doors.auth import BearerAuth, OpenDoor
+from mcp_server.doors.problems import ASGIApp
+from mcp_server.identity.base import Identity
+from mcp_server.identity.local_token import LocalToken
+
+
+class _OneToken:
+    def __init__(self, token: str) -> None:
+        self._token = LocalToken(token)
+
+    async def admit(self, credential: str, peer: str) -> Identity:
+        return await self._token.check(credential)
+
+
+def token_only(token: str | None) -> Callable[[ASGIApp], ASGIApp]:
+    """What `compose` takes, where one token opens everything; None: nobody is asked for one."""
+    if token is None:
+        return OpenDoor
+    return lambda app: BearerAuth(app, _OneToken(token), AuthConfig)
