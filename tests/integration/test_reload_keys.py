@@ -16,13 +16,14 @@ from mcp_server.config import Config, load_config
 from mcp_server.config.base import Section
 from mcp_server.config.keys import Key, keys
 from mcp_server.errors import BusyError, PlatformError
+from mcp_server.model.access import OWNER
 from mcp_server.model.run import Actor
 from mcp_server.reloading import Reloader, Trigger, reconfigure
 from mcp_server.server import EnhancedMCPServer
 from tests.support.doors import environment
 from tests.support.site_tools import SiteTools, make_site_tools
 
-ACTOR = Actor("tester", "test")
+ACTOR = Actor("tester", "test", access=OWNER)
 ELSEWHERE = {
     # asked at the door for each answer and at each signal to stop: test_config_behaviour.py
     "server.answer_text",

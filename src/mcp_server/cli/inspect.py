@@ -178,6 +178,7 @@ async def _explained(arguments: dict[str, Any], words: list[str]) -> dict[str, A
     from mcp_server.cli.call import read_parameters
     from mcp_server.config import get_config
     from mcp_server.doors import scope
+    from mcp_server.model.access import OWNER
     from mcp_server.model.run import Actor
     from mcp_server.scope.resolver import SystemResolver
 
@@ -196,7 +197,7 @@ async def _explained(arguments: dict[str, Any], words: list[str]) -> dict[str, A
     try:
         schema = server.pipeline.toolbox.get(tool).parameters.model_json_schema()
         query = scope.read_query(arguments | {"parameters": read_parameters(words, schema)})
-        return await scope.ask_pipeline(server.pipeline, query, Actor(user_name(), "cli"))
+        return await scope.ask_pipeline(server.pipeline, query, Actor(user_name(), "cli", access=OWNER))
     finally:
         await server.cleanup()
 

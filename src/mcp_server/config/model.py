@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, PrivateAttr
 
+from mcp_server.config.auth import AuthConfig
 from mcp_server.config.base import RESTART, FilePath, Section, Source
 from mcp_server.config.effective import EffectiveLimits, effective_limits
 from mcp_server.config.redact import redact_tree
@@ -82,6 +83,7 @@ class Config(Section):
         json_schema_extra={**RESTART, "default_text": "the platform's state folder of this user"},
     )
     server: ServerConfig = Field(default_factory=ServerConfig)
+    auth: AuthConfig = Field(default_factory=AuthConfig)
     security: SecurityConfig = Field(default_factory=SecurityConfig)
     guard: GuardConfig = Field(default_factory=GuardConfig)
     audit: AuditConfig = Field(default_factory=AuditConfig)

@@ -14,10 +14,15 @@ from pathlib import Path
 from typing import Final
 
 from mcp_server.doors.guards import CLOSE
+from mcp_server.doors.principals import Principal, with_principal
 from mcp_server.doors.problems import ASGIApp, Receive, Scope, Send, header_values, send_problem
 from mcp_server.errors import AccessError, ConfigError, PlatformError
+from mcp_server.model.access import OWNER
 
 TOKEN_FILE: Final = "token"  # noqa: S105 - the name of a file, not a secret
+
+HOLDER: Final = Principal("token", OWNER)
+"""Whoever holds the token."""
 
 _TOKEN_BYTES: Final = 32
 _MAX_FILE_BYTES: Final = 4096
@@ -129,7 +134,7 @@ class BearerAuth:
             message = "the Authorization header holds no valid bearer token"
             await _challenge(scope, receive, send, message, b'Bearer error="invalid_token"')
         else:
-            await self._app(scope, receive, send)
+            await self._app(with_principal(scope, HOLDER), receive, send)
 
     def _accepts(self, values: list[bytes]) -> bool:
         scheme, _, credential = values[0].partition(b" ")

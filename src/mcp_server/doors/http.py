@@ -15,9 +15,10 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from mcp_server.doors.auth import BearerAuth
+from mcp_server.doors.auth import HOLDER, BearerAuth
 from mcp_server.doors.connections import HEAD_SEC, KEPT_PLACES, BoundedSocket, RequestLimit, most_connections
 from mcp_server.doors.guards import CLOSE, MAX_BODY, BodyLimit, HostGuard
+from mcp_server.doors.principals import with_principal
 from mcp_server.doors.problems import ASGIApp, Message, Receive, Scope, Send
 from mcp_server.doors.sessions import ForgetIdle
 from mcp_server.errors import ConfigError, NetworkToolsError, PlatformError
@@ -86,8 +87,7 @@ def compose(
     doors = _Doors(mcp, rest)
     limited = RequestLimit(doors, max_requests, streams=(MCP_PATH, "/events"), kept=KEPT_PLACES)
     app: ASGIApp = BodyLimit(limited, max_body)
-    if token is not None:
-        app = BearerAuth(app, token)
+    app = BearerAuth(app, token) if token is not None else _everybody(app)
     guarded = HostGuard(app, frozenset(hosts), frozenset(origins))
 
     async def probed(scope: Scope, receive: Receive, send: Send) -> None:
@@ -105,6 +105,15 @@ def compose(
         await doors({**scope, "method": "GET"}, receive, closing)
 
     return probed
+
+
+def _everybody(app: ASGIApp) -> ASGIApp:
+    """``app`` without authentication: whoever comes is taken for the holder of the token."""
+
+    async def known(scope: Scope, receive: Receive, send: Send) -> None:
+        await app(scope if scope["type"] == "lifespan" else with_principal(scope, HOLDER), receive, send)
+
+    return known
 
 
 class _Doors:

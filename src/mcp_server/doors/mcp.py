@@ -25,9 +25,11 @@ from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS
 
 from mcp_server import __version__, tracing
 from mcp_server.doors import scope, views
+from mcp_server.doors.principals import principal_of
 from mcp_server.doors.resources import RunResources
 from mcp_server.doors.tool_lists import ToolLists
-from mcp_server.errors import NetworkToolsError, NotFoundError
+from mcp_server.errors import AccessError, NetworkToolsError, NotFoundError
+from mcp_server.model.access import OWNER
 from mcp_server.model.run import Actor, Risk
 from mcp_server.model.untrusted import neutralise
 from mcp_server.steps.call import user_name
@@ -153,19 +155,24 @@ class _Handlers:
         self._pipeline = pipeline
         self._lists = lists
         self._door = door
-        self._user = user_name() if door == "stdio" else "token"
+        self._user = user_name() if door == "stdio" else ""
+
+    def _caller(self, ctx: ServerRequestContext[Any]) -> Actor:
+        """Who sent a message: over stdio the user that started this process, over HTTP whoever its request came from."""
+        return caller_of(ctx, self._door, self._user)
 
     async def list_tools(
         self, ctx: ServerRequestContext[Any], _params: types.PaginatedRequestParams | None
     ) -> types.ListToolsResult:
         self._lists.given_to(ctx)
-        tools = [describe(tool) for name, tool in self._pipeline.toolbox.tools.items() if name != scope.NAME]
+        seen = self._pipeline.toolbox_of(self._caller(ctx)).tools
+        tools = [describe(tool) for name, tool in seen.items() if name != scope.NAME]
         return types.ListToolsResult(tools=[*tools, describe_scope()])
 
     async def call_tool(
         self, ctx: ServerRequestContext[Any], params: types.CallToolRequestParams
     ) -> types.CallToolResult:
-        actor = Actor(self._user, self._door, _client_name(ctx))
+        actor = self._caller(ctx)
         if params.name == scope.NAME:
             return await self._explain(params.arguments or {}, actor)
         try:
@@ -274,6 +281,15 @@ def _result(text: str, body: dict[str, Any], *, is_error: bool) -> types.CallToo
     return types.CallToolResult(
         content=[types.TextContent(type="text", text=text)], structured_content=body, is_error=is_error
     )
+
+
+def caller_of(ctx: ServerRequestContext[Any], door: str, user: str) -> Actor:
+    """The actor behind a message of ``door``; ``user`` is that of stdio, which may do what its owner may."""
+    if door == "stdio":
+        return Actor(user, door, _client_name(ctx), OWNER)
+    if ctx.request is None:
+        raise AccessError("nobody has checked who calls")
+    return principal_of(ctx.request.scope).actor(door, _client_name(ctx))
 
 
 def _client_name(ctx: ServerRequestContext[Any]) -> str:

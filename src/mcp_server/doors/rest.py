@@ -24,6 +24,7 @@ from mcp_server.doors.admin import ToolName, add_admin_routes
 from mcp_server.doors.answers import ConfigReport, Index, RunList, RunPage, ScopeReport, ToolList
 from mcp_server.doors.events import add_event_routes
 from mcp_server.doors.health import add_health_routes
+from mcp_server.doors.principals import caller
 from mcp_server.doors.problems import (
     GUARDED,
     PROBLEM_JSON,
@@ -36,7 +37,7 @@ from mcp_server.doors.runs import raw_of, run_page
 from mcp_server.doors.views import tool_output
 from mcp_server.errors import ArgumentError, NetworkToolsError, NotFoundError
 from mcp_server.model.record import run_record
-from mcp_server.model.run import Actor, Outcome
+from mcp_server.model.run import Outcome
 from mcp_server.model.untrusted import neutralise
 from mcp_server.scope.reading import MAX_CHARS
 from mcp_server.steps.signals import known_name
@@ -203,6 +204,7 @@ def _add_scope_route(app: FastAPI, server: EnhancedMCPServer) -> None:
         responses=problem_responses(*GUARDED, 404) | {200: {"model": ScopeReport}},
     )
     async def scope(
+        request: Request,
         target: Annotated[
             list[scope_door.Text] | None,
             Query(
@@ -223,7 +225,7 @@ def _add_scope_route(app: FastAPI, server: EnhancedMCPServer) -> None:
     ) -> dict[str, Any]:
         given = {"target": target, "risk": risk, "tool": tool, "parameters": _json_object(parameters)}
         query = scope_door.read_query({key: value for key, value in given.items() if value is not None})
-        return await scope_door.ask_pipeline(server.pipeline, query, Actor("token", "rest"))
+        return await scope_door.ask_pipeline(server.pipeline, query, caller(request))
 
 
 def _json_object(text: str | None) -> Any:
@@ -241,12 +243,12 @@ def _add_tool_routes(app: FastAPI, server: EnhancedMCPServer) -> None:
         summary="The tools, with their parameters",
         responses=problem_responses(*GUARDED) | {200: {"model": ToolList}},
     )
-    async def tools() -> dict[str, Any]:
+    async def tools(request: Request) -> dict[str, Any]:
         return {
             "tools": [
                 mcp_door.describe(tool).model_dump(by_alias=True, mode="json", exclude_none=True)
                 | {"class": type(tool).__name__, "command": tool.command_name, "flags": sorted(tool.flags())}
-                for tool in server.pipeline.toolbox.tools.values()
+                for tool in server.pipeline.toolbox_of(caller(request)).tools.values()
             ]
         }
 
@@ -264,10 +266,10 @@ def _add_tool_routes(app: FastAPI, server: EnhancedMCPServer) -> None:
             dict[str, Any], Body(json_schema_extra=_ARGUMENTS, examples=[{"target": "127.0.0.1", "ports": "22,80"}])
         ],
     ) -> Any:
-        actor = Actor("token", "rest", neutralise(request.headers.get("user-agent", ""), 128))
+        actor = caller(request)
         named = {
             "gen_ai.operation.name": "execute_tool",
-            "gen_ai.tool.name": known_name(server.pipeline.toolbox, tool_name),
+            "gen_ai.tool.name": known_name(server.pipeline.toolbox_of(actor), tool_name),
         }
         with tracing.request("POST", "/tools/{tool_name}/execute", request.headers, **named) as span:
             try:

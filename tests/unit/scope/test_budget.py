@@ -84,4 +84,4 @@ def test_no_hour_ever_holds_more_than_the_limit(asked: list[tuple[float, int]]) 
             continue
         granted.append((now, packets))
         assert sum(number for when, number in granted if now - when < HOUR) <= 1000
-    assert len(budget._slots) <= HOUR / SLOT + 1
+    assert len(budget._all._slots) <= HOUR / SLOT + 1
