@@ -26,7 +26,7 @@ from mcp_server.model.access import Access
 from mcp_server.model.run import Actor, Outcome
 from mcp_server.scope.actor_policy import ActorPolicies
 from mcp_server.scope.budget import PacketBudget
-from mcp_server.scope.permission import ALL, require_risk
+from mcp_server.scope.permission import ALL, require_any_call, require_risk
 from mcp_server.scope.policy import ScopePolicy
 from mcp_server.scope.resolver import Resolver
 from mcp_server.steps.admit import Gate, judge
@@ -41,7 +41,6 @@ from mcp_server.steps.signals import Signals, known_name, plan_facts, step
 from mcp_server.steps.watch import difference, read_guard
 
 if TYPE_CHECKING:
-    from mcp_server.base_tool import MCPBaseTool
     from mcp_server.identity.actors import Actors
     from mcp_server.store.base import Store
     from mcp_server.store.blobs import RawSpool
@@ -111,7 +110,7 @@ class Pipeline:
                     self.calls.check()
                     held.enter_context(self.calls.under_way())
                     await self.gate.count(tool, actor)
-                    call = _permitted(toolbox.get(name), arguments, actor)
+                    call = _permitted(toolbox, name, arguments, actor)
                     permit = held.enter_context(self.gate.attempt(tool))
                 held.enter_context(logs.bound(run_id=call.id, correlation_id=call.correlation_id))
                 with step("plan") as span:
@@ -144,7 +143,7 @@ class Pipeline:
 
     async def plan(self, name: str, arguments: Mapping[str, Any], actor: Actor) -> Plan:
         """Plan a call without running it: what would be done, and what it would cost."""
-        call = _permitted(self.toolbox_of(actor).get(name), arguments, actor)
+        call = _permitted(self.toolbox_of(actor), name, arguments, actor)
         return await self._planner(actor.access).plan(call)
 
     def foresee(self, name: str, arguments: Mapping[str, Any], actor: Actor) -> AccessError | None:
@@ -156,7 +155,7 @@ class Pipeline:
         if actor.access.permissions >= ALL:
             return None
         try:
-            call = _permitted(self.toolbox_of(actor).get(name), arguments, actor)
+            call = _permitted(self.toolbox_of(actor), name, arguments, actor)
             longest = self.config.effective.max_args_length
             check_permission(call, read(call.parameters.extra_args, call.tool.flags(), max_length=longest))
         except NetworkToolsError as error:
@@ -337,8 +336,10 @@ class _Prepared:
     waited: float
 
 
-def _permitted(tool: MCPBaseTool, arguments: Mapping[str, Any], actor: Actor) -> Call:
+def _permitted(toolbox: Toolbox, name: str, arguments: Mapping[str, Any], actor: Actor) -> Call:
     """Read a call of an actor that may use the tool at all; what its parameters ask for is judged by the plan."""
+    require_any_call(actor.access)
+    tool = toolbox.get(name)
     least = tool.risk if tool.least_risk is None else tool.least_risk
     require_risk(actor.access, least, tool.tool_name())
     return read_call(tool, arguments, actor)

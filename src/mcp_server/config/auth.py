@@ -14,6 +14,6 @@ class AuthConfig(Section):
 
     actors_file: OptionalPath = Field(
         None,
-        description="Actors file (YAML) that bounds single actors: role, networks, tools, calls and packets. Whoever is "
+        description="Actors file (YAML) that bounds single actors: role, networks, tools, calls, packets. Whoever is "
         "not in it may do nothing, unless it says so; the holder of the local token is the owner.",
     )

@@ -1,7 +1,8 @@
 """The HTTP doors on one port: MCP at /mcp in both wire eras, the REST API elsewhere, one set of guards before both.
 
 Every request passes, in this order: `HostGuard` (is it meant for this server?), `BearerAuth` (is the caller known?),
-`BodyLimit` (does its body come, and is it small enough?), `RequestLimit` (is there a place?). Nothing of an unknown
+`BodyLimit` (does its body come, and is it small enough?), `Permissions` (may the caller ask for this?), `RequestLimit`
+(is there a place?). Nothing of an unknown
 caller's body is kept, and its connection is closed with the answer. The two probes of an orchestrator, which say no
 more than yes or no, pass none of them.
 """
@@ -15,10 +16,9 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from mcp_server.doors.auth import HOLDER, BearerAuth
+from mcp_server.doors.auth import BearerAuth, everybody
 from mcp_server.doors.connections import HEAD_SEC, KEPT_PLACES, BoundedSocket, RequestLimit, most_connections
 from mcp_server.doors.guards import CLOSE, MAX_BODY, BodyLimit, HostGuard
-from mcp_server.doors.principals import with_principal
 from mcp_server.doors.problems import ASGIApp, Message, Receive, Scope, Send
 from mcp_server.doors.sessions import ForgetIdle
 from mcp_server.errors import ConfigError, NetworkToolsError, PlatformError
@@ -76,18 +76,20 @@ def compose(
     token: str | None,
     hosts: Collection[str],
     origins: Collection[str],
+    authorise: Callable[[ASGIApp], ASGIApp] = lambda app: app,
     max_body: int = MAX_BODY,
     max_requests: int = 100,
 ) -> ASGIApp:
     """One app of the two: /mcp goes to ``mcp`` and all else to ``rest``, behind the guards.
 
     Over ``max_requests`` requests under way another one is answered with 429. ``token`` None leaves authentication out.
+    ``authorise`` puts the guard before the apps that asks what the caller may do (`permissions.Permissions`).
     Both apps' lifespans run, ``mcp``'s outermost. Without ``rest`` every other path is a 404 of the MCP app.
     """
     doors = _Doors(mcp, rest)
     limited = RequestLimit(doors, max_requests, streams=(MCP_PATH, "/events"), kept=KEPT_PLACES)
-    app: ASGIApp = BodyLimit(limited, max_body)
-    app = BearerAuth(app, token) if token is not None else _everybody(app)
+    app: ASGIApp = BodyLimit(authorise(limited), max_body)
+    app = BearerAuth(app, token) if token is not None else everybody(app)
     guarded = HostGuard(app, frozenset(hosts), frozenset(origins))
 
     async def probed(scope: Scope, receive: Receive, send: Send) -> None:
@@ -105,15 +107,6 @@ def compose(
         await doors({**scope, "method": "GET"}, receive, closing)
 
     return probed
-
-
-def _everybody(app: ASGIApp) -> ASGIApp:
-    """``app`` without authentication: whoever comes is taken for the holder of the token."""
-
-    async def known(scope: Scope, receive: Receive, send: Send) -> None:
-        await app(scope if scope["type"] == "lifespan" else with_principal(scope, HOLDER), receive, send)
-
-    return known
 
 
 class _Doors:

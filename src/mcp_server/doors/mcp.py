@@ -58,10 +58,10 @@ _LEAST_PROGRESS = 1e-6
 
 def build_mcp_server(pipeline: Pipeline, door: str) -> Server[Any]:
     """Build the MCP server of one door (``stdio`` or ``http``) over ``pipeline``."""
-    resources = RunResources(pipeline.open_store)
     lists = ToolLists()
     pipeline.on_tools_changed.append(lists.changed)
     door_handlers = _Handlers(pipeline, door, lists)
+    resources = RunResources(pipeline.open_store, door_handlers.caller)
     server = _Server(
         "mcp-network-tools",
         version=__version__,
@@ -157,22 +157,22 @@ class _Handlers:
         self._door = door
         self._user = user_name() if door == "stdio" else ""
 
-    def _caller(self, ctx: ServerRequestContext[Any]) -> Actor:
-        """Who sent a message: over stdio the user that started this process, over HTTP whoever its request came from."""
+    def caller(self, ctx: ServerRequestContext[Any]) -> Actor:
+        """Who sent a message: over stdio the user that started this process, over HTTP whom its request came from."""
         return caller_of(ctx, self._door, self._user)
 
     async def list_tools(
         self, ctx: ServerRequestContext[Any], _params: types.PaginatedRequestParams | None
     ) -> types.ListToolsResult:
         self._lists.given_to(ctx)
-        seen = self._pipeline.toolbox_of(self._caller(ctx)).tools
+        seen = self._pipeline.toolbox_of(self.caller(ctx)).tools
         tools = [describe(tool) for name, tool in seen.items() if name != scope.NAME]
         return types.ListToolsResult(tools=[*tools, describe_scope()])
 
     async def call_tool(
         self, ctx: ServerRequestContext[Any], params: types.CallToolRequestParams
     ) -> types.CallToolResult:
-        actor = self._caller(ctx)
+        actor = self.caller(ctx)
         if params.name == scope.NAME:
             return await self._explain(params.arguments or {}, actor)
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from mcp_server.doors.problems import Scope
+from mcp_server.doors.problems import Scope, header_values
 from mcp_server.errors import AccessError
 from mcp_server.model.access import Access
 from mcp_server.model.run import Actor
@@ -35,13 +35,19 @@ def with_principal(scope: Scope, principal: Principal) -> dict[str, Any]:
 
 
 def principal_of(scope: Scope) -> Principal:
-    """Who calls; raises AccessError ``unauthorized`` where nobody has said so, which no route behind the guards meets."""
+    """Who calls; raises AccessError ``unauthorized`` where nobody has said so, which nothing behind the guards sees."""
     found = scope.get(_KEY)
     if not isinstance(found, Principal):
         raise AccessError("nobody has checked who calls")
     return found
 
 
+def client_of(scope: Scope) -> str:
+    """What the client of a request says it is."""
+    values = header_values(scope, b"user-agent")
+    return neutralise(values[0].decode("latin-1"), 128) if values else ""
+
+
 def caller(request: Request) -> Actor:
     """Who sent a request to the REST API."""
-    return principal_of(request.scope).actor("rest", neutralise(request.headers.get("user-agent", ""), 128))
+    return principal_of(request.scope).actor("rest", client_of(request.scope))

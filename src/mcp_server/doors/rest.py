@@ -24,6 +24,7 @@ from mcp_server.doors.admin import ToolName, add_admin_routes
 from mcp_server.doors.answers import ConfigReport, Index, RunList, RunPage, ScopeReport, ToolList
 from mcp_server.doors.events import add_event_routes
 from mcp_server.doors.health import add_health_routes
+from mcp_server.doors.permissions import scopes_of, step_up
 from mcp_server.doors.principals import caller
 from mcp_server.doors.problems import (
     GUARDED,
@@ -33,7 +34,7 @@ from mcp_server.doors.problems import (
     problem_responses,
     retry_header,
 )
-from mcp_server.doors.runs import raw_of, run_page
+from mcp_server.doors.runs import raw_of, reader, run_page
 from mcp_server.doors.views import tool_output
 from mcp_server.errors import ArgumentError, NetworkToolsError, NotFoundError
 from mcp_server.model.record import run_record
@@ -116,19 +117,24 @@ async def _known_query_only(request: Request) -> None:
             raise ArgumentError(f"unknown query parameter {neutralise(name, 64)!r}", hint=hint)
 
 
-def _problem_response(error: NetworkToolsError, extra: dict[str, Any] | None = None) -> JSONResponse:
+def _problem_response(
+    error: NetworkToolsError, extra: dict[str, Any] | None = None, headers: dict[str, str] | None = None
+) -> JSONResponse:
     return JSONResponse(
         {**problem_body(error), **(extra or {})},
         status_code=error.spec.http,
         media_type=PROBLEM_JSON,
-        headers=retry_header(error),
+        headers=retry_header(error) | (headers or {}),
     )
 
 
 def _add_problem_handlers(app: FastAPI) -> None:
     @app.exception_handler(NetworkToolsError)
-    async def known(_request: Request, error: NetworkToolsError) -> JSONResponse:
-        return _problem_response(error)
+    async def known(request: Request, error: NetworkToolsError) -> JSONResponse:
+        if error.code != "insufficient_scope":
+            return _problem_response(error)
+        name, value = step_up(request.scope, error)
+        return _problem_response(error, headers={name.decode(): value.decode()})
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_request: Request, error: RequestValidationError) -> JSONResponse:
@@ -327,12 +333,16 @@ def _add_run_routes(app: FastAPI, server: EnhancedMCPServer) -> None:
         responses=problem_responses(*GUARDED) | {200: {"model": RunList}},
     )
     async def runs(
+        request: Request,
         limit: Annotated[int, Query(ge=1, le=1000)] = 50,
         cursor: Cursor = None,
         tool: Annotated[str | None, Query(description="Only those of this tool")] = None,
         outcome: Annotated[Outcome | None, Query(description="Only those that ended so")] = None,
     ) -> dict[str, Any]:
-        page = await (await server.store()).list_runs(limit=limit, cursor=cursor, tool=tool, outcome=outcome)
+        his = reader(caller(request))
+        page = await (await server.store()).list_runs(
+            limit=limit, cursor=cursor, tool=tool, outcome=outcome, caller=his
+        )
         return {"runs": [run_record(run) for run in page.items], "total": page.total, "next_cursor": page.next_cursor}
 
     @app.get(
@@ -341,9 +351,13 @@ def _add_run_routes(app: FastAPI, server: EnhancedMCPServer) -> None:
         responses=problem_responses(*GUARDED, 404) | {200: {"model": RunPage}},
     )
     async def run(
-        run_id: RunId, limit: Annotated[int, Query(ge=1, le=1000)] = HOSTS_IN_ANSWER, cursor: Cursor = None
+        request: Request,
+        run_id: RunId,
+        limit: Annotated[int, Query(ge=1, le=1000)] = HOSTS_IN_ANSWER,
+        cursor: Cursor = None,
     ) -> dict[str, Any]:
-        return await run_page(await server.store(), run_id, limit=limit, cursor=cursor)
+        his = reader(caller(request))
+        return await run_page(await server.store(), run_id, limit=limit, cursor=cursor, caller=his)
 
     @app.get(
         "/runs/{run_id}/raw",
@@ -351,9 +365,10 @@ def _add_run_routes(app: FastAPI, server: EnhancedMCPServer) -> None:
         response_class=Response,
         responses=problem_responses(*GUARDED, 404, 409) | {200: _RAW},
     )
-    async def raw(run_id: RunId) -> Response:
+    async def raw(request: Request, run_id: RunId) -> Response:
+        his = reader(caller(request))
         store = await server.store()
-        record = await store.get_run(run_id)
+        record = await store.get_run(run_id, caller=his)
         kept = raw_of(record)
         # Read before the status line is sent: content that is missing or damaged must not begin as a 200.
         pieces = store.iter_raw(kept)
@@ -384,6 +399,10 @@ def _document(app: FastAPI, server: EnhancedMCPServer) -> None:
         if server.config.server.auth == "token":
             components["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
             schema["security"] = [{"token": []}]
+            for path, methods in schema["paths"].items():
+                for method, operation in methods.items():
+                    if (scopes := scopes_of(method.upper(), path)) is not None:
+                        operation["security"] = [{"token": [scope]} for scope in scopes]
         return schema
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend the page

@@ -116,7 +116,7 @@ async def ask_pipeline(pipeline: Pipeline, query: ScopeQuery, actor: Actor) -> d
 
 
 def _caller(actor: Actor) -> dict[str, Any]:
-    """What the caller may do, as it is told; None where nothing bounds it besides the policy and the server's limits."""
+    """What the caller may do, as it is told; None where nothing but the policy and the server's limits bounds it."""
     access = actor.access
     return {
         "name": actor.name,

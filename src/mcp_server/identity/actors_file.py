@@ -109,7 +109,7 @@ def _one_or_more(keys: dict[str, Node], key: str) -> list[Node]:
     node = keys.get(key)
     if node is None:
         return []
-    nodes = node.nodes if isinstance(node, Listing) else [node]
+    nodes: list[Node] = node.nodes if isinstance(node, Listing) else [node]
     if len(nodes) > MAX_CREDENTIALS:
         wrong(node, f"more than {MAX_CREDENTIALS} of {key}")
     return nodes

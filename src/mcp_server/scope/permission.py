@@ -27,6 +27,12 @@ def require_risk(access: Access, risk: Risk, what: str) -> None:
         raise insufficient([NEEDED[risk]], f"{what}: this call is {risk}")
 
 
+def require_any_call(access: Access) -> None:
+    """Raise AccessError for whoever may call nothing at all, and so does not even learn which tools there are."""
+    if not access.permissions & ALL:
+        raise insufficient([Permission.TOOLS_READ], "a tool was called")
+
+
 def require_permission(access: Access, permission: Permission, what: str) -> None:
     """Raise AccessError ``insufficient_scope`` unless ``access`` holds ``permission``."""
     if permission not in access.permissions:
