@@ -67,7 +67,8 @@ def build_mcp_server(pipeline: Pipeline, door: str) -> Server[Any]:
         version=__version__,
         title="Network Tools",
         instructions=INSTRUCTIONS,
-        cache_hints={"tools/list": CacheHint(ttl_ms=300_000, scope="public")},
+        # Over HTTP the list is the caller's own: another one's cache must not answer with it.
+        cache_hints={"tools/list": CacheHint(ttl_ms=300_000, scope="public" if door == "stdio" else "private")},
         on_list_tools=door_handlers.list_tools,
         on_call_tool=door_handlers.call_tool,
         on_subscriptions_listen=lists.listen,

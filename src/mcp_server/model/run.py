@@ -51,6 +51,11 @@ class Actor:
     access: Access = field(default=NOBODY, compare=False, repr=False)
 
     @property
+    def over_http(self) -> str:
+        """Its name where it came over HTTP, or else the empty one, which is nobody's there."""
+        return self.name if self.door in HTTP_DOORS else ""
+
+    @property
     def own_runs(self) -> str | None:
         """Whose runs alone it may read: those of its name; None where it may read all."""
         return None if self.access.sees_all_runs else self.name
