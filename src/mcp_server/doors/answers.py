@@ -305,7 +305,9 @@ class CallerReport(BaseModel):
 
 
 class ScopeReport(BaseModel):
-    """Targets explained, with the plan of a call where a tool was named; where nothing was asked, policy and caller."""
+    """Targets explained, with the plan of a call where a tool was named; where nothing was asked the policy, and what
+    the caller may do of it where that is not all.
+    """
 
     scope_hash: str
     targets: list[TargetReport] | None = None

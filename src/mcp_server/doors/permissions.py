@@ -178,7 +178,8 @@ def route_of(scope: Scope) -> tuple[str, str] | None:
     path = scope["path"].rstrip("/") or "/"
     if (method, path) in ROUTES:
         return method, path
-    return next(((own, path) for own, form, path in _TEMPLATES if own == method and form.fullmatch(path)), None)
+    found = ((own, row) for own, form, row in _TEMPLATES if own == method and form.fullmatch(path))
+    return next(found, None)
 
 
 def served(routes: Iterable[Any]) -> list[tuple[str, str]]:

@@ -112,11 +112,11 @@ async def ask_pipeline(pipeline: Pipeline, query: ScopeQuery, actor: Actor) -> d
     allow_intrusive, policy = pipeline.config.security.allow_intrusive, pipeline.policy_of(actor.access)
     logged = _Logged(pipeline.resolver, pipeline.audit, actor)
     body = await answer(query, policy, logged, plan, allow_intrusive=allow_intrusive, access=actor.access)
-    return body if query.targets else body | {"caller": _caller(actor)}
+    return body if query.targets or actor.access == OWNER else body | {"caller": _caller(actor)}
 
 
 def _caller(actor: Actor) -> dict[str, Any]:
-    """What the caller may do, as it is told; None where nothing but the policy and the server's limits bounds it."""
+    """What a caller that is not the owner may do; None where only the policy and the server's limits bound it."""
     access = actor.access
     return {
         "name": actor.name,

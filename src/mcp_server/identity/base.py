@@ -19,8 +19,8 @@ _PLAIN_SUBJECT: Final = re.compile(r"[A-Za-z0-9._@|:/+=-]{1,96}")
 class Identity:
     """A known caller: its stable name, and what it may do.
 
-    Names are ``token``, ``key:NAME`` or ``sub:SUBJECT``: the mark before the colon keeps the kinds apart, and no user of
-    this machine has a colon in its name (passwd(5)).
+    Names are ``token``, ``key:NAME`` or ``sub:SUBJECT``: the mark before the colon keeps the kinds apart, and no user
+    of this machine has a colon in its name (passwd(5)).
     """
 
     name: str
