@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -100,3 +101,14 @@ def test_what_roles_hold() -> None:
     assert Role.VIEWER.permissions == {Permission.TOOLS_READ, Permission.RUNS_READ}
     assert Role.OPERATOR.permissions == Role.VIEWER.permissions | {Permission.TOOLS_PROBE, Permission.TOOLS_SCAN}
     assert Role.ADMIN.permissions == frozenset(Permission)
+
+
+def test_the_page_names_every_scope_route_and_method() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs/actors.md").read_text()
+    for permission in Permission:
+        assert f"| `{permission.value}` |" in page
+    for method, path in ROUTES:
+        short = "/admin/..." if method == "POST" and path.startswith("/admin") else path
+        assert short in page or path == "/docs/oauth2-redirect", (method, path)
+    for method in METHODS:
+        assert f"`{method}`" in page
