@@ -168,7 +168,8 @@ class MCPBaseTool:
     ``ok_returncodes`` are those of a run that did its work. ``reads`` are absolute files and folders the program
     needs besides itself and the system's libraries; the sandbox lets it read nothing else. ``limits_rate`` says that
     `compile` keeps to `ToolPolicy.max_rate`; a tool without it is refused where the scope policy bounds the rate.
-    ``version_args`` make the program print its version and end; without them none is shown.
+    ``version_args`` make the program print its version and end; without them none is shown. ``least_risk`` is that of
+    the mildest call where it is below ``risk``.
     """
 
     command_name: ClassVar[str] = ""
@@ -178,6 +179,7 @@ class MCPBaseTool:
     title: ClassVar[str] = ""
     description: ClassVar[str] = ""
     risk: ClassVar[Risk] = Risk.SCAN
+    least_risk: ClassVar[Risk | None] = None
     max_addresses: ClassVar[int] = 1
     parameters: ClassVar[type[ToolParameters]] = ToolInput
     has_parser: ClassVar[bool] = False
@@ -213,12 +215,15 @@ class MCPBaseTool:
         """The part of the pinned targets this call will touch; all of them unless the tool can take only some."""
         return targets
 
+    def risk_of(self, parameters: Any, settings: tuple[Setting, ...]) -> Risk:
+        """The risk of a call, known before its targets are looked up; raises as `compile` does."""
+        return max((self.risk, *(setting.flag.risk for setting in settings)))
+
     def compile(self, parameters: Any, targets: Targets, settings: tuple[Setting, ...]) -> Invocation:
         """Turn typed parameters, pinned targets and read flags into an argv; raise ArgumentError where they clash."""
-        risk = max((setting.flag.risk for setting in settings), default=self.risk)
         return Invocation(
             args=(*emit(settings), *targets.canonical()),
-            risk=max(risk, self.risk),
+            risk=self.risk_of(parameters, settings),
             estimate=Estimate(addresses=targets.count),
             ok_returncodes=self.ok_returncodes,
         )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import gc
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from mcp_server.base_tool import ToolPolicy
 from mcp_server.discovery import Toolbox, discover
@@ -17,7 +18,13 @@ from mcp_server.scope.resolver import SystemResolver
 if TYPE_CHECKING:
     from mcp_server.config import Config
     from mcp_server.execution.guard import Guard
+    from mcp_server.identity.actors import Actors
     from mcp_server.scope.policy import ScopePolicy
+
+logger = logging.getLogger(__name__)
+
+WARNINGS: Final = 20
+"""Networks outside the policy that are named before the rest is counted."""
 
 
 @contextmanager
@@ -47,6 +54,25 @@ def read_pins(config: Config) -> Mapping[str, frozenset[str]]:
     from mcp_server.execution import pinned_files
 
     return pinned_files.read_pins(config.security.pinned_files) if config.security.pinned_files else {}
+
+
+def read_actors(config: Config, policy: ScopePolicy) -> Actors | None:
+    """The bounds of single actors, where the owner names a file of them; warns of those that ``policy`` does not hold.
+
+    Raises ConfigError for a file that cannot be used.
+    """
+    path = config.auth.actors_file
+    if path is None:
+        return None
+    from mcp_server.identity.actors_file import read_actors_file
+
+    actors = read_actors_file(path)
+    outside = list(actors.outside(policy))
+    for name, entry in outside[:WARNINGS]:
+        logger.warning("actors.outside_policy actor=%s entry=%s: it allows no more than the policy does", name, entry)
+    if len(outside) > WARNINGS:
+        logger.warning("actors.outside_policy more=%d", len(outside) - WARNINGS)
+    return actors
 
 
 def build_toolbox(config: Config, guard: Guard | None = None) -> Toolbox:

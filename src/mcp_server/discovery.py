@@ -86,6 +86,13 @@ class Toolbox:
             hint=f"Tools: {', '.join(self.tools) or 'none'}.",
         )
 
+    def seen_by(self, patterns: tuple[str, ...]) -> Toolbox:
+        """The tools whose names these shell patterns match: to whom only they are offered, there is no other."""
+        if "*" in patterns:
+            return self
+        seen = {name: tool for name, tool in self.offered.items() if any(fnmatchcase(name, each) for each in patterns)}
+        return replace(self, offered=seen, left_out=())
+
     def with_disabled(self, names: Iterable[str]) -> Toolbox:
         """These tools with just ``names`` disabled; a name may be of a tool that only a later reload offers again."""
         return replace(self, disabled=frozenset(names))

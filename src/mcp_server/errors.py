@@ -131,6 +131,9 @@ ERRORS: Final[dict[str, ErrorSpec]] = {
     "forbidden_origin": ErrorSpec(
         403, ExitCode.REFUSED, _V, False, "Use a Host and Origin that the server's lists name."
     ),
+    "insufficient_scope": ErrorSpec(
+        403, ExitCode.REFUSED, _V, False, "Come with a credential that holds the scope in details; its owner gives it."
+    ),
     "intrusive_not_allowed": ErrorSpec(
         403, ExitCode.REFUSED, _V, False, "The owner can set security.allow_intrusive to true."
     ),

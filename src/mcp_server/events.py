@@ -59,6 +59,8 @@ KINDS: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
 """Each kind of event: what it says, and the fields it may have. `docs/events.md` has a line for each."""
 
 STOPPING: Final = "server.stopping"
+FOR_ALL: Final = frozenset({"health.changed", STOPPING})
+"""Kinds of the server itself that every reader gets; the others are for readers of everything."""
 LAGGED: Final = "lagged"
 """The kind of an event that only one reader gets: it has ``missed`` events, or null where nobody knows how many."""
 
@@ -83,13 +85,21 @@ def _now() -> datetime:
 class Event:
     """One event: its id, its kind, its UTC time, and JSON-ready fields.
 
-    ``id`` is empty for an event of one reader only, which has no place in the order of all.
+    ``id`` is empty for an event of one reader only, which has no place in the order of all. ``about`` is whose run or
+    call it is of (`Actor.over_http`), None where it is of the server.
     """
 
     id: str
     kind: str
     at: datetime
     data: Mapping[str, Any]
+    about: str | None = None
+
+    def is_for(self, reader: str | None) -> bool:
+        """Whether a reader may have it: None, who reads everything, or an actor's name, who reads what is its own."""
+        if reader is None or self.about == reader:
+            return True
+        return self.about is None and self.kind in FOR_ALL
 
     @cached_property
     def json(self) -> str:
@@ -112,8 +122,10 @@ class Subscription:
         position: str,
         lock: threading.Lock,
         leave: Callable[[Subscription], None],
+        reader: str | None = None,
     ) -> None:
         self._kinds = kinds
+        self._reader = reader
         self._room = room
         self._lock = lock
         self._leave = leave
@@ -124,6 +136,11 @@ class Subscription:
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
         self._filled = asyncio.Event()
+
+    @property
+    def reads_all(self) -> bool:
+        """Whether it is of a reader of everything."""
+        return self._reader is None
 
     @property
     def position(self) -> str:
@@ -159,6 +176,8 @@ class Subscription:
     def offer(self, event: Event, *, room: int | None = None) -> None:
         """Queue an event if this reader wants it, in place of the oldest where the queue is full."""
         self._newest = event.id
+        if not event.is_for(self._reader):
+            return
         # That the server stops concerns every reader: its stream is about to end.
         if self._kinds is not None and event.kind not in self._kinds and event.kind != STOPPING:
             return
@@ -210,11 +229,11 @@ class EventBus:
         """How many readers there are now."""
         return len(self._subscriptions)
 
-    def publish(self, kind: str, data: Mapping[str, Any]) -> None:
+    def publish(self, kind: str, data: Mapping[str, Any], *, about: str | None = None) -> None:
         """Tell every reader that something of `KINDS` happened; returns at once and raises nothing.
 
-        Text is made visible and cut. What is not in the table is left out, with a line in the log: a mistake of ours
-        must not end the run it is about.
+        ``about`` is that of `Event`. Text is made visible and cut. What is not in the table is left out, with a line in
+        the log: a mistake of ours must not end the run it is about.
         """
         if kind not in KINDS:
             logger.error("events.unknown_kind kind=%r", kind)
@@ -225,7 +244,7 @@ class EventBus:
         clean = {field: _clean(data[field]) for field in fields if field in data}
         with self._lock:
             self._number += 1
-            event = Event(self._id(self._number), kind, self._now(), clean)
+            event = Event(self._id(self._number), kind, self._now(), clean, about)
             self._ring.append(event)
             self._stopping_told |= kind == STOPPING
             if not self._closed:
@@ -233,10 +252,16 @@ class EventBus:
                     subscription.offer(event)
 
     def subscribe(
-        self, kinds: Collection[str] | None = None, *, after: str | None = None, limit: int = MAX_SUBSCRIBERS
+        self,
+        kinds: Collection[str] | None = None,
+        *,
+        after: str | None = None,
+        limit: int = MAX_SUBSCRIBERS,
+        reader: str | None = None,
     ) -> Subscription:
         """Begin to read, on the running event loop: events of ``kinds`` (see `read_kinds`; None is all) from now on.
 
+        ``reader`` is the name of an actor that reads of its own runs and calls alone; None reads of all.
         With ``after``, the id of the last event this reader has had, those since then come first. Raises BusyError
         ``too_many_requests`` while there are ``limit`` readers, ``shutting_down`` once the bus is closed.
         """
@@ -256,6 +281,7 @@ class EventBus:
                 position=self._id(known or 0),
                 lock=self._lock,
                 leave=self._leave,
+                reader=reader,
             )
             self._subscriptions.add(subscription)
             self._replay(subscription, known)
@@ -276,7 +302,8 @@ class EventBus:
         if known is None:
             subscription.miss(None)
         elif gone > known:
-            subscription.miss(gone - known)
+            # How many of those were this reader's is not known any more, and of the others it is not to be told.
+            subscription.miss(gone - known if subscription.reads_all else None)
         for event in islice(self._ring, max(0, (known or 0) - gone), None):
             subscription.offer(event, room=len(self._ring))
 

@@ -14,29 +14,34 @@ from mcp_server import logs, tracing
 from mcp_server.audit import AuditLog
 from mcp_server.config import Config
 from mcp_server.discovery import Toolbox
-from mcp_server.errors import NetworkToolsError, PlatformError
+from mcp_server.errors import AccessError, NetworkToolsError, PlatformError
 from mcp_server.events import EventBus
 from mcp_server.execution.admission import Admission
 from mcp_server.execution.calls import Calls
 from mcp_server.execution.circuit_breaker import Breakers, Permit
 from mcp_server.execution.guard import Guard, GuardReading
 from mcp_server.execution.rate_limit import RateLimiter
+from mcp_server.flags import read
+from mcp_server.model.access import Access
 from mcp_server.model.run import Actor, Outcome
+from mcp_server.scope.actor_policy import ActorPolicies
 from mcp_server.scope.budget import PacketBudget
+from mcp_server.scope.permission import ALL, require_any_call, require_risk
 from mcp_server.scope.policy import ScopePolicy
 from mcp_server.scope.resolver import Resolver
 from mcp_server.steps.admit import Gate, judge
 from mcp_server.steps.answer import Answer, conclude, make_answer
 from mcp_server.steps.authorise import Authorised, Authoriser, ending, log_not_started
-from mcp_server.steps.call import read_call
+from mcp_server.steps.call import Call, read_call
 from mcp_server.steps.denials import Denials, given_id
-from mcp_server.steps.plan import Plan, Planner
+from mcp_server.steps.plan import Plan, Planner, check_permission
 from mcp_server.steps.remember import Recorder, Unstored, new_run
 from mcp_server.steps.run import Beat, Execution, Progress, run
 from mcp_server.steps.signals import Signals, known_name, plan_facts, step
 from mcp_server.steps.watch import difference, read_guard
 
 if TYPE_CHECKING:
+    from mcp_server.identity.actors import Actors
     from mcp_server.store.base import Store
     from mcp_server.store.blobs import RawSpool
 
@@ -47,9 +52,11 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class Pipeline:
-    """Everything the steps need; a reload replaces ``config``, ``policy``, ``toolbox`` and ``pins`` for later calls.
+    """Everything the steps need; a reload replaces ``config``, ``policy``, ``toolbox``, ``pins`` and ``actors`` for
+    later calls.
 
-    ``pins`` are hashes of scripts that the owner accepts besides the reviewed ones.
+    ``pins`` are hashes of scripts that the owner accepts besides the reviewed ones; ``actors`` are the bounds that the
+    owner drew around single ones, None where there is no such file.
     """
 
     config: Config
@@ -67,6 +74,8 @@ class Pipeline:
     budget: PacketBudget = field(default_factory=PacketBudget)
     calls: Calls = field(default_factory=Calls)
     unstored: Unstored = field(default_factory=Unstored)
+    actors: Actors | None = None
+    actor_policies: ActorPolicies = field(default_factory=ActorPolicies)
     doubt: Callable[[], None] = field(default=lambda: None)
     on_tools_changed: list[Callable[[], None]] = field(default_factory=list)
     signals: Signals = field(init=False)
@@ -92,7 +101,8 @@ class Pipeline:
         RefusedError or PlatformError where nothing was started; every such refusal is on the decision log.
         """
         # One set of these for the whole call: a reload in between must not mix two of the owner's minds.
-        config, toolbox, planner, authoriser = self.config, self.toolbox, self._planner(), self._authoriser()
+        config, toolbox = self.config, self.toolbox_of(actor)
+        planner, authoriser = self._planner(actor.access), self._authoriser(actor.access)
         tool = known_name(toolbox, name)
         async with AsyncExitStack() as held:
             held.enter_context(self._doubting())
@@ -102,7 +112,7 @@ class Pipeline:
                     self.calls.check()
                     held.enter_context(self.calls.under_way())
                     await self.gate.count(tool, actor)
-                    call = read_call(toolbox.get(name), arguments, actor)
+                    call = _permitted(toolbox, name, arguments, actor)
                     permit = held.enter_context(self.gate.attempt(tool))
                 held.enter_context(logs.bound(run_id=call.id, correlation_id=call.correlation_id))
                 with step("plan") as span:
@@ -117,8 +127,9 @@ class Pipeline:
                     span.set(**{"mcp_network_tools.waited_sec": place.waited})
                     permit.confirm()
                 # It may have waited long: the owner's mind, the hour or the guard may be another by now.
-                self.toolbox.get(tool)
-                authorised = self._authoriser().confirm(authorised)
+                access = self.access_now(actor)
+                self.toolbox.seen_by(access.tools).get(tool)
+                authorised = self._authoriser(access).confirm(authorised, access)
                 store = await self.open_store()
                 before = await read_guard(self.guard)
                 prepared = self._prepare(authorised, store, config, place.waited)
@@ -135,7 +146,49 @@ class Pipeline:
 
     async def plan(self, name: str, arguments: Mapping[str, Any], actor: Actor) -> Plan:
         """Plan a call without running it: what would be done, and what it would cost."""
-        return await self._planner().plan(read_call(self.toolbox.get(name), arguments, actor))
+        call = _permitted(self.toolbox_of(actor), name, arguments, actor)
+        return await self._planner(actor.access).plan(call)
+
+    def foresee(self, name: str, arguments: Mapping[str, Any], actor: Actor) -> AccessError | None:
+        """The refusal of a call for want of a permission, as far as its parameters tell; None where there is none.
+
+        Looks nothing up and is on no log: `refuse` puts it there. A call that is wrong in another way is None too, and
+        `call` says in which.
+        """
+        if actor.access.permissions >= ALL:
+            return None
+        try:
+            call = _permitted(self.toolbox_of(actor), name, arguments, actor)
+            longest = self.config.effective.max_args_length
+            check_permission(call, read(call.parameters.extra_args, call.tool.flags(), max_length=longest))
+        except NetworkToolsError as error:
+            return error if isinstance(error, AccessError) and error.code == "insufficient_scope" else None
+        return None
+
+    async def refuse(
+        self, name: str, arguments: Mapping[str, Any], actor: Actor, error: NetworkToolsError
+    ) -> NetworkToolsError:
+        """Refuse a call for what `foresee` found: counted and on the log as `call` does it; returns what to answer."""
+        tool = known_name(self.toolbox_of(actor), name)
+        try:
+            async with self._noting_refusal(name, tool, arguments, actor):
+                self.calls.check()
+                await self.gate.count(tool, actor)
+                raise error
+        except NetworkToolsError as refusal:
+            return refusal
+
+    def toolbox_of(self, actor: Actor) -> Toolbox:
+        """The tools there are for an actor."""
+        return self.toolbox.seen_by(actor.access.tools)
+
+    def policy_of(self, access: Access) -> ScopePolicy:
+        """The policy as an actor with these bounds may use it."""
+        return self.actor_policies.of(self.policy, access.networks)
+
+    def access_now(self, actor: Actor) -> Access:
+        """What an actor may do now: a reload may have drawn it other bounds since it came in."""
+        return self.actors.again(actor.name, actor.access) if actor.access.origin and self.actors else actor.access
 
     def use_toolbox(self, toolbox: Toolbox) -> None:
         """Offer these tools from here on, and tell the doors whose clients keep a list of them."""
@@ -148,11 +201,11 @@ class Pipeline:
         await self.denials.close()
         await self.unstored.close()
 
-    def _planner(self) -> Planner:
-        return Planner(self.config, self.policy, self.resolver, self.guard, self.pins)
+    def _planner(self, access: Access) -> Planner:
+        return Planner(self.config, self.policy_of(access), self.resolver, self.guard, self.pins)
 
-    def _authoriser(self) -> Authoriser:
-        return Authoriser(self.config, self.policy, self.guard, self.budget, self.audit)
+    def _authoriser(self, access: Access) -> Authoriser:
+        return Authoriser(self.config, self.policy_of(access), self.guard, self.budget, self.audit)
 
     @asynccontextmanager
     async def _noting_refusal(
@@ -162,7 +215,9 @@ class Pipeline:
 
         async def note(error: NetworkToolsError) -> None:
             self.signals.refused(tool, actor, error, given_id(arguments))
-            await self.denials.log(actor, name, tool, arguments, error)
+            hidden = error.code == "unknown_tool" and known_name(self.toolbox, name) != tool
+            reason = f"the tools of {actor.name} do not include this one" if hidden else None
+            await self.denials.log(actor, name, tool, arguments, error, reason=reason)
 
         try:
             yield
@@ -282,6 +337,15 @@ class _Prepared:
     spool: RawSpool
     head_bytes: int
     waited: float
+
+
+def _permitted(toolbox: Toolbox, name: str, arguments: Mapping[str, Any], actor: Actor) -> Call:
+    """Read a call of an actor that may use the tool at all; what its parameters ask for is judged by the plan."""
+    require_any_call(actor.access)
+    tool = toolbox.get(name)
+    least = tool.risk if tool.least_risk is None else tool.least_risk
+    require_risk(actor.access, least, tool.tool_name())
+    return read_call(tool, arguments, actor)
 
 
 async def _whole(work: Coroutine[Any, Any, T]) -> T:

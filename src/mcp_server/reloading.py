@@ -22,6 +22,7 @@ from mcp_server.config.pending import Pending, changed, under
 from mcp_server.config.watching import changed_since, identities, ticks
 from mcp_server.errors import ConfigError, NetworkToolsError
 from mcp_server.execution.guard import Enforcement
+from mcp_server.model.access import OWNER
 from mcp_server.model.run import Actor
 from mcp_server.steps.call import user_name
 from mcp_server.steps.denials import who
@@ -133,7 +134,7 @@ class Reloader:
     async def reload_quietly(self, by: Trigger) -> None:
         """As `reload`, for the server's own user, with nobody to answer to: the log has what was wrong."""
         async with self._lock:
-            await self._attempt(by, Actor(user_name(), by.value))
+            await self._attempt(by, Actor(user_name(), by.value, access=OWNER))
 
     def start(self) -> None:
         """Begin to watch the files, while there are any and ``server.watch_config`` says so; safe to call twice."""
@@ -256,7 +257,8 @@ def reconfigure(old: Config, new: Config, *, inside: bool) -> None:
 def files_of(config: Config) -> frozenset[Path]:
     """The owner's files that a configuration is made of."""
     security = config.security
-    return frozenset(path for path in (config.file, security.policy_file, security.pinned_files) if path is not None)
+    named = (config.file, security.policy_file, security.pinned_files, config.auth.actors_file)
+    return frozenset(path for path in named if path is not None)
 
 
 def _refuse_empty(path: Path) -> None:

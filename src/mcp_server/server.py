@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from mcp_server import metrics
 from mcp_server.audit import AuditLog
-from mcp_server.building import build_toolbox, caps, make_resolver, read_pins, uncollected
+from mcp_server.building import build_toolbox, caps, make_resolver, read_actors, read_pins, uncollected
 from mcp_server.config import Config, get_config, log_notices
 from mcp_server.errors import NetworkToolsError, PlatformError
 from mcp_server.execution.admission import Admission
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
     from mcp_server.execution.guard import Guard
     from mcp_server.health import HealthCheckManager
+    from mcp_server.identity.actors import Actors
     from mcp_server.model.run import Run
     from mcp_server.scope.policy import ScopePolicy
     from mcp_server.store.base import Store
@@ -89,6 +90,7 @@ class EnhancedMCPServer:
             audit=AuditLog(self.config.state_dir, self.config.audit),
             open_store=self.store,
             pins=read_pins(self.config),
+            actors=read_actors(self.config, policy),
         )
         show_breakers(self.pipeline.breakers)
         self.lifecycle = Lifecycle(self.pipeline.calls, self._tell)
@@ -122,34 +124,37 @@ class EnhancedMCPServer:
         pipeline = self.pipeline
         # A policy may have 100,000 lines, and a package of tools may take its time to import.
         policy, pins = await asyncio.to_thread(lambda: (config.scope_policy(), read_pins(config)))
+        actors = await asyncio.to_thread(read_actors, config, policy)
         toolbox = await asyncio.to_thread(build_toolbox, config, self.guard)
-        await self._take_over(policy)
+        await self._take_over(policy, actors)
         if accept_programs:
             invalidate_command_cache()
             forget_files()
         self.config = pipeline.config = config
-        pipeline.policy, pipeline.pins = policy, pins
+        pipeline.policy, pipeline.pins, pipeline.actors = policy, pins, actors
         pipeline.use_toolbox(toolbox.with_disabled(pipeline.toolbox.disabled))
         pipeline.resolver, pipeline.audit.settings = make_resolver(policy, self.guard), config.audit
         pipeline.admission.refresh()
         self.upkeep.follow()
         metrics.gauge("mcp_server_ready", float(self.ready))  # they may only be counted from here on
 
-    async def _take_over(self, policy: ScopePolicy) -> None:
-        """Put a policy on the log, then have the guard enforce it; nothing is left of it where either fails."""
-        before = self.pipeline.policy
-        if policy.hash != before.hash:
-            await self._log_policy(policy)
+    async def _take_over(self, policy: ScopePolicy, actors: Actors | None) -> None:
+        """Put policy and actors on the log, then have the guard enforce the one; nothing is left where either fails."""
+        before, actors_before = self.pipeline.policy, self.pipeline.actors
+        is_new = (policy.hash, actors and actors.hash) != (before.hash, actors_before and actors_before.hash)
+        if is_new:
+            await self._log_policy(policy, actors)
         try:
             await self.guard.reload(policy.hash)
         except NetworkToolsError:
-            if policy.hash != before.hash:
-                await self._log_policy(before)
+            if is_new:
+                await self._log_policy(before, actors_before)
             raise
 
-    async def _log_policy(self, policy: ScopePolicy) -> None:
-        """Put on the log which policy is in force from here on, and how it is enforced."""
-        await self.pipeline.audit.append("policy", **self.pipeline.terms() | {"scope_hash": policy.hash})
+    async def _log_policy(self, policy: ScopePolicy, actors: Actors | None) -> None:
+        """Put on the log which policy and actors are in force from here on, and how the policy is enforced."""
+        drawn = {} if actors is None else {"actors_hash": actors.hash}
+        await self.pipeline.audit.append("policy", **self.pipeline.terms() | {"scope_hash": policy.hash}, **drawn)
 
     async def store(self) -> Store:
         """The open store; raises PlatformError ``store_unavailable`` where it cannot be opened."""
@@ -224,7 +229,7 @@ class EnhancedMCPServer:
             except (NetworkToolsError, TimeoutError) as error:
                 logger.error("store.not_open_yet: %s", str(error) or f"no answer within {OPEN_SEC:g} s")  # noqa: TRY400 - no traceback: the failure is a disk or a database
         # Nothing runs without a log, and a start that could not be logged is none.
-        await self._log_policy(self.pipeline.policy)
+        await self._log_policy(self.pipeline.policy, self.pipeline.actors)
         await self.pipeline.audit.start()
         await self.upkeep.prepare()
 

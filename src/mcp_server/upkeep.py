@@ -45,9 +45,10 @@ class Upkeep:
     def gate(self) -> Gate:
         """What knows who calls; made when it is first asked for, which over stdio nobody does."""
         if self._gate is None:
+            from mcp_server.identity.actors import InForce
             from mcp_server.identity.gate import Gate
 
-            self._gate = Gate(lambda: self._server.config)
+            self._gate = Gate(lambda: self._server.config, directory=InForce(lambda: self._server.pipeline.actors))
         return self._gate
 
     @property
@@ -56,7 +57,7 @@ class Upkeep:
         if self._strangers is None:
             from mcp_server.doors.strangers import Strangers
 
-            self._strangers = Strangers(self._server.pipeline.audit)
+            self._strangers = Strangers(self._server.pipeline.audit, self._server.pipeline.terms)
         return self._strangers
 
     @property

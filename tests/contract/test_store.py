@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import Engine
+from sqlalchemy.event import listen, remove
 
 from mcp_server.errors import ArgumentError, ConfigError, NotFoundError, PlatformError
 from mcp_server.model.asset import Host
-from mcp_server.model.run import Coverage, Outcome, Raw
+from mcp_server.model.run import Actor, Coverage, Outcome, Raw
 from mcp_server.store import open_store
 from mcp_server.store.sql import SqlStore
 from tests.support.postgres import PostgresServer, running_postgres
@@ -360,3 +362,50 @@ def test_the_location_shows_no_password(tmp_path: Path) -> None:
     store = open_store("postgres://user:secret@127.0.0.1/db", tmp_path)
     assert isinstance(store, SqlStore)
     assert store.location == "postgresql://user:***@127.0.0.1/db"
+
+
+async def test_a_caller_over_http_has_its_own_runs_alone(store: SqlStore) -> None:
+    actors = [
+        Actor("key:a", "http"), Actor("key:b", "rest"), Actor("key:a", "rest"), Actor("key:a", "cli"),
+        Actor("token", "http"),
+    ]  # fmt: skip
+    for number, actor in enumerate(actors):
+        await store.begin(make_run(f"r{number}", actor=actor))
+        await store.add_hosts(make_run(f"r{number}"), [make_host("10.0.0.1")])
+    own = await store.list_runs(caller="key:a")
+    assert ([run.id for run in own.items], own.total) == (["r2", "r0"], 2)
+    page = await store.list_runs(caller="key:a", limit=1)
+    assert [run.id for run in (await store.list_runs(caller="key:a", cursor=page.next_cursor)).items] == ["r0"]
+    assert (await store.list_runs(caller="key:nobody")).total == 0
+    assert (await store.list_runs(tool="nmap", caller="key:b")).total == 1
+    assert (await store.get_run("r0", caller="key:a")).id == "r0"
+    assert (await store.hosts("r2", caller="key:a")).total == 1
+    cursors = [(await store.list_runs(limit=1, cursor=None, caller=name)).next_cursor for name in (None, "key:a")]
+    with pytest.raises(ArgumentError, match="cursor"):
+        await store.list_runs(caller="key:a", cursor=cursors[0])
+    for foreign in ("r1", "r3", "r4", "unknown"):
+        for reading in (store.get_run(foreign, caller="key:a"), store.hosts(foreign, caller="key:a")):
+            with pytest.raises(NotFoundError) as refused:
+                await reading
+            assert (refused.value.code, refused.value.message) == ("unknown_run", f"there is no run '{foreign}'")
+
+
+async def test_a_foreign_run_is_asked_for_as_one_that_never_was(store: SqlStore) -> None:
+    await store.begin(make_run("r1", actor=Actor("key:b", "rest")))
+    asked: list[list[str]] = []
+
+    def note(*event: Any) -> None:
+        asked[-1].append(event[2])
+
+    listen(Engine, "before_cursor_execute", note)
+    try:
+        for run_id in ("r1", "r2"):
+            for reading in (store.get_run, store.hosts):
+                asked.append([])
+                with pytest.raises(NotFoundError):
+                    await reading(run_id, caller="key:a")
+    finally:
+        remove(Engine, "before_cursor_execute", note)
+    foreign, unknown = asked[:2], asked[2:]
+    assert foreign == unknown, "the same statements, and no more of them"
+    assert all(len([sql for sql in each if "actor_name" in sql]) == 1 for each in foreign)

@@ -29,13 +29,14 @@ from mcp_server.errors import (
 from mcp_server.execution.commands import invalidate_command_cache
 from mcp_server.health import HealthStatus
 from mcp_server.identity.local_token import load_or_create_token
+from mcp_server.model.access import OWNER
 from mcp_server.model.run import Actor
 from mcp_server.server import EnhancedMCPServer
 from mcp_server.steps.answer import Answer
 from tests.support.doors import environment, free_port, http_server, open_doors
 from tests.support.site_tools import SiteTools, make_site_tools
 
-ACTOR = Actor("tester", "test")
+ACTOR = Actor("tester", "test", access=OWNER)
 TESTED: set[str] = set()
 T = TypeVar("T", bound=Callable[..., Any])
 

@@ -48,6 +48,7 @@ async def test_without_its_data_folder_nmap_is_not_run(tmp_path: Path, monkeypat
     from mcp_server.config import load_config
     from mcp_server.errors import PlatformError
     from mcp_server.execution.commands import invalidate_command_cache
+    from mcp_server.model.access import OWNER
     from mcp_server.model.run import Actor
     from mcp_server.server import EnhancedMCPServer
 
@@ -60,5 +61,5 @@ async def test_without_its_data_folder_nmap_is_not_run(tmp_path: Path, monkeypat
     invalidate_command_cache()
     server = EnhancedMCPServer(load_config(env=environment(tmp_path / "state")))
     with pytest.raises(PlatformError, match="no data folder"):
-        await server.pipeline.plan("nmap", {"target": "127.0.0.1"}, Actor("tester", "test"))
+        await server.pipeline.plan("nmap", {"target": "127.0.0.1"}, Actor("tester", "test", access=OWNER))
     invalidate_command_cache()

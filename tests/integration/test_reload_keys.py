@@ -18,6 +18,7 @@ from mcp_server.config.base import Section
 from mcp_server.config.keys import Key, keys
 from mcp_server.errors import BusyError, PlatformError
 from mcp_server.identity.base import Rejected
+from mcp_server.model.access import OWNER
 from mcp_server.model.run import Actor
 from mcp_server.reloading import Reloader, Trigger, reconfigure
 from mcp_server.server import EnhancedMCPServer
@@ -26,8 +27,8 @@ from tests.support.issuer import RESOURCE, claims, jwks
 from tests.support.issuer import Key as SigningKey
 from tests.support.site_tools import SiteTools, make_site_tools
 
-ACTOR = Actor("tester", "test")
 ISSUER, SIGNER = "https://issuer.example", SigningKey.make("one")
+ACTOR = Actor("tester", "test", access=OWNER)
 ELSEWHERE = {
     # asked at the door for each answer and at each signal to stop: test_config_behaviour.py
     "server.answer_text",

@@ -18,13 +18,14 @@ import pytest
 
 from mcp_server.config import load_config
 from mcp_server.errors import BusyError, PlatformError, TargetError
+from mcp_server.model.access import OWNER
 from mcp_server.model.run import Actor, Outcome
 from mcp_server.server import EnhancedMCPServer
 from tests.support.clock import within_a_second
 from tests.support.doors import accepted, environment, log_records
 from tests.support.scans import scanners, started
 
-ACTOR = Actor("tester", "test")
+ACTOR = Actor("tester", "test", access=OWNER)
 SLOW = {"target": "127.0.0.0/25", "mode": "services", "ports": "1-4", "extra_args": "--scan-delay 300ms"}
 """128 addresses in groups of 16: the first hosts are done after a second or two, the whole takes far longer."""
 

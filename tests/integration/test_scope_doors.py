@@ -18,6 +18,7 @@ from mcp.client.stdio import StdioServerParameters
 from mcp_server.config import load_config
 from mcp_server.doors.mcp import describe_scope
 from mcp_server.doors.scope import ask_pipeline, compact, read_query
+from mcp_server.model.access import OWNER
 from mcp_server.model.run import Actor
 from mcp_server.scope.resolver import SystemResolver
 from mcp_server.server import EnhancedMCPServer
@@ -269,7 +270,7 @@ async def test_a_name_is_asked_once_also_where_its_call_is_planned(tmp_path: Pat
         zone.changing["host.lab.internal.", "A"] = [["A 127.0.9.1"], ["A 8.8.8.8"]]
         server.pipeline.resolver = SystemResolver(["127.0.0.1"], port=zone.port, hosts_file=None)
         query = read_query({"target": "host.lab.internal", "tool": "nmap", "parameters": {"ports": "1"}})
-        body = await ask_pipeline(server.pipeline, query, Actor("me", "test"))
+        body = await ask_pipeline(server.pipeline, query, Actor("me", "test", access=OWNER))
         assert sorted(zone.questions) == [("host.lab.internal.", "A"), ("host.lab.internal.", "AAAA")]
     (target,) = body["targets"]
     assert (target["allowed"], target["addresses"], target["resolved"]["ttl"]) == (True, ["127.0.9.1"], 60)
@@ -283,7 +284,7 @@ async def test_every_question_to_a_name_server_is_on_the_log(tmp_path: Path) -> 
     try:
         query = read_query({"target": ["nowhere.lab.internal", "127.0.0.1"]})
         server.pipeline.resolver = SystemResolver([])
-        await ask_pipeline(server.pipeline, query, Actor("tester", "test"))
+        await ask_pipeline(server.pipeline, query, Actor("tester", "test", access=OWNER))
     finally:
         await server.cleanup()
     asked = [each for each in log_records(tmp_path / "state") if each["event"] == "lookup"]

@@ -12,12 +12,13 @@ import pytest
 from mcp_server import metrics
 from mcp_server.config import load_config
 from mcp_server.errors import NetworkToolsError, PlatformError
+from mcp_server.model.access import OWNER
 from mcp_server.model.run import Actor, Outcome
 from mcp_server.server import EnhancedMCPServer
 from tests.support.doors import environment, log_records
 from tests.support.scans import own_network, slow_scan, started
 
-ACTOR = Actor("tester", "test")
+ACTOR = Actor("tester", "test", access=OWNER)
 QUICK = {"target": "127.0.0.1", "ports": "1-3"}
 
 

@@ -65,15 +65,15 @@ def free_port() -> int:
 
 @contextmanager
 def http_server(
-    env: Mapping[str, str], *arguments: str, prefix: Sequence[str] = ()
+    env: Mapping[str, str], *arguments: str, prefix: Sequence[str] = (), module: str = "mcp_server"
 ) -> Iterator[tuple[str, str, subprocess.Popen[str]]]:
     """Serve HTTP in a child; gives its base address, its token, and the process.
 
-    ``prefix`` is put before the command, as in ``("setpriv", "--reuid=65534")``. What the server logs is in
-    ``server-PORT.log`` beside the state folder.
+    ``module`` is what is run; ``prefix`` is put before the command, as in ``("setpriv", "--reuid=65534")``. What the
+    server logs is in ``server-PORT.log`` beside the state folder.
     """
     port = free_port()
-    command = [sys.executable, "-m", "mcp_server", "serve", "--transport", "http", "--port", str(port), *arguments]
+    command = [sys.executable, "-m", module, "serve", "--transport", "http", "--port", str(port), *arguments]
     log = Path(env["MCP_STATE_DIR"]).parent / f"server-{port}.log"
     with log.open("w") as stderr:
         process = subprocess.Popen(

@@ -119,12 +119,12 @@ async def test_the_schema_describes_every_field_and_nothing_else(tmp_path: Path)
     await log.append("end", **END)
     await log.append("decision", **DENIAL)
     await log.append("alarm", alarm="guard_drops", run_id="r_1", tool="nmap", dropped={"egress": 2}, **WHO, **TERMS)
-    await log.append("policy", **TERMS)
+    await log.append("policy", actors_hash="0" * 64, **TERMS)
     await log.append("lookup", name="a.lab.internal", **WHO, **TERMS)
     await log.append("admin", action="tool.disable", tool="nmap", result="done", **WHO, **TERMS)
     await log.append("decision", **DENIAL | {"code": "rate_limited", "repeats": 12})
     who = {"door": "http", "client": "192.0.2.1", "code": "unauthorized", "reason": "key wrong", "id": "0" * 12}
-    await log.append("authentication", decision="deny", **who)
+    await log.append("authentication", decision="deny", **who, **TERMS)
     records = records_of(tmp_path)
     events = ["genesis", "decision", "repair", "end", "decision", "alarm", "policy", "lookup"]
     events += ["admin", "decision", "authentication"]

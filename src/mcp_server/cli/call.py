@@ -78,6 +78,7 @@ def _go_inside(tool: str, parameters: list[str], *, as_json: bool) -> None:
 
 async def _call(tool: str, parameters: list[str], guard: Guard | None, *, quiet: bool) -> tuple[Answer, ToolOutput]:
     from mcp_server.doors.views import tool_output
+    from mcp_server.model.access import OWNER
     from mcp_server.model.run import Actor
     from mcp_server.server import EnhancedMCPServer
     from mcp_server.steps.call import user_name
@@ -88,7 +89,7 @@ async def _call(tool: str, parameters: list[str], guard: Guard | None, *, quiet:
         arguments = read_parameters(parameters, schema)
         bar, progress = _progress_bar(quiet=quiet)
         with bar:
-            answer = await server.pipeline.call(tool, arguments, Actor(user_name(), "cli"), progress)
+            answer = await server.pipeline.call(tool, arguments, Actor(user_name(), "cli", access=OWNER), progress)
         if answer.digest is None:
             return answer, tool_output(answer)
         page = await (await server.store()).hosts(answer.run.id, limit=ALL_HOSTS)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mcp_server.base_tool import MCPBaseTool
     from mcp_server.config import Config
     from mcp_server.health import SystemHealth
+    from mcp_server.scope.policy import ScopePolicy
     from mcp_server.store.base import Store
 
 config_app = typer.Typer(help="The configuration in force, and a check of a file.", no_args_is_help=True)
@@ -96,6 +97,15 @@ def config_show(as_json: Json = False) -> None:
             print(clamped)
 
 
+def _actors_outside(config: Config, policy: ScopePolicy) -> list[tuple[str, str]]:
+    """Networks of actors that the policy does not hold, where there is a file of actors; raises where it is wrong."""
+    if config.auth.actors_file is None:
+        return []
+    from mcp_server.identity.actors_file import read_actors_file
+
+    return list(read_actors_file(config.auth.actors_file).outside(policy))
+
+
 @config_app.command("check")
 def config_check(
     path: Annotated[
@@ -116,6 +126,7 @@ def config_check(
         clamped = [str(item) for item in config.clamped]
         unused = [f"{item.section}.{item.key}".lstrip(".") for item in config.not_yet_used]
         dead = list(policy.without_effect)
+        outside = _actors_outside(config, policy)
         if as_json:
             print_json(
                 {
@@ -127,6 +138,8 @@ def config_check(
                     "clamped": clamped,
                     "not_yet_used": unused,
                     "without_effect": dead,
+                    "actors_file": str(config.auth.actors_file) if config.auth.actors_file else None,
+                    "outside_policy": [{"actor": name, "entry": entry} for name, entry in outside],
                 }
             )
             return
@@ -136,6 +149,7 @@ def config_check(
                     *clamped,
                     *(f"{key}: nothing reads this key yet" for key in unused),
                     *(f"{policy.source}: {entry} has no effect, all of it is refused or excluded" for entry in dead),
+                    *(f"actor {name}: {entry} is not inside the policy, and allows no more" for name, entry in outside),
                     "The configuration is valid.",
                 ]
             )
@@ -178,6 +192,7 @@ async def _explained(arguments: dict[str, Any], words: list[str]) -> dict[str, A
     from mcp_server.cli.call import read_parameters
     from mcp_server.config import get_config
     from mcp_server.doors import scope
+    from mcp_server.model.access import OWNER
     from mcp_server.model.run import Actor
     from mcp_server.scope.resolver import SystemResolver
 
@@ -196,7 +211,7 @@ async def _explained(arguments: dict[str, Any], words: list[str]) -> dict[str, A
     try:
         schema = server.pipeline.toolbox.get(tool).parameters.model_json_schema()
         query = scope.read_query(arguments | {"parameters": read_parameters(words, schema)})
-        return await scope.ask_pipeline(server.pipeline, query, Actor(user_name(), "cli"))
+        return await scope.ask_pipeline(server.pipeline, query, Actor(user_name(), "cli", access=OWNER))
     finally:
         await server.cleanup()
 

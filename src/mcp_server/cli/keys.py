@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from mcp_server.cli.output import Json, print_json, print_table, reporting, run_async, say
-from mcp_server.errors import ArgumentError, NetworkToolsError, PlatformError
+from mcp_server.errors import ArgumentError, ConfigError, NetworkToolsError, PlatformError
 from mcp_server.model.access import Role
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def _logged(config: Config, action: str, key: ApiKey, change: Callable[[], Any])
 
     facts = {"id": key.id, "name": key.name, "role": key.role.value}
     facts |= {"expires": key.expires.isoformat()} if key.expires else {}
-    who = {"actor": user_name(), "door": "cli", "action": action, "arguments": facts}
+    who = {"actor": user_name(), "door": "cli", "action": action, "arguments": facts, **_terms(config)}
 
     async def make() -> None:
         audit = AuditLog(config.state_dir, config.audit)
@@ -123,6 +123,15 @@ def _logged(config: Config, action: str, key: ApiKey, change: Callable[[], Any])
             await audit.close()
 
     run_async(make())
+
+
+def _terms(config: Config) -> dict[str, str]:
+    """The policy as this command reads it, which holds no packet back; one that cannot be read stops no revocation."""
+    try:
+        scope_hash = config.scope_policy().hash
+    except ConfigError:
+        scope_hash = "unreadable"
+    return {"scope_hash": scope_hash, "enforcement": "argument"}
 
 
 def _end(text: str | None) -> datetime | None:

@@ -57,6 +57,11 @@ class AuthConfig(Section):
     default_role: Literal["none", "viewer", "operator", "admin"] = Field(
         "viewer", description="Role of an access token that names none. none: such a token is refused."
     )
+    actors_file: OptionalPath = Field(
+        None,
+        description="Actors file (YAML) that bounds single actors: role, networks, tools, calls, packets. Whoever is "
+        "not in it may do nothing, unless it says so; the holder of the local token is the owner.",
+    )
     lockout_failures: int = Field(
         10,
         ge=0,

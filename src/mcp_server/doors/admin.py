@@ -14,11 +14,11 @@ from fastapi import FastAPI, Path, Request
 from fastapi.responses import JSONResponse
 
 from mcp_server.doors.answers import AdminTools, Breakers, ReloadReport, Switched
+from mcp_server.doors.principals import caller
 from mcp_server.doors.problems import GUARDED, PROBLEM_JSON, problem_body, problem_responses
 from mcp_server.errors import ConfigError
 from mcp_server.execution.circuit_breaker import BreakerView
 from mcp_server.model.run import Actor
-from mcp_server.model.untrusted import neutralise
 from mcp_server.steps.denials import who
 
 if TYPE_CHECKING:
@@ -35,10 +35,6 @@ def add_admin_routes(app: FastAPI, server: EnhancedMCPServer) -> None:
     _add_breakers(app, server)
 
 
-def _operator(request: Request) -> Actor:
-    return Actor("token", "rest", neutralise(request.headers.get("user-agent", ""), 128))
-
-
 def _add_reload(app: FastAPI, server: EnhancedMCPServer) -> None:
     @app.post(
         "/admin/reload",
@@ -48,7 +44,7 @@ def _add_reload(app: FastAPI, server: EnhancedMCPServer) -> None:
     )
     async def reload(request: Request) -> dict[str, Any] | JSONResponse:
         try:
-            return (await server.reloader.reload_for(_operator(request))).as_dict()
+            return (await server.reloader.reload_for(caller(request))).as_dict()
         except ConfigError as error:
             # At the start this is the server's failure; here it is what the owner's file says that cannot be used.
             status = HTTPStatus.UNPROCESSABLE_ENTITY
@@ -86,7 +82,7 @@ def _add_tools(app: FastAPI, server: EnhancedMCPServer) -> None:
         responses=problem_responses(*GUARDED, 404) | {200: {"model": Switched}},
     )
     async def switch(request: Request, tool_name: ToolName, action: Literal["enable", "disable"]) -> dict[str, Any]:
-        return await switch_tool(server, tool_name, enable=action == "enable", actor=_operator(request))
+        return await switch_tool(server, tool_name, enable=action == "enable", actor=caller(request))
 
 
 async def switch_tool(server: EnhancedMCPServer, name: str, *, enable: bool, actor: Actor) -> dict[str, Any]:
@@ -123,7 +119,7 @@ def _add_breakers(app: FastAPI, server: EnhancedMCPServer) -> None:
     async def force(request: Request, tool_name: ToolName, action: Literal["open", "close", "reset"]) -> dict[str, Any]:
         # A name that no tool has would make a breaker of its own, and be a label of the figures.
         name = server.pipeline.toolbox.find(tool_name).tool_name()
-        await _note(server, _operator(request), f"breaker.{action}", name)
+        await _note(server, caller(request), f"breaker.{action}", name)
         breaker = server.pipeline.breakers.of(name)
         {"open": breaker.force_open, "close": breaker.force_close, "reset": breaker.reset}[action]()
         return asdict(breaker.view())

@@ -293,10 +293,24 @@ class PolicyReport(BaseModel):
     resolvers: list[str]
 
 
+class CallerReport(BaseModel):
+    """What the caller may do; null: nothing bounds it besides the policy and the server's limits."""
+
+    name: str
+    scopes: list[str]
+    networks: list[str] | None
+    tools: list[str]
+    calls_per_minute: int | None
+    packets_per_hour: int | None
+
+
 class ScopeReport(BaseModel):
-    """Targets explained, with the plan of a call where a tool was named; the policy where nothing was asked."""
+    """Targets explained, with the plan of a call where a tool was named; where nothing was asked the policy, and what
+    the caller may do of it where that is not all.
+    """
 
     scope_hash: str
     targets: list[TargetReport] | None = None
     plan: PlanReport | None = None
     policy: PolicyReport | None = None
+    caller: CallerReport | None = None

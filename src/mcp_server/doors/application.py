@@ -19,6 +19,7 @@ def build_application(server: EnhancedMCPServer) -> Any:
     from mcp_server.doors.http import compose, mcp_app
     from mcp_server.doors.mcp import build_mcp_server
     from mcp_server.doors.measured import Measured
+    from mcp_server.doors.permissions import Permissions
     from mcp_server.doors.rest import build_rest
 
     settings = server.config.server
@@ -42,6 +43,7 @@ def build_application(server: EnhancedMCPServer) -> Any:
         mcp_app(build_mcp_server(server.pipeline, "http"), hosts=hosts, origins=origins),
         rest,
         authenticate=authenticate,
+        authorise=lambda app: Permissions(app, server.pipeline, rest.routes),
         hosts=hosts,
         origins=origins,
         max_requests=settings.max_connections,

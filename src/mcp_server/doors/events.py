@@ -6,13 +6,15 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
-from fastapi import FastAPI, Header, Query
+from fastapi import FastAPI, Header, Query, Request
 from fastapi.responses import StreamingResponse
 from fastapi.sse import format_sse_event
 from pydantic import Field
 
 from mcp_server import metrics
+from mcp_server.doors.principals import caller
 from mcp_server.doors.problems import GUARDED, problem_responses
+from mcp_server.doors.runs import reader
 from mcp_server.events import KINDS, LAGGED, MAX_SUBSCRIBERS, Event, Subscription, read_kinds
 
 if TYPE_CHECKING:
@@ -80,6 +82,7 @@ def add_event_routes(
         responses={200: _STREAM, **problem_responses(*GUARDED)},
     )
     async def events(
+        request: Request,
         kind: Annotated[
             list[_Kinds] | None,
             Query(description="Only these: run, call, health, alarm, config, tool, server, or a kind; commas between"),
@@ -88,10 +91,10 @@ def add_event_routes(
             str | None, Header(description="The id of the last event the reader has had; those since then come first")
         ] = None,
     ) -> StreamingResponse:
-        kinds = read_kinds(kind or ())
+        his, kinds = reader(caller(request)), read_kinds(kind or ())
         # Streams count as requests under way: half of those places stay for everything else.
         limit = max(1, min(MAX_SUBSCRIBERS, server.config.server.max_connections // 2))
-        subscription = server.pipeline.events.subscribe(kinds, after=last_event_id, limit=limit)
+        subscription = server.pipeline.events.subscribe(kinds, after=last_event_id, limit=limit, reader=his)
         return _Stream(subscription, heartbeat_sec, longest_sec)
 
 

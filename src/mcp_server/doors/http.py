@@ -1,7 +1,8 @@
 """The HTTP doors on one port: MCP at /mcp in both wire eras, the REST API elsewhere, one set of guards before both.
 
 Every request passes, in this order: `HostGuard` (is it meant for this server?), `BearerAuth` (who calls?),
-`BodyLimit` (does its body come, and is it small enough?), `RequestLimit` (is there a place?). Nothing of an unknown
+`BodyLimit` (does its body come, and is it small enough?), `Permissions` (may the caller ask for this?), `RequestLimit`
+(is there a place?). Nothing of an unknown
 caller's body is kept, and its connection is closed with the answer. The two probes of an orchestrator, which say no
 more than yes or no, pass none of them.
 """
@@ -76,18 +77,20 @@ def compose(
     authenticate: Callable[[ASGIApp], ASGIApp],
     hosts: Collection[str],
     origins: Collection[str],
+    authorise: Callable[[ASGIApp], ASGIApp] = lambda app: app,
     max_body: int = MAX_BODY,
     max_requests: int = 100,
 ) -> ASGIApp:
     """One app of the two: /mcp goes to ``mcp`` and all else to ``rest``, behind the guards.
 
     Over ``max_requests`` requests under way another one is answered with 429. ``authenticate`` is `auth.BearerAuth` or
-    `auth.OpenDoor`, which say to the apps who calls.
+    `auth.OpenDoor`, which say to the apps who calls; ``authorise`` puts the guard before the apps that asks what the
+    caller may do (`permissions.Permissions`).
     Both apps' lifespans run, ``mcp``'s outermost. Without ``rest`` every other path is a 404 of the MCP app.
     """
     doors = _Doors(mcp, rest)
     limited = RequestLimit(doors, max_requests, streams=(MCP_PATH, "/events"), kept=KEPT_PLACES)
-    app = authenticate(BodyLimit(limited, max_body))
+    app = authenticate(BodyLimit(authorise(limited), max_body))
     guarded = HostGuard(app, frozenset(hosts), frozenset(origins))
 
     async def probed(scope: Scope, receive: Receive, send: Send) -> None:

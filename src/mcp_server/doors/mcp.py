@@ -25,9 +25,11 @@ from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS
 
 from mcp_server import __version__, tracing
 from mcp_server.doors import scope, views
+from mcp_server.doors.principals import principal_of
 from mcp_server.doors.resources import RunResources
 from mcp_server.doors.tool_lists import ToolLists
-from mcp_server.errors import NetworkToolsError, NotFoundError
+from mcp_server.errors import AccessError, NetworkToolsError, NotFoundError
+from mcp_server.model.access import OWNER
 from mcp_server.model.run import Actor, Risk
 from mcp_server.model.untrusted import neutralise
 from mcp_server.steps.call import user_name
@@ -56,16 +58,17 @@ _LEAST_PROGRESS = 1e-6
 
 def build_mcp_server(pipeline: Pipeline, door: str) -> Server[Any]:
     """Build the MCP server of one door (``stdio`` or ``http``) over ``pipeline``."""
-    resources = RunResources(pipeline.open_store, pipeline.doubt)
     lists = ToolLists()
     pipeline.on_tools_changed.append(lists.changed)
     door_handlers = _Handlers(pipeline, door, lists)
+    resources = RunResources(pipeline.open_store, door_handlers.caller, pipeline.doubt)
     server = _Server(
         "mcp-network-tools",
         version=__version__,
         title="Network Tools",
         instructions=INSTRUCTIONS,
-        cache_hints={"tools/list": CacheHint(ttl_ms=300_000, scope="public")},
+        # Over HTTP the list is the caller's own: another one's cache must not answer with it.
+        cache_hints={"tools/list": CacheHint(ttl_ms=300_000, scope="public" if door == "stdio" else "private")},
         on_list_tools=door_handlers.list_tools,
         on_call_tool=door_handlers.call_tool,
         on_subscriptions_listen=lists.listen,
@@ -153,19 +156,24 @@ class _Handlers:
         self._pipeline = pipeline
         self._lists = lists
         self._door = door
-        self._user = user_name() if door == "stdio" else "token"
+        self._user = user_name() if door == "stdio" else ""
+
+    def caller(self, ctx: ServerRequestContext[Any]) -> Actor:
+        """Who sent a message: over stdio the user that started this process, over HTTP whom its request came from."""
+        return caller_of(ctx, self._door, self._user)
 
     async def list_tools(
         self, ctx: ServerRequestContext[Any], _params: types.PaginatedRequestParams | None
     ) -> types.ListToolsResult:
         self._lists.given_to(ctx)
-        tools = [describe(tool) for name, tool in self._pipeline.toolbox.tools.items() if name != scope.NAME]
+        seen = self._pipeline.toolbox_of(self.caller(ctx)).tools
+        tools = [describe(tool) for name, tool in seen.items() if name != scope.NAME]
         return types.ListToolsResult(tools=[*tools, describe_scope()])
 
     async def call_tool(
         self, ctx: ServerRequestContext[Any], params: types.CallToolRequestParams
     ) -> types.CallToolResult:
-        actor = Actor(self._user, self._door, _client_name(ctx))
+        actor = self.caller(ctx)
         if params.name == scope.NAME:
             return await self._explain(params.arguments or {}, actor)
         try:
@@ -274,6 +282,15 @@ def _result(text: str, body: dict[str, Any], *, is_error: bool) -> types.CallToo
     return types.CallToolResult(
         content=[types.TextContent(type="text", text=text)], structured_content=body, is_error=is_error
     )
+
+
+def caller_of(ctx: ServerRequestContext[Any], door: str, user: str) -> Actor:
+    """The actor behind a message of ``door``; ``user`` is that of stdio, which may do what its owner may."""
+    if door == "stdio":
+        return Actor(user, door, _client_name(ctx), OWNER)
+    if ctx.request is None:
+        raise AccessError("nobody has checked who calls")
+    return principal_of(ctx.request.scope).actor(door, _client_name(ctx))
 
 
 def _client_name(ctx: ServerRequestContext[Any]) -> str:

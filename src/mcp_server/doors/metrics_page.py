@@ -14,11 +14,15 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from mcp_server import metrics
-from mcp_server.doors.auth import BearerAuth
+from mcp_server.doors.auth import BearerAuth, OpenDoor
 from mcp_server.doors.connections import HEAD_SEC, KEEP_ALIVE_SEC, BoundedSocket, RequestLimit, deadline_protocol
 from mcp_server.doors.guards import HostGuard
+from mcp_server.doors.permissions import step_up
+from mcp_server.doors.principals import principal_of
 from mcp_server.doors.problems import ASGIApp, Receive, Scope, Send, send_problem
 from mcp_server.errors import NetworkToolsError, NotFoundError
+from mcp_server.model.access import Permission
+from mcp_server.scope.permission import require_permission
 
 if TYPE_CHECKING:
     from mcp_server.config import Config
@@ -102,6 +106,8 @@ class MetricsPage:
             gate = self._gate()
             gate.prepare()
             app = BearerAuth(app, gate, lambda: self._config().auth)
+        else:
+            app = OpenDoor(app)
         return HostGuard(app, frozenset({f"{HOST}:{port}", f"localhost:{port}"}), frozenset())
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -110,9 +116,11 @@ class MetricsPage:
                 raise NotFoundError(f"only {PATH} is here")
             if scope["method"] not in {"GET", "HEAD"}:
                 raise NotFoundError(f"{PATH} is only read", code="method_not_allowed")
+            require_permission(principal_of(scope).access, Permission.TOOLS_READ, PATH)
             body = await page(self._config())
         except NetworkToolsError as error:
-            await send_problem(scope, receive, send, error)
+            stepped = [step_up(scope, error)] if error.code == "insufficient_scope" else []
+            await send_problem(scope, receive, send, error, stepped)
             return
         headers = [
             (b"content-type", metrics.CONTENT_TYPE.encode()),

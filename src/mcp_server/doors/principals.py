@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from mcp_server.doors.problems import Scope
+from mcp_server.doors.problems import Scope, header_values
 from mcp_server.errors import AccessError
 from mcp_server.model.access import Access
 from mcp_server.model.run import Actor
+from mcp_server.model.untrusted import neutralise
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
 
 _KEY: Final = "mcp_network_tools.principal"
 
@@ -36,3 +40,14 @@ def principal_of(scope: Scope) -> Principal:
     if not isinstance(found, Principal):
         raise AccessError("nobody has checked who calls")
     return found
+
+
+def client_of(scope: Scope) -> str:
+    """What the client of a request says it is."""
+    values = header_values(scope, b"user-agent")
+    return neutralise(values[0].decode("latin-1"), 128) if values else ""
+
+
+def caller(request: Request) -> Actor:
+    """Who sent a request to the REST API."""
+    return principal_of(request.scope).actor("rest", client_of(request.scope))

@@ -51,6 +51,12 @@ _RETRY: Final = {
 }
 _HEADERS: Final[dict[int, dict[str, Any]]] = {
     401: {"WWW-Authenticate": {"required": True, "schema": {"type": "string", "pattern": "^Bearer"}}},
+    403: {
+        "WWW-Authenticate": {
+            "description": "The scopes that would open it, where the caller lacks one",
+            "schema": {"type": "string", "pattern": '^Bearer error="insufficient_scope"'},
+        }
+    },
     408: _RETRY,
     429: _RETRY,
     503: _RETRY,

@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl, quote
 import mcp_types as types
 from mcp.shared.exceptions import MCPError
 
-from mcp_server.doors.runs import raw_of, run_page
+from mcp_server.doors.runs import raw_of, reader, run_page
 from mcp_server.errors import ArgumentError, NetworkToolsError, NotFoundError, PlatformError
 from mcp_server.model.untrusted import neutralise
 from mcp_server.steps.answer import neutralise_lines, whole_characters
@@ -22,7 +22,7 @@ from mcp_server.steps.answer import neutralise_lines, whole_characters
 if TYPE_CHECKING:
     from mcp.server.context import ServerRequestContext
 
-    from mcp_server.model.run import Run
+    from mcp_server.model.run import Actor, Run
     from mcp_server.store.base import Store
 
 HOSTS_PER_PAGE = 50
@@ -33,11 +33,20 @@ _RUN_URI = re.compile(r"run://(?P<id>[A-Za-z0-9_-]{1,100})(?P<raw>/raw)?/?(?:\?(
 
 
 class RunResources:
-    """The resource handlers of the MCP door, over a store that is opened at the first use."""
+    """The resource handlers of the MCP door, over a store that is opened at the first use.
 
-    def __init__(self, open_store: Callable[[], Awaitable[Store]], doubt: Callable[[], None]) -> None:
-        """Read from the store that ``open_store`` gives; ``doubt`` is called where it fails."""
+    ``caller`` gives the actor behind a message, who reads its own runs, or all where it may; ``doubt`` is called where
+    the store fails.
+    """
+
+    def __init__(
+        self,
+        open_store: Callable[[], Awaitable[Store]],
+        caller: Callable[[ServerRequestContext[Any]], Actor],
+        doubt: Callable[[], None],
+    ) -> None:
         self._open_store = open_store
+        self._caller = caller
         self._doubt = doubt
 
     async def list_templates(
@@ -62,12 +71,13 @@ class RunResources:
         )
 
     async def list_resources(
-        self, _ctx: ServerRequestContext[Any], params: types.PaginatedRequestParams | None
+        self, ctx: ServerRequestContext[Any], params: types.PaginatedRequestParams | None
     ) -> types.ListResourcesResult:
         """List runs, newest first."""
         try:
+            his = reader(self._caller(ctx))
             store = await self._open_store()
-            page = await store.list_runs(limit=RUNS_PER_PAGE, cursor=params.cursor if params else None)
+            page = await store.list_runs(limit=RUNS_PER_PAGE, cursor=params.cursor if params else None, caller=his)
         except NetworkToolsError as error:
             raise self._told(error) from None
         return types.ListResourcesResult(
@@ -84,11 +94,11 @@ class RunResources:
         )
 
     async def read(
-        self, _ctx: ServerRequestContext[Any], params: types.ReadResourceRequestParams
+        self, ctx: ServerRequestContext[Any], params: types.ReadResourceRequestParams
     ) -> types.ReadResourceResult:
         """Read one page of a run or of its raw output."""
         try:
-            return await self._read(str(params.uri))
+            return await self._read(str(params.uri), reader(self._caller(ctx)))
         except NetworkToolsError as error:
             raise self._told(error) from None
 
@@ -97,14 +107,14 @@ class RunResources:
             self._doubt()
         return _protocol_error(error)
 
-    async def _read(self, uri: str) -> types.ReadResourceResult:
+    async def _read(self, uri: str, caller: str | None) -> types.ReadResourceResult:
         run_id, raw, query = parse_run_uri(uri)
         store = await self._open_store()
         if raw:
-            text, following = await self._raw_page(store, await store.get_run(run_id), query)
+            text, following = await self._raw_page(store, await store.get_run(run_id, caller=caller), query)
             mime = "text/plain"
         else:
-            text, following = await self._run_page(store, run_id, query)
+            text, following = await self._run_page(store, run_id, query, caller)
             mime = "application/json"
         meta = {"next": following} if following else None
         return types.ReadResourceResult(
@@ -112,8 +122,8 @@ class RunResources:
         )
 
     @staticmethod
-    async def _run_page(store: Store, run_id: str, query: dict[str, str]) -> tuple[str, str | None]:
-        body = await run_page(store, run_id, limit=HOSTS_PER_PAGE, cursor=query.get("cursor"))
+    async def _run_page(store: Store, run_id: str, query: dict[str, str], caller: str | None) -> tuple[str, str | None]:
+        body = await run_page(store, run_id, limit=HOSTS_PER_PAGE, cursor=query.get("cursor"), caller=caller)
         cursor = body.pop("next_cursor")
         following = f"run://{run_id}?cursor={quote(cursor, safe='')}" if cursor else None
         if following:

@@ -24,6 +24,8 @@ from mcp_server.doors.admin import ToolName, add_admin_routes
 from mcp_server.doors.answers import ConfigReport, Index, RunList, RunPage, ScopeReport, ToolList
 from mcp_server.doors.events import add_event_routes
 from mcp_server.doors.health import add_health_routes
+from mcp_server.doors.permissions import scopes_of, step_up
+from mcp_server.doors.principals import caller
 from mcp_server.doors.problems import (
     GUARDED,
     PROBLEM_JSON,
@@ -32,11 +34,11 @@ from mcp_server.doors.problems import (
     problem_responses,
     retry_header,
 )
-from mcp_server.doors.runs import raw_of, run_page
+from mcp_server.doors.runs import raw_of, reader, run_page
 from mcp_server.doors.views import tool_output
 from mcp_server.errors import ArgumentError, NetworkToolsError, NotFoundError, PlatformError
 from mcp_server.model.record import run_record
-from mcp_server.model.run import Actor, Outcome
+from mcp_server.model.run import Outcome
 from mcp_server.model.untrusted import neutralise
 from mcp_server.scope.reading import MAX_CHARS
 from mcp_server.steps.signals import known_name
@@ -115,21 +117,26 @@ async def _known_query_only(request: Request) -> None:
             raise ArgumentError(f"unknown query parameter {neutralise(name, 64)!r}", hint=hint)
 
 
-def _problem_response(error: NetworkToolsError, extra: dict[str, Any] | None = None) -> JSONResponse:
+def _problem_response(
+    error: NetworkToolsError, extra: dict[str, Any] | None = None, headers: dict[str, str] | None = None
+) -> JSONResponse:
     return JSONResponse(
         {**problem_body(error), **(extra or {})},
         status_code=error.spec.http,
         media_type=PROBLEM_JSON,
-        headers=retry_header(error),
+        headers=retry_header(error) | (headers or {}),
     )
 
 
 def _add_problem_handlers(app: FastAPI, server: EnhancedMCPServer) -> None:
     @app.exception_handler(NetworkToolsError)
-    async def known(_request: Request, error: NetworkToolsError) -> JSONResponse:
+    async def known(request: Request, error: NetworkToolsError) -> JSONResponse:
         if isinstance(error, PlatformError):
             server.pipeline.doubt()  # also where it was not a call that failed, but a look at the store
-        return _problem_response(error)
+        if error.code != "insufficient_scope":
+            return _problem_response(error)
+        name, value = step_up(request.scope, error)
+        return _problem_response(error, headers={name.decode(): value.decode()})
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_request: Request, error: RequestValidationError) -> JSONResponse:
@@ -205,6 +212,7 @@ def _add_scope_route(app: FastAPI, server: EnhancedMCPServer) -> None:
         responses=problem_responses(*GUARDED, 404) | {200: {"model": ScopeReport}},
     )
     async def scope(
+        request: Request,
         target: Annotated[
             list[scope_door.Text] | None,
             Query(
@@ -225,7 +233,7 @@ def _add_scope_route(app: FastAPI, server: EnhancedMCPServer) -> None:
     ) -> dict[str, Any]:
         given = {"target": target, "risk": risk, "tool": tool, "parameters": _json_object(parameters)}
         query = scope_door.read_query({key: value for key, value in given.items() if value is not None})
-        return await scope_door.ask_pipeline(server.pipeline, query, Actor("token", "rest"))
+        return await scope_door.ask_pipeline(server.pipeline, query, caller(request))
 
 
 def _json_object(text: str | None) -> Any:
@@ -243,12 +251,12 @@ def _add_tool_routes(app: FastAPI, server: EnhancedMCPServer) -> None:
         summary="The tools, with their parameters",
         responses=problem_responses(*GUARDED) | {200: {"model": ToolList}},
     )
-    async def tools() -> dict[str, Any]:
+    async def tools(request: Request) -> dict[str, Any]:
         return {
             "tools": [
                 mcp_door.describe(tool).model_dump(by_alias=True, mode="json", exclude_none=True)
                 | {"class": type(tool).__name__, "command": tool.command_name, "flags": sorted(tool.flags())}
-                for tool in server.pipeline.toolbox.tools.values()
+                for tool in server.pipeline.toolbox_of(caller(request)).tools.values()
             ]
         }
 
@@ -266,10 +274,10 @@ def _add_tool_routes(app: FastAPI, server: EnhancedMCPServer) -> None:
             dict[str, Any], Body(json_schema_extra=_ARGUMENTS, examples=[{"target": "127.0.0.1", "ports": "22,80"}])
         ],
     ) -> Any:
-        actor = Actor("token", "rest", neutralise(request.headers.get("user-agent", ""), 128))
+        actor = caller(request)
         named = {
             "gen_ai.operation.name": "execute_tool",
-            "gen_ai.tool.name": known_name(server.pipeline.toolbox, tool_name),
+            "gen_ai.tool.name": known_name(server.pipeline.toolbox_of(actor), tool_name),
         }
         with tracing.request("POST", "/tools/{tool_name}/execute", request.headers, **named) as span:
             try:
@@ -327,12 +335,16 @@ def _add_run_routes(app: FastAPI, server: EnhancedMCPServer) -> None:
         responses=problem_responses(*GUARDED) | {200: {"model": RunList}},
     )
     async def runs(
+        request: Request,
         limit: Annotated[int, Query(ge=1, le=1000)] = 50,
         cursor: Cursor = None,
         tool: Annotated[str | None, Query(description="Only those of this tool")] = None,
         outcome: Annotated[Outcome | None, Query(description="Only those that ended so")] = None,
     ) -> dict[str, Any]:
-        page = await (await server.store()).list_runs(limit=limit, cursor=cursor, tool=tool, outcome=outcome)
+        his = reader(caller(request))
+        page = await (await server.store()).list_runs(
+            limit=limit, cursor=cursor, tool=tool, outcome=outcome, caller=his
+        )
         return {"runs": [run_record(run) for run in page.items], "total": page.total, "next_cursor": page.next_cursor}
 
     @app.get(
@@ -341,9 +353,13 @@ def _add_run_routes(app: FastAPI, server: EnhancedMCPServer) -> None:
         responses=problem_responses(*GUARDED, 404) | {200: {"model": RunPage}},
     )
     async def run(
-        run_id: RunId, limit: Annotated[int, Query(ge=1, le=1000)] = HOSTS_IN_ANSWER, cursor: Cursor = None
+        request: Request,
+        run_id: RunId,
+        limit: Annotated[int, Query(ge=1, le=1000)] = HOSTS_IN_ANSWER,
+        cursor: Cursor = None,
     ) -> dict[str, Any]:
-        return await run_page(await server.store(), run_id, limit=limit, cursor=cursor)
+        his = reader(caller(request))
+        return await run_page(await server.store(), run_id, limit=limit, cursor=cursor, caller=his)
 
     @app.get(
         "/runs/{run_id}/raw",
@@ -351,9 +367,10 @@ def _add_run_routes(app: FastAPI, server: EnhancedMCPServer) -> None:
         response_class=Response,
         responses=problem_responses(*GUARDED, 404, 409) | {200: _RAW},
     )
-    async def raw(run_id: RunId) -> Response:
+    async def raw(request: Request, run_id: RunId) -> Response:
+        his = reader(caller(request))
         store = await server.store()
-        record = await store.get_run(run_id)
+        record = await store.get_run(run_id, caller=his)
         kept = raw_of(record)
         # Read before the status line is sent: content that is missing or damaged must not begin as a 200.
         pieces = store.iter_raw(kept)
@@ -384,6 +401,10 @@ def _document(app: FastAPI, server: EnhancedMCPServer) -> None:
         if server.config.server.auth == "token":
             components["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
             schema["security"] = [{"token": []}]
+            for path, methods in schema["paths"].items():
+                for method, operation in methods.items():
+                    if (scopes := scopes_of(method.upper(), path)) is not None:
+                        operation["security"] = [{"token": [scope]} for scope in scopes]
         return schema
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend the page

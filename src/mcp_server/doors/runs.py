@@ -2,21 +2,40 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from mcp_server.errors import ConflictError, NotFoundError
-from mcp_server.model.run import Outcome, Raw, Run
+from mcp_server.model.access import Permission
+from mcp_server.model.run import Actor, Outcome, Raw, Run
+from mcp_server.scope.permission import require_permission
 
 if TYPE_CHECKING:
     from mcp_server.store.base import Store
 
 
-async def run_page(store: Store, run_id: str, *, limit: int, cursor: str | None) -> dict[str, Any]:
-    """A run with a page of the hosts it saw: ``run``, ``hosts``, ``hosts_total`` and ``next_cursor`` (or None)."""
+MAY_READ: Final = "runs are shown to callers that may read them"
+
+
+def reader(actor: Actor) -> str | None:
+    """Whose runs alone an actor may read, as the store's ``caller``; None: all of them.
+
+    Raises AccessError ``insufficient_scope`` for one that may read none.
+    """
+    require_permission(actor.access, Permission.RUNS_READ, MAY_READ)
+    return actor.own_runs
+
+
+async def run_page(
+    store: Store, run_id: str, *, limit: int, cursor: str | None, caller: str | None = None
+) -> dict[str, Any]:
+    """A run with a page of the hosts it saw: ``run``, ``hosts``, ``hosts_total`` and ``next_cursor`` (or None).
+
+    ``caller`` is that of the store.
+    """
     from mcp_server.model.record import host_record, run_record
 
-    run = await store.get_run(run_id)
-    page = await store.hosts(run_id, limit=limit, cursor=cursor)
+    run = await store.get_run(run_id, caller=caller)
+    page = await store.hosts(run_id, limit=limit, cursor=cursor, caller=caller)
     return {
         "run": run_record(run),
         "hosts": [host_record(host) for host in page.items],

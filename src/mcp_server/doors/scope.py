@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mcp_server.errors import AccessError, ArgumentError, NetworkToolsError, NotFoundError, RefusedError
+from mcp_server.model.access import OWNER, Access, Permission
 from mcp_server.model.run import Actor, Risk
 from mcp_server.model.untrusted import neutralise
+from mcp_server.scope.permission import require_permission
 from mcp_server.steps.denials import who
 
 if TYPE_CHECKING:
@@ -30,6 +32,8 @@ DESCRIPTION: Final = (
     "Says whether targets may be touched, by which line of the owner's policy, up to which risk, rate and time "
     "window, and what a call would cost. Runs nothing. Without arguments: the policy."
 )
+ENTRIES_SHOWN: Final = 100
+"""Networks of its own that a caller is shown."""
 MAX_TARGETS: Final = 64
 MAX_CHARS: Final = 1024
 
@@ -44,6 +48,7 @@ OUTPUT_SCHEMA: Final[dict[str, Any]] = {
         "targets": {"type": "array", "items": {"type": "object"}},
         "plan": {"type": "object", "description": "Cost: addresses, ports, probes, seconds"},
         "policy": {"type": "object"},
+        "caller": {"type": "object", "description": "What you may do"},
     },
 }
 
@@ -92,7 +97,11 @@ def read_query(arguments: Mapping[str, Any]) -> ScopeQuery:
 
 
 async def ask_pipeline(pipeline: Pipeline, query: ScopeQuery, actor: Actor) -> dict[str, Any]:
-    """Answer a query from a server's pipeline, as `answer` does."""
+    """Answer a query from a server's pipeline, as `answer` does, for what this actor may do.
+
+    Raises AccessError ``insufficient_scope`` for one that may not ask.
+    """
+    require_permission(actor.access, Permission.TOOLS_READ, "the scope is shown to callers that may read of the tools")
 
     async def plan(resolver: Resolver, tool: str, arguments: Mapping[str, Any]) -> Plan:
         return await replace(pipeline, resolver=resolver).plan(tool, arguments, actor)
@@ -100,9 +109,23 @@ async def ask_pipeline(pipeline: Pipeline, query: ScopeQuery, actor: Actor) -> d
     if any(_is_name(target) for target in query.targets or ()):
         # What is asked of a name server leaves this host, and is on the log: as often as a tool may be called.
         await pipeline.gate.count(NAME, actor)
-    allow_intrusive = pipeline.config.security.allow_intrusive
+    allow_intrusive, policy = pipeline.config.security.allow_intrusive, pipeline.policy_of(actor.access)
     logged = _Logged(pipeline, actor)
-    return await answer(query, pipeline.policy, logged, plan, allow_intrusive=allow_intrusive)
+    body = await answer(query, policy, logged, plan, allow_intrusive=allow_intrusive, access=actor.access)
+    return body if query.targets or actor.access == OWNER else body | {"caller": _caller(actor)}
+
+
+def _caller(actor: Actor) -> dict[str, Any]:
+    """What a caller that is not the owner may do; None where only the policy and the server's limits bound it."""
+    access = actor.access
+    return {
+        "name": actor.name,
+        "scopes": sorted(permission.value for permission in access.permissions),
+        "networks": None if access.networks is None else list(access.networks[:ENTRIES_SHOWN]),
+        "tools": list(access.tools),
+        "calls_per_minute": access.calls_per_minute,
+        "packets_per_hour": access.packets_per_hour,
+    }
 
 
 def _is_name(target: str) -> bool:
@@ -128,7 +151,13 @@ class _Logged:
 
 
 async def answer(
-    query: ScopeQuery, policy: ScopePolicy, resolver: Resolver, plan: Planner | None, *, allow_intrusive: bool
+    query: ScopeQuery,
+    policy: ScopePolicy,
+    resolver: Resolver,
+    plan: Planner | None,
+    *,
+    allow_intrusive: bool,
+    access: Access = OWNER,
 ) -> dict[str, Any]:
     """Answer a query. Keys: ``scope_hash``; ``targets`` (`scope.explain.explain` of each), or without any ``policy``
     (`scope.explain.describe`); and ``plan`` where a tool is named: ``tool``, ``allowed``, ``code``, ``hint``,
@@ -145,7 +174,7 @@ async def answer(
         return body | {"policy": describe(policy, now)}
     risk = Risk[query.risk.upper()] if query.risk else Risk.PASSIVE
     body["targets"] = [
-        await explain(target, policy, once, now=now, risk=risk, allow_intrusive=allow_intrusive)
+        await explain(target, policy, once, now=now, risk=risk, allow_intrusive=allow_intrusive, access=access)
         for target in query.targets
     ]
     if query.tool is not None and plan is not None:
@@ -213,6 +242,9 @@ def lines(body: Mapping[str, Any]) -> list[str]:
         found.append(f"plan {planned['tool']}: {state}{f' ({cost})' if cost else ''}")
     if (policy := body.get("policy")) is not None:
         found += _policy_lines(policy)
+    if (caller := body.get("caller")) is not None:
+        found += [f"your {key}: {', '.join(value)}" for key, value in caller.items() if isinstance(value, list)]
+        found += [f"your {key}: {value}" for key, value in caller.items() if not isinstance(value, list)]
     return found
 
 

@@ -33,10 +33,16 @@ class _Flood:
 
 
 class Strangers:
-    """Writes who was not let in, without what they sent; used from one event loop."""
+    """Writes who was not let in, without what they sent; used from one event loop.
 
-    def __init__(self, audit: AuditLog, clock: Callable[[], float] = time.monotonic) -> None:
+    ``terms`` gives the hash of the policy in force and the enforcement, for each record.
+    """
+
+    def __init__(
+        self, audit: AuditLog, terms: Callable[[], dict[str, str]], clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._audit = audit
+        self._terms = terms
         self._clock = clock
         self._floods: dict[tuple[str, str, str, str], _Flood] = {}
         self._timer: asyncio.Task[None] | None = None
@@ -84,7 +90,7 @@ class Strangers:
 
     async def _append(self, fields: dict[str, Any]) -> None:
         try:
-            await self._audit.append("authentication", decision="deny", **fields)
+            await self._audit.append("authentication", decision="deny", **fields, **self._terms())
         except NetworkToolsError as failure:
             # The caller is refused all the same, and what is refused needs no log to go on.
             logger.error("audit.authentication_not_logged: %s", failure.message)  # noqa: TRY400 - no traceback: the failure is a disk

@@ -78,14 +78,16 @@ class RateLimiter:
         """Why calls are not counted where the configuration says, in a sentence; None while they are."""
         return self._problem if self._settings().storage_url else None
 
-    async def hit(self, actor: str, tool: str) -> None:
-        """Count a call of ``tool`` by ``actor``.
+    async def hit(self, actor: str, tool: str, most: int | None = None) -> None:
+        """Count a call of ``tool`` by ``actor``; ``most`` within a minute, where that is less than everybody's limit.
 
         Raises BusyError ``rate_limited`` where it is one too many, with ``retry_after`` in seconds and ``limit``.
         """
         settings = self._settings()
         own = _Bound(
-            settings.calls_per_minute, ("one", quote(actor, safe=""), tool), f"{actor} has called {tool} {{}} times"
+            min((each for each in (settings.calls_per_minute, most) if each), default=0),
+            ("one", quote(actor, safe=""), tool),
+            f"{actor} has called {tool} {{}} times",
         )
         every = _Bound(settings.total_calls_per_minute, ("all",), "tools were called {} times")
         if not own.most and not every.most:

@@ -48,7 +48,7 @@ class Access:
 
     ``networks`` are entries as in ``security.allowed_targets``, of which only what the policy allows as well counts;
     None: all of the policy. ``tools`` are shell patterns of names. ``calls_per_minute`` (of one tool) and
-    ``packets_per_hour`` None: the server's own.
+    ``packets_per_hour`` None: the server's own. ``origin`` is the hash of the file that drew these bounds, or empty.
     """
 
     permissions: frozenset[Permission] = frozenset()
@@ -56,6 +56,7 @@ class Access:
     tools: tuple[str, ...] = ("*",)
     calls_per_minute: int | None = None
     packets_per_hour: int | None = None
+    origin: str = ""
 
     @property
     def sees_all_runs(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import IntEnum, StrEnum
-from typing import Any
+from typing import Any, Final
 
 from mcp_server.model.access import NOBODY, Access
 
@@ -34,6 +34,10 @@ class Outcome(StrEnum):
     INTERRUPTED = "interrupted"
 
 
+HTTP_DOORS: Final = frozenset({"http", "rest"})
+"""The doors whose callers are known by a credential; the caller of any other is the user who started the process."""
+
+
 @dataclass(frozen=True, slots=True)
 class Actor:
     """Who calls, through which door (stdio, http, rest or cli), and what it may do: nothing, unless the door says more.
@@ -45,6 +49,16 @@ class Actor:
     door: str
     client: str = ""
     access: Access = field(default=NOBODY, compare=False, repr=False)
+
+    @property
+    def over_http(self) -> str:
+        """Its name where it came over HTTP, or else the empty one, which is nobody's there."""
+        return self.name if self.door in HTTP_DOORS else ""
+
+    @property
+    def own_runs(self) -> str | None:
+        """Whose runs alone it may read: those of its name; None where it may read all."""
+        return None if self.access.sees_all_runs else self.name
 
 
 @dataclass(frozen=True, slots=True)

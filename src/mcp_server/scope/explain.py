@@ -8,9 +8,11 @@ from datetime import datetime
 from typing import Any, Final
 
 from mcp_server.errors import AccessError, NetworkToolsError, RefusedError
+from mcp_server.model.access import OWNER, Access
 from mcp_server.model.run import Risk
 from mcp_server.model.target import Evidence, Target
 from mcp_server.model.untrusted import neutralise
+from mcp_server.scope.permission import require_risk
 from mcp_server.scope.policy import ScopePolicy
 from mcp_server.scope.reading import SHOWN_CHARS
 from mcp_server.scope.resolve import pin_targets
@@ -31,15 +33,18 @@ async def explain(
     now: datetime,
     risk: Risk = Risk.PASSIVE,
     allow_intrusive: bool,
+    access: Access = OWNER,
 ) -> dict[str, Any]:
-    """Say whether ``text`` may be touched at ``now`` with ``risk``, by the road a call takes; never raises a refusal.
+    """Say whether ``text`` may be touched at ``now`` with ``risk`` by one with ``access``, by the road a call takes.
+
+    Never raises a refusal.
 
     Keys, all JSON-ready: ``target`` (escaped), ``allowed``, ``code`` and ``hint`` (None when allowed), ``reason``,
     ``entries`` that decide, ``name`` (or None), ``addresses`` (canonical addresses and CIDRs) and ``count`` of them,
     ``resolved`` (how a name was looked up, or None), ``max_risk`` and ``packets_per_second`` (of the strictest line;
     None: nothing allowed, no bound), ``lines`` (those that decide, or that excludes it: entry, line, max_risk,
     packets_per_second, windows) and ``windows`` (of these lines: name, when, open, next_opening). A name is looked
-    up, once. ``allow_intrusive`` is ``security.allow_intrusive``.
+    up, once, for whoever may ask for this risk. ``allow_intrusive`` is ``security.allow_intrusive``.
     """
     answer: dict[str, Any] = {
         "target": neutralise(text, SHOWN_CHARS),
@@ -58,6 +63,7 @@ async def explain(
         "windows": [],
     }
     try:
+        require_risk(access, risk, "you asked about a risk you may not take")
         (target,) = (await pin_targets([text], policy, resolver, max_addresses=_NO_LIMIT)).items
     except RefusedError as error:
         return answer | refused(error)

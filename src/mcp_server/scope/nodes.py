@@ -1,4 +1,4 @@
-"""Reading the nodes of a policy file as what the schema wants there; every refusal names the line."""
+"""Reading the nodes of an owner's file as what the schema wants there; every refusal names the line."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from mcp_server.scope.reading import shown
 from mcp_server.scope.strict_yaml import Listing, Mapping, Node, Text
 
 MAX_NUMBER: Final = 10**15
+DESCRIBED: Final = "docs/policy.md describes the file."
+"""The hint of what has none of its own; the reader of another file names its page instead."""
 
 _WHOLE: Final = re.compile(r"[0-9]{1,16}")
 _DECIMAL: Final = re.compile(r"[0-9]{1,16}(?:\.[0-9]{1,6})?")
@@ -18,7 +20,7 @@ _DECIMAL: Final = re.compile(r"[0-9]{1,16}(?:\.[0-9]{1,6})?")
 
 def wrong(node: Node, message: str, *, hint: str | None = None) -> NoReturn:
     """Refuse a node."""
-    raise ConfigError(f"line {node.line}: {message}", hint=hint or "docs/policy.md describes the file.")
+    raise ConfigError(f"line {node.line}: {message}", hint=hint or DESCRIBED)
 
 
 def like(word: str, known: Sequence[str]) -> str:

@@ -57,7 +57,9 @@ class ScopePolicy:
         limits: Limits | None = None,
         windows: Mapping[str, Window] | None = None,
         resolvers: tuple[IPv4Address | IPv6Address, ...] = (),
+        called: str = "the scope",
     ) -> None:
+        self._called = called
         self.source = source
         self.name = name
         self.limits: Final = limits or Limits()
@@ -104,10 +106,11 @@ class ScopePolicy:
         return cls.from_file(policy_file)
 
     @classmethod
-    def from_entries(cls, entries: Iterable[str]) -> ScopePolicy:
+    def from_entries(cls, entries: Iterable[str], *, called: str = "the scope") -> ScopePolicy:
         """Build a policy from ``security.allowed_targets``; raise ConfigError naming the first bad entry.
 
-        An empty list is a policy that allows nothing. Any risk is allowed, at any time and rate.
+        An empty list is a policy that allows nothing. Any risk is allowed, at any time and rate. ``called`` is what a
+        refusal calls it.
         """
         allow, terms = Entries(repeats=True), Terms()
         for text in entries:
@@ -115,7 +118,7 @@ class ScopePolicy:
                 allow.add(text, terms, exact_names=False)
             except ConfigError as error:
                 raise ConfigError(f"{SETTING}: {error.message}", hint=error.hint) from None
-        return cls(allow, Entries())
+        return cls(allow, Entries(), called=called)
 
     @classmethod
     def from_file(cls, path: Path) -> ScopePolicy:
@@ -147,6 +150,11 @@ class ScopePolicy:
     def lines(self, at_most: int) -> tuple[Line, ...]:
         """The first ``at_most`` allowed entries with their terms, in their order."""
         return tuple(map(self._allow.line, range(min(at_most, self.size))))
+
+    def allowed_networks(self) -> tuple[Network, ...]:
+        """The networks of the allowed entries, in their order; names have none."""
+        found = self._allow.networks
+        return tuple(network_of(version, first, length) for version in found for first, length, _ in found[version])
 
     @property
     def exclusions(self) -> tuple[str, ...]:
@@ -212,7 +220,7 @@ class ScopePolicy:
             )
         where = "only partly in" if positions else "outside"
         return _out(
-            lambda: f"{_text(network)} is {where} the scope; allowed: {self.summary()}",
+            lambda: f"{_text(network)} is {where} {self._called}; allowed: {self.summary()}",
             hint=(lambda: self._rest_hint(network)) if positions else None,
         )
 
@@ -232,7 +240,7 @@ class ScopePolicy:
         names = self._allow.names
         position = next((names[form] for form in _forms(name) if form in names), None)
         if position is None:
-            return _out(lambda: f"name {shown(name)} is under no allowed suffix; allowed: {self.summary()}")
+            return _out(lambda: f"name {shown(name)} is under no suffix of {self._called}; allowed: {self.summary()}")
         line = self._allow.line(position)
         return Verdict(True, lambda: f"{name} is allowed by {line.entry}", entry=line.entry, lines=(line,))
 

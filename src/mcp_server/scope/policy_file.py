@@ -6,8 +6,6 @@ The schema, with an example, is docs/policy.md. Every error is a `ConfigError` t
 from __future__ import annotations
 
 import gc
-import os
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +17,7 @@ from mcp_server.errors import ConfigError, RefusedError
 from mcp_server.model.run import Risk
 from mcp_server.scope.entries import FILE_HINT, Entries
 from mcp_server.scope.nodes import items, kind, like, mapping, number, pairs, rate, text, wrong
+from mcp_server.scope.owned_file import OwnedFile, read_owned
 from mcp_server.scope.policy_windows import read_window
 from mcp_server.scope.ranges import span
 from mcp_server.scope.reading import read_target, shown
@@ -29,6 +28,7 @@ from mcp_server.scope.windows import Window
 
 MAX_BYTES: Final = 16 * 1024 * 1024
 """The largest file that is read: 100,000 entries with terms of their own take 8 MB."""
+_KIND: Final = OwnedFile("policy file", "security.policy_file", MAX_BYTES, "Join adjoining networks.")
 MAX_RESOLVERS: Final = 8
 NAME_CHARS: Final = 80
 
@@ -56,7 +56,7 @@ class PolicyFile:
 
 def read_policy_file(path: Path) -> PolicyFile:
     """Read a policy file; raises ConfigError where it cannot be read, could be changed by others, or is wrong."""
-    content = _read(path)
+    content = read_owned(path, _KIND)
     try:
         return _Reader(path).read(parse(content))
     except ConfigError as error:
@@ -77,48 +77,6 @@ def uncollected() -> Iterator[None]:
     finally:
         if collecting:
             gc.enable()
-
-
-def _read(path: Path) -> str:
-    try:
-        # Without O_NONBLOCK a pipe in its place would hold up the start for ever.
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        with os.fdopen(descriptor, "rb") as file:
-            found = os.fstat(descriptor)
-            if not stat.S_ISREG(found.st_mode):
-                raise ConfigError(f"the policy file {path} is not a file", hint="Give a file in security.policy_file.")
-            _check_writers(path, descriptor, found)
-            data = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise ConfigError(
-            f"cannot read the policy file {path}: {error.strerror}",
-            hint="Give a file that this user can read in security.policy_file.",
-        ) from None
-    if len(data) > MAX_BYTES:
-        raise ConfigError(f"the policy file {path} is larger than {MAX_BYTES} bytes", hint="Join adjoining networks.")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise ConfigError(f"the policy file {path} is not UTF-8 text", hint="Save it as UTF-8.") from None
-
-
-def _check_writers(path: Path, descriptor: int, found: os.stat_result) -> None:
-    """Refuse a file that somebody else than its owner could change, or put another one in the place of."""
-    if os.fstatvfs(descriptor).f_flag & os.ST_RDONLY:
-        return
-    if found.st_mode & 0o022:
-        raise ConfigError(
-            f"the policy file {path} can be written by others than its owner (mode {found.st_mode & 0o777:o})",
-            hint=f"chmod go-w {path}",
-        )
-    # Where it is reached by a link, who can change the link's folder can choose the file.
-    for folder in dict.fromkeys((path.absolute().parent, path.resolve().parent)):
-        mode = folder.stat().st_mode
-        if mode & 0o022 and not mode & stat.S_ISVTX:
-            raise ConfigError(
-                f"the policy file {path} can be replaced by others: its folder {folder} has mode {mode & 0o777:o}",
-                hint=f"chmod go-w {folder}",
-            )
 
 
 class _Reader:

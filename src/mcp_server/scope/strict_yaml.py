@@ -1,4 +1,4 @@
-"""YAML of a policy, read from parser events: text, lists and mappings with their line numbers, and nothing else.
+"""YAML of an owner's file, read from parser events: text, lists and mappings with their line numbers, nothing else.
 
 YAML 1.1 turns 22:00 into 1320 and ``no`` into False before a program sees them; here a scalar is the text that stands
 there, and what it means is the schema's affair. Anchors, aliases, tags, merge keys, repeated keys and several
@@ -77,7 +77,7 @@ class _Composer:
         self._event()  # the end of the document
         following = self._event()
         if not isinstance(following, yaml.StreamEndEvent):
-            raise ConfigError(f"line {_line(following)}: a second document begins; a policy is one")
+            raise ConfigError(f"line {_line(following)}: a second document begins; the file is one")
         return found
 
     def _node(self, event: Any, depth: int) -> Node:
@@ -116,7 +116,7 @@ class _Composer:
                 self._refuse_property(event)
             key = event.value
             if key == "<<":
-                raise ConfigError(f"line {at}: merge keys are not read in a policy; write the keys out")
+                raise ConfigError(f"line {at}: merge keys are not read here; write the keys out")
             if key in items:
                 first = lines[list(items).index(key)]
                 raise ConfigError(f"line {at}: key {shown(key)} stands twice, first in line {first}")
@@ -133,7 +133,7 @@ class _Composer:
             what = "an alias (*)"
         else:
             what = "an anchor (&)" if event.anchor is not None else "a tag (!)"
-        raise ConfigError(f"line {_line(event)}: {what} is not read in a policy; write the value out, or quote it")
+        raise ConfigError(f"line {_line(event)}: {what} is not read here; write the value out, or quote it")
 
 
 def _line(event: Any) -> int:

@@ -42,7 +42,7 @@ class Gate:
     async def count(self, tool: str, actor: Actor) -> None:
         """Count the call; raises BusyError ``rate_limited``, a moment later than it could."""
         try:
-            await self._limiter.hit(actor.name, tool)
+            await self._limiter.hit(actor.name, tool, actor.access.calls_per_minute)
         except BusyError:
             # Who calls again at once after each refusal must not take the processor from everybody else.
             await asyncio.sleep(FLOOD_PAUSE_SEC)

@@ -11,9 +11,11 @@ from mcp_server.audit import AuditLog, printable
 from mcp_server.config import Config
 from mcp_server.errors import AccessError, NetworkToolsError, RefusedError
 from mcp_server.execution.guard import Enforcement, Guard, GuardReading
+from mcp_server.model.access import Access
 from mcp_server.model.run import Outcome, Risk
 from mcp_server.model.target import Network
 from mcp_server.scope.budget import PacketBudget, Reservation
+from mcp_server.scope.permission import require_risk
 from mcp_server.scope.policy import Grant, ScopePolicy
 from mcp_server.steps.denials import who
 from mcp_server.steps.plan import Plan
@@ -34,7 +36,7 @@ class Authorised:
 
 @dataclass(frozen=True, slots=True)
 class Authoriser:
-    """What decides on plans: the owner's configuration and policy, the hour's budget, the guard in force."""
+    """What decides on plans: the owner's configuration, the policy as the actor may use it, the budgets, the guard."""
 
     config: Config
     policy: ScopePolicy
@@ -50,7 +52,14 @@ class Authoriser:
         """
         grant = self._judge(plan)
         reading = await read_guard(self.guard)
-        reservation = self.budget.reserve(_probes(plan), self.policy.limits.packets_per_hour, time.monotonic())
+        actor = plan.call.actor
+        reservation = self.budget.reserve(
+            _probes(plan),
+            self.policy.limits.packets_per_hour,
+            time.monotonic(),
+            actor=actor.name,
+            own_limit=actor.access.packets_per_hour,
+        )
         try:
             await self._log(plan, grant.entries, reading)
         except BaseException:
@@ -59,13 +68,18 @@ class Authoriser:
         rated = self.policy.rated_entries(*_touched(plan))
         return Authorised(plan, self.policy.hash, self.guard.enforcement, reservation, rated)
 
-    def confirm(self, authorised: Authorised) -> Authorised:
-        """Judge a call again that has waited since; raises as `authorise` does where it may no longer run."""
-        self._judge(authorised.plan)
+    def confirm(self, authorised: Authorised, access: Access) -> Authorised:
+        """Judge a call again that has waited since, by what its actor may do now.
+
+        Raises as `authorise` does where it may no longer run.
+        """
+        plan = authorised.plan
+        self._judge(replace(plan, call=replace(plan.call, actor=replace(plan.call.actor, access=access))))
         return replace(authorised, scope_hash=self.policy.hash)
 
     def _judge(self, plan: Plan) -> Grant:
         invocation = plan.invocation
+        require_risk(plan.call.actor.access, invocation.risk, plan.call.tool.tool_name())
         if invocation.risk >= Risk.INTRUSIVE and not self.config.security.allow_intrusive:
             raise AccessError(f"{plan.call.tool.tool_name()}: this call is intrusive", code="intrusive_not_allowed")
         return self.policy.require(

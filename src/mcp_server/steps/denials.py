@@ -17,7 +17,7 @@ from mcp_server.model.run import Actor
 logger = logging.getLogger(__name__)
 
 WINDOW_SEC: Final = 60.0
-FLOODS: Final = frozenset({"rate_limited", "circuit_open", "shutting_down"})
+FLOODS: Final = frozenset({"rate_limited", "circuit_open", "shutting_down", "insufficient_scope"})
 """Codes whose refusals cost the caller nothing, and would fill the disk if each took a synced record."""
 _UNLOGGED: Final = frozenset({"audit_unavailable", "audit_broken"})
 
@@ -41,15 +41,23 @@ class Denials:
         self._timer: asyncio.Task[None] | None = None
 
     async def log(
-        self, actor: Actor, tool: str, known_as: str, arguments: Mapping[str, Any], error: NetworkToolsError
+        self,
+        actor: Actor,
+        tool: str,
+        known_as: str,
+        arguments: Mapping[str, Any],
+        error: NetworkToolsError,
+        *,
+        reason: str | None = None,
     ) -> None:
         """Put a refused call on the log with its code and reason, arguments as given but bounded and escaped.
 
-        ``tool`` is the caller's word, ``known_as`` ours (one word for all tools that there are not).
+        ``tool`` is the caller's word, ``known_as`` ours (one word for all tools that there are not). ``reason`` is for
+        the owner where the caller was told another one.
         """
         if error.code in _UNLOGGED:
             return
-        fields = _fields(actor, tool, arguments, error)
+        fields = _fields(actor, tool, arguments, error) | ({} if reason is None else {"reason": reason})
         if error.code in FLOODS:
             key = (actor.name, actor.door, known_as, error.code)
             flood = self._floods.get(key)
@@ -107,5 +115,6 @@ def given_id(arguments: Mapping[str, Any]) -> str | None:
 
 
 def who(actor: Actor) -> dict[str, str]:
-    """The fields of a record that say who called."""
-    return {"actor": actor.name, "door": actor.door, "client": str(printable(actor.client, 128))}
+    """The fields of a record that say who called, and the file that drew its bounds."""
+    drawn = {"actors_hash": actor.access.origin} if actor.access.origin else {}
+    return {"actor": actor.name, "door": actor.door, "client": str(printable(actor.client, 128)), **drawn}

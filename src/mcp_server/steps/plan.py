@@ -15,8 +15,9 @@ from mcp_server.execution.commands import Command, pin
 from mcp_server.execution.guard import Guard
 from mcp_server.execution.process import Limits
 from mcp_server.execution.sandbox import Sandbox
-from mcp_server.flags import read
+from mcp_server.flags import Setting, read
 from mcp_server.model.target import Targets
+from mcp_server.scope import permission
 from mcp_server.scope.policy import ScopePolicy
 from mcp_server.scope.resolve import pin_targets
 from mcp_server.scope.resolver import Resolver
@@ -47,7 +48,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Planner:
-    """What plans are made with: the owner's configuration and policy, and what this host has.
+    """What plans are made with: the owner's configuration, the policy as the actor may use it, and what this host has.
 
     ``pins`` are hashes the owner accepts besides the reviewed ones, by path in a program's data folder.
     """
@@ -62,6 +63,7 @@ class Planner:
         """Plan a call; raises TargetError, ArgumentError, AccessError or PlatformError (``binary_not_found``)."""
         tool, parameters, limits = call.tool, call.parameters, self.config.effective
         settings = read(parameters.extra_args, tool.flags(), max_length=limits.max_args_length)
+        check_permission(call, settings)  # before a name is looked up for somebody who may not ask
         targets = await pin_targets(
             tool.targets_of(parameters), self.policy, self.resolver, max_addresses=tool.max_addresses
         )
@@ -119,6 +121,13 @@ class Planner:
         from mcp_server.execution.pinned_files import check_files
 
         await asyncio.to_thread(check_files, folder, invocation.files, self.pins)
+
+
+def check_permission(call: Call, settings: tuple[Setting, ...]) -> None:
+    """Raise AccessError ``insufficient_scope`` where the actor may not make this call, by what its parameters say."""
+    held = call.actor.access
+    if not held.permissions >= permission.ALL:  # reading the parameters twice costs what it tells
+        permission.require_risk(held, call.tool.risk_of(call.parameters, settings), call.tool.tool_name())
 
 
 def _data_folder(tool: MCPBaseTool, command: Command) -> Path | None:

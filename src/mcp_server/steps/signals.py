@@ -55,13 +55,15 @@ class Signals:
         self._count_refusal(tool, outcome, error.code)
         told = {"tool": tool, "actor": actor.name, "door": actor.door, "code": error.code}
         more = {"correlation_id": correlation_id, "retry_after": error.details.get("retry_after")}
-        self._events.publish("call.refused", told | {name: value for name, value in more.items() if value is not None})
+        told |= {name: value for name, value in more.items() if value is not None}
+        self._events.publish("call.refused", told, about=actor.over_http)
 
     def not_started(self, authorised: Authorised, outcome: Outcome, code: str) -> None:
         """A call was decided on, and came to no run."""
         call = authorised.plan.call
         self._count_refusal(call.tool.tool_name(), outcome, code)
-        self._events.publish("run.ended", _of(call) | {"outcome": outcome.value, "code": code})
+        told = _of(call) | {"outcome": outcome.value, "code": code}
+        self._events.publish("run.ended", told, about=call.actor.over_http)
 
     def accepted(self, authorised: Authorised) -> None:
         """A call was decided on, and waits for a place."""
@@ -73,13 +75,14 @@ class Signals:
             "actor": call.actor.name,
         }
         told |= {"risk": str(invocation.risk), "addresses": plan.targets.count}
-        self._events.publish("run.accepted", _of(call) | told | {"ports": sum(each.count for each in invocation.ports)})
+        told |= _of(call) | {"ports": sum(each.count for each in invocation.ports)}
+        self._events.publish("run.accepted", told, about=call.actor.over_http)
 
     def queued(self, call: Call, waiting: Waiting) -> None:
         """A call stands in line."""
         self._load(call.tool.tool_name())
         told = {"place": waiting.place, "wait_sec": waiting.expected_sec}
-        self._events.publish("run.queued", _of(call) | told)
+        self._events.publish("run.queued", _of(call) | told, about=call.actor.over_http)
 
     def placed(self, call: Call, waited_sec: float) -> None:
         """A call got its place."""
@@ -90,12 +93,13 @@ class Signals:
     def started(self, run: Run, waited_sec: float) -> None:
         """A run was begun; its program is started next."""
         told = {"run_id": run.id, "tool": run.tool, "waited_sec": round(waited_sec, 3)}
-        self._events.publish("run.started", told)
+        self._events.publish("run.started", told, about=run.actor.over_http)
 
     def beat(self, run: Run, beat: Beat) -> None:
         """A run goes on."""
         told = {"run_id": run.id, "tool": run.tool, "done": round(beat.share, 3), "elapsed_sec": round(beat.elapsed)}
-        self._events.publish("run.progress", told if beat.up is None else told | {"hosts_up": beat.up})
+        told |= {} if beat.up is None else {"hosts_up": beat.up}
+        self._events.publish("run.progress", told, about=run.actor.over_http)
 
     def ended(self, run: Run, seconds: float, bytes_out: int, error: NetworkToolsError | None) -> None:
         """A run is over, whatever it came to."""
@@ -123,6 +127,7 @@ class Signals:
                 "hosts_up": run.hosts_up,
                 "open_ports": run.open_ports,
             },
+            about=run.actor.over_http,
         )
 
     def left(self, tool: str) -> None:
@@ -134,7 +139,8 @@ class Signals:
         logger.critical("guard.alarm alarm=%s: %s", alarm, message)
         metrics.count("mcp_alarms_total", alarm=alarm)
         told: dict[str, Any] = {"alarm": alarm, "run_id": run.id, "message": message}
-        self._events.publish("alarm", told if count is None else told | {"count": count})
+        told |= {} if count is None else {"count": count}
+        self._events.publish("alarm", told, about=run.actor.over_http)
 
     def _count_refusal(self, tool: str, outcome: Outcome, code: str) -> None:
         kind = ERRORS[code].type.value

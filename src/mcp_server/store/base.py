@@ -24,6 +24,10 @@ class Page(Generic[T]):
 class Store(Protocol):
     """Runs, coverage, addresses, endpoints, services and observations. One instance serves one process.
 
+    ``caller`` is the name of an actor of an HTTP door, and then there are no runs but those it had made over one; None:
+    all there are. To that actor a run of another one is `NotFoundError` as one is that never was, found out by the one
+    question that looks for it.
+
     All methods raise `PlatformError` (``store_unavailable``, ``disk_full``) when the medium fails, and
     `NotFoundError` (``unknown_run``) for an id that is not there.
     """
@@ -48,17 +52,25 @@ class Store(Protocol):
         """Write how a run ended: outcome, coverage, raw output, error."""
         ...
 
-    async def get_run(self, run_id: str) -> Run:
+    async def get_run(self, run_id: str, *, caller: str | None = None) -> Run:
         """Return one run."""
         ...
 
     async def list_runs(
-        self, *, limit: int = 50, cursor: str | None = None, tool: str | None = None, outcome: Outcome | None = None
+        self,
+        *,
+        limit: int = 50,
+        cursor: str | None = None,
+        tool: str | None = None,
+        outcome: Outcome | None = None,
+        caller: str | None = None,
     ) -> Page[Run]:
         """Return runs, newest first."""
         ...
 
-    async def hosts(self, run_id: str, *, limit: int = 100, cursor: str | None = None) -> Page[Host]:
+    async def hosts(
+        self, run_id: str, *, limit: int = 100, cursor: str | None = None, caller: str | None = None
+    ) -> Page[Host]:
         """Return what a run observed, in the order of address."""
         ...
 

@@ -127,21 +127,32 @@ class SqlStore:
         self._begun.pop(run.id, None)
         self._folder().add(seq)
 
-    async def get_run(self, run_id: str) -> Run:
+    async def get_run(self, run_id: str, *, caller: str | None = None) -> Run:
         """Return one run; raise NotFoundError (``unknown_run``)."""
-        return await self._database.read(lambda connection: queries.get_run(connection, run_id))
+        return await self._database.read(lambda connection: queries.get_run(connection, run_id, caller))
 
     async def list_runs(
-        self, *, limit: int = 50, cursor: str | None = None, tool: str | None = None, outcome: Outcome | None = None
+        self,
+        *,
+        limit: int = 50,
+        cursor: str | None = None,
+        tool: str | None = None,
+        outcome: Outcome | None = None,
+        caller: str | None = None,
     ) -> Page[Run]:
         """Return runs, newest first; raise ArgumentError for a limit outside 1 to 1000 or a foreign cursor."""
         check_limit(limit)
-        return await self._database.read(lambda connection: queries.list_runs(connection, limit, cursor, tool, outcome))
+        chosen = queries.Chosen(tool, outcome, caller)
+        return await self._database.read(lambda connection: queries.list_runs(connection, limit, cursor, chosen))
 
-    async def hosts(self, run_id: str, *, limit: int = 100, cursor: str | None = None) -> Page[Host]:
+    async def hosts(
+        self, run_id: str, *, limit: int = 100, cursor: str | None = None, caller: str | None = None
+    ) -> Page[Host]:
         """Return what a run observed, in the order of address; raises as `get_run` and `list_runs` do."""
         check_limit(limit)
-        return await self._database.read(lambda connection: queries.list_hosts(connection, run_id, limit, cursor))
+        return await self._database.read(
+            lambda connection: queries.list_hosts(connection, run_id, limit, cursor, caller)
+        )
 
     async def read_raw(self, raw: Raw, offset: int, limit: int) -> bytes:
         """Return at most ``limit`` bytes of raw output from ``offset`` bytes on; empty at and past the end.

@@ -164,3 +164,21 @@ asyncio.run(RateLimiter(RateLimitConfig).hit("ann", "nmap"))
 assert "limits" in sys.modules and "redis" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+async def test_an_actor_may_have_a_lower_limit_and_never_a_higher_one() -> None:
+    world = World()
+
+    async def most(limit: int | None) -> int:
+        world.now += 3600
+        for number in range(30):
+            try:
+                await world.limiter.hit("ann", "nmap", limit)
+            except BusyError as error:
+                assert error.details["limit"] == number  # noqa: PT017 - the loop counts until it is raised
+                return number
+        return 30
+
+    assert [await most(limit) for limit in (3, None, 20)] == [3, 10, 10]
+    world.settings = limits(own=0)
+    assert [await most(limit) for limit in (3, None)] == [3, 30], "also where nobody else has one"

@@ -84,4 +84,29 @@ def test_no_hour_ever_holds_more_than_the_limit(asked: list[tuple[float, int]]) 
             continue
         granted.append((now, packets))
         assert sum(number for when, number in granted if now - when < HOUR) <= 1000
-    assert len(budget._slots) <= HOUR / SLOT + 1
+    assert len(budget._all._slots) <= HOUR / SLOT + 1
+
+
+def test_an_actor_has_an_hour_of_its_own_inside_that_of_all() -> None:
+    budget = PacketBudget()
+    first = budget.reserve(60, 1000, 0, actor="a", own_limit=100)
+    with pytest.raises(BusyError, match="of the 100 an hour that this caller may send, 40 are left") as refused:
+        budget.reserve(50, 1000, 1, actor="a", own_limit=100)
+    assert refused.value.details["retry_after"] > HOUR - 1
+    budget.reserve(50, 1000, 1, actor="b")
+    assert budget.used(1) == 110, "what was refused counts nowhere"
+    budget.release(first)
+    assert budget.used(1) == 50
+    budget.reserve(100, 1000, 2, actor="a", own_limit=100)
+    with pytest.raises(BusyError, match="the policy allows"):
+        budget.reserve(900, 1000, 3, actor="a", own_limit=10_000)
+    assert budget._hour_of("a", 3).used(3) == 100
+
+
+def test_what_ran_before_there_was_a_limit_counts_and_idle_actors_are_forgotten() -> None:
+    budget = PacketBudget()
+    budget.reserve(80, None, 0, actor="a")
+    with pytest.raises(BusyError):
+        budget.reserve(30, None, 1, actor="a", own_limit=100)
+    budget.reserve(1, None, 2 * HOUR, actor="b")
+    assert set(budget._own) == {"b"}

@@ -1,0 +1,177 @@
+"""Servers with several known callers over HTTP, of which each may do something else; and clients that come as one.
+
+As a program this is the command line of the project with one thing changed: behind the guards a credential says by
+itself who comes, ``ROLE.NAME`` for the actor ``key:NAME`` whose credential gives it that role, with what the actors
+file makes of it. ``seed.NAME`` is the same actor and may do everything; ``only+SCOPE.NAME`` has that scope and no
+other. How a real credential is checked has tests of its own: these ask what a known caller may do.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+
+from mcp_server.doors.principals import Principal, with_principal
+from mcp_server.doors.problems import Receive, Scope, Send, header_values
+from mcp_server.identity.actors import InForce
+from mcp_server.identity.base import bounded
+from mcp_server.model.access import OWNER, Permission, Role
+from tests.support.doors import environment
+from tests.support.mcp_wire import INITIALIZED, MODERN_META, initialize, request
+
+MODULE = "tests.support.several_callers"
+TOOLS = """
+from mcp_server.base_tool import MCPBaseTool
+from mcp_server.model.run import Risk
+
+class PassiveTool(MCPBaseTool):
+    command_name = "true"
+    risk = Risk.PASSIVE
+
+class ProbingTool(MCPBaseTool):
+    command_name = "true"
+    risk = Risk.PROBE
+
+class ScanningTool(MCPBaseTool):
+    command_name = "true"
+    risk = Risk.SCAN
+
+class IntrudingTool(MCPBaseTool):
+    command_name = "true"
+    risk = Risk.INTRUSIVE
+"""
+"""One tool of each risk; the program they start does nothing."""
+
+
+def caller_environment(folder: Path, actors: str | None, **extra: str) -> dict[str, str]:
+    """The environment of such a server; ``actors`` is the text of its actors file."""
+    package = f"caller_tools_{folder.name.replace('-', '_')}"
+    (folder / f"{package}.py").write_text(TOOLS)
+    own = {"MCP_SERVER_AUTH": "none", "MCP_SECURITY_ALLOW_INTRUSIVE": "true", "TOOLS_PACKAGE": package}
+    own |= {"PYTHONPATH": str(folder)}
+    if actors is not None:
+        own["MCP_AUTH_ACTORS_FILE"] = str(folder / "actors.yaml")
+        (folder / "actors.yaml").write_text(actors)
+        (folder / "actors.yaml").chmod(0o600)
+    return environment(folder / "state", **own, **extra)
+
+
+def principal(credential: str, directory: InForce) -> Principal:
+    """Whom a credential of these tests stands for."""
+    role, _, name = credential.partition(".")
+    if role == "seed":
+        return Principal(f"key:{name}", OWNER)
+    scope = role.removeprefix("only+")
+    if scope != role:
+        held = bounded(directory.find(f"key:{name}", Role.ADMIN), frozenset({Permission(scope)}))
+        return Principal(f"key:{name}", held)
+    return Principal(f"key:{name}", directory.find(f"key:{name}", Role(role)))
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """An answer: ``outcome`` is ``ok`` or the code of the error, ``body`` the document."""
+
+    outcome: str
+    status: int
+    headers: httpx2.Headers
+    body: dict[str, Any]
+    content: bytes
+
+
+class Rest:
+    """The REST door for one caller."""
+
+    def __init__(self, client: httpx2.AsyncClient) -> None:
+        self.client = client
+
+    async def ask(self, method: str, path: str, **options: Any) -> Said:
+        answer = await self.client.request(method, path, **options)
+        is_json = "json" in answer.headers.get("content-type", "")
+        body = answer.json() if is_json else {}
+        outcome = body.get("code", str(answer.status_code)) if answer.status_code >= 400 else "ok"
+        return Said(outcome, answer.status_code, answer.headers, body, answer.content)
+
+    async def tool(self, name: str, target: str) -> Said:
+        return await self.ask("POST", f"/tools/{name}/execute", json={"target": target})
+
+
+class Mcp:
+    """The MCP door for one caller, in one of the two wire eras."""
+
+    def __init__(self, client: httpx2.AsyncClient, *, modern: bool) -> None:
+        self.client = client
+        self.modern = modern
+        self.session: dict[str, str] = {}
+
+    async def open(self) -> None:
+        if self.modern:
+            return
+        opened = await self.client.post("/mcp", json=initialize(1))
+        assert opened.status_code == 200, opened.text
+        self.session = {
+            "Mcp-Session-Id": opened.headers["mcp-session-id"],
+            "MCP-Protocol-Version": "2025-06-18",
+        }
+        assert (await self.client.post("/mcp", json=INITIALIZED, headers=self.session)).status_code == 202
+
+    async def ask(self, method: str, headers: Mapping[str, str] | None = None, **params: Any) -> Said:
+        own = self.session
+        if self.modern:
+            params = {"_meta": MODERN_META, **params}
+            own = {"MCP-Protocol-Version": "2026-07-28", "Mcp-Method": method}
+            named = params.get("name") or params.get("uri")
+            own |= {"Mcp-Name": named} if named else {}
+        answer = await self.client.post("/mcp", json=request(2, method, **params), headers={**own, **(headers or {})})
+        lines = [line.removeprefix("data:") for line in answer.text.splitlines() if line.startswith("data:")]
+        body = json.loads(lines[-1] if lines else answer.text)
+        return Said(_outcome(body), answer.status_code, answer.headers, body, answer.content)
+
+    async def tool(self, name: str, target: str) -> Said:
+        return await self.ask("tools/call", name=name, arguments={"target": target})
+
+
+def _outcome(body: dict[str, Any]) -> str:
+    if "code" in body:  # a problem
+        return str(body["code"])
+    if "error" in body:
+        data = body["error"].get("data")
+        return data["code"] if isinstance(data, dict) and "code" in data else str(body["error"]["code"])
+    result = body["result"]
+    return result["structuredContent"]["error"]["code"] if result.get("isError") else "ok"
+
+
+@asynccontextmanager
+async def coming_as(base: str, credential: str) -> AsyncIterator[httpx2.AsyncClient]:
+    headers = {"Authorization": f"Bearer {credential}", "Accept": "application/json, text/event-stream"}
+    async with httpx2.AsyncClient(base_url=base, headers=headers, timeout=60) as client:
+        yield client
+
+
+def main() -> None:
+    """Run the command line, with credentials that say who comes."""
+    from mcp_server.doors import permissions
+
+    class Knowing(permissions.Permissions):
+        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["type"] == "http":
+                credential = header_values(scope, b"authorization")[0].decode().removeprefix("Bearer ")
+                scope = with_principal(scope, principal(credential, InForce(lambda: self._pipeline.actors)))
+            await super().__call__(scope, receive, send)
+
+    permissions.Permissions = Knowing  # type: ignore[misc]  # the one thing that is changed
+    from mcp_server.cli import main as command_line
+
+    sys.argv[0] = "mcp-network-tools"
+    command_line()
+
+
+if __name__ == "__main__":
+    main()
