@@ -24,7 +24,7 @@ from mcp_server.doors.connections import deadline_protocol
 from mcp_server.doors.events import HEARTBEAT_SEC, LONGEST_SEC, RETRY_MS, add_event_routes
 from mcp_server.events import KEPT, MAX_SUBSCRIBERS, QUEUED, EventBus
 from tests.support.clock import SOON
-from tests.support.doors import environment, http_server, rest_client
+from tests.support.doors import environment, http_server, owned, rest_client
 from tests.support.streams import Stream, follow, request
 
 QUICK = {"target": "127.0.0.1", "mode": "ports", "ports": "1-3"}
@@ -241,7 +241,7 @@ async def parts(bus: EventBus | None = None, protocol: Any = None, **options: fl
     add_event_routes(app, SimpleNamespace(pipeline=SimpleNamespace(events=bus), config=config), **options)  # type: ignore[arg-type]  # the two parts of a server it uses
     sock = socket.create_server(("127.0.0.1", 0))
     settings = uvicorn.Config(
-        app, http=protocol or deadline_protocol(), log_config=None, ws="none", lifespan="off", access_log=False
+        owned(app), http=protocol or deadline_protocol(), log_config=None, ws="none", lifespan="off", access_log=False
     )
     served = uvicorn.Server(settings)
     serving = asyncio.create_task(served.serve([sock]))

@@ -17,12 +17,10 @@ import httpx2
 import jsonschema  # type: ignore[import-untyped]  # it ships no types
 import pytest
 
-from mcp_server.doors.principals import Principal, with_principal
 from mcp_server.errors import ERRORS
 from mcp_server.metrics import METRICS
-from mcp_server.model.access import OWNER
 from tests.support.clock import SOON
-from tests.support.doors import ROOT, environment, http_server, log_records, rest_client
+from tests.support.doors import ROOT, environment, http_server, log_records, owned, rest_client
 from tests.support.scans import gone, own_network, scanners, slow_scan, started
 
 TOOLS = """
@@ -425,15 +423,6 @@ async def test_a_store_that_is_away_is_503_and_no_secret_is_shown(tmp_path: Path
                 assert token not in response.text
     audit = [json.loads(line) for line in (tmp_path / "state" / "audit.jsonl").read_text().splitlines()]
     assert [each["decision"] for each in audit if each["event"] == "decision"] == ["accept"]
-
-
-def owned(app: Any) -> Any:
-    """``app`` as its owner sees it."""
-
-    async def known(scope: Any, receive: Any, send: Any) -> None:
-        await app(with_principal(scope, Principal("token", OWNER)), receive, send)
-
-    return known
 
 
 async def test_a_defect_is_500_without_internals() -> None:

@@ -22,6 +22,9 @@ from mcp.client.stdio import StdioServerParameters
 from mcp.client.streamable_http import streamable_http_client
 from mcp.shared.exceptions import MCPError
 
+from mcp_server.doors.principals import Principal, with_principal
+from mcp_server.model.access import OWNER
+
 SCOPE = "loopback,RFC1918,.lab.internal"
 DOORS = ("stdio", "http", "rest", "cli")
 ROOT = Path(__file__).resolve().parents[2]
@@ -198,6 +201,15 @@ async def open_doors(state: Path, *, prefix: tuple[str, ...] = (), **extra: str)
             mcp_client(base, token) as http,
         ):
             yield Doors(env, stdio, http, rest, token, base, prefix)
+
+
+def owned(app: Any) -> Any:
+    """``app`` as its owner sees it."""
+
+    async def known(scope: Any, receive: Any, send: Any) -> None:
+        await app(with_principal(scope, Principal("token", OWNER)), receive, send)
+
+    return known
 
 
 def rest_client(base: str, token: str) -> httpx2.AsyncClient:

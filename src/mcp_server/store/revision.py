@@ -7,7 +7,7 @@ from typing import Final
 
 from mcp_server.errors import PlatformError
 
-REVISION: Final = "0001"
+REVISION: Final = "0002"
 """The newest revision of `migrations/`."""
 
 

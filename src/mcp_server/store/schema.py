@@ -89,6 +89,7 @@ runs = Table(
     # The last observation of this run that the fold has taken in.
     _number("folded"),
     Index(None, "tool", "seq"),
+    Index(None, "actor_name", "seq"),
     Index(None, "outcome", "seq"),
     Index(None, "owner"),
     sqlite_autoincrement=True,
