@@ -334,7 +334,7 @@ def test_health_and_doctor_say_when_the_issuer_is_gone(tmp_path: Path) -> None:
 
 def test_guessers_are_locked_out_and_those_who_were_in_are_not(tmp_path: Path) -> None:
     state = tmp_path / "state"
-    env = environment(state, MCP_AUTH_LOCKOUT_FAILURES="5", MCP_AUTH_LOCKOUT_SEC="2")
+    env = environment(state, MCP_AUTH_LOCKOUT_FAILURES="5", MCP_AUTH_LOCKOUT_SEC="8")
     with http_server(env) as (base, token, _):
 
         def ask(credential: str) -> httpx2.Response:
@@ -342,21 +342,22 @@ def test_guessers_are_locked_out_and_those_who_were_in_are_not(tmp_path: Path) -
 
         key = json.loads(cli.run("keys", "create", "late", "--role", "viewer", "--json", env=env).stdout)["key"]
         assert ask(token).status_code == 200
-        codes = [ask(f"guess-{number}").status_code for number in range(40)]
-        assert codes == [401] * 5 + [429] * 35
+        codes = [ask(f"guess-{number}").status_code for number in range(20)]
+        assert codes == [401] * 5 + [429] * 15
         locked = ask(key)
         assert (locked.status_code, locked.json()["code"]) == (429, "locked_out")
-        assert int(locked.headers["retry-after"]) in {1, 2}
+        wait = int(locked.headers["retry-after"])
+        assert 1 <= wait <= 8
         assert ask(token).status_code == 200, "it was good lately"
         assert httpx2.get(f"{base}/tools").status_code == 401, "that none was sent is no guess"
-        time.sleep(2.1)
+        time.sleep(wait)
         assert ask(key).status_code == 200
     notes = [each for each in log_records(state) if each["event"] == "authentication"]
     assert [(each["code"], each["reason"], each.get("repeats")) for each in notes] == [
         ("unauthorized", "token wrong", None),
         ("locked_out", "any locked_out", None),
         ("unauthorized", "token wrong", 4),
-        ("locked_out", "any locked_out", 35),
+        ("locked_out", "any locked_out", 15),
     ]
     assert {each["client"] for each in notes} == {"127.0.0.1"}
 

@@ -1,0 +1,93 @@
+"""Identity where something is wrong: a configuration that is not whole, a flood of strangers, a damaged file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mcp_server.audit import AuditLog
+from mcp_server.config import Config, load_config
+from mcp_server.doctor.callers import check_identity
+from mcp_server.doors.strangers import MOST_KINDS, WINDOW_SEC, Strangers
+from mcp_server.errors import ConfigError
+from mcp_server.health import HealthStatus
+from mcp_server.identity.base import Rejected
+from mcp_server.identity.gate import Gate
+from mcp_server.identity.key_file import KEY_FILE
+from tests.support.audit import records_of
+
+ISSUER, AUDIENCE = {"MCP_AUTH_ISSUER": "https://i.example"}, {"MCP_AUTH_AUDIENCE": "https://scan.example/mcp"}
+URL, FILE = {"MCP_AUTH_JWKS_URL": "https://i.example/jwks"}, {"MCP_AUTH_JWKS_FILE": "/etc/jwks.json"}
+
+
+@pytest.mark.parametrize(
+    ("env", "why"),
+    [
+        (ISSUER | URL, "needs auth.audience"),
+        (ISSUER | AUDIENCE, "and not both"),
+        (ISSUER | AUDIENCE | URL | FILE, "and not both"),
+        ({"MCP_AUTH_ALGORITHMS": "none"}, "'none' is not one of"),
+        ({"MCP_AUTH_ALGORITHMS": "ES256,HS256"}, "'HS256' is not one of"),
+        ({"MCP_AUTH_ALGORITHMS": ""}, "at least 1 item"),
+        ({"MCP_AUTH_ISSUER": "i.example"}, "must start with http"),
+        ({"MCP_AUTH_ISSUER": "https://i.example?x=1"}, "neither query nor fragment"),
+        ({"MCP_AUTH_JWKS_URL": "http://i.example/jwks"}, "loopback address only"),
+        ({"MCP_AUTH_JWKS_URL": "https://user@i.example/jwks"}, "neither user nor fragment"),
+        ({"MCP_AUTH_JWKS_URL": "https://[::1/jwks"}, "must start with http"),
+        ({"MCP_AUTH_AUDIENCE": "https://scan.example:99999/mcp"}, "must start with http"),
+    ],
+)
+def test_a_configuration_that_is_not_whole_is_refused(env: dict[str, str], why: str) -> None:
+    with pytest.raises(ConfigError, match=why):
+        load_config(env=env)
+
+
+def test_keys_by_plain_http_are_taken_from_loopback_alone() -> None:
+    for host in ("127.0.0.1:8080", "[::1]:8080", "localhost"):
+        url = f"http://{host}/jwks"
+        assert load_config(env={"MCP_AUTH_JWKS_URL": url}).auth.jwks_url == url
+
+
+async def test_a_flood_from_everywhere_costs_a_bounded_number_of_records(tmp_path: Path) -> None:
+    now = 1000.0
+    strangers = Strangers(AuditLog(tmp_path), clock=lambda: now)
+    for number in range(1000):
+        for _ in range(3):
+            await strangers.log(f"192.0.{number // 256}.{number % 256}", Rejected("token", "wrong"))
+    assert len(records_of(tmp_path)) == MOST_KINDS + 1
+    now += WINDOW_SEC + 1
+    await strangers.close()
+    await strangers.close()
+    records = records_of(tmp_path)
+    assert len(records) == 2 * (MOST_KINDS + 1)
+    assert sum(record.get("repeats", 1) for record in records) == 3000, "none is lost"
+    assert {record["repeats"] for record in records if record["client"] == "others" and "repeats" in record} == {
+        3 * (1000 - MOST_KINDS) - 1
+    }
+
+
+async def test_a_log_that_cannot_be_written_does_not_change_the_refusal(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    strangers = Strangers(AuditLog(tmp_path / "none"))
+    await strangers.log("192.0.2.1", Rejected("token", "wrong"))
+    await strangers.close()
+    assert "audit.authentication_not_logged" in caplog.text
+
+
+async def test_health_names_the_file_of_keys_and_a_server_that_lets_nobody_in(tmp_path: Path) -> None:
+    config = Config(state_dir=tmp_path)
+    gate = Gate(lambda: config)
+    found = await check_identity(config, gate)
+    assert (found.status, found.detail) == (HealthStatus.HEALTHY, "taken are the local token")
+    config.auth.local_token = False
+    found = await check_identity(config, gate)
+    assert (found.status, found.detail) == (HealthStatus.DEGRADED, "taken are no credentials")
+    assert "keys create" in found.remedy
+    (tmp_path / KEY_FILE).write_text("{")
+    (tmp_path / KEY_FILE).chmod(0o600)
+    found = await check_identity(config, gate)
+    assert found.status is HealthStatus.DEGRADED
+    assert KEY_FILE in found.detail
+    assert KEY_FILE in found.remedy
