@@ -22,9 +22,8 @@ from mcp_server.metrics.table import METRICS
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted(DOCS.rglob("*.md"))]
-PROGRAM = re.compile(
-    r"(?:^|[ /])(?<!-[un] )mcp-network-tools (?!mcp-)(?=[a-z-])"
-)  # after -u it is a user, after -n a namespace
+PROGRAM = re.compile(r"(?:^|[ /])(?<!-[un] )(?<! deploy/)mcp-network-tools (?!mcp-)(?=[a-z-])")
+"""Not after -u, where it is a user, nor after -n, a namespace, nor as the name of a deployment."""
 GROUPS = ("audit", "config", "guard", "runs", "scope")
 CHECKS = {"audit log"}
 """Checks of /health that read like a command."""
@@ -177,8 +176,10 @@ def source() -> str:
 
 @cache
 def names() -> set[str]:
-    """Every name of lower-case words with underscores in that text, those of the tests, and without prefix the guard's rules and
-    the steps of a release."""
+    """Every name of lower-case words with underscores in that text, and those of the tests.
+
+    Without their prefix the guard's rules and the steps of a release.
+    """
     found = set(NAME.findall(source()))
     rules = {name.removeprefix("drop_") for name in found if name.startswith("drop_")}
     found |= {name.removeprefix("step_") for name in found if name.startswith("step_")}
