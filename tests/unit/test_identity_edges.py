@@ -51,7 +51,7 @@ def test_keys_by_plain_http_are_taken_from_loopback_alone() -> None:
 
 async def test_a_flood_from_everywhere_costs_a_bounded_number_of_records(tmp_path: Path) -> None:
     now = 1000.0
-    strangers = Strangers(AuditLog(tmp_path), clock=lambda: now)
+    strangers = Strangers(AuditLog(tmp_path), dict, clock=lambda: now)
     for number in range(1000):
         for _ in range(3):
             await strangers.log(f"192.0.{number // 256}.{number % 256}", Rejected("token", "wrong"))
@@ -70,7 +70,7 @@ async def test_a_flood_from_everywhere_costs_a_bounded_number_of_records(tmp_pat
 async def test_a_log_that_cannot_be_written_does_not_change_the_refusal(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    strangers = Strangers(AuditLog(tmp_path / "none"))
+    strangers = Strangers(AuditLog(tmp_path / "none"), dict)
     await strangers.log("192.0.2.1", Rejected("token", "wrong"))
     await strangers.close()
     assert "audit.authentication_not_logged" in caplog.text

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Collection
 from typing import Any, Final
 
+from mcp_server.doors.principals import named_in
 from mcp_server.doors.problems import ASGIApp, Message, Receive, Scope, Send, header_values, send_problem
 from mcp_server.errors import BusyError
 
@@ -186,7 +187,8 @@ class RequestLimit:
 
     It stands behind authentication and behind the reading of bodies: neither connections of strangers nor bodies that
     do not come can use the places up. Streams without an end (GET of a path in ``streams``, and MCP subscriptions)
-    have places of their own, half as many; health, metrics and ``/admin/`` have ``kept`` more than others.
+    have places of their own, half as many; health, metrics and ``/admin/`` have ``kept`` more than others. A caller that
+    is no admin has three quarters of each kind at most, so that one alone does not shut the others out.
     """
 
     def __init__(self, app: ASGIApp, limit: int, *, streams: Collection[str] = (), kept: int = 0) -> None:
@@ -195,6 +197,7 @@ class RequestLimit:
         self._streams = frozenset(streams)
         self._kept = kept
         self._under_way: Counter[str] = Counter()
+        self._of_callers: Counter[tuple[str, str | None]] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on while there is a place."""
@@ -212,17 +215,33 @@ class RequestLimit:
             )
             await send_problem(scope, receive, send, error)
             return
+        own = _caller(scope)
+        share = max(1, most * 3 // 4)
+        if own is not None and self._of_callers[kind, own] >= share:
+            error = BusyError(f"{share} {kind} of this caller alone, the share of one", retry_after=1)
+            await send_problem(scope, receive, send, error)
+            return
         self._under_way[kind] += 1
+        self._of_callers[kind, own] += 1
         try:
             await self._app(scope, receive, send)
         finally:
             self._under_way[kind] -= 1
+            self._of_callers[kind, own] -= 1
+            if not self._of_callers[kind, own]:
+                del self._of_callers[kind, own]
 
     def _is_endless(self, scope: Scope) -> bool:
         # The SDK refuses a message whose method is not the one that the header says.
         if scope.get("method") == "POST":
             return b"subscriptions/listen" in header_values(scope, b"mcp-method")
         return scope.get("method") == "GET" and scope["path"].rstrip("/") in self._streams
+
+
+def _caller(scope: Scope) -> str | None:
+    """Whose share of the places a request takes; None for an admin."""
+    principal = named_in(scope)
+    return None if principal is None or principal.access.sees_all_runs else principal.name
 
 
 def _is_operators(scope: Scope) -> bool:

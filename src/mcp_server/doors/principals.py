@@ -34,10 +34,16 @@ def with_principal(scope: Scope, principal: Principal) -> dict[str, Any]:
     return {**scope, _KEY: principal}
 
 
+def named_in(scope: Scope) -> Principal | None:
+    """Who calls; None where nobody has said so."""
+    found = scope.get(_KEY)
+    return found if isinstance(found, Principal) else None
+
+
 def principal_of(scope: Scope) -> Principal:
     """Who calls; raises AccessError ``unauthorized`` where nobody has said so, which no guarded route meets."""
-    found = scope.get(_KEY)
-    if not isinstance(found, Principal):
+    found = named_in(scope)
+    if found is None:
         raise AccessError("nobody has checked who calls")
     return found
 
