@@ -187,8 +187,8 @@ class RequestLimit:
 
     It stands behind authentication and behind the reading of bodies: neither connections of strangers nor bodies that
     do not come can use the places up. Streams without an end (GET of a path in ``streams``, and MCP subscriptions)
-    have places of their own, half as many; health, metrics and ``/admin/`` have ``kept`` more than others. A caller that
-    is no admin has three quarters of each kind at most, so that one alone does not shut the others out.
+    have places of their own, half as many; health, metrics and ``/admin/`` have ``kept`` more than others. A caller
+    that is no admin has three quarters of each kind at most, so that one alone does not shut the others out.
     """
 
     def __init__(self, app: ASGIApp, limit: int, *, streams: Collection[str] = (), kept: int = 0) -> None:
