@@ -39,7 +39,9 @@ def lay_out() -> None:
     subprocess.run([find("mount"), "-t", "tmpfs", "-o", "mode=1777", "tmpfs", "/tmp"], check=True)
     if ROOT.is_relative_to("/tmp"):  # it has just been hidden
         ROOT.mkdir(parents=True)
-        subprocess.run([find("mount"), "--bind", f"/proc/{os.getpid()}/fd/{checkout}", str(ROOT)], check=True)
+        # Else mount(8) would read the link, and bind the hidden folder's empty successor.
+        command = [find("mount"), "--no-canonicalize", "--bind", f"/proc/{os.getpid()}/fd/{checkout}", str(ROOT)]
+        subprocess.run(command, check=True)
     os.close(checkout)
     for folder in (CANARIES, DROP_ZONE, f"{CANARIES}/scripts", f"{_HOME}/.nmap/scripts"):
         Path(folder).mkdir(parents=True)
