@@ -499,6 +499,8 @@ def test_every_key_that_is_read_has_a_test_here() -> None:
         "auth.clock_skew_sec",
         "auth.role_claim",
         "auth.default_role",
+        # tests/integration/test_authorisation_bounds.py
+        "auth.actors_file",
         # tests/unit/test_lockout.py, and over HTTP tests/integration/test_identity.py
         "auth.lockout_failures",
         "auth.lockout_sec",

@@ -56,6 +56,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     with watched_server(tmp_path_factory.mktemp("dashboard")) as made:
         assert made.call("polite").status_code == 200
         assert made.call("polite", target="8.8.8.8").status_code == 400
+        assert made.get("/runs", token="wrong").status_code == 401
         assert [made.call("flaky", "flaky").status_code for _ in range(6)] == [502] * 5 + [503]
         assert made.call("slow", "sleep", timeout_sec=1).status_code == 504
         assert made.prometheus.until_some("mcp_event_loop_lag_seconds and mcp_health_status", 20)

@@ -99,6 +99,7 @@ async def test_every_live_key_is_read_from_the_configuration_in_force(
     tmp_path: Path, site: SiteTools, readings: Readings
 ) -> None:
     soon = {"MCP_CIRCUIT_BREAKER_RECOVERY_TIMEOUT": "1", "MCP_AUDIT_CHECKPOINT_INTERVAL": "1"}
+    soon |= {"MCP_AUTH_LOCKOUT_FAILURES": "100"}  # else nobody asks for how long
     issuer_keys = tmp_path / "jwks.json"
     issuer_keys.write_text(json.dumps(jwks(SIGNER)))
     issuer_keys.chmod(0o600)
