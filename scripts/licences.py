@@ -47,8 +47,11 @@ This project is MIT licensed (LICENSE). nmap is a program of its own and no part
 
 
 def report(python: str = sys.executable) -> dict[str, tuple[str, str]]:
-    """Name, to version and licence, of each pin that is installed in the environment of an interpreter."""
-    names = sorted({pin.name for pin in pins()})
+    """Name, to version and licence, of each pin for this platform that the environment of an interpreter has.
+
+    Not of others: what a development tool brings along is in no installation.
+    """
+    names = sorted({pin.name for pin in pins() if pin.here})
     command = [
         sys.executable,
         "-m",
