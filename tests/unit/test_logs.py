@@ -249,3 +249,15 @@ def test_a_quiet_start_does_not_import_structlog() -> None:
         "configure_logging(LoggingConfig()); sys.exit('structlog' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def test_a_first_line_does_not_wait_for_rich_and_rich_can_be_imported_afterwards() -> None:
+    code = """
+import sys
+from mcp_server.logs.lines import make_formatter
+make_formatter("console", colour=False)
+assert "structlog" in sys.modules
+assert not [name for name in sys.modules if name.split(".")[0] in {"rich", "pygments"}]
+from rich.console import Console
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
