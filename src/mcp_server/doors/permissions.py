@@ -140,7 +140,7 @@ class Permissions:
         if needed is None:
             return None
         try:
-            require_permission(actor.access, needed, what)
+            require_permission(actor.access, needed, f"{what} was asked for")
         except NetworkToolsError as refusal:
             metrics.count("mcp_refusals_total", code=refusal.code)
             await self._pipeline.denials.log(actor, what, what, {}, refusal)
