@@ -254,7 +254,11 @@ class ScopeCheck:
     def __call__(self, config: Config) -> Finding:
         """Whether the policy can be used, and what in it has no effect."""
         security = config.security
-        present = (security.policy_file, security.allowed_targets, identities([security.policy_file] if security.policy_file else []))
+        present = (
+            security.policy_file,
+            security.allowed_targets,
+            identities([security.policy_file] if security.policy_file else []),
+        )
         if present != self._seen:
             self._finding, self._seen = self._read(config), present
         return self._finding
