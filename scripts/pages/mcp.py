@@ -72,7 +72,7 @@ _FOOT: Final = """## Progress, cancelling, notifications
 | a resource that cannot be read now | JSON-RPC error -32603 (internal error), with the code (`store_unavailable`, …) in `data` |
 | a method that there is not | JSON-RPC error -32601 |
 | a line or body that is no JSON | JSON-RPC error -32700 |
-| over HTTP, before MCP is reached: no token, another Host or Origin, too large, no place | the status and problem body of [Errors](errors.md) |
+| over HTTP, before MCP is reached: no good credential, a scope that is missing, another Host or Origin, too large, no place | the status and problem body of [Errors](errors.md) |
 
 Every code is a row of [Errors](errors.md), the same in all doors.
 """

@@ -21,7 +21,7 @@ curl -H "Authorization: Bearer $TOKEN" -H 'Content-Type: application/json' \\
   -d '{"target": "192.168.1.10", "ports": "22,80"}' http://127.0.0.1:8080/tools/nmap/execute
 ```
 
-- Every route but `/livez` and `/readyz` asks for the token ([Connecting a client](clients.md)).
+- Every route but `/livez` and `/readyz` asks for a credential ([Who may come in](identity.md)), and most for a scope ([Who may do what](actors.md)).
 - A problem is an `application/problem+json` body (RFC 9457): the shape `Problem` below, with a `code` of the
   [table of errors](errors.md). Where it says when to come back, so does the header `Retry-After`.
 - A query parameter or a key of a body that a route does not know is refused (422), so that a misspelled filter does not look like none.

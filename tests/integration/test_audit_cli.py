@@ -167,6 +167,18 @@ async def test_records_are_shown_and_chosen(audit: Audit, written: Path) -> None
         ("admin", {"action": "reload", "result": "kept", "code": "config_invalid"}, "reload kept config_invalid"),
         ("lookup", {"name": "a.lab.internal"}, "a.lab.internal"),
         ("policy", {"scope_hash": "a1b2"}, "a1b2"),
+        ("policy", {"scope_hash": "a1b2", "actors_hash": "c3d4"}, "a1b2 c3d4"),
+        (
+            "authentication",
+            {
+                "decision": "deny",
+                "code": "unauthorized",
+                "reason": "key wrong",
+                "client": "127.0.0.9",
+                "id": "0a1b2c3d4e5f",
+            },
+            "deny unauthorized key wrong 127.0.0.9 0a1b2c3d4e5f",
+        ),
         ("end", {"outcome": "failed", "code": "timeout", "scope_hash": "a1b2"}, "failed timeout"),
     ],
 )

@@ -118,7 +118,17 @@ def test_the_metadata_of_the_resource_are_for_everybody_who_knows_its_name(serve
 
 
 @pytest.mark.parametrize(
-    ("path", "scope"), [("/mcp", "tools:read"), ("/tools", "tools:read"), ("/runs", "runs:read"), ("/admin/x", "admin")]
+    ("path", "scope"),
+    [
+        ("/mcp", "tools:read"),
+        ("/tools", "tools:read"),
+        ("/runs", "runs:read"),
+        ("/runs/r_1/raw", "runs:read"),
+        ("/events", "runs:read"),
+        ("/config", "admin"),
+        ("/admin/tools", "admin"),
+        ("/nowhere", "tools:read"),
+    ],
 )
 @pytest.mark.parametrize("token", [None, "wrong"])
 def test_a_challenge_says_where_to_ask_and_for_how_little(

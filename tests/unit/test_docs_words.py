@@ -24,7 +24,7 @@ DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted(DOCS.rglob("*.md"))]
 PROGRAM = re.compile(r"(?:^|[ /])(?<!-[un] )(?<! deploy/)mcp-network-tools (?!mcp-)(?=[a-z-])")
 """Not after -u, where it is a user, nor after -n, a namespace, nor as the name of a deployment."""
-GROUPS = ("audit", "config", "guard", "runs", "scope")
+GROUPS = ("audit", "config", "guard", "keys", "runs", "scope")
 CHECKS = {"audit log"}
 """Checks of /health that read like a command."""
 MISSPELLED = {"MCP_SECURITY_ALOWED_TARGETS"}

@@ -18,6 +18,7 @@ from mcp_server.base_tool import MCPBaseTool
 from mcp_server.config import load_config
 from mcp_server.discovery import LeftOut, Toolbox
 from mcp_server.doctor import host, load, service, versions
+from mcp_server.doctor.callers import ActorsCheck
 from mcp_server.doctor.host import CpuCheck, CpuTimes, MemoryUse, ProcessCheck, ProcessUse
 from mcp_server.errors import PlatformError
 from mcp_server.execution.admission import Load
@@ -310,6 +311,24 @@ def test_the_policy_is_read_again_only_where_it_changed(tmp_path: Path, monkeypa
     assert before(config).status is UNHEALTHY
     policy.unlink()
     assert check(config).status is DEGRADED
+
+
+def test_an_actors_file_that_cannot_be_used_is_found_before_a_start(tmp_path: Path) -> None:
+    actors = tmp_path / "actors.yaml"
+    actors.write_text("version: 1\nactors: [{name: ci, key: [ci, ci-2]}]\n")
+    actors.chmod(0o600)
+    env = {"MCP_STATE_DIR": str(tmp_path)}
+    config = load_config(env=env | {"MCP_AUTH_ACTORS_FILE": str(actors)})
+    check, before = ActorsCheck(serving=True), ActorsCheck(serving=False)
+    assert check(load_config(env=env)) == []
+    assert [(each.name, each.status) for each in check(config)] == [("actors", HEALTHY)]
+    assert "names 2 credentials; others may do nothing" in check(config)[0].detail
+    actors.write_text("version: 1\nactors: [{name: ci, key: ci, rolle: admin}]\n")
+    assert [(each.status, each.works) for each in check(config)] == [(DEGRADED, "calls, within the bounds read before")]
+    assert "line 2" in check(config)[0].detail
+    assert [(each.status, each.works) for each in before(config)] == [(UNHEALTHY, "nothing starts")]
+    actors.write_text("version: 1\nactors: []\nothers: {role: viewer}\n")
+    assert "names 0 credentials; others are bounded too" in check(config)[0].detail
 
 
 def breaker(name: str, state: State, retry_after: int = 0, *, forced: bool = False) -> BreakerView:

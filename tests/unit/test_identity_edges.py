@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from mcp_server.audit import AuditLog
+from mcp_server.audit.floods import WINDOW_SEC
 from mcp_server.config import Config, load_config
 from mcp_server.doctor.callers import check_identity
-from mcp_server.doors.strangers import MOST_KINDS, WINDOW_SEC, Strangers
+from mcp_server.doors.strangers import MOST_KINDS, Strangers
 from mcp_server.errors import ConfigError
 from mcp_server.health import HealthStatus
 from mcp_server.identity.base import Rejected

@@ -214,7 +214,9 @@ def _row(record: dict[str, Any]) -> tuple[str, ...]:
     if isinstance(dropped := record.get("dropped"), dict):
         details += [f"{rule} {packets}" for rule, packets in dropped.items()]
     if record.get("event") == "policy":
-        details.append(record.get("scope_hash"))
+        details += [record.get("scope_hash"), record.get("actors_hash")]
+    if record.get("event") == "authentication":  # nobody is known: where from, and whose key it is not
+        details += [record.get("client"), record.get("id")]
     details += [" ".join(pinned[:4]), "…" if len(pinned) > 4 else ""]
     what = " ".join(str(part) for part in details if part)
     cells = (record["seq"], str(record.get("time", ""))[:19], record.get("event"), record.get("actor"))

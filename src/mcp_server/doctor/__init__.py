@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mcp_server.doctor import host, load, service
-from mcp_server.doctor.callers import check_identity
+from mcp_server.doctor.callers import ActorsCheck, check_identity
 from mcp_server.health import HealthCheckManager, HealthCheckPriority, Threaded, log_changes
 
 if TYPE_CHECKING:
@@ -108,7 +108,8 @@ def _register_service(
     serving: bool,
 ) -> None:
     """What both have. Whatever may block has a thread."""
-    scope, cpu, stored = service.ScopeCheck(serving=serving), host.CpuCheck(), service.StoreCheck(open_store)
+    scope, actors = service.ScopeCheck(serving=serving), ActorsCheck(serving=serving)
+    cpu, stored = host.CpuCheck(), service.StoreCheck(open_store)
 
     async def store() -> Finding:
         return await stored(config())
@@ -122,7 +123,7 @@ def _register_service(
     )
     manager.register("store", _CRITICAL, store)
     manager.register("audit log", _CRITICAL, Threaded(lambda: service.check_audit(audit)))
-    manager.register("scope", _CRITICAL, Threaded(lambda: scope(config())))
+    manager.register("scope", _CRITICAL, Threaded(lambda: [scope(config()), *actors(config())]))
     manager.register("cpu", _CRITICAL, Threaded(lambda: cpu(config().health.cpu_threshold)))
     manager.register("memory", _CRITICAL, Threaded(lambda: host.check_memory(config().health.memory_threshold)))
 

@@ -1,16 +1,21 @@
-"""That the callers of the HTTP doors can be known: the API keys, and the issuer's keys."""
+"""That the callers of the HTTP doors can be known and bounded: API keys, the issuer's keys, the actors file."""
 
 from __future__ import annotations
 
 import shlex
 from typing import TYPE_CHECKING, Final
 
+from mcp_server.config.watching import identities
+from mcp_server.errors import NetworkToolsError
 from mcp_server.health import Finding, HealthStatus
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from mcp_server.config import Config
     from mcp_server.identity.gate import Gate
 
+ACTORS: Final = "actors"
 _EVERYBODY_ELSE: Final = "callers with other credentials"
 
 
@@ -42,3 +47,36 @@ async def check_identity(config: Config, gate: Gate) -> Finding:
 
 def _mend_keys(config: Config) -> str:
     return f"mend or remove {shlex.quote(str(config.state_dir / 'keys.json'))}"
+
+
+class ActorsCheck:
+    """What the actors file says, read again only where it may have changed; no finding where there is none."""
+
+    def __init__(self, *, serving: bool) -> None:
+        self._serving = serving
+        self._seen: object = None
+        self._finding = Finding(HealthStatus.HEALTHY, "")
+
+    def __call__(self, config: Config) -> list[Finding]:
+        """Whether it can be used."""
+        path = config.auth.actors_file
+        if path is None:
+            return []
+        present = identities([path])
+        if present != self._seen:
+            self._finding, self._seen = self._read(path), present
+        return [self._finding]
+
+    def _read(self, path: Path) -> Finding:
+        from mcp_server.identity.actors_file import read_actors_file
+
+        try:
+            actors = read_actors_file(path)
+        except NetworkToolsError as error:
+            # As with the policy: a running server keeps what it had.
+            state, works = HealthStatus.UNHEALTHY, "nothing starts"
+            if self._serving:
+                state, works = HealthStatus.DEGRADED, "calls, within the bounds read before"
+            return Finding(state, error.message, works, error.hint, ACTORS)
+        others = "others may do nothing" if actors.others is None else "others are bounded too"
+        return Finding(HealthStatus.HEALTHY, f"{path} names {len(actors.known)} credentials; {others}", name=ACTORS)

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from mcp_server.config.watching import identities
 from mcp_server.doctor.versions import version_of
 from mcp_server.errors import BusyError, NetworkToolsError
 from mcp_server.execution.commands import resolve_command
@@ -253,7 +254,11 @@ class ScopeCheck:
     def __call__(self, config: Config) -> Finding:
         """Whether the policy can be used, and what in it has no effect."""
         security = config.security
-        present = (security.policy_file, security.allowed_targets, _identity(security.policy_file))
+        present = (
+            security.policy_file,
+            security.allowed_targets,
+            identities([security.policy_file] if security.policy_file else []),
+        )
         if present != self._seen:
             self._finding, self._seen = self._read(config), present
         return self._finding
@@ -274,13 +279,3 @@ class ScopeCheck:
             detail += f"; without effect, because refused or excluded: {dead}"
             return Finding(_DEGRADED, detail, "the other entries", f"remove {dead} from {key}")
         return Finding(_OK, detail)
-
-
-def _identity(file: Path | None) -> tuple[int, ...]:
-    if file is None:
-        return ()
-    try:
-        found = file.stat()
-    except OSError as error:
-        return (error.errno or 0,)
-    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_mode)

@@ -6,14 +6,15 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from mcp_server import metrics
-from mcp_server.doors.challenges import challenge, least_needed, with_metadata_url
+from mcp_server.doors.challenges import challenge, with_metadata_url
 from mcp_server.doors.guards import CLOSE
+from mcp_server.doors.permissions import ROUTES, route_of
 from mcp_server.doors.principals import Principal, with_principal
 from mcp_server.doors.problems import ASGIApp, Receive, Scope, Send, header_values, send_problem
 from mcp_server.doors.resource_metadata import metadata_url, send_metadata, serves_metadata
 from mcp_server.errors import AccessError, NetworkToolsError
 from mcp_server.identity.base import TOKEN_NAME, Rejected
-from mcp_server.model.access import OWNER
+from mcp_server.model.access import OWNER, Permission
 
 if TYPE_CHECKING:
     from mcp_server.config.auth import AuthConfig
@@ -85,7 +86,7 @@ class BearerAuth:
         message = (
             "no Authorization header was sent" if missing else "the Authorization header holds no valid bearer token"
         )
-        header = challenge(scope, None if missing else "invalid_token", least_needed(scope))
+        header = challenge(scope, None if missing else "invalid_token", [_least_needed(scope)])
         await send_problem(scope, receive, send, AccessError(message, code="unauthorized"), [header, CLOSE])
 
     async def _note(self, scope: Scope, rejected: Rejected) -> None:
@@ -117,6 +118,12 @@ def known(scope: Scope, principal: Principal) -> dict[str, Any]:
 
     user = AuthenticatedUser(AccessToken(token="", client_id=principal.name, scopes=[]))
     return {**with_principal(scope, principal), "user": user}
+
+
+def _least_needed(scope: Scope) -> Permission:
+    """The permission that the least request to this address needs, whatever stands in its body."""
+    route = route_of(scope)
+    return (route and ROUTES[route]) or Permission.TOOLS_READ
 
 
 def _peer(scope: Scope) -> str:

@@ -27,13 +27,3 @@ def challenge(scope: Scope, error: str | None, needed: Iterable[Permission]) -> 
     parts = {"error": error, "scope": scopes, "resource_metadata": scope.get(_KEY)}
     said = ", ".join(f'{name}="{value}"' for name, value in parts.items() if value)
     return b"www-authenticate", f"Bearer {said}".rstrip().encode("ascii")
-
-
-def least_needed(scope: Scope) -> frozenset[Permission]:
-    """The permissions without which no request to this address is answered, whatever stands in its body."""
-    path = scope["path"]
-    if path.startswith("/admin"):
-        return frozenset({Permission.ADMIN})
-    if path.startswith("/runs"):
-        return frozenset({Permission.RUNS_READ})
-    return frozenset({Permission.TOOLS_READ})

@@ -116,7 +116,7 @@ class MetricsPage:
                 raise NotFoundError(f"only {PATH} is here")
             if scope["method"] not in {"GET", "HEAD"}:
                 raise NotFoundError(f"{PATH} is only read", code="method_not_allowed")
-            require_permission(principal_of(scope).access, Permission.TOOLS_READ, PATH)
+            require_permission(principal_of(scope).access, Permission.TOOLS_READ, f"GET {PATH} was asked for")
             body = await page(self._config())
         except NetworkToolsError as error:
             stepped = [step_up(scope, error)] if error.code == "insufficient_scope" else []

@@ -16,6 +16,7 @@ from pydantic_core import from_json
 
 from mcp_server import metrics
 from mcp_server.doors.challenges import challenge
+from mcp_server.doors.http import MCP_PATH
 from mcp_server.doors.principals import Principal, client_of, principal_of
 from mcp_server.doors.problems import ASGIApp, Message, Receive, Scope, Send, send_problem
 from mcp_server.doors.scope import NAME as SCOPE_TOOL
@@ -26,8 +27,6 @@ from mcp_server.scope.permission import ALL, NEEDED, require_permission
 
 if TYPE_CHECKING:
     from mcp_server.pipeline import Pipeline
-
-MCP_PATH: Final = "/mcp"
 
 _READ, _RUNS, _ADMIN = Permission.TOOLS_READ, Permission.RUNS_READ, Permission.ADMIN
 
@@ -141,7 +140,7 @@ class Permissions:
         if needed is None:
             return None
         try:
-            require_permission(actor.access, needed, what)
+            require_permission(actor.access, needed, f"{what} was asked for")
         except NetworkToolsError as refusal:
             metrics.count("mcp_refusals_total", code=refusal.code)
             await self._pipeline.denials.log(actor, what, what, {}, refusal)

@@ -2,34 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any, Final
 
 from mcp_server.audit import AuditLog
+from mcp_server.audit.floods import Floods
 from mcp_server.errors import NetworkToolsError
 from mcp_server.identity.base import Rejected
 from mcp_server.identity.lockout import place_of
 
 logger = logging.getLogger(__name__)
 
-WINDOW_SEC: Final = 60.0
 MOST_KINDS: Final = 64
 """Records a minute, at most: each costs a synced write. What is over it is counted under the address ``others``."""
 OTHERS: Final = "others"
-
-
-@dataclass(slots=True)
-class _Flood:
-    """Failures of one kind from one place since ``logged`` (monotonic seconds) that have no record yet."""
-
-    logged: float
-    fields: dict[str, Any]
-    repeats: int = 0
 
 
 class Strangers:
@@ -43,50 +31,25 @@ class Strangers:
     ) -> None:
         self._audit = audit
         self._terms = terms
-        self._clock = clock
-        self._floods: dict[tuple[str, str, str, str], _Flood] = {}
-        self._timer: asyncio.Task[None] | None = None
+        self._floods: Floods[tuple[str, str, str, str]] = Floods(self._append, clock)
 
     async def log(self, peer: str, rejected: Rejected) -> None:
         """Put a failure on the log, or count it where one of its kind is there already."""
         key = (place_of(peer), rejected.kind, rejected.reason, rejected.key_id or "")
         if key not in self._floods and len(self._floods) >= MOST_KINDS:
             key = (OTHERS, "", "", "")
-        flood = self._floods.get(key)
-        if flood is not None:
-            flood.repeats += 1
-            return
         where = peer[:64] if key[0] != OTHERS else OTHERS
         code = "locked_out" if rejected.reason == "locked_out" else "unauthorized"
         # Without a colon, behind which the log would see the value of a token.
         reason = f"{rejected.kind} {rejected.reason}"
         fields: dict[str, Any] = {"door": "http", "client": where, "code": code, "reason": reason}
         fields |= {"id": rejected.key_id} if rejected.key_id else {}
-        self._floods[key] = _Flood(self._clock(), fields)
-        if self._timer is None or self._timer.done():
-            self._timer = asyncio.create_task(self._write_repeats())
-        await self._append(fields)
+        if self._floods.count(key, fields):
+            await self._append(fields)
 
     async def close(self) -> None:
         """Write what is still counted; safe to call twice."""
-        timer, self._timer = self._timer, None
-        if timer is not None:
-            timer.cancel()
-            with suppress(asyncio.CancelledError):
-                await timer
-        await self._flush(before=float("inf"))
-
-    async def _write_repeats(self) -> None:
-        while self._floods:
-            await asyncio.sleep(WINDOW_SEC / 4)
-            await self._flush(before=self._clock() - WINDOW_SEC)
-
-    async def _flush(self, before: float) -> None:
-        for key, flood in list(self._floods.items()):
-            if flood.logged <= before:
-                del self._floods[key]
-                if flood.repeats:
-                    await self._append(flood.fields | {"repeats": flood.repeats})
+        await self._floods.close()
 
     async def _append(self, fields: dict[str, Any]) -> None:
         try:

@@ -34,7 +34,7 @@ def require_any_call(access: Access) -> None:
 
 
 def require_permission(access: Access, permission: Permission, what: str) -> None:
-    """Raise AccessError ``insufficient_scope`` unless ``access`` holds ``permission``."""
+    """Raise AccessError ``insufficient_scope`` unless ``access`` holds ``permission``; ``what`` begins the sentence."""
     if permission not in access.permissions:
         raise insufficient([permission], what)
 

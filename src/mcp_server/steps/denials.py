@@ -2,33 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 from mcp_server.audit import AuditLog, printable
+from mcp_server.audit.floods import Floods
 from mcp_server.base_tool import CORRELATION_ID_MAX_CHARS
 from mcp_server.errors import NetworkToolsError
 from mcp_server.model.run import Actor
 
 logger = logging.getLogger(__name__)
 
-WINDOW_SEC: Final = 60.0
 FLOODS: Final = frozenset({"rate_limited", "circuit_open", "shutting_down", "insufficient_scope"})
 """Codes whose refusals cost the caller nothing, and would fill the disk if each took a synced record."""
 _UNLOGGED: Final = frozenset({"audit_unavailable", "audit_broken"})
-
-
-@dataclass(slots=True)
-class _Flood:
-    """Refusals of one kind since ``logged`` (monotonic seconds) that have no record yet, and what that will say."""
-
-    logged: float
-    fields: dict[str, Any]
-    repeats: int = 0
 
 
 class Denials:
@@ -37,8 +25,7 @@ class Denials:
     def __init__(self, audit: AuditLog, terms: Callable[[], dict[str, str]]) -> None:
         self._audit = audit
         self._terms = terms
-        self._floods: dict[tuple[str, str, str, str], _Flood] = {}
-        self._timer: asyncio.Task[None] | None = None
+        self._floods: Floods[tuple[str, str, str, str]] = Floods(self._write_repeats)
 
     async def log(
         self,
@@ -58,41 +45,21 @@ class Denials:
         if error.code in _UNLOGGED:
             return
         fields = _fields(actor, tool, arguments, error) | ({} if reason is None else {"reason": reason})
-        if error.code in FLOODS:
-            key = (actor.name, actor.door, known_as, error.code)
-            flood = self._floods.get(key)
-            if flood is not None:
-                flood.repeats += 1
-                return
-            self._floods[key] = _Flood(time.monotonic(), fields)
-            self._timer = self._timer or asyncio.create_task(self._write_repeats())
+        kind = (actor.name, actor.door, known_as, error.code)
+        if error.code in FLOODS and not self._floods.count(kind, fields):
+            return
         await self._audit.append("decision", **fields, **self._terms())
 
     async def close(self) -> None:
         """Write what is still counted."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        await self._flush(before=float("inf"))
+        await self._floods.close()
 
-    async def _write_repeats(self) -> None:
-        while self._floods:
-            await asyncio.sleep(WINDOW_SEC / 4)
-            await self._flush(before=time.monotonic() - WINDOW_SEC)
-        self._timer = None
-
-    async def _flush(self, before: float) -> None:
-        for key, flood in list(self._floods.items()):
-            if flood.logged > before:
-                continue
-            del self._floods[key]
-            if flood.repeats:
-                fields = flood.fields | {"arguments": {}, "repeats": flood.repeats}
-                fields.pop("correlation_id", None)
-                try:
-                    await self._audit.append("decision", **fields, **self._terms())
-                except NetworkToolsError as failure:
-                    logger.error("audit.repeats_not_logged code=%s: %s", key[-1], failure.message)  # noqa: TRY400 - no traceback: the failure is a disk
+    async def _write_repeats(self, fields: dict[str, Any]) -> None:
+        told = {name: value for name, value in fields.items() if name != "correlation_id"} | {"arguments": {}}
+        try:
+            await self._audit.append("decision", **told, **self._terms())
+        except NetworkToolsError as failure:
+            logger.error("audit.repeats_not_logged code=%s: %s", fields["code"], failure.message)  # noqa: TRY400 - no traceback: the failure is a disk
 
 
 def _fields(actor: Actor, tool: str, arguments: Mapping[str, Any], error: NetworkToolsError) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
+from mcp_server.config.keys import keys
 from mcp_server.errors import ConfigError, NetworkToolsError, PlatformError
 from mcp_server.execution import syscalls
 from mcp_server.execution.guard import Enforcement, GuardReading, channel
@@ -391,8 +392,10 @@ def server_environment(given: Mapping[str, str], account: Account, config: Confi
     own = {"HOME": account.home, "USER": account.name, "LOGNAME": account.name, "MCP_STATE_DIR": str(config.state_dir)}
     if config.file is not None:
         own["MCP_CONFIG_FILE"] = str(config.file)
-    if config.security.policy_file is not None and config.security.source_of("policy_file") == "env":
-        own["MCP_SECURITY_POLICY_FILE"] = str(config.security.policy_file)
+    for key in keys().values():
+        value = key.of(config)
+        if isinstance(value, Path) and key.holder(config).source_of(key.name) == "env":
+            own |= {name: str(value) for name in key.env if name in kept}
     return kept | own
 
 
