@@ -1,9 +1,10 @@
-"""Real credentials and an actors file together: keys and tokens of a real issuer, held inside their bounds over HTTP."""
+"""Real credentials and an actors file together: keys and a real issuer's tokens, held inside their bounds over HTTP."""
 
 from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -13,10 +14,13 @@ from typing import Any
 import httpx2
 import pytest
 
+from mcp_server.doors.http import MAX_SESSIONS
+from mcp_server.doors.tool_lists import MAX_STREAMS, MOST_OF_ONE
+from mcp_server.events import MAX_SUBSCRIBERS
 from tests.support import cli
 from tests.support.doors import environment, http_server, log_records
 from tests.support.issuer import RESOURCE, Issuer, Key, claims, running_issuer
-from tests.support.mcp_wire import MODERN_META, initialize, request
+from tests.support.mcp_wire import MODERN_META, initialize, modern, request
 from tests.support.several_callers import Mcp, Rest, coming_as
 from tests.support.streams import follow
 
@@ -294,8 +298,8 @@ async def test_runs_are_those_of_whoever_made_them(served: Served, kind: str) ->
 
 
 async def test_a_stream_replays_only_the_readers_own(served: Served) -> None:
-    for who in INSIDE:
-        served.ask(who, "POST", "/tools/nmap/execute", json={"target": INSIDE[who], "ports": "1"})
+    for who, target in INSIDE.items():
+        served.ask(who, "POST", "/tools/nmap/execute", json={"target": target, "ports": "1"})
     async with AsyncExitStack() as stack:
         told = {}
         for who, name in (("robot", "key:robot"), ("person", "sub:scanner")):
@@ -396,3 +400,32 @@ def test_a_credential_in_a_wrong_place_is_kept_nowhere(served: Served) -> None:
     for where, text in told.items():
         shown_once = f"Token, shown once and kept in {served.folder / 'state' / 'token'}: {secrets['token']}"
         assert {kind for kind, secret in hidden.items() if secret in text.replace(shown_once, "")} == set(), where
+
+
+async def test_one_caller_alone_takes_neither_the_sessions_nor_the_streams_of_others(served: Served) -> None:
+    async with served.door("legacy", "promoted") as quiet, served.door("legacy", "robot") as other:
+        async with coming_as(served.base, served.credentials["both"]) as greedy:
+            for _ in range(MAX_SESSIONS + 8):
+                assert (await greedy.post("/mcp", json=initialize(1))).status_code == 200
+        assert [(await door.ask("ping")).status for door in (quiet, other)] == [200, 200]  # type: ignore[call-arg]  # an Mcp
+    async with AsyncExitStack() as stack:
+
+        async def opens(who: str) -> int:
+            return (await stack.enter_async_context(follow(served.base, served.credentials[who]))).status
+
+        assert Counter([await opens("both") for _ in range(MAX_SUBSCRIBERS)]) == {200: 24, 429: 8}
+        assert [await opens(who) for who in ("robot", "promoted")] == [200, 200]
+    async with AsyncExitStack() as stack:
+        message = modern(1, "subscriptions/listen", notifications={"toolsListChanged": True})
+        headers = {"MCP-Protocol-Version": "2026-07-28", "Mcp-Method": "subscriptions/listen"}
+
+        async def listens(who: str) -> bool:
+            client = await stack.enter_async_context(coming_as(served.base, served.credentials[who]))
+            answer = await stack.enter_async_context(client.stream("POST", "/mcp", json=message, headers=headers))
+            async for line in answer.aiter_lines():
+                if "acknowledged" in line or "error" in line:
+                    return "acknowledged" in line
+            return False
+
+        assert sum([await listens("both") for _ in range(MAX_STREAMS)]) == MOST_OF_ONE
+        assert [await listens(who) for who in ("robot", "promoted")] == [True, True]

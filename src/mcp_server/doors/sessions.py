@@ -53,7 +53,6 @@ class ForgetIdle:
         known = self._manager._server_instances.values()  # noqa: SLF001 - the SDK shows them nowhere else
         return [each for each in known if each.idle_scope is None or not each.idle_scope.cancel_called]
 
-
     def _longest_idle(self, sessions: list[StreamableHTTPServerTransport]) -> StreamableHTTPServerTransport:
         """The one to forget: of the callers with the most sessions, or where those are all in use, of all."""
         owners = self._manager._session_owners  # noqa: SLF001 - as below

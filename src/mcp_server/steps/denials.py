@@ -115,7 +115,7 @@ def given_id(arguments: Mapping[str, Any]) -> str | None:
     if not isinstance(given, str):
         return None
     # Here already: an event is read by others than the caller, and has no other place where secrets are taken out.
-    return str(printable(without_secrets(given[:4 * CORRELATION_ID_MAX_CHARS]), CORRELATION_ID_MAX_CHARS))
+    return str(printable(without_secrets(given[: 4 * CORRELATION_ID_MAX_CHARS]), CORRELATION_ID_MAX_CHARS))
 
 
 def who(actor: Actor) -> dict[str, str]:
