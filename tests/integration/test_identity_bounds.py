@@ -419,10 +419,13 @@ async def test_one_caller_alone_takes_neither_the_sessions_nor_the_streams_of_ot
         message = modern(1, "subscriptions/listen", notifications={"toolsListChanged": True})
         headers = {"MCP-Protocol-Version": "2026-07-28", "Mcp-Method": "subscriptions/listen"}
 
+        held: list[Any] = []
+
         async def listens(who: str) -> bool:
             client = await stack.enter_async_context(coming_as(served.base, served.credentials[who]))
             answer = await stack.enter_async_context(client.stream("POST", "/mcp", json=message, headers=headers))
-            async for line in answer.aiter_lines():
+            held.append(lines := answer.aiter_lines())  # the client hangs up where its iterator is collected
+            async for line in lines:
                 if "acknowledged" in line or "error" in line:
                     return "acknowledged" in line
             return False
