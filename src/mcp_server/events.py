@@ -143,6 +143,11 @@ class Subscription:
         return self._reader is None
 
     @property
+    def reader(self) -> str | None:
+        """Whose it is; None of one that reads everything."""
+        return self._reader
+
+    @property
     def position(self) -> str:
         """The id up to which this reader has had everything it wants; it may come back with it."""
         with self._lock:
@@ -263,7 +268,8 @@ class EventBus:
 
         ``reader`` is the name of an actor that reads of its own runs and calls alone; None reads of all.
         With ``after``, the id of the last event this reader has had, those since then come first. Raises BusyError
-        ``too_many_requests`` while there are ``limit`` readers, ``shutting_down`` once the bus is closed.
+        ``too_many_requests`` while there are ``limit`` readers, or three quarters of as many of one actor's own;
+        ``shutting_down`` once the bus is closed.
         """
         with self._lock:
             if self._closed:
@@ -272,6 +278,13 @@ class EventBus:
                 raise BusyError(
                     f"{limit} readers follow the events already",
                     hint="Close one of the streams, or try again when another reader has gone.",
+                    retry_after=_RETRY_AFTER_SEC,
+                )
+            share = max(1, limit * 3 // 4)
+            if reader is not None and sum(each.reader == reader for each in self._subscriptions) >= share:
+                raise BusyError(
+                    f"{share} streams of this caller follow the events already, the share of one",
+                    hint="Close one of them.",
                     retry_after=_RETRY_AFTER_SEC,
                 )
             known = self._number if after is None else self._place_of(after)

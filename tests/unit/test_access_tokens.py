@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import hmac
@@ -348,3 +349,12 @@ def test_an_actor_keeps_its_bounds_and_loses_what_its_token_lacks() -> None:
     kept = bounded(access, frozenset({Permission.TOOLS_READ, Permission.ADMIN}))
     assert kept == Access(frozenset({Permission.TOOLS_READ}), ("10.0.0.0/24",), ("nmap*",), 2)
     assert bounded(access, frozenset()) == NOBODY
+
+
+async def test_tokens_that_come_while_the_file_is_read_wait_for_it(tmp_path: Path) -> None:
+    path = tmp_path / "jwks.json"
+    path.write_text(json.dumps(jwks(Key.make("one"))))
+    path.chmod(0o600)
+    keys = FileKeys(path)
+    found = await asyncio.gather(*(keys.find("one", "ES256", 0.0) for _ in range(8)))
+    assert len(found) == 8, "none of them was told that its key is unknown"

@@ -280,3 +280,15 @@ async def test_long_text_is_cut_and_escapes_are_not_doubled() -> None:
     events.publish("alarm", {"message": "x" * 9999, "alarm": r"seen \x1b and \\", "count": float("nan")})
     (event,) = events._ring
     assert dict(event.data) == {"message": "x" * 512 + "…", "alarm": r"seen \x1b and \\", "count": None}
+
+
+async def test_one_actor_has_three_quarters_of_the_places_and_the_rest_is_for_others() -> None:
+    events = bus()
+    greedy = [events.subscribe(limit=8, reader="key:a") for _ in range(6)]
+    with pytest.raises(BusyError, match="6 streams of this caller"):
+        events.subscribe(limit=8, reader="key:a")
+    events.subscribe(limit=8, reader="key:b")
+    events.subscribe(limit=8)
+    greedy[0].close()
+    events.subscribe(limit=8, reader="key:a")
+    assert bus().subscribe(limit=1, reader="key:a").reader == "key:a", "one place is a share as well"

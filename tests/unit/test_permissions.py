@@ -63,6 +63,8 @@ def test_every_method_with_a_handler_has_a_row(server: EnhancedMCPServer) -> Non
         ("DELETE", "/tools", None),
         ("get", "/tools", None),
         ("GET", "//runs", None),
+        ("GET", "/config\n", ("GET", "/config")),
+        ("GET", "/runs/r_1/raw\n", ("GET", "/runs/{run_id}/raw")),
     ],
 )
 def test_the_row_of_a_request(method: str, path: str, row: tuple[str, str] | None) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from mcp_server.config.redact import REDACTED, is_secret_name, redact, without_secrets
+from mcp_server.config.redact import REDACTED, hide, is_secret_name, redact, without_secrets
 from mcp_server.logs import _LazyFormatter
 
 SECRET = "hunter2hunter2"
@@ -173,3 +173,13 @@ def test_no_text_takes_long(text: str) -> None:
     without_secrets(text)
     line("json", text)
     line("console", "%s", ValueError(text))
+
+
+def test_a_secret_without_a_form_is_hidden_where_it_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["mcp_server.config.redact"], "_known", set())
+    token = "aB3_" * 10
+    assert without_secrets(f"agent {token} 1") == f"agent {token} 1"
+    hide(token)
+    hide("nmap")
+    assert without_secrets(f"agent {token} 1") == f"agent {REDACTED} 1"
+    assert without_secrets("nmap") == "nmap", "a short word would be missing in every text"

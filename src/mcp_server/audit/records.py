@@ -65,7 +65,7 @@ def cleaned(value: Any, levels: int = _LEVELS) -> Any:
 
 def _name(key: Any) -> str:
     # Two lone surrogates become one character when they are read again, which may sort elsewhere.
-    name = str(key)
+    name = without_secrets(str(key))
     return name if name.isascii() else neutralise(name, ARGUMENT_LIMIT)
 
 

@@ -46,6 +46,20 @@ _URL_WITHOUT_HOST: Final = r"(://(?!\[)[^:@/]*:)(?![0-9]+(?:[/?#]|$))[^/?#]+"
 _QUERY_SECRET: Final = rf"(?i)([?&;][^=&;]*(?:{_IN_TEXT}|key)[^=&;]*=)[^&;]*"
 
 
+_LEAST_CHARS: Final = 32
+_known: set[str] = set()
+"""Secrets that are taken out wherever they stand: what has no form of its own is found in no other way."""
+
+
+def hide(secret: str) -> None:
+    """Take ``secret`` out of whatever is shown or kept from here on; a client may send it in a wrong place.
+
+    A short one is no secret, and would take words out of every text.
+    """
+    if len(secret) >= _LEAST_CHARS:
+        _known.add(secret)
+
+
 def is_secret_name(name: str) -> bool:
     """Whether a field of this name holds a secret, as ``api_key``, ``apiKey``, ``smbpass`` or ``Authorization`` do."""
     return bool(re.search(_IN_NAMES, name)) or not _WORDS.isdisjoint(_words(re.sub(_WORD_BOUNDARY, "_", name)))
@@ -53,6 +67,8 @@ def is_secret_name(name: str) -> bool:
 
 def without_secrets(text: str) -> str:
     """Return ``text`` with the passwords of URLs and the values of ``password=``, ``Authorization:`` … hidden."""
+    for secret in _known:
+        text = text.replace(secret, REDACTED)
     if re.search(_ANY, text):
         for pattern in _PATTERNS:
             text = re.sub(pattern, rf"\g<1>{REDACTED}", text)

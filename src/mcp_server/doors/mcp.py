@@ -25,13 +25,12 @@ from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS
 
 from mcp_server import __version__, tracing
 from mcp_server.doors import scope, views
-from mcp_server.doors.principals import principal_of
+from mcp_server.doors.principals import client_name, principal_of
 from mcp_server.doors.resources import RunResources
 from mcp_server.doors.tool_lists import ToolLists
 from mcp_server.errors import AccessError, NetworkToolsError, NotFoundError
 from mcp_server.model.access import OWNER
 from mcp_server.model.run import Actor, Risk
-from mcp_server.model.untrusted import neutralise
 from mcp_server.steps.call import user_name
 from mcp_server.steps.signals import known_name
 
@@ -295,7 +294,7 @@ def caller_of(ctx: ServerRequestContext[Any], door: str, user: str) -> Actor:
 
 def _client_name(ctx: ServerRequestContext[Any]) -> str:
     info = ctx.session.client_params.client_info if ctx.session.client_params else None
-    return neutralise(f"{info.name} {info.version}".strip(), 128) if info else ""
+    return client_name(f"{info.name} {info.version}".strip()) if info else ""
 
 
 def _progress(ctx: ServerRequestContext[Any]) -> Progress:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from mcp_server.config.redact import without_secrets
 from mcp_server.doors.problems import Scope, header_values
 from mcp_server.errors import AccessError
 from mcp_server.model.access import Access
@@ -51,7 +52,12 @@ def principal_of(scope: Scope) -> Principal:
 def client_of(scope: Scope) -> str:
     """What the client of a request says it is."""
     values = header_values(scope, b"user-agent")
-    return neutralise(values[0].decode("latin-1"), 128) if values else ""
+    return client_name(values[0].decode("latin-1")) if values else ""
+
+
+def client_name(said: str) -> str:
+    """What a client says it is, as it may be kept with a run: bounded, and without a credential that it put there."""
+    return neutralise(without_secrets(said[:1024]), 128)
 
 
 def caller(request: Request) -> Actor:

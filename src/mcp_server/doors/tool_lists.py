@@ -7,12 +7,17 @@ the connection itself: on the wire of stdio, and over HTTP on the stream that th
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakSet
 
+import mcp_types as types
 from mcp.server.subscriptions import InMemorySubscriptionBus, ListenHandler, ToolsListChanged
+from mcp.shared.exceptions import MCPError
 from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS
+
+from mcp_server.doors.principals import named_in
 
 if TYPE_CHECKING:
     from mcp.server.connection import Connection
@@ -20,6 +25,8 @@ if TYPE_CHECKING:
 
 MAX_STREAMS: Final = 32
 """Clients of one door that may listen at once; each holds a request."""
+MOST_OF_ONE: Final = MAX_STREAMS * 3 // 4
+"""Streams of one caller over HTTP that is no admin."""
 TELL_SEC: Final = 5.0
 """Seconds that one client gets to take the notice. One that does not read finds out when it calls."""
 
@@ -28,11 +35,28 @@ class ToolLists:
     """The clients of one door that have a list of the tools; for one event loop."""
 
     def __init__(self) -> None:
-        self.listen = ListenHandler(bus := InMemorySubscriptionBus(), max_subscriptions=MAX_STREAMS)
-        """Serves ``subscriptions/listen``."""
+        self._listen = ListenHandler(bus := InMemorySubscriptionBus(), max_subscriptions=MAX_STREAMS)
         self._bus = bus
+        self._listening: Counter[str] = Counter()
         self._connections: WeakSet[Connection] = WeakSet()
         self._telling: set[asyncio.Task[None]] = set()
+
+    async def listen(
+        self, ctx: ServerRequestContext[Any], params: types.SubscriptionsListenRequestParams
+    ) -> types.SubscriptionsListenResult:
+        """Serve ``subscriptions/listen``; one caller alone does not get all the places."""
+        caller = None if ctx.request is None else named_in(ctx.request.scope)
+        if caller is None or caller.access.sees_all_runs:
+            return await self._listen(ctx, params)
+        if self._listening[caller.name] >= MOST_OF_ONE:
+            raise MCPError(types.INTERNAL_ERROR, f"{MOST_OF_ONE} streams of this caller listen, the share of one")
+        self._listening[caller.name] += 1
+        try:
+            return await self._listen(ctx, params)
+        finally:
+            self._listening[caller.name] -= 1
+            if not self._listening[caller.name]:
+                del self._listening[caller.name]
 
     def given_to(self, ctx: ServerRequestContext[Any]) -> None:
         """Note that the client of this request has a list now."""
@@ -49,7 +73,7 @@ class ToolLists:
 
     def close(self) -> None:
         """End the streams of ``subscriptions/listen``, each with its last answer."""
-        self.listen.close()
+        self._listen.close()
 
 
 async def _tell(connection: Connection) -> None:

@@ -69,6 +69,7 @@ class FileKeys:
         self._path = path
         self._seen: tuple[int, ...] = ()
         self._set: JwkSet | None = None
+        self._reading = asyncio.Lock()
 
     @property
     def known(self) -> int:
@@ -77,6 +78,10 @@ class FileKeys:
 
     async def look(self) -> None:
         """Read the file if it is another one; one that cannot be read leaves what was known."""
+        async with self._reading:  # a token that comes meanwhile must not be told that its key is unknown
+            await self._look()
+
+    async def _look(self) -> None:
         seen = identity_of(Path(os.path.realpath(self._path)))  # noqa: ASYNC240 - a look at one file, for every token
         if seen == self._seen:
             return

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
+from mcp_server.config.redact import hide
 from mcp_server.errors import ConfigError, PlatformError
 from mcp_server.identity.base import TOKEN_NAME, Identity, Rejected
 from mcp_server.identity.private_file import read_private
@@ -30,6 +31,7 @@ class LocalToken:
     """The credential that is the token itself."""
 
     def __init__(self, token: str) -> None:
+        hide(token)
         self._token = token.encode("ascii")
 
     def claims(self, credential: str) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from mcp_server.base_tool import MCPBaseTool, ToolParameters
+from mcp_server.config.redact import without_secrets
 from mcp_server.errors import ArgumentError
 from mcp_server.model.run import Actor
 from mcp_server.model.untrusted import neutralise
@@ -56,6 +57,10 @@ def read_call(tool: MCPBaseTool, arguments: Mapping[str, Any], actor: Actor) -> 
         parameters = tool.parameters.model_validate(dict(arguments))
     except ValidationError as error:
         raise _argument_error(tool, error) from None
+    given = parameters.correlation_id
+    if given is not None and without_secrets(given) != given:
+        # It is kept with the run, and told to others that may read of it.
+        raise ArgumentError(f"{tool.tool_name()}: parameter 'correlation_id' holds what reads like a credential")
     return Call(run_id, tool, parameters, actor, parameters.correlation_id or run_id)
 
 

@@ -9,6 +9,7 @@ from typing import Any, Final
 from mcp_server.audit import AuditLog, printable
 from mcp_server.audit.floods import Floods
 from mcp_server.base_tool import CORRELATION_ID_MAX_CHARS
+from mcp_server.config.redact import without_secrets
 from mcp_server.errors import NetworkToolsError
 from mcp_server.model.run import Actor
 
@@ -78,7 +79,10 @@ def _fields(actor: Actor, tool: str, arguments: Mapping[str, Any], error: Networ
 def given_id(arguments: Mapping[str, Any]) -> str | None:
     """The correlation id as the caller gave it, bounded and escaped: of a call that was not understood."""
     given = arguments.get("correlation_id")
-    return str(printable(given, CORRELATION_ID_MAX_CHARS)) if isinstance(given, str) else None
+    if not isinstance(given, str):
+        return None
+    # Here already: an event is read by others than the caller, and has no other place where secrets are taken out.
+    return str(printable(without_secrets(given[: 4 * CORRELATION_ID_MAX_CHARS]), CORRELATION_ID_MAX_CHARS))
 
 
 def who(actor: Actor) -> dict[str, str]:
