@@ -56,7 +56,8 @@ class ForgetIdle:
     def _longest_idle(self, sessions: list[StreamableHTTPServerTransport]) -> StreamableHTTPServerTransport:
         """The one to forget: of the callers with the most sessions, or where those are all in use, of all."""
         owners = self._manager._session_owners  # noqa: SLF001 - as below
-        whose = [owners.get(each.mcp_session_id or "", {}).get("client_id") for each in sessions]
+        found = [owners.get(each.mcp_session_id or "") for each in sessions]
+        whose = [None if owner is None else owner["client_id"] for owner in found]
         held = Counter(whose)
         most = max(held.values())
         crowd = [each for each, owner in zip(sessions, whose, strict=True) if held[owner] == most]
