@@ -14,14 +14,14 @@ from mcp_server import logs, tracing
 from mcp_server.audit import AuditLog
 from mcp_server.config import Config
 from mcp_server.discovery import Toolbox
-from mcp_server.errors import AccessError, NetworkToolsError, PlatformError
+from mcp_server.errors import AccessError, ArgumentError, NetworkToolsError, PlatformError
 from mcp_server.events import EventBus
 from mcp_server.execution.admission import Admission
 from mcp_server.execution.calls import Calls
 from mcp_server.execution.circuit_breaker import Breakers, Permit
 from mcp_server.execution.guard import Guard, GuardReading
 from mcp_server.execution.rate_limit import RateLimiter
-from mcp_server.flags import read
+from mcp_server.flags import Setting, read
 from mcp_server.model.access import Access
 from mcp_server.model.run import Actor, Outcome
 from mcp_server.scope.actor_policy import ActorPolicies
@@ -112,7 +112,7 @@ class Pipeline:
                     self.calls.check()
                     held.enter_context(self.calls.under_way())
                     await self.gate.count(tool, actor)
-                    call = _permitted(toolbox, name, arguments, actor)
+                    call = _permitted(toolbox, name, arguments, actor, config)
                     permit = held.enter_context(self.gate.attempt(tool))
                 held.enter_context(logs.bound(run_id=call.id, correlation_id=call.correlation_id))
                 with step("plan") as span:
@@ -146,7 +146,7 @@ class Pipeline:
 
     async def plan(self, name: str, arguments: Mapping[str, Any], actor: Actor) -> Plan:
         """Plan a call without running it: what would be done, and what it would cost."""
-        call = _permitted(self.toolbox_of(actor), name, arguments, actor)
+        call = _permitted(self.toolbox_of(actor), name, arguments, actor, self.config)
         return await self._planner(actor.access).plan(call)
 
     def foresee(self, name: str, arguments: Mapping[str, Any], actor: Actor) -> AccessError | None:
@@ -158,9 +158,8 @@ class Pipeline:
         if actor.access.permissions >= ALL:
             return None
         try:
-            call = _permitted(self.toolbox_of(actor), name, arguments, actor)
-            longest = self.config.effective.max_args_length
-            check_permission(call, read(call.parameters.extra_args, call.tool.flags(), max_length=longest))
+            call = _permitted(self.toolbox_of(actor), name, arguments, actor, self.config)
+            check_permission(call, _settings(call, self.config))
         except NetworkToolsError as error:
             return error if isinstance(error, AccessError) and error.code == "insufficient_scope" else None
         return None
@@ -339,13 +338,28 @@ class _Prepared:
     waited: float
 
 
-def _permitted(toolbox: Toolbox, name: str, arguments: Mapping[str, Any], actor: Actor) -> Call:
-    """Read a call of an actor that may use the tool at all; what its parameters ask for is judged by the plan."""
+def _permitted(toolbox: Toolbox, name: str, arguments: Mapping[str, Any], actor: Actor, config: Config) -> Call:
+    """Read a call of an actor that may use the tool at all; what its parameters ask for is judged by the plan.
+
+    Who lacks even the least that the tool needs is told what this very call needs: one step up is then enough.
+    """
     require_any_call(actor.access)
     tool = toolbox.get(name)
     least = tool.risk if tool.least_risk is None else tool.least_risk
-    require_risk(actor.access, least, tool.tool_name())
+    try:
+        require_risk(actor.access, least, tool.tool_name())
+    except AccessError as refusal:
+        try:
+            call = read_call(tool, arguments, actor)
+            check_permission(call, _settings(call, config))
+        except ArgumentError:
+            raise refusal from None
+        return call
     return read_call(tool, arguments, actor)
+
+
+def _settings(call: Call, config: Config) -> tuple[Setting, ...]:
+    return read(call.parameters.extra_args, call.tool.flags(), max_length=config.effective.max_args_length)
 
 
 async def _whole(work: Coroutine[Any, Any, T]) -> T:
