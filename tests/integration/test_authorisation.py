@@ -364,6 +364,20 @@ async def test_what_the_parameters_ask_for_is_judged_before_the_call_is_begun(se
                     assert said.body["details"]["scope"] == "tools:scan"
 
 
+async def test_whoever_may_only_read_is_told_the_scope_of_the_very_call(served: Served) -> None:
+    """One step up is enough; a call that cannot be read needs the least that its tool does."""
+    scan, broken = {"target": "127.0.0.9", "mode": "ports"}, {"target": "127.0.0.9", "mode": "sideways"}
+    discover = scan | {"mode": "discover"}
+    async with coming_as(served.base, CREDENTIALS["viewer"]) as client:
+        for arguments, scope in ((scan, "tools:scan"), (discover, "tools:probe"), (broken, "tools:probe")):
+            said = await Rest(client).ask("POST", "/tools/nmap/execute", json=arguments)
+            assert (said.outcome, said.body["details"]["scope"]) == ("insufficient_scope", scope), said.body
+    async with coming_as(served.base, "only+tools:scan.operator") as client:
+        for arguments, outcome in ((scan | {"ports": "9"}, "ok"), (discover, "insufficient_scope")):
+            said = await Rest(client).ask("POST", "/tools/nmap/execute", json=arguments)
+            assert said.outcome == outcome, said.body
+
+
 async def test_the_scope_is_explained_for_the_caller(served: Served) -> None:
     async with coming_as(served.base, CREDENTIALS["bounded"]) as client:
         body = (await Rest(client).ask("GET", "/scope")).body
