@@ -127,7 +127,7 @@ def test_the_file_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest
 
 def test_a_state_folder_that_is_a_file_is_a_platform_error(tmp_path: Path) -> None:
     (tmp_path / "state").write_text("")
-    with pytest.raises(PlatformError, match="cannot be read or made") as caught:
+    with pytest.raises(PlatformError, match="cannot be read or written") as caught:
         load_or_create_token(tmp_path / "state")
     assert caught.value.code == "permission_denied"
 

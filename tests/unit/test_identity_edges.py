@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,12 @@ from mcp_server.audit.floods import WINDOW_SEC
 from mcp_server.config import Config, load_config
 from mcp_server.doctor.callers import check_identity
 from mcp_server.doors.strangers import MOST_KINDS, Strangers
-from mcp_server.errors import ConfigError
+from mcp_server.errors import ERRORS, ConfigError
 from mcp_server.health import HealthStatus
 from mcp_server.identity.base import Rejected
 from mcp_server.identity.gate import Gate
 from mcp_server.identity.key_file import KEY_FILE
+from mcp_server.identity.private_file import unwritable
 from tests.support.audit import records_of
 
 ISSUER, AUDIENCE = {"MCP_AUTH_ISSUER": "https://i.example"}, {"MCP_AUTH_AUDIENCE": "https://scan.example/mcp"}
@@ -92,3 +94,11 @@ async def test_health_names_the_file_of_keys_and_a_server_that_lets_nobody_in(tm
     assert found.status is HealthStatus.DEGRADED
     assert KEY_FILE in found.detail
     assert KEY_FILE in found.remedy
+
+
+def test_a_full_disk_is_told_with_what_frees_it_and_a_missing_right_with_what_gives_it() -> None:
+    full = unwritable(Path("/state/keys.json"), OSError(errno.ENOSPC, "No space left on device"), what="file of keys")
+    assert (full.code, full.hint) == ("disk_full", ERRORS["disk_full"].hint)
+    barred = unwritable(Path("/state/token"), OSError(errno.EACCES, "Permission denied"), what="token file")
+    assert barred.code == "permission_denied"
+    assert "MCP_STATE_DIR" in barred.hint

@@ -8,7 +8,6 @@ lock of the state folder's log.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import re
@@ -22,8 +21,8 @@ from typing import Annotated, Final, NamedTuple
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from mcp_server.audit.files import locked
-from mcp_server.errors import ArgumentError, ConfigError, NotFoundError, PlatformError
-from mcp_server.identity.private_file import read_private
+from mcp_server.errors import ArgumentError, ConfigError, NotFoundError
+from mcp_server.identity.private_file import read_private, unwritable
 from mcp_server.model.access import Role
 
 KEY_FILE: Final = "keys.json"
@@ -108,7 +107,7 @@ def read_keys(state_dir: Path) -> tuple[ApiKey, ...]:
     except FileNotFoundError:
         return ()
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise unwritable(path, error, what="file of API keys") from error
     try:
         return _Content.model_validate_json(content).keys
     except ValidationError as error:
@@ -184,14 +183,5 @@ def _change(state_dir: Path, change: Callable[[tuple[ApiKey, ...]], tuple[ApiKey
                 with suppress(FileNotFoundError):
                     draft.unlink()
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise unwritable(path, error, what="file of API keys") from error
     return keys
-
-
-def _unwritable(path: Path, error: OSError) -> PlatformError:
-    full = error.errno in {errno.ENOSPC, errno.EDQUOT}
-    return PlatformError(
-        f"the file of API keys {path} cannot be read or written: {error.strerror}",
-        code="disk_full" if full else "permission_denied",
-        hint="Make the state folder writable for the user that runs the server, or set MCP_STATE_DIR to another.",
-    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hmac
 import os
 import re
@@ -13,9 +12,9 @@ from pathlib import Path
 from typing import Final
 
 from mcp_server.config.redact import hide
-from mcp_server.errors import ConfigError, PlatformError
+from mcp_server.errors import ConfigError
 from mcp_server.identity.base import TOKEN_NAME, Identity, Rejected
-from mcp_server.identity.private_file import read_private
+from mcp_server.identity.private_file import read_private, unwritable
 from mcp_server.model.access import OWNER
 
 TOKEN_FILE: Final = "token"  # noqa: S105 - the name of a file, not a secret
@@ -97,9 +96,4 @@ def _platform_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as exc:
-        full = exc.errno in {errno.ENOSPC, errno.EDQUOT}
-        raise PlatformError(
-            f"the token file {path} cannot be read or made: {exc.strerror}",
-            code="disk_full" if full else "permission_denied",
-            hint="Make the state folder writable for the user that runs the server, or set MCP_STATE_DIR to another.",
-        ) from exc
+        raise unwritable(path, exc, what="token file") from exc

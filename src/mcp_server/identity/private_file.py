@@ -7,7 +7,18 @@ import os
 import stat
 from pathlib import Path
 
-from mcp_server.errors import ConfigError
+from mcp_server.errors import ERRORS, ConfigError, PlatformError
+
+
+def unwritable(path: Path, error: OSError, *, what: str) -> PlatformError:
+    """What to tell of a file that could not be read or replaced; ``what`` is what the message calls it."""
+    full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+    mode = "Make the state folder writable for the user that runs the server, or set MCP_STATE_DIR to another."
+    return PlatformError(
+        f"the {what} {path} cannot be read or written: {error.strerror}",
+        code="disk_full" if full else "permission_denied",
+        hint=ERRORS["disk_full"].hint if full else mode,
+    )
 
 
 def read_private(path: Path, limit: int, *, what: str, hint: str) -> bytes:
