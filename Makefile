@@ -21,7 +21,7 @@ docs: setup-test ## Write the pages that are made from the code, and build the d
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "open .cache/site/index.html"
 
-docs-serve: setup-test ## Serve the documentation on http://127.0.0.1:8000, anew at every change
+docs-serve: setup-test ## Serve the documentation on http://127.0.0.1:8000, again at every change
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --strict
 
 setup: ## Install what running needs: nmap, and this package in .venv

@@ -19,11 +19,11 @@ from typing import Any, Final
 from bench.result import Result
 from bench.stdio import MODULE, Session, child_environment
 from bench.tokens import answer_tokens
-from mcp_server.doors import views
-from mcp_server.model.asset import Host, Port
+from mcp_server.api import views
 from mcp_server.model.digest import HostDigest
+from mcp_server.model.host import Host, Port
 from mcp_server.model.run import Actor, Coverage, Outcome, PortsTested, Risk, Run
-from mcp_server.steps.answer import Answer
+from mcp_server.pipeline.respond import CallResult
 from tests.lab.network.fleet import FleetHost, make_fleet
 from tests.lab.network.handle import Lab
 from tests.unit.notation import read_addresses, read_cut, read_ports
@@ -121,7 +121,7 @@ def _fleet_of_2000() -> Result:
         outcome=Outcome.COMPLETED,
         coverage=Coverage(("10.78.0.0/16",), 65536, (PortsTested("tcp", "1-1000", 1000, "syn"),), 65536, FLEET),
     )
-    answer = Answer(run, digest)
+    answer = CallResult(run, digest)
     body, view = views.structured(answer)
     text = views.text(answer, view, full=False)
     tokens = answer_tokens({"structuredContent": body, "content": [{"text": text}]})

@@ -17,7 +17,7 @@ from typing import Any, Final
 from bench.result import Result, Spread
 from mcp_server.audit import AuditLog
 from mcp_server.audit.checkpoint import Sealer
-from mcp_server.audit.records import Head, cleaned, line_of
+from mcp_server.audit.records import ChainHead, cleaned, line_of
 from mcp_server.audit.verify import verify
 
 ROUNDS: Final = 500
@@ -32,7 +32,7 @@ _RECORD: Final[dict[str, Any]] = {
     "run_id": "r_0123456789abcdef01234567",
     "correlation_id": "r_0123456789abcdef01234567",
     "actor": "agent",
-    "door": "stdio",
+    "interface": "stdio",
     "client": "bench",
     "tool": "nmap",
     "arguments": {"target": "10.0.0.0/24", "mode": "ports", "ports": "1-1024"},
@@ -45,7 +45,7 @@ _RECORD: Final[dict[str, Any]] = {
     "reason": "allowed by 10.0.0.0/8",
     "scope_hash": "0" * 64,
     "enforcement": "kernel",
-    "place": "here",
+    "executor": "here",
     "sandbox": {"tier": "pid-namespace", "files_confined": True},
     "ruleset": "0" * 64,
 }
@@ -90,7 +90,7 @@ async def _append(folder: Path) -> Result:
 
 def _verify(folder: Path) -> list[Result]:
     folder.mkdir()
-    fields, head, size = cleaned(_RECORD), Head(), 0
+    fields, head, size = cleaned(_RECORD), ChainHead(), 0
     with (folder / "audit.jsonl").open("wb") as file:
         for _ in range(RECORDS):
             line, head = line_of(head, datetime.now(UTC).isoformat(timespec="microseconds"), "decision", fields)

@@ -20,8 +20,8 @@ from typing import Any, Final
 
 from bench.result import Result, Spread
 from bench.stdio import served
-from mcp_server.execution.confine import SYSTEM_PATH
-from mcp_server.execution.process import Limits, run_process
+from mcp_server.sandbox.confine import SYSTEM_PATH
+from mcp_server.sandbox.process import ProcessLimits, run_process
 
 ROUNDS: Final = 40
 WARM_UP: Final = 5
@@ -46,7 +46,7 @@ def measure() -> list[Result]:
         argv = _last_argv(state)
         ways: dict[str, Callable[[], Any]] = {
             "raw": lambda: _run(argv, home),
-            "contained": lambda: loop.run(run_process(argv, Limits(timeout_sec=600), lambda _: None)),
+            "contained": lambda: loop.run(run_process(argv, ProcessLimits(timeout_sec=600), lambda _: None)),
             "call": call,
         }
         taken: dict[str, list[float]] = {name: [] for name in ways}

@@ -12,10 +12,10 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from bench.result import Result, Spread
-from mcp_server.execution.containment import containment
-from mcp_server.execution.place import Place
-from mcp_server.execution.process import Limits, run_process
-from mcp_server.execution.sandbox import Sandbox
+from mcp_server.sandbox.containment import containment
+from mcp_server.sandbox.executor import Executor
+from mcp_server.sandbox.process import ProcessLimits, run_process
+from mcp_server.sandbox.sandbox import Sandbox
 
 ROUNDS: Final = 200
 WARM_UP: Final = 20
@@ -31,10 +31,10 @@ def measure() -> list[Result]:
 
 
 async def _measure() -> list[Result]:
-    place, sandbox = Place.here(), Sandbox(reads=("/usr/share/nmap",), raw_sockets=True)
+    executor, sandbox = Executor.here(), Sandbox(reads=("/usr/share/nmap",), raw_sockets=True)
 
     async def ours() -> None:
-        ended = await run_process((_TRUE,), Limits(10), lambda _: None, place=place, sandbox=sandbox)
+        ended = await run_process((_TRUE,), ProcessLimits(10), lambda _: None, executor=executor, sandbox=sandbox)
         assert ended.returncode == 0
 
     try:
@@ -43,7 +43,7 @@ async def _measure() -> list[Result]:
         bare_large, large = await _alternate(_bare, ours)
         assert len(ballast) == _GIB
     finally:
-        place.close()
+        executor.close()
     added = Spread.of([mine - raw for mine, raw in zip(small, bare, strict=True)], "ms")
     raw, whole, heavy = (Spread.of(values, "ms") for values in (bare, small, large))
     found = containment()

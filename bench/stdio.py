@@ -47,13 +47,13 @@ class Session:
         self._next = 0
         self._held = b""
 
-    def open(self, era: str = "2025-11-25") -> None:
+    def open(self, revision: str = "2025-11-25") -> None:
         """Shake hands in the older era; the 2026-07-28 one has no handshake."""
-        if era == "2026-07-28":
+        if revision == "2026-07-28":
             self._meta = {"_meta": _MODERN_META}
             return
         client = {"name": "bench", "version": "1"}
-        self.request("initialize", protocolVersion=era, capabilities={}, clientInfo=client)
+        self.request("initialize", protocolVersion=revision, capabilities={}, clientInfo=client)
         self._send({"jsonrpc": "2.0", "method": "notifications/initialized"})
 
     def request(self, method: str, **params: Any) -> dict[str, Any]:
@@ -114,14 +114,18 @@ class Session:
 
 @contextmanager
 def served(
-    argv: Sequence[str] = CONSOLE_SCRIPT, *, era: str = "2025-11-25", targets: str = "loopback", tools_package: str = ""
+    argv: Sequence[str] = CONSOLE_SCRIPT,
+    *,
+    revision: str = "2025-11-25",
+    targets: str = "loopback",
+    tools_package: str = "",
 ) -> Iterator[tuple[Session, Path]]:
     """An open session with a server of its own, and that server's state folder, removed afterwards."""
     with tempfile.TemporaryDirectory(prefix="mcp-bench-") as folder:
         environment = child_environment(folder, targets) | ({"TOOLS_PACKAGE": tools_package} if tools_package else {})
         session = Session(argv, environment)
         try:
-            session.open(era)
+            session.open(revision)
             yield session, Path(folder)
         finally:
             session.close()

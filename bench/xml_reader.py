@@ -20,17 +20,17 @@ from xml.parsers import expat
 
 from bench.xml_stream import covering
 from mcp_server.audit import AuditLog
-from mcp_server.execution.streams import CHUNK_BYTES
 from mcp_server.model.digest import HostDigest
 from mcp_server.model.run import Actor, Risk, Run
 from mcp_server.model.target import Target, Targets
-from mcp_server.steps.remember import Recorder
+from mcp_server.pipeline.record import Recorder
+from mcp_server.sandbox.streams import CHUNK_BYTES
 from mcp_server.store import open_store
 from mcp_server.store.blobs import RawSpool
-from mcp_server.tools.nmap_xml import NmapXmlParser
+from mcp_server.tools.nmap.xml import NmapXmlParser
 
 
-class Measured:
+class RequestMetrics:
     """Counts the bytes and the seconds of a reading, and how far resident memory rose above where it began."""
 
     def __init__(self) -> None:
@@ -62,9 +62,9 @@ def floor(pipe: IO[bytes], _hosts: int) -> dict[str, float]:
     xml.buffer_text = True
     xml.StartElementHandler = lambda _name, _attributes: None
     xml.EndElementHandler = lambda _name: None
-    measured = Measured()
-    measured.chunks_of(pipe, xml.Parse)
-    return measured.report()
+    request_metrics = RequestMetrics()
+    request_metrics.chunks_of(pipe, xml.Parse)
+    return request_metrics.report()
 
 
 def parse(pipe: IO[bytes], hosts: int) -> dict[str, float]:
@@ -75,10 +75,10 @@ def parse(pipe: IO[bytes], hosts: int) -> dict[str, float]:
         for host in parser.feed(data):
             digest.add(host)
 
-    measured = Measured()
-    measured.chunks_of(pipe, take)
+    request_metrics = RequestMetrics()
+    request_metrics.chunks_of(pipe, take)
     digest.view(11_000)
-    report = measured.report()
+    report = request_metrics.report()
     _check(digest, hosts)
     return report
 
@@ -97,16 +97,16 @@ async def _keep(pipe: IO[bytes], hosts: int) -> dict[str, float]:
         recorder, spool = Recorder(store, AuditLog(Path(folder)), run), RawSpool(Path(folder), run.id, 1 << 40)
         parser, digest = NmapXmlParser(_targets(hosts), ()), HostDigest()
         await recorder.begin()
-        measured = Measured()
+        request_metrics = RequestMetrics()
         while data := await asyncio.to_thread(pipe.read, CHUNK_BYTES):
-            spool.write(measured.count(data))
+            spool.write(request_metrics.count(data))
             found = parser.feed(data)
             for host in found:
                 digest.add(host)
             recorder.see(found)
             await recorder.flush()
         digest.view(11_000)
-        report = measured.report()
+        report = request_metrics.report()
         spool.abort()
         await store.close()
     _check(digest, hosts)

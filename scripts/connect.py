@@ -30,7 +30,7 @@ class Snippet:
     """One way to connect one client: what is typed (``shell``) or stands in its file (``json``)."""
 
     client: str
-    door: str
+    interface: str
     language: str
     text: str
 
@@ -75,7 +75,7 @@ def lines(command: str) -> list[tuple[str, str]]:
     return [
         (usual[each.client] or each.client, one_line(each))
         for each in snippets(command)
-        if each.client in usual and each.door == "stdio"
+        if each.client in usual and each.interface == "stdio"
     ]
 
 
@@ -114,7 +114,7 @@ def main() -> int:
         print("\n".join(found) or "the page has them all")
         return 1 if found else 0
     for each in snippets():
-        print(f"# {each.client}, {each.door}\n{each.text}\n")
+        print(f"# {each.client}, {each.interface}\n{each.text}\n")
     return 0
 
 

@@ -16,8 +16,8 @@ sys.path.insert(0, str(ROOT))
 
 _ERRORS_HEAD = """# Errors
 
-Every door answers an error with the same four things: a stable code, a message that names the offending value, a
-hint that says what to do, and whether the same call may succeed later. HTTP doors send them as a problem body
+Every interface answers an error with the same four things: a stable code, a message that names the offending value, a
+hint that says what to do, and whether the same call may succeed later. HTTP interfaces send them as a problem body
 (`application/problem+json`) with the status below; MCP sends a tool result with `isError` and the same fields under
 `error` (an unknown tool is JSON-RPC error -32602); the command line prints them on standard error, or as JSON with
 `--json`, and exits with the code below.
@@ -102,7 +102,7 @@ def decisions_page() -> str:
 
 
 def rest_page() -> str:
-    """The routes of the REST door."""
+    """The routes of the REST interface."""
     from scripts.pages import rest
 
     return rest.page()
@@ -117,9 +117,9 @@ def mcp_page() -> str:
 
 def diagram() -> str:
     """The rooms and what imports what, as an SVG."""
-    from scripts.pages import rooms
+    from scripts.pages import packages
 
-    return rooms.picture(ROOT)
+    return packages.picture(ROOT)
 
 
 PAGES = {
@@ -129,7 +129,7 @@ PAGES = {
     "rest.md": rest_page,
     "mcp.md": mcp_page,
     "decisions/index.md": decisions_page,
-    "images/rooms.svg": diagram,
+    "images/packages.svg": diagram,
 }
 
 

@@ -174,7 +174,7 @@ class Release:
         if manifests.MCP_NAME not in (ROOT / "README.md").read_text():
             raise NotAsItShouldBeError(f"README.md lacks {manifests.MCP_NAME}")
         shutil.copy(ROOT / "server.json", self.to)
-        if manifests.OWNER == manifests.NO_OWNER:
+        if manifests.FULL_ACCESS == manifests.NO_OWNER:
             raise CouldNotError(
                 "valid, but nobody owns the name yet: set owner in pyproject.toml, [tool.mcp-network-tools]"
             )

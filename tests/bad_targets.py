@@ -1,4 +1,4 @@
-"""Targets that every door refuses before anything is resolved or started: id, text, and the code they get.
+"""Targets that every interface refuses before anything is resolved or started: id, text, and the code they get.
 
 They are refused under any configuration of this project's tests: RFC1918, ``.lab.internal``, with or without
 ``loopback``. None of them needs a name server.

@@ -33,7 +33,7 @@ class Served:
 def served(**settings: str) -> Iterator[Served]:
     """Serve on a free port of loopback with ``settings`` as further variables; gone afterwards.
 
-    The tier is named: where the guard stands, the process started is the guardian, and the server is a child of it.
+    The tier is named: where the guard stands, the process started is the guard helper, and the server is a child of it.
     """
     with tempfile.TemporaryDirectory() as folder, socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -59,7 +59,7 @@ _FOOT: Final = """## Progress, cancelling, notifications
   `cancelled` and keeps what it had.
 - **Changed tools**: a client of 2026-07-28 asks for it with `subscriptions/listen`; earlier ones get
   `notifications/tools/list_changed` on their connection, over HTTP on the stream that they opened with `GET /mcp`. At most
-  32 clients of a door listen at once.
+  32 clients of a interface listen at once.
 - `tools/list` may be kept for five minutes by clients that read its cache hint.
 
 ## Errors
@@ -74,7 +74,7 @@ _FOOT: Final = """## Progress, cancelling, notifications
 | a line or body that is no JSON | JSON-RPC error -32700 |
 | over HTTP, before MCP is reached: no good credential, a scope that is missing, another Host or Origin, too large, no place | the status and problem body of [Errors](errors.md) |
 
-Every code is a row of [Errors](errors.md), the same in all doors.
+Every code is a row of [Errors](errors.md), the same in all interfaces.
 """
 
 
@@ -111,7 +111,7 @@ async def _ask() -> tuple[Seen, Seen]:
 async def _see(server: Any, mode: Any) -> Seen:
     from mcp import Client
 
-    from mcp_server.doors.mcp import build_mcp_server
+    from mcp_server.api.mcp.handlers import build_mcp_server
 
     def plain(value: Any) -> Any:
         return value.model_dump(by_alias=True, exclude_none=True, mode="json")
@@ -132,16 +132,16 @@ def _lines(handshake: Seen, modern: Seen) -> Iterator[str]:
 
     if handshake.tools != modern.tools or handshake.templates != modern.templates:
         raise RuntimeError("the eras list different tools or resources: the page has to say so")
-    eras = {"handshake": HANDSHAKE_PROTOCOL_VERSIONS, "per request": MODERN_PROTOCOL_VERSIONS}
+    revisions = {"handshake": HANDSHAKE_PROTOCOL_VERSIONS, "per request": MODERN_PROTOCOL_VERSIONS}
     versions = "\n".join(
         [
-            f"- **{', '.join(eras['handshake'])}**: a session that begins with `initialize`.",
-            f"- **{', '.join(eras['per request'])}**: no session; each request says its version and what its client can do.",
+            f"- **{', '.join(revisions['handshake'])}**: a session that begins with `initialize`.",
+            f"- **{', '.join(revisions['per request'])}**: no session; each request says its version and what its client can do.",
         ]
     )
     capabilities = "\n".join(
-        f"| {era} ({seen.version}) | `{json.dumps(seen.capabilities)}` |"
-        for era, seen in zip(eras, (handshake, modern), strict=True)
+        f"| {revision} ({seen.version}) | `{json.dumps(seen.capabilities)}` |"
+        for revision, seen in zip(revisions, (handshake, modern), strict=True)
     )
     yield _HEAD.format(name=modern.name, instructions=modern.instructions, versions=versions, capabilities=capabilities)
     yield "## Tools\n"

@@ -39,8 +39,8 @@ def page() -> str:
 
 def document() -> dict[str, Any]:
     """The OpenAPI document of a server with the configuration's defaults."""
+    from mcp_server.api.rest.app import build_rest
     from mcp_server.config import load_config
-    from mcp_server.doors.rest import build_rest
     from mcp_server.server import EnhancedMCPServer
 
     async def build() -> dict[str, Any]:

@@ -15,7 +15,7 @@
         └── PlatformError       the host cannot run it: binary, disk, permission
 
 Each error has a stable ``code`` (a row of `ERRORS`), a message that names the offending value, a hint that
-says what to do, and whether the same call may succeed later. Doors translate errors by the table only.
+says what to do, and whether the same call may succeed later. Interfaces translate errors by the table only.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class ExitCode:
 
 @dataclass(frozen=True, slots=True)
 class ErrorSpec:
-    """One row of the table: how every door answers an error code."""
+    """One row of the table: how every interface answers an error code."""
 
     http: int
     exit: int
@@ -195,7 +195,7 @@ ERRORS: Final[dict[str, ErrorSpec]] = {
         ExitCode.ENVIRONMENT,
         _X,
         True,
-        "Nothing runs without the guard. Restart the server to set it up anew; 'mcp-network-tools doctor' says more.",
+        "Nothing runs without the guard. Restart the server to set it up again; 'mcp-network-tools doctor' says more.",
     ),
     "enforcement_too_weak": ErrorSpec(
         503,
@@ -272,7 +272,7 @@ class NetworkToolsError(Exception):
         return self.spec.retryable
 
     def as_dict(self) -> dict[str, Any]:
-        """The problem body every door shows: code, message, hint, retryable and the details, if any."""
+        """The problem body every interface shows: code, message, hint, retryable and the details, if any."""
         body: dict[str, Any] = {
             "code": self.code,
             "message": self.message,

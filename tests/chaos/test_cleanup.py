@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from mcp_server import server as server_module
 from mcp_server.config import load_config
 from mcp_server.errors import ConfigError, NetworkToolsError
-from mcp_server.lifecycle import Phase
-from mcp_server.model.access import OWNER
+from mcp_server.model.access import FULL_ACCESS
 from mcp_server.model.run import Actor
 from mcp_server.server import EnhancedMCPServer
-from tests.support.doors import environment, free_port
+from mcp_server.server import enhanced as server_module
+from mcp_server.server.lifecycle import Phase
+from tests.support.interfaces import environment, free_port
 from tests.support.scans import gone, own_network, slow_scan, started
 
-ACTOR = Actor("tester", "cli", access=OWNER)
+ACTOR = Actor("tester", "cli", access=FULL_ACCESS)
 
 
 def make(tmp_path: Path, **extra: str) -> EnhancedMCPServer:

@@ -16,9 +16,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.chaos.doors_under_way import SERVED, Door, one_door
+from tests.chaos.interfaces_under_way import SERVED, Interface, one_interface
 from tests.support import cli
-from tests.support.doors import environment, log_records
+from tests.support.interfaces import environment, log_records
 from tests.support.namespaces import mount_namespace
 from tests.support.postgres import PostgresServer, running_postgres
 from tests.support.scans import gone, own_network, scanners, slow_scan, started
@@ -27,8 +27,8 @@ from tests.support.site_tools import make_site_tools
 LOOK = {"target": "127.0.0.1", "mode": "discover"}
 
 
-async def works(door: Door) -> None:
-    reply = await door.call("nmap", LOOK)
+async def works(interface: Interface) -> None:
+    reply = await interface.call("nmap", LOOK)
     assert reply.error is None, reply.error
 
 
@@ -48,16 +48,16 @@ async def test_a_disk_that_is_full_for_a_while(tmp_path: Path, kind: str) -> Non
             for token in (seen / "token", state / "token"):  # the helper reads it outside
                 token.write_text("t" * 43)
                 token.chmod(0o600)
-        async with one_door(kind, environment(state), *inside.prefix) as door:
-            await works(door)
+        async with one_interface(kind, environment(state), *inside.prefix) as interface:
+            await works(interface)
             free = os.statvfs(seen)
             (seen / "filler").write_bytes(bytes(free.f_bavail * free.f_frsize))
             for _ in range(2):
-                reply = await door.call("nmap", LOOK)
+                reply = await interface.call("nmap", LOOK)
                 assert reply.code == "disk_full", reply
-            assert await door.read()
+            assert await interface.read()
             (seen / "filler").unlink()
-            await works(door)
+            await works(interface)
         verified = cli.run("audit", "verify", "--json", env=environment(seen))
         assert verified.returncode == 0, verified.stdout
 
@@ -70,18 +70,18 @@ def postgres() -> Iterator[PostgresServer]:
 
 async def test_a_database_that_is_gone_for_a_while(tmp_path: Path, postgres: PostgresServer) -> None:
     env = environment(tmp_path / "state", MCP_DATABASE_URL=postgres.new_database())
-    async with one_door("rest", env) as door:
-        await works(door)
+    async with one_interface("rest", env) as interface:
+        await works(interface)
         postgres.stop(signal.SIGQUIT)
         try:
             for _ in range(2):
-                reply = await door.call("nmap", LOOK)
+                reply = await interface.call("nmap", LOOK)
                 assert reply.code == "store_unavailable", reply
                 assert reply.error is not None
                 assert reply.error["retryable"]
         finally:
             postgres.start()
-        await works(door)
+        await works(interface)
     assert outcomes(env) == ["completed"] * 2
     ends = [record for record in log_records(tmp_path / "state") if record["event"] == "end"]
     assert len(ends) == 4, "every decision has its end on the log, also those without a run"
@@ -90,9 +90,9 @@ async def test_a_database_that_is_gone_for_a_while(tmp_path: Path, postgres: Pos
 async def test_a_database_that_comes_back_while_a_scan_goes_on(tmp_path: Path, postgres: PostgresServer) -> None:
     env, target = environment(tmp_path / "state", MCP_DATABASE_URL=postgres.new_database()), own_network()
     arguments = {"target": target, "mode": "ports", "ports": "1-4", "extra_args": "--scan-delay 50ms --max-hostgroup 1"}
-    async with one_door("rest", env) as door:
-        await works(door)
-        call = asyncio.create_task(door.call("nmap", arguments))
+    async with one_interface("rest", env) as interface:
+        await works(interface)
+        call = asyncio.create_task(interface.call("nmap", arguments))
         await started(target)
         await asyncio.sleep(0.5)
         postgres.stop(signal.SIGQUIT)
@@ -108,10 +108,10 @@ async def test_a_server_that_starts_before_its_database(tmp_path: Path, postgres
     env = environment(tmp_path / "state", MCP_DATABASE_URL=postgres.new_database())
     postgres.stop()
     try:
-        async with one_door("rest", env) as door:
-            assert (await door.call("nmap", LOOK)).code == "store_unavailable"
+        async with one_interface("rest", env) as interface:
+            assert (await interface.call("nmap", LOOK)).code == "store_unavailable"
             postgres.start()
-            await works(door)
+            await works(interface)
     finally:
         if postgres._process is None:
             postgres.start()
@@ -122,17 +122,17 @@ async def test_a_database_file_that_is_gone_for_a_while(tmp_path: Path, end: str
     """A connection goes on in a file without a name; what it took from there on would be lost without a word."""
     env = environment(tmp_path / "state")
     database = tmp_path / "state" / "store.db"
-    async with one_door("rest", env) as door:
-        await works(door)
+    async with one_interface("rest", env) as interface:
+        await works(interface)
         database.rename(tmp_path / "away")
         if end == "replaced":
             database.touch(mode=0o600)
         for _ in range(2):
-            reply = await door.call("nmap", LOOK)
+            reply = await interface.call("nmap", LOOK)
             assert reply.code == "store_unavailable", reply
-        assert not await door.read(), "nor is it read by another connection, which would make a new one"
+        assert not await interface.read(), "nor is it read by another connection, which would make a new one"
         (tmp_path / "away").replace(database)
-        await works(door)
+        await works(interface)
     assert outcomes(env) == ["completed"] * 2
     assert cli.run("audit", "verify", "--json", env=env).returncode == 0
 
@@ -142,21 +142,21 @@ async def test_a_program_that_vanished_and_came_back(tmp_path: Path, kind: str) 
     tools = make_site_tools(tmp_path / f"vanish_{kind}")
     env = environment(tmp_path / "state", MCP_TOOL_INCLUDE_PATTERNS="probe", **tools.env)
     program = tools.folder / "bin" / "site-probe"
-    async with one_door(kind, env) as door:
+    async with one_interface(kind, env) as interface:
         call = {"target": "127.0.0.1", "extra_args": "--do echo"}
-        assert (await door.call("probe", call)).error is None
+        assert (await interface.call("probe", call)).error is None
         shutil.move(program, tmp_path / "away")
-        reply = await door.call("probe", call)
+        reply = await interface.call("probe", call)
         assert reply.code == "binary_not_found"
         shutil.move(tmp_path / "away", program)
-        assert (await door.call("probe", call)).error is None
+        assert (await interface.call("probe", call)).error is None
 
 
 @pytest.mark.parametrize("kind", ["stdio", "rest"])
 async def test_a_process_that_is_out_of_descriptors_for_a_while(tmp_path: Path, kind: str) -> None:
-    async with one_door(kind, environment(tmp_path / "state")) as door:
-        await works(door)
-        pid = door.process.pid
+    async with one_interface(kind, environment(tmp_path / "state")) as interface:
+        await works(interface)
+        pid = interface.process.pid
         used = {int(entry.name) for entry in Path(f"/proc/{pid}/fd").iterdir()}
         free = next(number for number in itertools.count() if number not in used)
         soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
@@ -164,35 +164,35 @@ async def test_a_process_that_is_out_of_descriptors_for_a_while(tmp_path: Path, 
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (free, hard))
         try:
             for _ in range(3):
-                reply = await asyncio.wait_for(door.call("nmap", LOOK), 20)
+                reply = await asyncio.wait_for(interface.call("nmap", LOOK), 20)
                 assert reply.error is not None
                 assert reply.code in {"too_many_requests", "audit_unavailable", "store_unavailable", "binary_not_found"}
                 assert reply.error["hint"]
         finally:
             resource.prlimit(pid, resource.RLIMIT_NOFILE, (soft, hard))
-        await works(door)
-    assert "Traceback" not in door.log.read_text()
+        await works(interface)
+    assert "Traceback" not in interface.log.read_text()
 
 
 async def test_a_scanner_and_a_runner_that_somebody_kills(tmp_path: Path) -> None:
     env = environment(tmp_path / "state")
-    async with one_door("rest", env) as door:
+    async with one_interface("rest", env) as interface:
         target = own_network()
-        call = asyncio.create_task(door.call("nmap", slow_scan(target)))
+        call = asyncio.create_task(interface.call("nmap", slow_scan(target)))
         await started(target)
         for pid in scanners(target):
             os.kill(pid, signal.SIGKILL)
         assert (await call).code == "tool_failed"
-        await works(door)
+        await works(interface)
         target = own_network()
-        call = asyncio.create_task(door.call("nmap", slow_scan(target)))
+        call = asyncio.create_task(interface.call("nmap", slow_scan(target)))
         await started(target)
-        (runner,) = psutil.Process(door.process.pid).children()
+        (runner,) = psutil.Process(interface.process.pid).children()
         runner.kill()
         reply = await call
         assert reply.code == "tool_failed"
         assert await gone(target)
-        await works(door)
+        await works(interface)
     assert len(outcomes(env)) == 4
 
 
@@ -217,21 +217,21 @@ async def test_a_clock_that_jumps(tmp_path: Path) -> None:
         FAKETIME_CACHE_DURATION="1",
         MCP_AUDIT_CHECKPOINT_INTERVAL="1",
     )
-    async with one_door("rest", env) as door:
-        await works(door)
+    async with one_interface("rest", env) as interface:
+        await works(interface)
         for text in ("+1d", "-1d"):
             target = own_network()
-            call = asyncio.create_task(door.call("nmap", slow_scan(target) | {"timeout_sec": 5}))
+            call = asyncio.create_task(interface.call("nmap", slow_scan(target) | {"timeout_sec": 5}))
             await started(target)
             begun = time.monotonic()
             jump(text)  # seen within a second
             reply = await call
             assert reply.code == "timeout"
             assert 2 < time.monotonic() - begun < 15, "a time limit is not a matter of the wall clock"
-            await works(door)
+            await works(interface)
         jump("+0")
-        door.signal(signal.SIGTERM)
-        assert await door.exit_code(3) == 0
+        interface.signal(signal.SIGTERM)
+        assert await interface.exit_code(3) == 0
     plain = {key: value for key, value in env.items() if "FAKETIME" not in key and key != "LD_PRELOAD"}
     verified = cli.run("audit", "verify", "--json", env=plain)
     assert verified.returncode == 0, verified.stdout

@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 
 from tests.support import cli
-from tests.support.doors import ROOT, environment, log_records
+from tests.support.interfaces import ROOT, environment, log_records
 from tests.support.mcp_wire import call
 from tests.support.scans import own_network
 

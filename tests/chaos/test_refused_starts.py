@@ -15,21 +15,21 @@ from pathlib import Path
 import pytest
 
 from mcp_server.errors import ExitCode
-from tests.chaos.doors_under_way import one_door
+from tests.chaos.interfaces_under_way import one_interface
 from tests.support import cli
-from tests.support.doors import ROOT, environment, free_port
+from tests.support.interfaces import ROOT, environment, free_port
 from tests.support.namespaces import mount_namespace
 from tests.support.postgres import running_postgres
 from tests.support.processes import binary
 
-DOORS = ("stdio", "http")
+INTERFACES = ("stdio", "http")
 AS_NOBODY = () if os.geteuid() else (binary("setpriv"), "--bounding-set=-dac_override,-dac_read_search", "--")
 """A prefix that runs a command as this user, held by file modes even where that is root."""
 
 
-def start(env: Mapping[str, str], door: str, *words: str, prefix: tuple[str, ...] = ()) -> tuple[int, str]:
+def start(env: Mapping[str, str], interface: str, *words: str, prefix: tuple[str, ...] = ()) -> tuple[int, str]:
     """Try to start a server; its exit code and what it says. One that starts is a failure of the test."""
-    command = [*prefix, sys.executable, "-m", "mcp_server", "serve", "--transport", door]
+    command = [*prefix, sys.executable, "-m", "mcp_server", "serve", "--transport", interface]
     port = () if "--port" in words else ("--port", str(free_port()))
     with subprocess.Popen(
         [*command, *port, *words],
@@ -67,8 +67,8 @@ def remembered(state: Path, env: Mapping[str, str]) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_a_newer_schema(tmp_path: Path, door: str) -> None:
+@pytest.mark.parametrize("interface", INTERFACES)
+def test_a_newer_schema(tmp_path: Path, interface: str) -> None:
     state = tmp_path / "state"
     env = environment(state)
     remembered(state, env)
@@ -76,7 +76,7 @@ def test_a_newer_schema(tmp_path: Path, door: str) -> None:
         database.execute("UPDATE alembic_version SET version_num = '9999'")
         database.commit()
     before = files(state)
-    code, said = start(env, door)
+    code, said = start(env, interface)
     assert code == ExitCode.ENVIRONMENT
     assert "store_unavailable" in said
     assert "'9999', which is newer than this version knows" in said
@@ -92,8 +92,8 @@ def test_a_newer_schema_in_postgres(tmp_path: Path) -> None:
             "psql", "-h", "127.0.0.1", "-p", str(server.port), "-U", "tester", "-c",
             "UPDATE alembic_version SET version_num = '9999'", "test1",
         )  # fmt: skip
-        for door in DOORS:
-            code, said = start(env, door)
+        for interface in INTERFACES:
+            code, said = start(env, interface)
             assert code == ExitCode.ENVIRONMENT
             assert "'9999', which is newer" in said
         assert not (tmp_path / "state" / "audit.jsonl").exists()
@@ -120,18 +120,18 @@ def test_a_policy_that_is_none(tmp_path: Path, text: str) -> None:
     assert not (tmp_path / "state").exists()
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_a_policy_that_cannot_be_read(tmp_path: Path, door: str) -> None:
+@pytest.mark.parametrize("interface", INTERFACES)
+def test_a_policy_that_cannot_be_read(tmp_path: Path, interface: str) -> None:
     policy = tmp_path / "policy.yaml"
     policy.write_text("version: 1\n")
     policy.chmod(0)
     env = environment(tmp_path / "state", MCP_SECURITY_POLICY_FILE=str(policy))
     del env["MCP_SECURITY_ALLOWED_TARGETS"]
-    code, said = start(env, door, prefix=AS_NOBODY)
+    code, said = start(env, interface, prefix=AS_NOBODY)
     assert code == ExitCode.CONFIG
     assert str(policy) in said
     policy.unlink()
-    assert start(env, door)[0] == ExitCode.CONFIG
+    assert start(env, interface)[0] == ExitCode.CONFIG
     assert not (tmp_path / "state").exists()
 
 
@@ -144,37 +144,37 @@ def test_a_port_in_use(tmp_path: Path) -> None:
     assert files(tmp_path / "state") == {}
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_a_state_folder_of_another_user(tmp_path: Path, door: str) -> None:
+@pytest.mark.parametrize("interface", INTERFACES)
+def test_a_state_folder_of_another_user(tmp_path: Path, interface: str) -> None:
     if os.geteuid():
         pytest.fail("this test gives a folder away, which takes root")
     state = tmp_path / "state"
     state.mkdir(mode=0o700)
     os.chown(state, 65534, 65534)
-    code, said = start(environment(state), door)
+    code, said = start(environment(state), interface)
     assert code == ExitCode.ENVIRONMENT
     assert "permission_denied" in said
     assert "belongs to another user" in said
     assert files(state) == {}
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_a_state_folder_that_others_may_write(tmp_path: Path, door: str) -> None:
+@pytest.mark.parametrize("interface", INTERFACES)
+def test_a_state_folder_that_others_may_write(tmp_path: Path, interface: str) -> None:
     state = tmp_path / "state"
     state.mkdir()
     state.chmod(0o777)
-    code, said = start(environment(state), door)
+    code, said = start(environment(state), interface)
     assert code == ExitCode.ENVIRONMENT
     assert f"chmod 700 {state}" in said
     assert files(state) == {}
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_a_decision_log_that_cannot_be_written(tmp_path: Path, door: str) -> None:
+@pytest.mark.parametrize("interface", INTERFACES)
+def test_a_decision_log_that_cannot_be_written(tmp_path: Path, interface: str) -> None:
     state = tmp_path / "state"
     state.mkdir(mode=0o700)
     (state / "audit.jsonl").mkdir()
-    code, said = start(environment(state), door)
+    code, said = start(environment(state), interface)
     assert code == ExitCode.ENVIRONMENT
     assert "audit_unavailable" in said
     assert not (state / "token").exists()
@@ -191,23 +191,23 @@ def test_a_decision_log_that_is_broken(tmp_path: Path) -> None:
     assert "audit_broken" in said
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_a_log_file_that_cannot_be_written(tmp_path: Path, door: str) -> None:
+@pytest.mark.parametrize("interface", INTERFACES)
+def test_a_log_file_that_cannot_be_written(tmp_path: Path, interface: str) -> None:
     (tmp_path / "log").mkdir()
     env = environment(tmp_path / "state", MCP_LOGGING_FILE_PATH=str(tmp_path / "log"))
-    code, said = start(env, door)
+    code, said = start(env, interface)
     assert code == ExitCode.ENVIRONMENT
     assert f"the log file {tmp_path}/log cannot be written" in said
     assert not (tmp_path / "state").exists()
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_a_full_disk(tmp_path: Path, door: str) -> None:
+@pytest.mark.parametrize("interface", INTERFACES)
+def test_a_full_disk(tmp_path: Path, interface: str) -> None:
     state = tmp_path / "state"
     state.mkdir(mode=0o700)
     script = 'mount -t tmpfs -o size=1m,mode=700 tmpfs "$1"; head -c 1m /dev/zero >"$1/filler" 2>/dev/null || true'
     with mount_namespace(script, str(state)) as inside:
-        code, said = start(environment(state), door, prefix=inside.prefix)
+        code, said = start(environment(state), interface, prefix=inside.prefix)
         assert code == ExitCode.ENVIRONMENT
         assert "disk_full" in said
         assert list(files(inside.see(state))) == ["filler"]
@@ -215,10 +215,10 @@ def test_a_full_disk(tmp_path: Path, door: str) -> None:
 
 async def test_a_second_server_on_the_same_folder_starts_all_the_same(tmp_path: Path) -> None:
     env = environment(tmp_path / "state")
-    async with one_door("stdio", env) as one, one_door("rest", env) as two:
-        for door in (one, two):
-            assert (await door.call("nmap", {"target": "127.0.0.1", "mode": "discover"})).error is None
-        for door in (one, two):
-            door.signal(signal.SIGTERM)
-            assert await door.exit_code(5) == 0
+    async with one_interface("stdio", env) as one, one_interface("rest", env) as two:
+        for interface in (one, two):
+            assert (await interface.call("nmap", {"target": "127.0.0.1", "mode": "discover"})).error is None
+        for interface in (one, two):
+            interface.signal(signal.SIGTERM)
+            assert await interface.exit_code(5) == 0
     assert cli.run("audit", "verify", env=env).returncode == 0

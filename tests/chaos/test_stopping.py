@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from tests.chaos.doors_under_way import SERVED, Door, one_door
+from tests.chaos.interfaces_under_way import SERVED, Interface, one_interface
 from tests.support import cli
-from tests.support.doors import environment, log_records
+from tests.support.interfaces import environment, log_records
 from tests.support.scans import gone, own_network, scanners, slow_scan, started
 
 SLACK_SEC = 2.0
@@ -42,7 +42,7 @@ def one_run(env: dict[str, str]) -> dict[str, Any]:
     return body
 
 
-def assert_clean(env: dict[str, str], door: Door) -> None:
+def assert_clean(env: dict[str, str], interface: Interface) -> None:
     """The log is whole, every decision has its end, all of it is sealed, and nothing crashed."""
     state = Path(env["MCP_STATE_DIR"])
     verified = cli.run("audit", "verify", "--json", env=env)
@@ -54,7 +54,7 @@ def assert_clean(env: dict[str, str], door: Door) -> None:
     assert f"\n{len(records)}\n" in sealed, "the last checkpoint covers the last record"
     assert not [path for path in (state / "owners").iterdir() if path.suffix == ".lock"]
     assert not list((state / "raw" / "spool").glob("*"))
-    assert "Traceback" not in door.log.read_text()
+    assert "Traceback" not in interface.log.read_text()
 
 
 @pytest.mark.parametrize("kind", SERVED)
@@ -62,25 +62,25 @@ async def test_a_call_under_way_is_finished_a_new_one_is_refused_and_reads_are_a
     tmp_path: Path, kind: str
 ) -> None:
     env, target = settings(tmp_path, 30), own_network().partition("/")[0]
-    async with one_door(kind, env) as door:
-        call = asyncio.create_task(door.call("nmap", quick_scan(target)))
+    async with one_interface(kind, env) as interface:
+        call = asyncio.create_task(interface.call("nmap", quick_scan(target)))
         await started(target)
-        asked = door.signal(signal.SIGTERM)
+        asked = interface.signal(signal.SIGTERM)
         await asyncio.sleep(0.2)
-        refused = await door.call("nmap", {"target": "127.0.0.1", "mode": "discover"})
+        refused = await interface.call("nmap", {"target": "127.0.0.1", "mode": "discover"})
         assert refused.code == "shutting_down"
         assert refused.error is not None
         assert refused.error["retryable"]
         assert refused.error["details"]["retry_after"] >= 1
-        assert await door.read()
+        assert await interface.read()
         assert not call.done()
         answer = await call
         assert answer.error is None, answer
         ended = time.monotonic()
-        assert await door.exit_code(SLACK_SEC) == 0
+        assert await interface.exit_code(SLACK_SEC) == 0
         assert ended - asked < 20, "the grace period is not waited for where nothing runs"
     assert one_run(env)["run"]["outcome"] == "completed"
-    assert_clean(env, door)
+    assert_clean(env, interface)
 
 
 @pytest.mark.parametrize("kind", SERVED)
@@ -88,15 +88,15 @@ async def test_what_takes_longer_than_the_grace_period_is_cut_short_and_keeps_wh
     tmp_path: Path, kind: str
 ) -> None:
     env, target = settings(tmp_path, 3), own_network()
-    async with one_door(kind, env) as door:
-        call = asyncio.create_task(door.call("nmap", slow_scan(target)))
+    async with one_interface(kind, env) as interface:
+        call = asyncio.create_task(interface.call("nmap", slow_scan(target)))
         await started(target)
-        asked = door.signal(signal.SIGTERM)
+        asked = interface.signal(signal.SIGTERM)
         answer = await call
         assert time.monotonic() - asked > 2.8
         assert answer.code == "shutting_down"
         assert answer.error is not None
-        assert await door.exit_code(asked + 3 + SLACK_SEC - time.monotonic()) == 0
+        assert await interface.exit_code(asked + 3 + SLACK_SEC - time.monotonic()) == 0
         assert not scanners(target)
     shown = one_run(env)
     run = shown["run"]
@@ -105,7 +105,7 @@ async def test_what_takes_longer_than_the_grace_period_is_cut_short_and_keeps_wh
     assert 0 < run["coverage"]["looked_at"] < 16
     assert len(shown["hosts"]) == run["coverage"]["looked_at"]
     assert run["raw"]["size"] > 0
-    assert_clean(env, door)
+    assert_clean(env, interface)
 
 
 @pytest.mark.parametrize(
@@ -115,72 +115,72 @@ async def test_a_second_signal_ends_the_grace_period(
     tmp_path: Path, kind: str, numbers: tuple[signal.Signals, ...]
 ) -> None:
     env, target = settings(tmp_path, 120), own_network()
-    async with one_door(kind, env) as door:
-        call = asyncio.create_task(door.call("nmap", slow_scan(target)))
+    async with one_interface(kind, env) as interface:
+        call = asyncio.create_task(interface.call("nmap", slow_scan(target)))
         await started(target)
-        door.signal(numbers[0])
+        interface.signal(numbers[0])
         await asyncio.sleep(0.7)
         assert scanners(target)
-        door.signal(numbers[1])
-        assert await door.exit_code(SLACK_SEC) == 0
+        interface.signal(numbers[1])
+        assert await interface.exit_code(SLACK_SEC) == 0
         assert await gone(target)
         await asyncio.wait({call})
         call.exception()
     assert one_run(env)["run"]["outcome"] == "cancelled"
-    assert_clean(env, door)
+    assert_clean(env, interface)
 
 
 async def test_one_signal_that_is_delivered_twice_is_one(tmp_path: Path) -> None:
     env, target = settings(tmp_path, 30), own_network().partition("/")[0]
-    async with one_door("rest", env) as door:
-        call = asyncio.create_task(door.call("nmap", quick_scan(target)))
+    async with one_interface("rest", env) as interface:
+        call = asyncio.create_task(interface.call("nmap", quick_scan(target)))
         await started(target)
-        door.signal(signal.SIGTERM)
+        interface.signal(signal.SIGTERM)
         await asyncio.sleep(0.05)
-        door.signal(signal.SIGTERM)
+        interface.signal(signal.SIGTERM)
         assert (await call).error is None
-        assert await door.exit_code(SLACK_SEC) == 0
+        assert await interface.exit_code(SLACK_SEC) == 0
 
 
 async def test_without_calls_it_ends_at_once_whatever_the_grace_period(tmp_path: Path) -> None:
     env = settings(tmp_path, 300)
     for kind in ("stdio", "rest"):
-        async with one_door(kind, env) as door:
-            door.signal(signal.SIGTERM)
-            assert await door.exit_code(SLACK_SEC) == 0
+        async with one_interface(kind, env) as interface:
+            interface.signal(signal.SIGTERM)
+            assert await interface.exit_code(SLACK_SEC) == 0
 
 
 async def test_calls_in_line_are_refused_at_once_and_the_one_that_runs_is_finished(tmp_path: Path) -> None:
     env, target = settings(tmp_path, 30, MCP_DEFAULT_CONCURRENCY="1"), own_network().partition("/")[0]
-    async with one_door("rest", env) as door:
-        first = asyncio.create_task(door.call("nmap", quick_scan(target)))
+    async with one_interface("rest", env) as interface:
+        first = asyncio.create_task(interface.call("nmap", quick_scan(target)))
         await started(target)
-        later = [asyncio.create_task(door.call("nmap", {"target": "127.0.0.1"})) for _ in range(5)]
+        later = [asyncio.create_task(interface.call("nmap", {"target": "127.0.0.1"})) for _ in range(5)]
         await asyncio.sleep(0.5)
         assert not any(call.done() for call in later), "they wait in line"
-        door.signal(signal.SIGTERM)
+        interface.signal(signal.SIGTERM)
         done, _ = await asyncio.wait(later, timeout=1)
         assert [call.result().code for call in done] == ["shutting_down"] * 5
         assert not first.done()
         assert (await first).error is None
-        assert await door.exit_code(SLACK_SEC) == 0
-    assert_clean(env, door)
+        assert await interface.exit_code(SLACK_SEC) == 0
+    assert_clean(env, interface)
 
 
 async def test_the_end_of_input_ends_the_grace_period_of_stdio(tmp_path: Path) -> None:
     env, target = settings(tmp_path, 120), own_network()
-    async with one_door("stdio", env) as door:
-        call = asyncio.create_task(door.call("nmap", slow_scan(target)))
+    async with one_interface("stdio", env) as interface:
+        call = asyncio.create_task(interface.call("nmap", slow_scan(target)))
         await started(target)
-        door.signal(signal.SIGTERM)
+        interface.signal(signal.SIGTERM)
         await asyncio.sleep(0.3)
-        door.process.stdin.close()
-        assert await door.exit_code(SLACK_SEC) == 0
+        interface.process.stdin.close()
+        assert await interface.exit_code(SLACK_SEC) == 0
         assert await gone(target)
         await asyncio.wait({call})
         call.exception()
     assert one_run(env)["run"]["outcome"] == "cancelled"
-    assert_clean(env, door)
+    assert_clean(env, interface)
 
 
 _opened: list[socket.socket] = []
@@ -194,11 +194,11 @@ def _closed_afterwards() -> Iterator[None]:
 
 
 class Client:
-    """A connection of one's own making to the HTTP doors."""
+    """A connection of one's own making to the HTTP interfaces."""
 
-    def __init__(self, door: Door) -> None:
-        self._host = door.base.removeprefix("http://")
-        self._token = door.token
+    def __init__(self, interface: Interface) -> None:
+        self._host = interface.base.removeprefix("http://")
+        self._token = interface.token
         self.socket = socket.create_connection(("127.0.0.1", int(self._host.rpartition(":")[2])), timeout=5)
         _opened.append(self.socket)
 
@@ -229,7 +229,7 @@ OPEN_SESSION = (
 )
 
 
-def open_stream(door: Door) -> Client:
+def open_stream(interface: Interface) -> Client:
     """A stream of the 2025 era that a client keeps open for what the server may have to say."""
     opening = {
         "jsonrpc": "2.0",
@@ -242,12 +242,12 @@ def open_stream(door: Door) -> Client:
         },
     }
     body = json.dumps(opening)
-    client = Client(door)
+    client = Client(interface)
     client.send(*OPEN_SESSION, f"Content-Length: {len(body)}", body=body)
     head = client.take(b"\r\n\r\n").decode().lower()
     session = head.partition("mcp-session-id: ")[2].partition("\r\n")[0]
     assert session, head
-    stream = Client(door)
+    stream = Client(interface)
     stream.send(
         "GET /mcp HTTP/1.1",
         "Accept: text/event-stream",
@@ -260,19 +260,19 @@ def open_stream(door: Door) -> Client:
 
 async def test_whoever_is_connected_does_not_hold_it_up(tmp_path: Path) -> None:
     env = settings(tmp_path, 60)
-    async with one_door("rest", env) as door:
-        idle, kept, half_a_head, half_a_body = (Client(door) for _ in range(4))
+    async with one_interface("rest", env) as interface:
+        idle, kept, half_a_head, half_a_body = (Client(interface) for _ in range(4))
         kept.send("GET /tools HTTP/1.1")
         kept.take(b"\r\n\r\n")
         half_a_head.socket.sendall(b"GET /runs HTTP/1.1\r\nHost:")
         half_a_body.send("POST /tools/nmap/execute HTTP/1.1", "Content-Length: 1000", body='{"target": "127')
-        stream = open_stream(door)
-        events = Client(door)
+        stream = open_stream(interface)
+        events = Client(interface)
         events.send("GET /events HTTP/1.1", "Accept: text/event-stream")
         events.take(b"\r\n\r\n")
         await asyncio.sleep(0.3)
-        asked = door.signal(signal.SIGTERM)
-        assert await door.exit_code(SLACK_SEC) == 0
+        asked = interface.signal(signal.SIGTERM)
+        assert await interface.exit_code(SLACK_SEC) == 0
         assert time.monotonic() - asked < SLACK_SEC
         assert b"shutting_down" in half_a_body.rest()
         # An event stream is closed as one that is over: its last chunk is the empty one (RFC 9112, section 7.1).
@@ -282,28 +282,28 @@ async def test_whoever_is_connected_does_not_hold_it_up(tmp_path: Path) -> None:
         assert ended.endswith(b"0\r\n\r\n")
         for client in (idle, half_a_head):
             assert client.rest() == b""
-    assert "Traceback" not in door.log.read_text()
+    assert "Traceback" not in interface.log.read_text()
 
 
 async def test_a_client_that_never_reads_gets_the_grace_period_and_no_more(tmp_path: Path) -> None:
     env = settings(tmp_path, 2)
-    async with one_door("rest", env) as door:
-        deaf = [Client(door) for _ in range(3)]
+    async with one_interface("rest", env) as interface:
+        deaf = [Client(interface) for _ in range(3)]
         for client in deaf:
             client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             for _ in range(200):
                 client.send("GET /openapi.json HTTP/1.1")
         await asyncio.sleep(0.5)
-        asked = door.signal(signal.SIGTERM)
-        assert await door.exit_code(2 + SLACK_SEC) == 0
+        asked = interface.signal(signal.SIGTERM)
+        assert await interface.exit_code(2 + SLACK_SEC) == 0
         assert time.monotonic() - asked < 2 + SLACK_SEC
-    assert "Traceback" not in door.log.read_text()
+    assert "Traceback" not in interface.log.read_text()
 
 
 async def test_probes_and_figures_say_that_it_stops(tmp_path: Path) -> None:
     env, target = settings(tmp_path, 30), own_network().partition("/")[0]
-    async with one_door("rest", env) as door:
-        rest: Any = door.rest  # type: ignore[attr-defined]  # that of the HTTP doors
+    async with one_interface("rest", env) as interface:
+        rest: Any = interface.rest  # type: ignore[attr-defined]  # that of the HTTP interfaces
 
         async def seen() -> tuple[int, int, bool]:
             alive, ready = [(await rest.get(path)).status_code for path in ("/livez", "/readyz")]
@@ -313,23 +313,23 @@ async def test_probes_and_figures_say_that_it_stops(tmp_path: Path) -> None:
         while (before := await seen()) != (200, 200, True):
             assert time.monotonic() < end, before
             await asyncio.sleep(0.1)
-        call = asyncio.create_task(door.call("nmap", quick_scan(target)))
+        call = asyncio.create_task(interface.call("nmap", quick_scan(target)))
         await started(target)
-        door.signal(signal.SIGTERM)
+        interface.signal(signal.SIGTERM)
         await asyncio.sleep(0.1)
         assert await seen() == (200, 503, False)
         assert (await call).error is None
-        assert await door.exit_code(SLACK_SEC) == 0
+        assert await interface.exit_code(SLACK_SEC) == 0
 
 
 async def test_probes_pass_the_checks_that_everything_else_meets(tmp_path: Path) -> None:
-    async with one_door("rest", settings(tmp_path, 1)) as door:
+    async with one_interface("rest", settings(tmp_path, 1)) as interface:
         for path, answered in (("/livez", True), ("/readyz", True), ("/health", False), ("/metrics", False)):
-            client = Client(door)
+            client = Client(interface)
             client.socket.sendall(f"GET {path} HTTP/1.1\r\nHost: probe.example\r\nConnection: close\r\n\r\n".encode())
             status = client.rest().split(b" ")[1]
             assert (status == b"403") is not answered, (path, status)
-        client = Client(door)
+        client = Client(interface)
         client.socket.sendall(
             b"POST /livez HTTP/1.1\r\nHost: probe.example\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
         )

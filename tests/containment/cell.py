@@ -3,7 +3,7 @@
 As a program, inside the namespace that plays the host: ``cell.py bare|guarded``. Each line of standard input is
 ``[seconds, [argv, ...]]`` as JSON; the commands are run at the same time, each for that long at most, and answered
 with a line that is a `Done`. Guarded, they run as an unprivileged user with CAP_NET_RAW in a namespace that is made,
-ruled, proved and opened by the product's own functions in the guardian's order.
+ruled, proved and opened by the product's own functions in the guard helper's order.
 """
 
 from __future__ import annotations
@@ -101,14 +101,14 @@ def _run_all(seconds: float, commands: Sequence[Sequence[str]]) -> Done:
 
 
 class _Guarded:
-    """The namespace as the guardian makes it, and how to get inside."""
+    """The namespace as the guard helper makes it, and how to get inside."""
 
     def __init__(self) -> None:
         from mcp_server.config.sections import GuardConfig
-        from mcp_server.execution.guard.canary import prove
-        from mcp_server.execution.guard.net import Namespace, make_device, make_plan, open_way
-        from mcp_server.execution.guard.nft import Nft
-        from mcp_server.execution.guard.rules import ruleset
+        from mcp_server.netguard.canary import prove
+        from mcp_server.netguard.net import Namespace, make_device, make_plan, open_way
+        from mcp_server.netguard.nft import Nft
+        from mcp_server.netguard.rules import ruleset
         from mcp_server.scope.policy import ScopePolicy
 
         policy = ScopePolicy.from_file(ground.write_policy("/run/policy.yaml"))

@@ -1,4 +1,4 @@
-"""Sends calls through every door of guarded servers, from inside the namespace that plays the host.
+"""Sends calls through every interface of guarded servers, from inside the namespace that plays the host.
 
 As a program: reads a `Task` as JSON from standard input and prints a `Harvest` as JSON. The servers under test are
 its children and see the canary files that it lays out; `harvest` starts it. Over HTTP (MCP and REST) and over stdio a
@@ -25,10 +25,10 @@ from tests.containment import canaries, ground, hosting
 from tests.containment.corpus import CORPUS
 from tests.containment.warm_cli import batch
 from tests.lab.network.handle import Lab
-from tests.support.doors import (
-    DOORS,
+from tests.support.interfaces import (
+    INTERFACES,
     ROOT,
-    Doors,
+    Interfaces,
     Reply,
     cli_reply,
     cli_words,
@@ -45,20 +45,20 @@ _GUARD = ("--guard", "kernel")
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """One call to send: its name, the tool, the arguments, and the doors it is sent through."""
+    """One call to send: its name, the tool, the arguments, and the interfaces it is sent through."""
 
     name: str
     tool: str
     arguments: dict[str, Any]
-    doors: tuple[str, ...] = DOORS
+    interfaces: tuple[str, ...] = INTERFACES
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How one call through one door ended: ``code`` None where it was taken; ``marks`` are canaries in the answer."""
+    """How one call through one interface ended: ``code`` None where it was taken; ``marks`` are canaries in the answer."""
 
     name: str
-    door: str
+    interface: str
     code: str | None
     text: str
     marks: tuple[str, ...] = ()
@@ -75,9 +75,9 @@ class Harvest:
 
 
 def corpus_calls() -> list[Sent]:
-    """The corpus as it is sent through every door that can say it."""
+    """The corpus as it is sent through every interface that can say it."""
     return [
-        Sent(each.name, each.tool, each.arguments, tuple(d for d in DOORS if not (each.json_only and d == "cli")))
+        Sent(each.name, each.tool, each.arguments, tuple(d for d in INTERFACES if not (each.json_only and d == "cli")))
         for each in CORPUS
     ]
 
@@ -91,28 +91,28 @@ def harvest(lab: Lab, calls: Sequence[Sent], *, timeout: float = 250) -> Harvest
     return Harvest(outcomes, found["files"], found["records"])
 
 
-def outcome(call: Sent, door: str, reply: Reply) -> Outcome:
+def outcome(call: Sent, interface: str, reply: Reply) -> Outcome:
     """Judge a reply by itself."""
     whole = f"{reply.text}\n{json.dumps(reply.body)}"
     error = reply.error or {}
     typed = not error or bool(error.get("code") and error.get("message") and error.get("hint"))
     marks = tuple(mark for mark in canaries.MARKS if mark in whole)
-    return Outcome(call.name, door, reply.code, whole[:1200], marks, typed)
+    return Outcome(call.name, interface, reply.code, whole[:1200], marks, typed)
 
 
-async def _over(doors: Doors, door: str, calls: Sequence[Sent]) -> list[Outcome]:
-    gate = asyncio.Semaphore(_PARALLEL)
+async def _over(interfaces: Interfaces, interface: str, calls: Sequence[Sent]) -> list[Outcome]:
+    authenticator = asyncio.Semaphore(_PARALLEL)
 
     async def one(call: Sent) -> Outcome:
-        tool = quote(call.tool, safe="") if door == "rest" else call.tool
-        async with gate:
-            return outcome(call, door, await doors.call(door, tool, call.arguments))
+        tool = quote(call.tool, safe="") if interface == "rest" else call.tool
+        async with authenticator:
+            return outcome(call, interface, await interfaces.call(interface, tool, call.arguments))
 
-    return list(await asyncio.gather(*(one(call) for call in calls if door in call.doors)))
+    return list(await asyncio.gather(*(one(call) for call in calls if interface in call.interfaces)))
 
 
 async def _over_cli(env: dict[str, str], calls: Sequence[Sent]) -> list[Outcome]:
-    sayable = [call for call in calls if "cli" in call.doors]
+    sayable = [call for call in calls if "cli" in call.interfaces]
     shares = [sayable[start::_OVER_CLI] for start in range(_OVER_CLI)]
     done = await asyncio.gather(
         *(
@@ -135,7 +135,7 @@ def _environment(state: str, addresses: Sequence[str], **extra: str) -> dict[str
 
 
 @asynccontextmanager
-async def _open() -> AsyncIterator[Doors]:
+async def _open() -> AsyncIterator[Interfaces]:
     over_http = _environment("/run/state/http", ground.GUARDED)
     over_stdio = _environment("/run/state/stdio", ground.SECOND)
     parameters = StdioServerParameters(
@@ -144,7 +144,7 @@ async def _open() -> AsyncIterator[Doors]:
     alone = _environment("/run/state/cli", ground.GUARDED, MCP_SECURITY_REQUIRE_ENFORCEMENT="argument")
     with http_server(over_http, *_GUARD) as (base, token, _):
         async with rest_client(base, token) as rest, Client(parameters) as stdio, mcp_client(base, token) as http:
-            yield Doors(alone, stdio, http, rest, token, base)
+            yield Interfaces(alone, stdio, http, rest, token, base)
 
 
 def _records() -> list[dict[str, Any]]:
@@ -156,11 +156,12 @@ def _records() -> list[dict[str, Any]]:
 
 
 async def drive(calls: Sequence[Sent]) -> Harvest:
-    """Open the doors, send everything, and look what was left behind."""
-    async with _open() as doors:
+    """Open the interfaces, send everything, and look what was left behind."""
+    async with _open() as interfaces:
         before = canaries.snapshot()
         found = await asyncio.gather(
-            *(_over(doors, door, calls) for door in DOORS if door != "cli"), _over_cli(doors.env, calls)
+            *(_over(interfaces, interface, calls) for interface in INTERFACES if interface != "cli"),
+            _over_cli(interfaces.env, calls),
         )
         files = canaries.changes(before)
     return Harvest([outcome for outcomes in found for outcome in outcomes], files, _records())
@@ -174,7 +175,7 @@ def use_resolver() -> None:
 
 def main() -> None:
     """Carry out the task on standard input."""
-    calls = [Sent(**{**row, "doors": tuple(row["doors"])}) for row in json.load(sys.stdin)]
+    calls = [Sent(**{**row, "interfaces": tuple(row["interfaces"])}) for row in json.load(sys.stdin)]
     use_resolver()
     canaries.lay_out()
     hosting.prepare()

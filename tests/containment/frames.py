@@ -101,11 +101,11 @@ def checksum(data: bytes) -> int:
 
 def misdirected(frame: bytes, low: bytes) -> tuple[bytes, int, int]:
     """``frame`` with two bytes that make its checksum ``low``, and where it is written: over half of the target."""
-    start, place = 20, 30
+    start, executor = 20, 30
     for guess in range(1 << 16):
         tried = frame[:34] + guess.to_bytes(2, "big") + frame[36:]
         if checksum(tried[start:]).to_bytes(2, "big") == low:
-            return tried, start, place - start
+            return tried, start, executor - start
     raise AssertionError("no two bytes give that checksum")
 
 

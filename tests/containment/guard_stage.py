@@ -22,9 +22,9 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 from pathlib import Path
 from typing import Final
 
-from mcp_server.execution.guard.canary import prove
-from mcp_server.execution.guard.nft import Nft
-from mcp_server.execution.guard.rules import Link, ruleset
+from mcp_server.netguard.canary import prove
+from mcp_server.netguard.nft import Nft
+from mcp_server.netguard.rules import Link, ruleset
 from mcp_server.scope.guard_sets import GuardSets
 from tests.containment.frames import (
     ARP,

@@ -49,7 +49,7 @@ def settings(addresses: Sequence[str]) -> dict[str, str]:
 
 
 def state_folder(path: str) -> Path:
-    """A state folder that the guardian gives to its server."""
+    """A state folder that the guard helper gives to its server."""
     made = Path(path)
     made.mkdir(mode=0o700)
     return made

@@ -12,15 +12,15 @@ from tests.containment import ground
 from tests.lab.network.handle import Lab
 from tests.lab.network.programs import uncovered
 
-_PLACE = "v6only"
+_EXECUTOR = "v6only"
 """A host of segment 1 without IPv4, which gets the resolver's address."""
 
 
 @contextmanager
 def lying_resolver(lab: Lab) -> Iterator[None]:
     """Answer questions to `ground.RESOLVER` for as long as the block runs."""
-    lab.run(_PLACE, ["ip", "addr", "add", f"{ground.RESOLVER}/24", "dev", "eth0"])
-    argv = lab.exec_argv(_PLACE, [sys.executable, str(Path(__file__).with_name("liar.py")), ground.RESOLVER])
+    lab.run(_EXECUTOR, ["ip", "addr", "add", f"{ground.RESOLVER}/24", "dev", "eth0"])
+    argv = lab.exec_argv(_EXECUTOR, [sys.executable, str(Path(__file__).with_name("liar.py")), ground.RESOLVER])
     with subprocess.Popen(argv, stdout=subprocess.PIPE, env=uncovered(), text=True) as server:
         try:
             assert server.stdout is not None

@@ -1,4 +1,4 @@
-"""The attack corpus through all doors with arguments checked: refused with a typed error, or in scope only."""
+"""The attack corpus through all interfaces with arguments checked: refused with a typed error, or in scope only."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.containment.corpus import CORPUS
 from tests.containment.drive import Harvest, corpus_calls, harvest
 from tests.containment.wire import Traffic, Wire
 from tests.lab.network.handle import Lab
-from tests.support.doors import DOORS
+from tests.support.interfaces import INTERFACES
 
 WITHOUT_RAW = {"flags-harmless", "flags-harmless-v6"}
 """Taken where raw sockets are; the command line has none, in the argument tier."""
@@ -33,10 +33,10 @@ def test_the_corpus_is_large_and_each_call_is_another() -> None:
     assert max(Counter((attack.tool, repr(attack.arguments)) for attack in CORPUS).values()) == 1
 
 
-def test_every_call_got_an_answer_through_every_door_that_can_say_it(checked: tuple[Harvest, Traffic]) -> None:
-    answered = {(outcome.name, outcome.door) for outcome in checked[0].outcomes}
-    assert answered == {(call.name, door) for call in corpus_calls() for door in call.doors}
-    assert len({door for _, door in answered}) == len(DOORS)
+def test_every_call_got_an_answer_through_every_interface_that_can_say_it(checked: tuple[Harvest, Traffic]) -> None:
+    answered = {(outcome.name, outcome.interface) for outcome in checked[0].outcomes}
+    assert answered == {(call.name, interface) for call in corpus_calls() for interface in call.interfaces}
+    assert len({interface for _, interface in answered}) == len(INTERFACES)
 
 
 def test_every_refusal_is_typed_and_for_the_right_reason(checked: tuple[Harvest, Traffic]) -> None:
@@ -44,13 +44,13 @@ def test_every_refusal_is_typed_and_for_the_right_reason(checked: tuple[Harvest,
     by_name = {attack.name: attack for attack in CORPUS}
     for outcome in checked[0].outcomes:
         codes = by_name[outcome.name].codes or {"held"}
-        if outcome.name in WITHOUT_RAW and outcome.door == "cli":
+        if outcome.name in WITHOUT_RAW and outcome.interface == "cli":
             codes = {"permission_denied"}
         if not outcome.typed or (outcome.code and outcome.code not in ERRORS):
-            wrong.append(f"{outcome.name} over {outcome.door}: not a typed error: {outcome.text}")
+            wrong.append(f"{outcome.name} over {outcome.interface}: not a typed error: {outcome.text}")
         elif (outcome.code or "held") not in codes:
             wrong.append(
-                f"{outcome.name} over {outcome.door}: {outcome.code}, not {sorted(codes)}: {outcome.text[:160]}"
+                f"{outcome.name} over {outcome.interface}: {outcome.code}, not {sorted(codes)}: {outcome.text[:160]}"
             )
     assert not wrong, f"{len(wrong)} of {len(checked[0].outcomes)}:\n" + "\n".join(wrong)
 

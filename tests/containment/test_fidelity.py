@@ -8,7 +8,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from mcp_server.model.asset import Host
+from mcp_server.model.host import Host
 from tests.containment import ground
 from tests.containment.cell import Cell, cell
 from tests.containment.wire import Traffic, Wire

@@ -16,8 +16,8 @@ from ipaddress import IPv4Network
 
 import pytest
 
-from mcp_server.execution.guard.filter import confine
-from mcp_server.execution.guard.rules import update
+from mcp_server.netguard.filter import confine
+from mcp_server.netguard.rules import update
 from mcp_server.scope.guard_sets import GuardSets
 from tests.containment import frames, guard_stage
 from tests.containment.frames import (
@@ -221,7 +221,7 @@ def proof_drops() -> dict[str, int]:
 def test_nobody_outside_the_scope_gets_an_answer(stage: Stage) -> None:
     """A kernel that answers a stranger would send out of the scope, and count as a tool's attempt."""
     before = stage.nft.read()
-    stranger = bytes.fromhex("024d000000ee")
+    unknown_caller = bytes.fromhex("024d000000ee")
 
     def receive(frame: bytes) -> list[bytes]:
         with stage.outside.inside(), socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as sender:
@@ -229,10 +229,10 @@ def test_nobody_outside_the_scope_gets_an_answer(stage: Stage) -> None:
         return stage.settled()
 
     def to_us(kind: int, content: bytes, to: bytes = frames.MAC) -> bytes:
-        return ethernet(kind, content, to=to, source=stranger)
+        return ethernet(kind, content, to=to, source=unknown_caller)
 
-    asking = to_us(ARP, frames.arp(OWN4, sender="10.77.1.77", mac=stranger), frames.EVERYONE)
-    strangers = {
+    asking = to_us(ARP, frames.arp(OWN4, sender="10.77.1.77", mac=unknown_caller), frames.EVERYONE)
+    failed_authentications = {
         "SYN": to_us(IPV4, ipv4(OWN4, frames.tcp(), source=OUTSIDE4, protocol=6)),
         "datagram": to_us(IPV4, ipv4(OWN4, udp(), source=OUTSIDE4)),
         "ping": to_us(IPV4, ipv4(OWN4, frames.icmp(), source=OUTSIDE4, protocol=1)),
@@ -248,12 +248,14 @@ def test_nobody_outside_the_scope_gets_an_answer(stage: Stage) -> None:
             bytes.fromhex("333300000001"),
         ),
     }
-    assert {name: receive(frame) for name, frame in strangers.items()} == {name: [] for name in strangers}
+    assert {name: receive(frame) for name, frame in failed_authentications.items()} == {
+        name: [] for name in failed_authentications
+    }
     assert stage.nft.read().drops == before.drops
 
     # A router speaks by its link-local address, which no policy names: it is answered, for a while.
     local = "fe80::4d:a"
-    question = frames.neighbour(135, OWN6, mac=stranger)
+    question = frames.neighbour(135, OWN6, mac=unknown_caller)
     question = ipv6(
         OWN6, question[:2] + icmp6_sum(local, OWN6, question) + question[4:], source=local, following=58, hops=255
     )

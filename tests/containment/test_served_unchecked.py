@@ -14,7 +14,7 @@ from tests.containment.unchecked import TOOLS
 from tests.containment.wire import Traffic, Wire
 from tests.lab.network.handle import Lab
 
-GUARDED_DOORS = ("stdio", "http", "rest")
+GUARDED_INTERFACES = ("stdio", "http", "rest")
 WITHOUT_GUARD = (
     ("unguarded ping", TOOLS["fping"], {"target": ground.INSIDE, "words": ["-c1", ground.ROUTED_OUT]}),
     *(
@@ -30,13 +30,13 @@ WITHOUT_GUARD = (
 
 
 def raw_calls() -> list[Sent]:
-    """Every escape, scan in scope and attack on nmap, as words for a tool that takes any, through one door in turn."""
-    doors = itertools.cycle(GUARDED_DOORS)
+    """Every escape, scan in scope and attack on nmap, as words for a tool that takes any, through one interface in turn."""
+    interfaces = itertools.cycle(GUARDED_INTERFACES)
     commands = [(escape.name, escape.words("scope0")) for escape in ESCAPES]
     commands += [(f"in scope {n}", words(command, "scope0")) for n, command in enumerate(IN_SCOPE)]
     commands += [(attack.name, ["nmap", *attack.words]) for attack in CORPUS if attack.words]
     return [
-        Sent(name, TOOLS[argv[0]], {"target": ground.INSIDE, "words": argv[1:], "timeout_sec": 3}, (next(doors),))
+        Sent(name, TOOLS[argv[0]], {"target": ground.INSIDE, "words": argv[1:], "timeout_sec": 3}, (next(interfaces),))
         for name, argv in commands
     ]
 
@@ -56,15 +56,15 @@ def test_nothing_left_the_scope(unchecked: tuple[Harvest, Traffic]) -> None:
     unchecked[1].assert_held(at_least=300)
 
 
-def test_every_tool_ran_through_every_guarded_door(unchecked: tuple[Harvest, Traffic]) -> None:
-    guarded = [outcome for outcome in unchecked[0].outcomes if outcome.door != "cli"]
+def test_every_tool_ran_through_every_guarded_interface(unchecked: tuple[Harvest, Traffic]) -> None:
+    guarded = [outcome for outcome in unchecked[0].outcomes if outcome.interface != "cli"]
     assert len(guarded) == len(raw_calls()) > 600
-    assert {outcome.door for outcome in guarded} == set(GUARDED_DOORS)
+    assert {outcome.interface for outcome in guarded} == set(GUARDED_INTERFACES)
     assert {outcome.code for outcome in guarded} <= {None, "timeout"}
 
 
 def test_without_a_guard_raw_senders_send_nothing(unchecked: tuple[Harvest, Traffic]) -> None:
-    found = {each.name: each for each in unchecked[0].outcomes if each.door == "cli"}
+    found = {each.name: each for each in unchecked[0].outcomes if each.interface == "cli"}
     assert set(found) == {name for name, _, _ in WITHOUT_GUARD}
     for outcome in found.values():
         assert outcome.code == "permission_denied", outcome
@@ -82,10 +82,12 @@ def test_drops_are_alarms_and_mark_their_runs(unchecked: tuple[Harvest, Traffic]
 
 def test_every_record_says_how_the_scope_was_enforced(unchecked: tuple[Harvest, Traffic]) -> None:
     accepted = [r for r in unchecked[0].records if r.get("decision") == "accept"]
-    assert {(r["door"], r["enforcement"]) for r in accepted} == {(door, "kernel") for door in GUARDED_DOORS}
+    assert {(r["interface"], r["enforcement"]) for r in accepted} == {
+        (interface, "kernel") for interface in GUARDED_INTERFACES
+    }
     assert all(r["ruleset"] for r in accepted)
     denied = [r for r in unchecked[0].records if r.get("decision") == "deny"]
-    assert {r["enforcement"] for r in denied if r["door"] == "cli"} == {"argument"}
+    assert {r["enforcement"] for r in denied if r["interface"] == "cli"} == {"argument"}
 
 
 def test_no_file_was_left_and_none_was_shown(unchecked: tuple[Harvest, Traffic]) -> None:

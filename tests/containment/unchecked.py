@@ -11,10 +11,10 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from mcp_server.base_tool import Estimate, Invocation, MCPBaseTool, ToolParameters
-from mcp_server.flags import Setting
+from mcp_server.base_tool import Command, Estimate, MCPBaseTool, ToolParameters
 from mcp_server.model.run import Risk
 from mcp_server.model.target import Targets
+from mcp_server.tools.flags import Setting
 from tests.containment.escapes import SENDER
 
 _RESOLVING = ("/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf", "/etc/services", "/etc/protocols")
@@ -38,9 +38,9 @@ class RawNmapTool(MCPBaseTool):
     reads: ClassVar[Sequence[str]] = ("/usr/share/nmap", *_RESOLVING)
     limits_rate = True
 
-    def compile(self, parameters: Any, targets: Targets, settings: tuple[Setting, ...]) -> Invocation:
+    def build_command(self, parameters: Any, targets: Targets, settings: tuple[Setting, ...]) -> Command:
         """Give the words to the program."""
-        return Invocation(
+        return Command(
             args=tuple(parameters.words),
             risk=self.risk,
             estimate=Estimate(addresses=targets.count),

@@ -1,4 +1,4 @@
-"""A test-only server with everything the official suite asks for, on this project's own doors and guards.
+"""A test-only server with everything the official suite asks for, on this project's own interfaces and guards.
 
 ``python -m tests.contract.everything stdio`` serves over standard input and output;
 ``python -m tests.contract.everything http [--token TOKEN]`` over HTTP, printing its address first.
@@ -19,9 +19,9 @@ from mcp.server.lowlevel import Server
 from mcp.server.subscriptions import ListenHandler
 from mcp.shared.exceptions import MCPError
 
+from mcp_server.api.http.serve import compose, listen, mcp_app, serve_http
+from mcp_server.api.mcp.stdio import serve_stdio
 from mcp_server.config.sections import ServerConfig
-from mcp_server.doors.http import compose, listen, mcp_app, serve_http
-from mcp_server.doors.stdio import serve_stdio
 from tests.contract import wire_tools
 from tests.contract.everything_tools import BUS, FIXTURES, PNG, Context, answered, ask_user, embedded
 from tests.support.callers import token_only

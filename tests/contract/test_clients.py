@@ -36,9 +36,9 @@ def block_id(block: tuple[str, str]) -> str:
     return text.partition(" ")[0] if language == "shell" else re.sub(r"\W+", "-", text)[:40]
 
 
-def of_kind(language: str, door: str) -> pytest.MarkDecorator:
+def of_kind(language: str, interface: str) -> pytest.MarkDecorator:
     """The page's blocks that start a command (stdio), or that name an address (http)."""
-    found = [block for block in BLOCKS if block[0] == language and ("http://" in block[1]) == (door == "http")]
+    found = [block for block in BLOCKS if block[0] == language and ("http://" in block[1]) == (interface == "http")]
     assert found
     return pytest.mark.parametrize("block", found, ids=block_id)
 
@@ -75,13 +75,13 @@ def test_the_page_has_every_client() -> None:
 
 @of_kind("json", "stdio")
 @pytest.mark.parametrize("era", ["handshake", "stateless"])
-async def test_the_command_in_a_file_serves_in_both_eras(block: tuple[str, str], era: str, tmp_path: Path) -> None:
+async def test_the_command_in_a_file_serves_in_both_eras(block: tuple[str, str], revision: str, tmp_path: Path) -> None:
     (server,) = servers(block[1]).values()
     assert server.get("type", "stdio") == "stdio"
     command = PRODUCT if server["command"] == connect.COMMAND else server["command"]
     environment = {**server.get("env", {}), "MCP_STATE_DIR": str(tmp_path)}
     async with ServedProcess.open(command, *server["args"], env=environment) as client:
-        if era == "handshake":
+        if revision == "handshake":
             await client.send(initialize(0))
             assert (await client.receive())["result"]["serverInfo"]["name"] == "mcp-network-tools"
             await client.send(INITIALIZED, request(1, "tools/list"))
@@ -150,11 +150,13 @@ def island() -> Iterator[list[str]]:
         held.communicate()
 
 
-@pytest.mark.parametrize("door", ["stdio", "http"])
-def test_claude_code_connects_after_the_line_in_the_page(door: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("interface", ["stdio", "http"])
+def test_claude_code_connects_after_the_line_in_the_page(interface: str, tmp_path: Path) -> None:
     """The real program, without an account and with nothing but loopback to talk to."""
     folder = node_package("@anthropic-ai/claude-code-linux-x64")["folder"]
-    (line,) = [text for _, text in BLOCKS if text.startswith("claude ") and ("http://" in text) == (door == "http")]
+    (line,) = [
+        text for _, text in BLOCKS if text.startswith("claude ") and ("http://" in text) == (interface == "http")
+    ]
     project = tmp_path / "project"
     project.mkdir()
     environment = {
@@ -188,6 +190,6 @@ def test_claude_code_connects_after_the_line_in_the_page(door: str, tmp_path: Pa
             )
         )
         assert re.search(rf"^{connect.NAME}: .* Connected$", claude("mcp", "list"), re.MULTILINE)
-        if door == "http":
+        if interface == "http":
             (tmp_path / ".claude.json").write_text((tmp_path / ".claude.json").read_text().replace(token, "x" * 43))
             assert " Connected" not in claude("mcp", "list")

@@ -1,4 +1,4 @@
-"""The official conformance suite, on this project's doors and guards."""
+"""The official conformance suite, on this project's interfaces and guards."""
 
 from __future__ import annotations
 

@@ -90,22 +90,24 @@ def over_http(url: str, token: str) -> tuple[str, ...]:
     return (f"{url}/mcp", "--transport", "http", "--header", f"Authorization: Bearer {token}")
 
 
-ERAS = pytest.mark.parametrize("era", ["legacy", "modern"])
+REVISIONS = pytest.mark.parametrize("era", ["legacy", "modern"])
 
 
-@ERAS
-def test_the_inspector_lists_the_tools(target: Target, tmp_path: Path, era: str) -> None:
-    listed = inspect(*target.arguments, "--protocol-era", era, "--method", "tools/list", env={"HOME": str(tmp_path)})
+@REVISIONS
+def test_the_inspector_lists_the_tools(target: Target, tmp_path: Path, revision: str) -> None:
+    listed = inspect(
+        *target.arguments, "--protocol-era", revision, "--method", "tools/list", env={"HOME": str(tmp_path)}
+    )
     tools = {tool["name"]: tool for tool in listed["tools"]}
     assert tools[target.tool]["inputSchema"]["type"] == "object"
     assert tools[target.tool]["description"]
 
 
-@ERAS
-def test_the_inspector_calls_a_tool(target: Target, tmp_path: Path, era: str) -> None:
+@REVISIONS
+def test_the_inspector_calls_a_tool(target: Target, tmp_path: Path, revision: str) -> None:
     answer = inspect(
         *target.arguments,
-        *("--protocol-era", era, "--method", "tools/call", "--tool-name", target.tool),
+        *("--protocol-era", revision, "--method", "tools/call", "--tool-name", target.tool),
         *("--tool-args-json", json.dumps(target.call), "--format", "json"),
         env={"HOME": str(tmp_path)},
     )

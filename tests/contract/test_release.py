@@ -46,7 +46,7 @@ def test_a_step_passes(made: tuple[Path, dict[str, release.Told]], step: str) ->
 
 def test_the_registry_entry_is_valid_and_waits_for_an_owner(made: tuple[Path, dict[str, release.Told]]) -> None:
     told = made[1]["registry"]
-    if manifests.OWNER == manifests.NO_OWNER:
+    if manifests.FULL_ACCESS == manifests.NO_OWNER:
         assert told.state == release.COULD_NOT
         assert told.detail.startswith("valid, but nobody owns the name yet")
     else:

@@ -23,7 +23,7 @@ from typing import Any, ClassVar
 import httpx2
 import pytest
 
-from tests.support.doors import accepted, environment, http_server, log_records
+from tests.support.interfaces import accepted, environment, http_server, log_records
 
 SETTINGS = Path(__file__).with_name("schemathesis.toml")
 COMMAND = Path(sys.executable).with_name("schemathesis")

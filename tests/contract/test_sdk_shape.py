@@ -29,7 +29,7 @@ async def test_the_loop_ends_and_closes_its_output_at_end_of_input() -> None:
 
 def test_the_adapter_reads_a_request_with_an_unusable_id_as_a_notification() -> None:
     message = jsonrpc_message_adapter.validate_json(b'{"jsonrpc":"2.0","id":null,"method":"ping"}', by_name=False)
-    assert isinstance(message, JSONRPCNotification), "else the stricter reading in doors/stdio.py can go"
+    assert isinstance(message, JSONRPCNotification), "else the stricter reading in api/mcp/stdio.py can go"
 
 
 def test_an_error_without_an_id_says_so_on_the_wire() -> None:

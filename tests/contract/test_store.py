@@ -15,7 +15,7 @@ from sqlalchemy import Engine
 from sqlalchemy.event import listen, remove
 
 from mcp_server.errors import ArgumentError, ConfigError, NotFoundError, PlatformError
-from mcp_server.model.asset import Host
+from mcp_server.model.host import Host
 from mcp_server.model.run import Actor, Coverage, Outcome, Raw
 from mcp_server.store import open_store
 from mcp_server.store.sql import SqlStore

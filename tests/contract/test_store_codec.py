@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mcp_server.errors import ArgumentError
-from mcp_server.model.asset import ExtraPorts, Host, OsMatch, Port, Script, Service
 from mcp_server.model.codec import host_from_dict, run_from_dict, to_dict
+from mcp_server.model.host import ExtraPorts, Host, OsMatch, Port, Script, Service
 from mcp_server.model.run import Risk
 from tests.support.store_facts import ended, full_host, full_run, make_run
 

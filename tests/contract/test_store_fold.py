@@ -15,8 +15,9 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Table, select, text
 
 from mcp_server.errors import PlatformError
-from mcp_server.model.asset import Host, Port
-from mcp_server.store import fold, open_store, schema
+from mcp_server.model.host import Host, Port
+from mcp_server.store import open_store, schema
+from mcp_server.store import projection as project
 from mcp_server.store.migrate import alembic_config
 from mcp_server.store.revision import REVISION
 from mcp_server.store.sql import SqlStore
@@ -139,9 +140,9 @@ async def test_a_fold_larger_than_a_piece_is_complete_and_lets_the_run_go(store:
 async def test_a_fold_that_was_cut_off_goes_on_at_the_next_start(
     store: SqlStore, another: Callable[[], SqlStore]
 ) -> None:
-    assert store._fold is not None
+    assert store._project is not None
     assert store._owner is not None
-    store._fold.add = lambda *_seqs: None  # type: ignore[method-assign] # the worker never gets to it
+    store._project.add = lambda *_seqs: None  # type: ignore[method-assign] # the worker never gets to it
     await scan(store, "r1", make_host("10.0.0.1"))
     store._owner.release()
     assert await rows(store, schema.addresses) == []
@@ -172,17 +173,17 @@ async def test_two_processes_fold_the_same_addresses_at_once(store: SqlStore, an
 
 
 async def test_a_fold_that_meets_a_failure_is_taken_up_again(store: SqlStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert store._fold is not None
+    assert store._project is not None
     failures = [PlatformError("gone", code="store_unavailable"), PlatformError("still gone", code="disk_full")]
-    save = store._fold._save
+    save = store._project._save
 
     def fail_first(*arguments: Any, **options: Any) -> None:
         if failures:
             raise failures.pop()
         save(*arguments, **options)
 
-    monkeypatch.setattr(store._fold, "_save", fail_first)
-    monkeypatch.setattr(fold, "_RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(store._project, "_save", fail_first)
+    monkeypatch.setattr(project, "_RETRY_SECONDS", 0.01)
     await scan(store, "r1", make_host("10.0.0.1"))
     assert not failures
     assert len(await rows(store, schema.services)) == 1
@@ -192,8 +193,8 @@ async def test_a_worker_that_broke_is_not_waited_for(store: SqlStore, monkeypatc
     def broken(*_arguments: Any, **_options: Any) -> None:
         raise ZeroDivisionError
 
-    assert store._fold is not None
-    monkeypatch.setattr(store._fold, "_save", broken)
+    assert store._project is not None
+    monkeypatch.setattr(store._project, "_save", broken)
     with pytest.raises(ZeroDivisionError):
         await scan(store, "r1", make_host("10.0.0.1"))
     # The observation is there; the next start folds it.

@@ -16,7 +16,16 @@ from mcp import Client
 from mcp.client.stdio import StdioServerParameters
 from mcp_types import ServerNotification
 
-from tests.support.doors import ROOT, Reply, environment, http_server, log_records, mcp_client, over_mcp, rest_client
+from tests.support.interfaces import (
+    ROOT,
+    Reply,
+    environment,
+    http_server,
+    log_records,
+    mcp_client,
+    over_mcp,
+    rest_client,
+)
 from tests.support.site_tools import SiteTools, make_site_tools
 
 SLEEP = {"target": "127.0.0.1", "extra_args": "--do sleep", "timeout_sec": 3}
@@ -51,7 +60,7 @@ def acts(folder: Path, *, tools_only: bool = True) -> list[tuple[str, str]]:
     return [(each["action"], each.get("tool", "")) for each in records if "tool" in each or not tools_only]
 
 
-async def test_a_disabled_tool_is_refused_at_every_door_and_running_calls_go_on(
+async def test_a_disabled_tool_is_refused_at_every_interface_and_running_calls_go_on(
     tmp_path: Path, served: tuple[httpx2.AsyncClient, str, str]
 ) -> None:
     client, base, token = served
@@ -87,7 +96,7 @@ async def test_a_disabled_tool_is_refused_at_every_door_and_running_calls_go_on(
     state = tmp_path / "state"
     acted = [each for each in log_records(state) if each["event"] == "admin"]
     assert [each["action"] for each in acted] == ["tool.disable", "reload", "tool.enable"]
-    assert {(each["actor"], each["door"]) for each in acted} == {("token", "rest")}
+    assert {(each["actor"], each["interface"]) for each in acted} == {("token", "rest")}
     denied = [each for each in log_records(state) if each.get("decision") == "deny"]
     assert {each["code"] for each in denied} == {"tool_disabled"}
 

@@ -20,7 +20,7 @@ from mcp_server.config.sections import AuditConfig
 from mcp_server.errors import ExitCode
 from tests.support.audit import change, rechain, records_of
 from tests.support.cli import Done, batch, run
-from tests.support.doors import environment
+from tests.support.interfaces import environment
 
 Audit = Callable[..., Awaitable[Done]]
 
@@ -97,7 +97,7 @@ async def test_an_edited_log_fails_with_the_place(audit: Audit, state: Path) -> 
     assert (details["kind"], details["file"], details["line"], details["seq"]) == ("edited", "audit.jsonl", 1, 0)
 
 
-async def test_a_log_written_anew_with_its_own_key_fails_against_what_was_kept(
+async def test_a_log_written_again_with_its_own_key_fails_against_what_was_kept(
     audit: Audit, state: Path, tmp_path: Path
 ) -> None:
     key = str(public_key(state))
@@ -246,7 +246,7 @@ async def test_checkpoints_of_other_logs_beside_ours(audit: Audit, state: Path, 
     assert (status, report["ok"], report["passed_over"]) == (0, True, 1)
     assert "1 checkpoints of other logs were passed over" in (await audit("verify", *given))[1]
     details = (await body(audit, "verify", *given[:2]))[1]["error"]["details"]
-    assert details["kind"] == "forged", "somebody who wrote the log anew would leave the true ones beside his own"
+    assert details["kind"] == "forged", "somebody who wrote the log again would leave the true ones beside his own"
     kept.write_text(theirs)
     assert (await body(audit, "verify", *given))[1]["error"]["details"]["kind"] == "forged", "none of them is ours"
     kept.write_text((written / CHECKPOINTS).read_text() + theirs)

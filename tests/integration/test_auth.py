@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from mcp_server.doors.principals import principal_of
-from mcp_server.doors.problems import Message, Receive, Scope, Send
+from mcp_server.api.http.principals import principal_of
+from mcp_server.api.http.problems import Message, Receive, Scope, Send
 from mcp_server.errors import ConfigError, PlatformError
 from mcp_server.identity.local_token import load_or_create_token
-from mcp_server.model.access import OWNER
+from mcp_server.model.access import FULL_ACCESS
 from tests.support.callers import token_only
 
 TOKEN = "correct-horse-battery-staple-0123456789"
@@ -145,7 +145,7 @@ def test_a_full_disk_is_named_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
     principal = principal_of(scope)
-    assert (principal.name, principal.access) == ("token", OWNER)
+    assert (principal.name, principal.access) == ("token", FULL_ACCESS)
     await send({"type": "http.response.start", "status": 204, "headers": []})
 
 
@@ -170,7 +170,7 @@ async def ask(*authorization: bytes, kind: str = "http") -> list[Message]:
 @pytest.mark.parametrize(
     "value", [f"Bearer {TOKEN}", f"bearer {TOKEN}", f"BEARER {TOKEN}", f"Bearer  {TOKEN}", f"Bearer {TOKEN} "]
 )
-async def test_the_token_opens_the_door(value: str) -> None:
+async def test_the_token_opens_the_interface(value: str) -> None:
     assert (await ask(value.encode()))[0]["status"] == 204
 
 

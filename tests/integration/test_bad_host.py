@@ -1,4 +1,4 @@
-"""A host that cannot run a tool: no binary, disk space or permission, names that lead nowhere; through all doors."""
+"""A host that cannot run a tool: no binary, disk space or permission, names that lead nowhere; through all interfaces."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from mcp_server.errors import ERRORS
-from tests.support.doors import DOORS, ROOT, Reply, accepted, environment, open_doors, spawned
+from tests.support.interfaces import INTERFACES, ROOT, Reply, accepted, environment, open_interfaces, spawned
 from tests.support.namespaces import mount_namespace
 from tests.support.processes import binary
 from tests.unit.scope.loopback_dns import Zone
@@ -24,30 +24,30 @@ from tests.unit.scope.loopback_dns import Zone
 CALL = {"target": "127.0.0.1", "mode": "discover"}
 
 
-def assert_failed(reply: Reply, door: str, code: str) -> None:
-    """The door gave this error with a hint, its own status, and nothing that looks like success."""
-    assert reply.error is not None, f"{door}: {reply.text}"
-    assert reply.code == code, f"{door}: {reply.error}"
+def assert_failed(reply: Reply, interface: str, code: str) -> None:
+    """The interface gave this error with a hint, its own status, and nothing that looks like success."""
+    assert reply.error is not None, f"{interface}: {reply.text}"
+    assert reply.code == code, f"{interface}: {reply.error}"
     assert reply.error["message"]
     assert reply.error["hint"]
     spec = ERRORS[code]
-    if door == "rest":
+    if interface == "rest":
         assert reply.status == spec.http
-    if door == "cli":
+    if interface == "cli":
         assert reply.status == spec.exit
-    if door in {"stdio", "http"}:
+    if interface in {"stdio", "http"}:
         assert reply.body["outcome"] in {"refused", "failed"}
 
 
 async def test_a_missing_nmap(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    async with open_doors(tmp_path / "state", PATH=str(tmp_path / "empty")) as doors:
-        for door in DOORS:
-            reply = await doors.call(door, "nmap", CALL)
-            assert_failed(reply, door, "binary_not_found")
+    async with open_interfaces(tmp_path / "state", PATH=str(tmp_path / "empty")) as interfaces:
+        for interface in INTERFACES:
+            reply = await interfaces.call(interface, "nmap", CALL)
+            assert_failed(reply, interface, "binary_not_found")
             assert reply.error is not None
             assert "apt-get install nmap" in reply.error["hint"]
-        health = await doors.rest.get("/health")
+        health = await interfaces.rest.get("/health")
     assert (health.status_code, health.json()["status"]) == (503, "unhealthy")
     nmap = next(check for check in health.json()["checks"] if check["name"] == "tool nmap")
     assert nmap["state"] == "failed"
@@ -57,10 +57,10 @@ async def test_a_missing_nmap(tmp_path: Path) -> None:
 async def test_an_nmap_that_may_not_be_executed(tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "nmap").write_text("#!/bin/sh\n")
-    async with open_doors(tmp_path / "state", PATH=str(tmp_path / "bin")) as doors:
-        for door in DOORS:
-            reply = await doors.call(door, "nmap", CALL)
-            assert_failed(reply, door, "permission_denied")
+    async with open_interfaces(tmp_path / "state", PATH=str(tmp_path / "bin")) as interfaces:
+        for interface in INTERFACES:
+            reply = await interfaces.call(interface, "nmap", CALL)
+            assert_failed(reply, interface, "permission_denied")
             assert reply.error is not None
             assert f"chmod a+x {tmp_path}/bin/nmap" in reply.error["hint"]
 
@@ -83,13 +83,13 @@ async def test_no_disk_space(tmp_path: Path, leaving: int) -> None:
         (state / "token").write_text("t" * 43)
         for token in (inside.see(state) / "token", state / "token"):
             token.chmod(0o600)
-        async with open_doors(state, prefix=inside.prefix) as doors:
-            for door in DOORS:
+        async with open_interfaces(state, prefix=inside.prefix) as interfaces:
+            for interface in INTERFACES:
                 fill(inside.see(state), leaving=leaving)
-                reply = await doors.call(door, "nmap", CALL)
-                assert_failed(reply, door, "disk_full")
+                reply = await interfaces.call(interface, "nmap", CALL)
+                assert_failed(reply, interface, "disk_full")
             (inside.see(state) / "filler").unlink()
-            reply = await doors.call("rest", "nmap", {"target": "8.8.8.8"})
+            reply = await interfaces.call("rest", "nmap", {"target": "8.8.8.8"})
             assert reply.code == "target_out_of_scope", "the server has lived through it"
             assert not spawned(inside.see(state)), "a process was started"
 
@@ -103,15 +103,15 @@ def without_file_privileges() -> tuple[str, ...]:
 
 async def test_a_state_folder_that_became_read_only(tmp_path: Path) -> None:
     state = tmp_path / "state"
-    async with open_doors(state, prefix=without_file_privileges()) as doors:
+    async with open_interfaces(state, prefix=without_file_privileges()) as interfaces:
         state.chmod(0o500)
         try:
-            for door in DOORS:
-                assert_failed(await doors.call(door, "nmap", CALL), door, "store_unavailable")
+            for interface in INTERFACES:
+                assert_failed(await interfaces.call(interface, "nmap", CALL), interface, "store_unavailable")
             (state / "audit.jsonl").chmod(0o400)
-            for door in DOORS:
-                assert_failed(await doors.call(door, "nmap", CALL), door, "audit_unavailable")
-            health = await doors.rest.get("/health")
+            for interface in INTERFACES:
+                assert_failed(await interfaces.call(interface, "nmap", CALL), interface, "audit_unavailable")
+            health = await interfaces.rest.get("/health")
         finally:
             state.chmod(0o700)
     assert health.status_code == 503
@@ -169,17 +169,17 @@ async def test_names_that_lead_nowhere_or_out_of_scope(tmp_path: Path) -> None:
     with mount_namespace(script, str(tmp_path / "resolv.conf")) as inside:
         async with (
             name_server(address, zone | {"here.lab.internal": ["A 127.0.0.1"]}) as server,
-            open_doors(tmp_path / "state", prefix=inside.prefix) as doors,
+            open_interfaces(tmp_path / "state", prefix=inside.prefix) as interfaces,
         ):
-            for door in DOORS:
+            for interface in INTERFACES:
                 for name, _, code in NAMES:
-                    reply = await doors.call(door, "nmap", {"target": name})
-                    assert_failed(reply, door, code)
+                    reply = await interfaces.call(interface, "nmap", {"target": name})
+                    assert_failed(reply, interface, code)
                     assert reply.error is not None
                     assert name in reply.error["message"], "the error names the offending name"
             assert ("nowhere.lab.internal.", "A") in server.questions
             assert not accepted(tmp_path / "state")
-            reply = await doors.call("rest", "nmap", {"target": "here.lab.internal", "mode": "discover"})
+            reply = await interfaces.call("rest", "nmap", {"target": "here.lab.internal", "mode": "discover"})
     assert reply.error is None, "a good name on the same server is scanned"
     assert reply.body["hosts"][0]["address"] == "127.0.0.1"
     assert len(accepted(tmp_path / "state")) == 1

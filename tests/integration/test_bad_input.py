@@ -1,4 +1,4 @@
-"""Bad input through all four doors: the same typed error with a hint, and no process is started."""
+"""Bad input through all four interfaces: the same typed error with a hint, and no process is started."""
 
 from __future__ import annotations
 
@@ -15,7 +15,16 @@ import pytest_asyncio
 from mcp_server.errors import ERRORS
 from tests.bad_targets import BAD_TARGETS
 from tests.support.cli import batch
-from tests.support.doors import DOORS, Doors, Reply, accepted, cli_reply, cli_words, in_own_task, open_doors
+from tests.support.interfaces import (
+    INTERFACES,
+    Interfaces,
+    Reply,
+    accepted,
+    cli_reply,
+    cli_words,
+    in_own_task,
+    open_interfaces,
+)
 from tests.support.mcp_wire import ServedProcess, exchange, modern, post
 
 HUGE = "1" * 1_000_000
@@ -87,7 +96,7 @@ ONLY_JSON: list[Case] = [
 TARGETS: list[Case] = [(name, {"target": text}, code) for name, text, code in BAD_TARGETS]
 
 OVER_4_MIB = {"one-megabyte-of-nul"}
-"""As JSON longer than any door reads: each NUL takes six characters. `test_a_message_over_4_mib` sends it."""
+"""As JSON longer than any interface reads: each NUL takes six characters. `test_a_message_over_4_mib` sends it."""
 WITHOUT_UTF8 = {"surrogate"}
 """Text that a JSON encoder refuses to write as UTF-8; `test_a_lone_surrogate` sends it as an escape."""
 REST_CASES = [case for case in BAD_ARGUMENTS + ONLY_JSON + TARGETS if case[0] not in OVER_4_MIB]
@@ -105,14 +114,14 @@ CLI_CASES = [case for case in BAD_ARGUMENTS + TARGETS if fits_a_command_line(cas
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def doors(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Doors]:
-    async with in_own_task(open_doors(tmp_path_factory.mktemp("bad-input") / "state")) as opened:
+async def interfaces(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Interfaces]:
+    async with in_own_task(open_interfaces(tmp_path_factory.mktemp("bad-input") / "state")) as opened:
         yield opened
 
 
-def assert_refused(reply: Reply, code: str, door: str) -> None:
-    """The door gave this error with a hint, in the form its kind of client expects."""
-    assert reply.error is not None, f"{door} accepted it: {reply.text[:300]}"
+def assert_refused(reply: Reply, code: str, interface: str) -> None:
+    """The interface gave this error with a hint, in the form its kind of client expects."""
+    assert reply.error is not None, f"{interface} accepted it: {reply.text[:300]}"
     # Length and emptiness of a target are in the tool's schema already, which is looked at first.
     allowed = {code, "invalid_arguments"} if code in {"invalid_target", "arguments_too_long"} else {code}
     assert reply.code in allowed, reply.error
@@ -121,41 +130,41 @@ def assert_refused(reply: Reply, code: str, door: str) -> None:
     assert reply.error["retryable"] == ERRORS[reply.code].retryable
     assert len(reply.text) < 4000, "an error must not echo a huge input"
     assert reply.text.replace("\n", " ").isprintable(), "an error must not hold control characters"
-    if door == "rest":
+    if interface == "rest":
         assert reply.status == reply.error["status"] == ERRORS[reply.code].http
-    if door == "cli":
+    if interface == "cli":
         assert reply.status == ERRORS[reply.code].exit
-    if door in {"stdio", "http"}:
+    if interface in {"stdio", "http"}:
         assert reply.body["outcome"] == "refused"
         assert "run_id" not in reply.body
 
 
 @pytest.fixture
-def nothing_started(doors: Doors) -> Any:
+def nothing_started(interfaces: Interfaces) -> Any:
     """Fails the test where a process was started in it: none is without an accepted decision on the log."""
     yield
-    assert not accepted(Path(doors.env["MCP_STATE_DIR"])), "a process was started"
+    assert not accepted(Path(interfaces.env["MCP_STATE_DIR"])), "a process was started"
 
 
-@pytest.mark.parametrize("door", ["stdio", "http"])
+@pytest.mark.parametrize("interface", ["stdio", "http"])
 @pytest.mark.parametrize("case", MCP_CASES, ids=lambda case: case[0])
 @pytest.mark.asyncio(loop_scope="module")
-async def test_over_mcp(doors: Doors, nothing_started: None, door: str, case: Case) -> None:
+async def test_over_mcp(interfaces: Interfaces, nothing_started: None, interface: str, case: Case) -> None:
     _, arguments, code = case
-    assert_refused(await doors.call(door, "nmap", arguments), code, door)
+    assert_refused(await interfaces.call(interface, "nmap", arguments), code, interface)
 
 
 @pytest.mark.parametrize("case", REST_CASES, ids=lambda case: case[0])
 @pytest.mark.asyncio(loop_scope="module")
-async def test_over_rest(doors: Doors, nothing_started: None, case: Case) -> None:
+async def test_over_rest(interfaces: Interfaces, nothing_started: None, case: Case) -> None:
     _, arguments, code = case
-    assert_refused(await doors.call("rest", "nmap", arguments), code, "rest")
+    assert_refused(await interfaces.call("rest", "nmap", arguments), code, "rest")
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_on_the_command_line(doors: Doors, nothing_started: None) -> None:
+async def test_on_the_command_line(interfaces: Interfaces, nothing_started: None) -> None:
     commands = [["call", "nmap", *cli_words(arguments), "--json"] for _, arguments, _ in CLI_CASES]
-    replies = await batch(doors.env, *commands)
+    replies = await batch(interfaces.env, *commands)
     for (name, _, code), (status, out, err) in zip(CLI_CASES, replies, strict=True):
         try:
             assert_refused(cli_reply(status, out, err), code, "cli")
@@ -165,48 +174,48 @@ async def test_on_the_command_line(doors: Doors, nothing_started: None) -> None:
 
 
 @pytest.mark.parametrize("word", ["target=10.0.0.1\0", "target=" + "a" * 1_000_000])
-def test_what_no_program_can_be_given_does_not_reach_the_command_line(doors: Doors, word: str) -> None:
+def test_what_no_program_can_be_given_does_not_reach_the_command_line(interfaces: Interfaces, word: str) -> None:
     with pytest.raises((ValueError, OSError)):
-        subprocess.run([sys.executable, "-m", "mcp_server", "call", "nmap", word], env=doors.env, check=False)
+        subprocess.run([sys.executable, "-m", "mcp_server", "call", "nmap", word], env=interfaces.env, check=False)
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_words_that_are_no_parameters_are_usage_errors(doors: Doors, nothing_started: None) -> None:
+async def test_words_that_are_no_parameters_are_usage_errors(interfaces: Interfaces, nothing_started: None) -> None:
     words = ["target", "=127.0.0.1", "127.0.0.1", "target:127.0.0.1", "\udcff", "a" * ARG_MAX]
-    for status, out, err in await batch(doors.env, *(["call", "nmap", word, "--json"] for word in words)):
+    for status, out, err in await batch(interfaces.env, *(["call", "nmap", word, "--json"] for word in words)):
         assert_refused(cli_reply(status, out, err), "invalid_arguments", "cli")
 
 
-async def raw_call(doors: Doors, door: str, target: str) -> dict[str, Any]:
+async def raw_call(interfaces: Interfaces, interface: str, target: str) -> dict[str, Any]:
     """Send a call as it is written here, without a client library, and return the answer."""
     message = modern(7, "tools/call", name="nmap", arguments={"target": target})
-    if door == "stdio":
-        async with ServedProcess.open(sys.executable, "-m", "mcp_server.server", env=doors.env) as client:
+    if interface == "stdio":
+        async with ServedProcess.open(sys.executable, "-m", "mcp_server.server", env=interfaces.env) as client:
             await client.send(message)
             return await client.receive()
-    port = int(doors.base.rpartition(":")[2])
-    answer = await exchange(port, post(port, message, headers={"Authorization": f"Bearer {doors.token}"}))
+    port = int(interfaces.base.rpartition(":")[2])
+    answer = await exchange(port, post(port, message, headers={"Authorization": f"Bearer {interfaces.token}"}))
     return dict(answer.json()) | {"status": answer.status}
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_a_lone_surrogate_over_mcp(doors: Doors, nothing_started: None) -> None:
+async def test_a_lone_surrogate_over_mcp(interfaces: Interfaces, nothing_started: None) -> None:
     # JSON can escape it, UTF-8 cannot hold it (RFC 8259 section 8.2): one reader refuses the message, one the value.
-    by_stdio = await raw_call(doors, "stdio", "10.0.0.1\udcff")
+    by_stdio = await raw_call(interfaces, "stdio", "10.0.0.1\udcff")
     assert by_stdio["error"]["code"] == -32700
-    by_http = await raw_call(doors, "http", "10.0.0.1\udcff")
+    by_http = await raw_call(interfaces, "http", "10.0.0.1\udcff")
     assert by_http["result"]["isError"]
     assert by_http["result"]["structuredContent"]["error"]["code"] == "invalid_arguments"
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_a_message_over_4_mib(doors: Doors, nothing_started: None) -> None:
+async def test_a_message_over_4_mib(interfaces: Interfaces, nothing_started: None) -> None:
     target = "\0" * 1_000_000
-    by_stdio = await raw_call(doors, "stdio", target)
+    by_stdio = await raw_call(interfaces, "stdio", target)
     assert by_stdio["error"]["data"]["code"] == "body_too_large"
-    by_http = await raw_call(doors, "http", target)
+    by_http = await raw_call(interfaces, "http", target)
     assert (by_http["status"], by_http["code"]) == (413, "body_too_large")
-    by_rest = await doors.call("rest", "nmap", {"target": target})
+    by_rest = await interfaces.call("rest", "nmap", {"target": target})
     assert (by_rest.status, by_rest.code) == (413, "body_too_large")
 
 
@@ -218,38 +227,44 @@ async def test_a_message_over_4_mib(doors: Doors, nothing_started: None) -> None
     ids=["empty", "cut", "cut-object", "list", "text", "null", "bytes", "brackets", "nan", "long-number", "deep"],
 )  # fmt: skip
 @pytest.mark.asyncio(loop_scope="module")
-async def test_bodies_that_are_no_object_of_arguments(doors: Doors, nothing_started: None, body: bytes) -> None:
-    response = await doors.rest.post("/tools/nmap/execute", content=body, headers={"Content-Type": "application/json"})
+async def test_bodies_that_are_no_object_of_arguments(
+    interfaces: Interfaces, nothing_started: None, body: bytes
+) -> None:
+    response = await interfaces.rest.post(
+        "/tools/nmap/execute", content=body, headers={"Content-Type": "application/json"}
+    )
     problem = response.json()
     assert (response.status_code, problem["code"]) == (422, "invalid_arguments"), problem
     assert problem["hint"]
     assert len(response.content) < 4000
 
 
-@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("interface", INTERFACES)
 @pytest.mark.asyncio(loop_scope="module")
-async def test_an_unknown_tool_is_not_found(doors: Doors, nothing_started: None, door: str) -> None:
+async def test_an_unknown_tool_is_not_found(interfaces: Interfaces, nothing_started: None, interface: str) -> None:
     for name in ("nmpa", "nmap\x1b[31m", "n" * 5000, "nmap/../nmap"):
-        if door == "rest":
+        if interface == "rest":
             name = name.replace("/", "%2F").replace("\x1b", "%1B")  # noqa: PLW2901 - as a URL writes it
-        reply = await doors.call(door, name, {"target": HERE})
+        reply = await interfaces.call(interface, name, {"target": HERE})
         assert reply.error is not None
         assert reply.code in {"unknown_tool", "not_found"}
-        assert reply.status == {"stdio": -32602, "http": -32602, "rest": 404, "cli": 4}[door]
+        assert reply.status == {"stdio": -32602, "http": -32602, "rest": 404, "cli": 4}[interface]
         assert "\x1b" not in reply.text
         assert len(reply.text) < 2000
-    reply = await doors.call(door, "nmpa", {"target": HERE})
+    reply = await interfaces.call(interface, "nmpa", {"target": HERE})
     assert reply.code == "unknown_tool"
     assert reply.error is not None
     assert "nmap" in reply.error["hint"]
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_every_refusal_is_on_the_decision_log(doors: Doors) -> None:
-    await doors.call("rest", "nmap", {"target": "8.8.8.8"})
-    records = [json.loads(line) for line in (Path(doors.env["MCP_STATE_DIR"]) / "audit.jsonl").read_text().splitlines()]
+async def test_every_refusal_is_on_the_decision_log(interfaces: Interfaces) -> None:
+    await interfaces.call("rest", "nmap", {"target": "8.8.8.8"})
+    records = [
+        json.loads(line) for line in (Path(interfaces.env["MCP_STATE_DIR"]) / "audit.jsonl").read_text().splitlines()
+    ]
     last = records[-1]
-    assert (last["decision"], last["code"], last["door"]) == ("deny", "target_out_of_scope", "rest")
+    assert (last["decision"], last["code"], last["interface"]) == ("deny", "target_out_of_scope", "rest")
     assert last["arguments"] == {"target": "8.8.8.8"}
     assert "RFC1918" in last["reason"]
     assert {record["decision"] for record in records if record["event"] == "decision"} == {"deny"}

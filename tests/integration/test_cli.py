@@ -14,7 +14,7 @@ import typer
 from mcp_server.cli.output import fail
 from mcp_server.errors import ERRORS, NetworkToolsError
 from tests.support.cli import batch, run
-from tests.support.doors import environment
+from tests.support.interfaces import environment
 from tests.support.scans import own_network
 
 QUICK = ["target=127.0.0.1", "mode=ports", "ports=1-3"]
@@ -93,7 +93,7 @@ async def test_what_the_commands_say(env: dict[str, str], a_run: dict[str, Any])
     assert "-T INT 0-5" in nmap["flags"] or "-TINT 0-5" in nmap["flags"]
     assert nmap["parameters"]["properties"]["target"]["description"]
     assert shown["run"]["id"] == run_id
-    assert shown["run"]["actor"]["door"] == "cli"
+    assert shown["run"]["actor"]["interface"] == "cli"
     assert shown["hosts"] == a_run["hosts"]
     assert run_id in [entry["id"] for entry in listed["runs"]]
     assert config["config"]["security"]["allowed_targets"] == ["loopback", "RFC1918", ".lab.internal"]
@@ -215,12 +215,12 @@ def test_completion_can_be_installed(env: dict[str, str]) -> None:
 
 
 DEFECT = """
-from mcp_server.discovery import Toolbox
+from mcp_server.tools.registry import ToolRegistry
 
 def get(self, name):
     raise RuntimeError("a defect\\x1b[31m")
 
-Toolbox.get = get
+ToolRegistry.get = get
 """
 
 

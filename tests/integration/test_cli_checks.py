@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.cli import COMMAND, batch, run
-from tests.support.doors import ROOT, environment, free_port
+from tests.support.interfaces import ROOT, environment, free_port
 from tests.support.processes import binary
 
 ROOMY = {f"MCP_HEALTH_{each}_THRESHOLD": "100" for each in ("CPU", "MEMORY", "DISK")}

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.cli import COMMAND, batch
-from tests.support.doors import ROOT, cli_words, environment
+from tests.support.interfaces import ROOT, cli_words, environment
 from tests.support.processes import binary
 from tests.support.scans import gone, own_network, slow_scan, started
 from tests.support.terminal import on_a_terminal

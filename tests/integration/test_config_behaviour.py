@@ -26,17 +26,17 @@ from mcp_server.errors import (
     PlatformError,
     TargetError,
 )
-from mcp_server.execution.commands import invalidate_command_cache
 from mcp_server.health import HealthStatus
 from mcp_server.identity.local_token import load_or_create_token
-from mcp_server.model.access import OWNER
+from mcp_server.model.access import FULL_ACCESS
 from mcp_server.model.run import Actor
+from mcp_server.pipeline.respond import CallResult
+from mcp_server.sandbox.binaries import invalidate_command_cache
 from mcp_server.server import EnhancedMCPServer
-from mcp_server.steps.answer import Answer
-from tests.support.doors import environment, free_port, http_server, open_doors
+from tests.support.interfaces import environment, free_port, http_server, open_interfaces
 from tests.support.site_tools import SiteTools, make_site_tools
 
-ACTOR = Actor("tester", "test", access=OWNER)
+ACTOR = Actor("tester", "test", access=FULL_ACCESS)
 TESTED: set[str] = set()
 T = TypeVar("T", bound=Callable[..., Any])
 
@@ -66,7 +66,7 @@ async def serving(tmp_path: Path, site: SiteTools | None = None, **env: str) -> 
         await server.cleanup()
 
 
-async def probe(server: EnhancedMCPServer, what: str, tool: str = "probe", **more: Any) -> Answer:
+async def probe(server: EnhancedMCPServer, what: str, tool: str = "probe", **more: Any) -> CallResult:
     return await server.pipeline.call(tool, {"target": "127.0.0.1", "extra_args": f"--do {what}"} | more, ACTOR)
 
 
@@ -179,9 +179,9 @@ async def test_full_text_holds_every_line(tmp_path: Path) -> None:
     listening = [await asyncio.start_server(lambda _r, w: w.close(), f"127.0.0.{n}", port) for n in range(1, 25)]
     texts = {}
     for style in ("short", "full"):
-        async with open_doors(tmp_path / f"{style}-state", MCP_SERVER_ANSWER_TEXT=style) as doors:
+        async with open_interfaces(tmp_path / f"{style}-state", MCP_SERVER_ANSWER_TEXT=style) as interfaces:
             arguments = {"target": "127.0.0.0/27", "mode": "ports", "ports": str(port)}
-            texts[style] = (await doors.call("stdio", "nmap", arguments)).text
+            texts[style] = (await interfaces.call("stdio", "nmap", arguments)).text
     for server in listening:
         server.close()
     assert "127.0.0.24" not in texts["short"]
@@ -283,18 +283,18 @@ async def test_a_process_is_held_to_its_memory_and_descriptors(tmp_path: Path, s
 @changes("tool.include_patterns", "tool.exclude_patterns", "tool.packages")
 async def test_which_tools_there_are(tmp_path: Path, site: SiteTools) -> None:
     async with serving(tmp_path, site) as server:
-        assert list(server.pipeline.toolbox.tools) == ["nmap", "probe", "single"]
+        assert list(server.pipeline.registry.tools) == ["nmap", "probe", "single"]
     async with serving(tmp_path, site, TOOL_INCLUDE="n*,probe") as server:
-        assert list(server.pipeline.toolbox.tools) == ["nmap", "probe"]
+        assert list(server.pipeline.registry.tools) == ["nmap", "probe"]
     async with serving(tmp_path, site, TOOL_EXCLUDE="nmap") as server:
         with pytest.raises(NotFoundError):
-            server.pipeline.toolbox.get("nmap")
+            server.pipeline.registry.get("nmap")
 
 
 @changes("logging.level", "logging.format", "logging.file_path", "logging.max_file_size", "logging.backup_count")
 def test_logs_go_where_and_how_the_owner_says(tmp_path: Path) -> None:
     script = (
-        "import logging; from mcp_server.config import get_config; from mcp_server.logs import configure_logging\n"
+        "import logging; from mcp_server.config import get_config; from mcp_server.observability.logs import configure_logging\n"
         "configure_logging(get_config().logging)\n"
         "for n in range(200): logging.getLogger('x').warning('line %d', n)\n"
         "logging.getLogger('x').debug('fine')"
@@ -376,7 +376,7 @@ def test_nothing_is_served_below_the_enforcement_that_is_required(tmp_path: Path
     assert json.loads(called.stdout)["error"]["code"] == "enforcement_too_weak"
 
 
-@changes("security.pinned_files")
+@changes("security.allowed_checksums")
 async def test_the_owner_can_accept_another_version_of_a_script(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -395,7 +395,7 @@ async def test_the_owner_can_accept_another_version_of_a_script(
         assert caught.value.code == "binary_changed"
     sums = tmp_path / "sums"
     sums.write_text(f"{hashlib.sha256(script.read_bytes()).hexdigest()}  scripts/http-title.nse\n")
-    async with serving(tmp_path, MCP_SECURITY_PINNED_FILES=str(sums)) as server:
+    async with serving(tmp_path, MCP_SECURITY_ALLOWED_CHECKSUMS=str(sums)) as server:
         assert "http-title" in (await server.pipeline.plan("nmap", arguments, ACTOR)).argv
     invalidate_command_cache()
 
@@ -499,7 +499,7 @@ def test_every_key_that_is_read_has_a_test_here() -> None:
         "auth.clock_skew_sec",
         "auth.role_claim",
         "auth.default_role",
-        # tests/integration/test_authorisation_bounds.py
+        # tests/integration/test_authorization_bounds.py
         "auth.actors_file",
         # tests/unit/test_lockout.py, and over HTTP tests/integration/test_identity.py
         "auth.lockout_failures",
@@ -514,10 +514,10 @@ def test_every_key_that_is_read_has_a_test_here() -> None:
         "metrics.prometheus_enabled",
         "metrics.prometheus_port",
         "metrics.collection_interval",
-        # a real collector: tests/integration/test_tracing_doors.py
+        # a real collector: tests/integration/test_tracing_interfaces.py
         "tracing.endpoint",
         "tracing.sample_ratio",
-        # the network namespace: tests/integration/test_guardian_*.py
+        # the network namespace: tests/integration/test_guard_helper_*.py
         "guard.user",
         "guard.loopback_user",
         "guard.mode",

@@ -1,4 +1,4 @@
-"""Floods of connections, bodies that do not come, endless streams and sessions: others are answered meanwhile."""
+"""LogRateLimiter of connections, bodies that do not come, endless streams and sessions: others are answered meanwhile."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Route
 
-from mcp_server.doors.connections import AcceptErrors, BoundedSocket
-from mcp_server.doors.guards import SMALL_BODY, BodyLimit
-from mcp_server.doors.http import compose, listen, mcp_app, serve_http
-from mcp_server.doors.problems import ASGIApp
+from mcp_server.api.http.connections import AcceptErrors, BoundedSocket
+from mcp_server.api.http.middleware import SMALL_BODY, BodyLimit
+from mcp_server.api.http.problems import ASGIApp
+from mcp_server.api.http.serve import compose, listen, mcp_app, serve_http
 from tests.support.callers import token_only
 from tests.support.clock import SOON
-from tests.support.doors import environment, http_server
+from tests.support.interfaces import environment, http_server
 from tests.support.mcp_wire import exchange, initialize, post, request
 
 TOKEN = "correct-horse-battery-staple-0123456789"
@@ -44,7 +44,7 @@ def get(port: int, path: str, *lines: str, method: str = "GET") -> bytes:
     return "\r\n".join(head).encode()
 
 
-def authorised(token: str) -> str:
+def authorized(token: str) -> str:
     return f"Authorization: Bearer {token}"
 
 
@@ -62,7 +62,7 @@ def health_over(base: str, headers: dict[str, str]) -> int | None:
         return None
 
 
-def test_a_flood_of_strangers_neither_takes_the_server_off_the_air_nor_fills_the_log(tmp_path: Path) -> None:
+def test_a_flood_of_unknown_callers_neither_takes_the_server_off_the_air_nor_fills_the_log(tmp_path: Path) -> None:
     env = environment(tmp_path / "state")
     with http_server(env, prefix=("prlimit", "--nofile=200:200")) as (base, token, process), ExitStack() as stack:
         port = urlsplit(base).port
@@ -182,7 +182,7 @@ async def pages(max_requests: int) -> AsyncIterator[int]:
 
 
 async def status(port: int, path: str, *lines: str, method: str = "GET") -> int:
-    return (await exchange(port, get(port, path, authorised(TOKEN), *lines, method=method))).status
+    return (await exchange(port, get(port, path, authorized(TOKEN), *lines, method=method))).status
 
 
 async def begun(stack: ExitStack, port: int, data: bytes) -> bytes:
@@ -205,7 +205,7 @@ async def begun(stack: ExitStack, port: int, data: bytes) -> bytes:
 )
 async def test_endless_streams_leave_the_places_of_short_requests(asked: tuple[str, str, str]) -> None:
     path, method, line = asked
-    lines = [authorised(TOKEN), *([line] if line else []), *(["Content-Length: 0"] if method == "POST" else [])]
+    lines = [authorized(TOKEN), *([line] if line else []), *(["Content-Length: 0"] if method == "POST" else [])]
     async with pages(4) as port:
         with ExitStack() as stack:
             data = get(port, path, *lines, method=method)
@@ -220,7 +220,7 @@ async def test_a_full_server_still_shows_how_it_is() -> None:
     async with pages(2) as port:
         with ExitStack() as stack:
             for _ in range(2):
-                assert await begun(stack, port, get(port, "/slow", authorised(TOKEN))) == b"HTTP/1.1 200 OK"
+                assert await begun(stack, port, get(port, "/slow", authorized(TOKEN))) == b"HTTP/1.1 200 OK"
             assert await status(port, "/short") == 429
             assert [await status(port, path) for path in ("/health", "/metrics")] == [200, 200]
             assert await status(port, "/admin/reload", "Content-Length: 0", method="POST") == 404, "it has a place"
@@ -249,12 +249,12 @@ async def test_a_probe_may_ask_for_the_head_alone(path: str) -> None:
         assert (await exchange(port, get(port, path, "Content-Length: 0", method="POST"))).status == 401
 
 
-async def test_the_connection_of_a_stranger_ends_with_the_answer() -> None:
+async def test_the_connection_of_a_unknown_caller_ends_with_the_answer() -> None:
     async with pages(2) as port:
         for lines, expected in (((), 401), (("Authorization: Bearer guessed",), 401), (("Origin: http://x",), 403)):
             answer = await exchange(port, get(port, "/short", *lines))
             assert (answer.status, answer.headers.get("connection")) == (expected, "close")
-        answer = await exchange(port, get(port, "/short", authorised(TOKEN)))
+        answer = await exchange(port, get(port, "/short", authorized(TOKEN)))
         assert "connection" not in answer.headers, "a known caller may ask again"
 
 
@@ -319,14 +319,14 @@ async def test_bodies_that_do_not_come_take_no_places() -> None:
     async with pages(2) as port:
         with ExitStack() as stack:
             for _ in range(20):
-                connected(stack, port, get(port, "/short", authorised(TOKEN), "Content-Length: 9", method="POST"))
+                connected(stack, port, get(port, "/short", authorized(TOKEN), "Content-Length: 9", method="POST"))
             await asyncio.sleep(0.1)
             assert [await status(port, "/short") for _ in range(3)] == [200] * 3
 
 
 async def test_at_the_bound_the_session_that_is_idle_the_longest_makes_room() -> None:
-    """Fails as well where the SDK holds its sessions in another way than `doors.sessions` reads them."""
-    version, known = "2025-06-18", {"Authorization": authorised(TOKEN).partition(": ")[2]}
+    """Fails as well where the SDK holds its sessions in another way than `interfaces.sessions` reads them."""
+    version, known = "2025-06-18", {"Authorization": authorized(TOKEN).partition(": ")[2]}
 
     def build(hosts: set[str]) -> ASGIApp:
         app = mcp_app(Server("sessions"), hosts=hosts, origins=(), max_sessions=3)
@@ -343,7 +343,7 @@ async def test_at_the_bound_the_session_that_is_idle_the_longest_makes_room() ->
 
     def stream(port: int, session: str) -> bytes:
         accept = "Accept: text/event-stream"
-        return get(port, "/mcp", authorised(TOKEN), accept, f"Mcp-Session-Id: {session}")
+        return get(port, "/mcp", authorized(TOKEN), accept, f"Mcp-Session-Id: {session}")
 
     async with served(build) as port:
         with ExitStack() as stack:

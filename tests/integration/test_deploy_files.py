@@ -171,10 +171,10 @@ def test_grafana_is_given_the_dashboard_and_the_source_of_its_figures() -> None:
     provider = yaml.safe_load((folder / "dashboards/mcp-network-tools.yaml").read_text())
     source = yaml.safe_load((folder / "datasources/prometheus.yaml").read_text())
     assert provider["apiVersion"] == source["apiVersion"] == 1
-    place = {
+    executor = {
         Path(v["target"]).parent for v in composed()["services"]["grafana"]["volumes"] if "dashboard" in v["source"]
     }
-    assert {Path(each["options"]["path"]) for each in provider["providers"]} == place
+    assert {Path(each["options"]["path"]) for each in provider["providers"]} == executor
     assert source["datasources"][0]["url"] == "http://prometheus:9090"
     # The dashboard asks for a source of this kind, and the first one is chosen.
     (variable,) = (each for each in shipped["templating"]["list"] if each["type"] == "datasource")

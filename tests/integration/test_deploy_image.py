@@ -21,7 +21,7 @@ import yaml
 
 from tests.support.container import Container, Spec, container
 from tests.support.debian_root import PROJECT, build_step, scratch
-from tests.support.guarded import OPEN_PORT, STRANGER, TARGET, World, policy, wait_for, world
+from tests.support.guarded import OPEN_PORT, TARGET, UNKNOWN_CALLER, World, policy, wait_for, world
 from tests.support.image_recipe import Image, Recipe, context, stage_context
 
 # The first test also waits for the build: two minutes where nothing of Debian is kept in .cache/ yet.
@@ -180,7 +180,7 @@ def test_it_serves_and_scans_as_compose_starts_it_and_stops_clean(image: Image, 
         answer = scanned(host, token)
         assert ports(answer) == {1: "closed", OPEN_PORT: "open"}
         assert answer["metadata"]["enforcement"] == "argument"
-        status, refused = ask(host, token, "/tools/nmap/execute", {"target": STRANGER, "ports": "1"})
+        status, refused = ask(host, token, "/tools/nmap/execute", {"target": UNKNOWN_CALLER, "ports": "1"})
         assert (status, refused["code"]) == (400, "target_out_of_scope")
         assert ask(host, "x" * 40, "/tools")[0] == 401
         assert "read-only" in made.execute("sh", "-c", "echo x >/etc/x").stderr.lower()

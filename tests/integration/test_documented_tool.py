@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.cli import ROOT, batch
-from tests.support.doors import environment
+from tests.support.interfaces import environment
 
 PAGE = (ROOT / "docs/adding-a-tool.md").read_text()
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.support.browser import Page, browser
-from tests.support.doors import environment, http_server, rest_client
+from tests.support.interfaces import environment, http_server, rest_client
 
 QUICK = {"target": "127.0.0.1", "mode": "ports", "ports": "1-3"}
 PAGE = (Path(__file__).resolve().parents[2] / "docs/events.md").read_text()

@@ -20,11 +20,11 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 
-from mcp_server.doors.connections import deadline_protocol
-from mcp_server.doors.events import HEARTBEAT_SEC, LONGEST_SEC, RETRY_MS, add_event_routes
-from mcp_server.events import KEPT, MAX_SUBSCRIBERS, QUEUED, EventBus
+from mcp_server.api.http.connections import deadline_protocol
+from mcp_server.api.rest.events import HEARTBEAT_SEC, LONGEST_SEC, RETRY_MS, add_event_routes
+from mcp_server.observability.events import KEPT, MAX_SUBSCRIBERS, QUEUED, EventBus
 from tests.support.clock import SOON
-from tests.support.doors import environment, http_server, owned, rest_client
+from tests.support.interfaces import environment, http_server, owned, rest_client
 from tests.support.streams import Stream, follow, request
 
 QUICK = {"target": "127.0.0.1", "mode": "ports", "ports": "1-3"}
@@ -99,7 +99,7 @@ async def test_a_run_is_told_from_its_acceptance_to_its_end(server: Server, clie
         run_id = await scan(client)
         accepted = await stream.until("run.accepted", run_id=run_id)
         assert accepted.data["tool"] == "nmap"
-        assert accepted.data["door"] == "rest"
+        assert accepted.data["interface"] == "rest"
         started = await stream.until("run.started", run_id=run_id)
         ended = await stream.until("run.ended", run_id=run_id)
         assert ended.data["outcome"] == "completed"

@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mcp_server.errors import PlatformError
-from mcp_server.execution.guard import nft as nft_module
-from mcp_server.execution.guard.canary import prove
-from mcp_server.execution.guard.nft import Nft
-from mcp_server.execution.guard.rules import COUNTERS, Link, ruleset, update
+from mcp_server.netguard import nft as nft_module
+from mcp_server.netguard.canary import prove
+from mcp_server.netguard.nft import Nft
+from mcp_server.netguard.rules import COUNTERS, Link, ruleset, update
 from mcp_server.scope.guard_sets import GuardSets
 from mcp_server.scope.ranges import merged, without
 from tests.containment.guard_stage import NetNamespace, ip
@@ -130,7 +130,7 @@ def test_the_hash_is_of_the_rules_and_sets_and_not_of_the_counts(nft: Nft) -> No
     assert nft.read().ruleset == first.ruleset
     nft.run(ruleset(SETS, LINK))
     prove(LINK, nft)
-    assert nft.read().ruleset == first.ruleset, "made anew, the same policy is the same ruleset"
+    assert nft.read().ruleset == first.ruleset, "made again, the same policy is the same ruleset"
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ import pytest
 from mcp.shared.exceptions import MCPError
 
 from tests.support.clock import SOON
-from tests.support.doors import environment, http_server, mcp_client, rest_client
+from tests.support.interfaces import environment, http_server, mcp_client, rest_client
 from tests.support.site_tools import make_site_tools
 
 CHECKS = [
@@ -88,13 +88,13 @@ async def test_history_says_what_changed(server: tuple[str, str]) -> None:
 @pytest.mark.parametrize(("path", "status"), [("/livez", "alive"), ("/readyz", "ready")])
 async def test_the_probes_are_open_and_say_one_word(server: tuple[str, str], path: str, status: str) -> None:
     base, token = server
-    async with httpx2.AsyncClient(base_url=base) as stranger:
+    async with httpx2.AsyncClient(base_url=base) as unknown_caller:
         for headers in ({}, {"Host": "somewhere.example"}, {"Origin": "http://evil.example"}):
-            response = await stranger.get(path, headers=headers)
+            response = await unknown_caller.get(path, headers=headers)
             assert (response.status_code, response.json()) == (200, {"status": status})
-        assert (await stranger.post(path)).status_code in {401, 403, 405}
-        assert (await stranger.get("/health")).status_code == 401
-        assert (await stranger.get(f"{path}/x", headers={"Authorization": f"Bearer {token}"})).status_code == 404
+        assert (await unknown_caller.post(path)).status_code in {401, 403, 405}
+        assert (await unknown_caller.get("/health")).status_code == 401
+        assert (await unknown_caller.get(f"{path}/x", headers={"Authorization": f"Bearer {token}"})).status_code == 404
 
 
 async def test_thresholds_degrade_and_never_turn_a_probe_red(tmp_path: Path) -> None:
@@ -131,15 +131,15 @@ async def test_a_failed_call_has_the_checks_run_again(tmp_path: Path) -> None:
         assert call.status_code == 200, call.text
 
 
-@pytest.mark.parametrize("door", ["rest", "mcp"])
-async def test_a_failed_look_has_the_checks_run_again(tmp_path: Path, door: str) -> None:
+@pytest.mark.parametrize("interface", ["rest", "mcp"])
+async def test_a_failed_look_has_the_checks_run_again(tmp_path: Path, interface: str) -> None:
     """A read that meets a broken store says as much of it as a call does."""
     env = environment(tmp_path / "state", **ROOMY, MCP_HEALTH_CHECK_INTERVAL="300")
     with http_server(env) as (base, token, _):
         async with rest_client(base, token) as client, mcp_client(base, token) as mcp:
             assert by_name((await client.get("/health")).json())["store"]["state"] == "ok"
             (tmp_path / "state" / "store.db").rename(tmp_path / "away")
-            if door == "rest":
+            if interface == "rest":
                 failed = await client.get("/runs")
                 assert (failed.status_code, failed.json()["code"]) == (503, "store_unavailable")
             else:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.doors import environment
+from tests.support.interfaces import environment
 from tests.support.namespaces import mount_namespace
 
 HOSTILE = """
@@ -47,9 +47,9 @@ async def test_scripts_in_the_home_folder_are_not_run(tmp_path: Path) -> None:
 async def test_without_its_data_folder_nmap_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mcp_server.config import load_config
     from mcp_server.errors import PlatformError
-    from mcp_server.execution.commands import invalidate_command_cache
-    from mcp_server.model.access import OWNER
+    from mcp_server.model.access import FULL_ACCESS
     from mcp_server.model.run import Actor
+    from mcp_server.sandbox.binaries import invalidate_command_cache
     from mcp_server.server import EnhancedMCPServer
 
     program = tmp_path / "bin" / "nmap"
@@ -57,9 +57,9 @@ async def test_without_its_data_folder_nmap_is_not_run(tmp_path: Path, monkeypat
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(program.parent))
-    monkeypatch.setattr("mcp_server.steps.plan.PREFIXES", ())
+    monkeypatch.setattr("mcp_server.pipeline.plan.PREFIXES", ())
     invalidate_command_cache()
     server = EnhancedMCPServer(load_config(env=environment(tmp_path / "state")))
     with pytest.raises(PlatformError, match="no data folder"):
-        await server.pipeline.plan("nmap", {"target": "127.0.0.1"}, Actor("tester", "test", access=OWNER))
+        await server.pipeline.plan("nmap", {"target": "127.0.0.1"}, Actor("tester", "test", access=FULL_ACCESS))
     invalidate_command_cache()

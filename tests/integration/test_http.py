@@ -1,4 +1,4 @@
-"""The HTTP doors on a real socket: eras, names, tokens, sizes, and the end."""
+"""The HTTP interfaces on a real socket: eras, names, tokens, sizes, and the end."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
-from mcp_server.doors.http import listen, serve_http
+from mcp_server.api.http.serve import listen, serve_http
 from mcp_server.errors import ConfigError
 from tests.support.clock import SOON
 from tests.support.mcp_wire import (
@@ -96,12 +96,12 @@ async def test_an_unknown_session_is_a_404(port: int) -> None:
     assert answer.status == 404
 
 
-async def test_a_trailing_slash_is_the_same_door(port: int) -> None:
+async def test_a_trailing_slash_is_the_same_interface(port: int) -> None:
     assert (await exchange(port, post(port, modern(1, "server/discover"), path="/mcp/"))).status == 200
 
 
 @pytest.mark.parametrize("path", ["/", "/mcpx", "/mcp/x", "/MCP", "//mcp"])
-async def test_other_paths_are_not_the_mcp_door(port: int, path: str) -> None:
+async def test_other_paths_are_not_the_mcp_interface(port: int, path: str) -> None:
     assert (await exchange(port, post(port, modern(1, "server/discover"), path=path))).status == 404
 
 
@@ -198,7 +198,7 @@ async def test_every_path_asks_for_the_token(guarded: int, path: str, authorizat
     assert answer.headers["www-authenticate"].startswith("Bearer")
 
 
-async def test_the_token_opens_the_mcp_door(guarded: int) -> None:
+async def test_the_token_opens_the_mcp_interface(guarded: int) -> None:
     headers = {"Authorization": f"Bearer {TOKEN}"}
     assert (await exchange(guarded, post(guarded, call(1, "test_simple_text"), headers=headers))).status == 200
 

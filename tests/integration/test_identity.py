@@ -26,10 +26,10 @@ from mcp.shared.auth import OAuthClientInformationFull, OAuthToken
 from mcp_server.cli import keys
 from mcp_server.config import load_config
 from mcp_server.errors import PlatformError
-from mcp_server.execution.guard import kernel
 from mcp_server.identity.local_token import load_or_create_token
+from mcp_server.netguard import kernel
 from tests.support import cli
-from tests.support.doors import environment, http_server, log_records, mcp_client, rest_client
+from tests.support.interfaces import environment, http_server, log_records, mcp_client, rest_client
 from tests.support.issuer import ALL_SCOPES, Issuer, Key, claims, running_issuer
 from tests.support.mcp_wire import INITIALIZED, exchange, initialize, post, request
 from tests.support.otlp import collector
@@ -142,7 +142,7 @@ def test_a_challenge_says_where_to_ask_and_for_how_little(
     assert answer.headers["connection"] == "close"
 
 
-async def test_tokens_of_the_issuer_open_both_doors(served: Served) -> None:
+async def test_tokens_of_the_issuer_open_both_interfaces(served: Served) -> None:
     token = served.issuer.token("scanner", resource=f"{served.base}/mcp")
     async with rest_client(served.base, token) as rest, mcp_client(served.base, token) as mcp:
         assert (await rest.get("/tools")).status_code == 200
@@ -428,17 +428,17 @@ def test_no_token_is_ever_in_a_log_a_record_an_answer_a_span_or_a_child(issuer: 
         environ = Path(f"/proc/{process.pid}/environ").read_bytes()
         said = cli.run("audit", "show", "--json", env=env).stdout + cli.run("config", "show", env=env).stdout
         said += cli.run("keys", "list", "--json", env=env).stdout
-    places = {str(path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    places |= {f"answer {number}": answer.content for number, answer in enumerate(shown)}
-    places |= {f"headers {number}": repr(answer.headers).encode() for number, answer in enumerate(shown)}
-    places |= {f"span {number}": body for number, body in enumerate(spans.bodies)}
-    places |= {"environ": environ, "cli": said.encode()}
+    executors = {str(path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    executors |= {f"answer {number}": answer.content for number, answer in enumerate(shown)}
+    executors |= {f"headers {number}": repr(answer.headers).encode() for number, answer in enumerate(shown)}
+    executors |= {f"span {number}": body for number, body in enumerate(spans.bodies)}
+    executors |= {"environ": environ, "cli": said.encode()}
     assert spans.bodies, "spans were sent"
-    token_file = places.pop(str(state / "token"))
+    token_file = executors.pop(str(state / "token"))
     assert token in token_file.decode()
     assert not {
         (name, secret[:12])
-        for name, content in places.items()
+        for name, content in executors.items()
         for secret in (token, key, jwt, *bad)
         for form in forms(secret)
         if form in content

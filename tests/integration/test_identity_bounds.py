@@ -14,11 +14,11 @@ from typing import Any
 import httpx2
 import pytest
 
-from mcp_server.doors.http import MAX_SESSIONS
-from mcp_server.doors.tool_lists import MAX_STREAMS, MOST_OF_ONE
-from mcp_server.events import MAX_SUBSCRIBERS
+from mcp_server.api.http.serve import MAX_SESSIONS
+from mcp_server.api.mcp.tool_lists import MAX_STREAMS, MOST_OF_ONE
+from mcp_server.observability.events import MAX_SUBSCRIBERS
 from tests.support import cli
-from tests.support.doors import environment, http_server, log_records
+from tests.support.interfaces import environment, http_server, log_records
 from tests.support.issuer import RESOURCE, Issuer, Key, claims, running_issuer
 from tests.support.mcp_wire import MODERN_META, initialize, modern, request
 from tests.support.several_callers import Mcp, Rest, coming_as
@@ -32,7 +32,7 @@ actors:
   - {name: person, subject: scanner, networks: [127.0.9.0/29]}
   - {name: demoted, subject: boss, role: viewer}
   - {name: promoted, key: promoted, role: admin}
-  - {name: two doors, key: both, subject: watcher, role: operator}
+  - {name: two interfaces, key: both, subject: watcher, role: operator}
   - {name: slow, key: slow, calls_per_minute: 2}
   - {name: frugal, key: frugal, packets_per_hour: 3}
   - {name: toolless, key: toolless, tools: []}
@@ -42,7 +42,7 @@ KEYS = {
     "toolless": "operator", "stranger": "admin",
 }  # fmt: skip
 INSIDE = {"robot": "127.0.8.1", "person": "127.0.9.1"}
-DOORS = ("rest", "modern", "legacy")
+INTERFACES = ("rest", "modern", "legacy")
 
 
 @dataclass
@@ -66,14 +66,14 @@ class Served:
         self.credentials[name], self.ids[name] = made["key"], made["id"]
 
     @asynccontextmanager
-    async def door(self, kind: str, who: str) -> AsyncIterator[Rest | Mcp]:
+    async def interface(self, kind: str, who: str) -> AsyncIterator[Rest | Mcp]:
         async with coming_as(self.base, self.credentials[who]) as client:
             if kind == "rest":
                 yield Rest(client)
                 return
-            door = Mcp(client, modern=kind == "modern")
-            await door.open()
-            yield door
+            interface = Mcp(client, modern=kind == "modern")
+            await interface.open()
+            yield interface
 
     def ask(self, who: str, method: str, path: str, **options: Any) -> httpx2.Response:
         headers = {"Authorization": f"Bearer {self.credentials[who]}"} | options.pop("headers", {})
@@ -131,16 +131,16 @@ CALLS = [
 ]
 
 
-@pytest.mark.parametrize("kind", DOORS)
+@pytest.mark.parametrize("kind", INTERFACES)
 async def test_every_credential_is_held_inside_its_bounds(served: Served, kind: str) -> None:
     found = []
     for who, target, _ in CALLS:
-        async with served.door(kind, who) as door:
+        async with served.interface(kind, who) as interface:
             arguments = {"target": target, "ports": "1"}
             said = (
-                await door.ask("POST", "/tools/nmap/execute", json=arguments)
-                if isinstance(door, Rest)
-                else await door.ask("tools/call", name="nmap", arguments=arguments)
+                await interface.ask("POST", "/tools/nmap/execute", json=arguments)
+                if isinstance(interface, Rest)
+                else await interface.ask("tools/call", name="nmap", arguments=arguments)
             )
         found.append((who, target, said.outcome))
     assert found == CALLS
@@ -261,7 +261,7 @@ def test_a_message_that_two_readers_read_differently_opens_nothing(served: Serve
     assert "nmap" in served.ask("owner", "POST", "/mcp", content=given, headers=headers).text, "the SDK does read it"
 
 
-@pytest.mark.parametrize("kind", DOORS)
+@pytest.mark.parametrize("kind", INTERFACES)
 async def test_runs_are_those_of_whoever_made_them(served: Served, kind: str) -> None:
     """By a key and by a token of one actor's two credentials they are of two actors: what counts is the name."""
     ids = {}
@@ -271,30 +271,30 @@ async def test_runs_are_those_of_whoever_made_them(served: Served, kind: str) ->
         ids[who] = served.ask(who, "GET", "/runs?limit=1").json()["runs"][0]["id"]
     ghost = "r_" + "0" * 24
 
-    async def read(door: Rest | Mcp, run: str, raw: str) -> Any:
-        if isinstance(door, Rest):
-            said = await door.ask("GET", f"/runs/{run}{raw}")
+    async def read(interface: Rest | Mcp, run: str, raw: str) -> Any:
+        if isinstance(interface, Rest):
+            said = await interface.ask("GET", f"/runs/{run}{raw}")
         else:
-            said = await door.ask("resources/read", uri=f"run://{run}{raw}")
+            said = await interface.ask("resources/read", uri=f"run://{run}{raw}")
         heads = sorted((name, value) for name, value in said.headers.items() if name != "date")
         return said.outcome, said.status, heads, said.content.replace(run.encode(), b"ID")
 
     for who, other in (("robot", "person"), ("person", "robot"), ("both", "robot")):
-        async with served.door(kind, who) as door:
+        async with served.interface(kind, who) as interface:
             for raw in ("", "/raw"):
-                assert await read(door, ids[other], raw) == await read(door, ghost, raw)
-                assert (await read(door, ghost, raw))[0] == "unknown_run"
+                assert await read(interface, ids[other], raw) == await read(interface, ghost, raw)
+                assert (await read(interface, ghost, raw))[0] == "unknown_run"
                 if who in ids:
-                    assert (await read(door, ids[who], raw))[0] == "ok"
-            if not isinstance(door, Rest):
-                listed = (await door.ask("resources/list")).content.decode()
+                    assert (await read(interface, ids[who], raw))[0] == "ok"
+            if not isinstance(interface, Rest):
+                listed = (await interface.ask("resources/list")).content.decode()
                 assert ids[other] not in listed
                 assert who not in ids or ids[who] in listed
         listed = served.ask(who, "GET", "/runs?limit=1000").json()
         assert ids[other] not in json.dumps(listed)
         assert listed["total"] == len(listed["runs"])
-    async with served.door(kind, "promoted") as door:
-        assert [(await read(door, run, ""))[0] for run in ids.values()] == ["ok", "ok"]
+    async with served.interface(kind, "promoted") as interface:
+        assert [(await read(interface, run, ""))[0] for run in ids.values()] == ["ok", "ok"]
 
 
 async def test_a_stream_replays_only_the_readers_own(served: Served) -> None:
@@ -323,10 +323,13 @@ async def test_what_is_taken_away_is_gone_at_the_next_request(served: Served) ->
     served.make("passing", "operator")
     served.rewrite(f"{ACTORS}others: {{}}\n")
     async with AsyncExitStack() as stack:
-        doors = [await stack.enter_async_context(served.door(kind, "passing")) for kind in DOORS]
+        interfaces = [await stack.enter_async_context(served.interface(kind, "passing")) for kind in INTERFACES]
 
         async def listed() -> list[int]:
-            asked = [door.ask("GET", "/tools") if isinstance(door, Rest) else door.ask("tools/list") for door in doors]
+            asked = [
+                interface.ask("GET", "/tools") if isinstance(interface, Rest) else interface.ask("tools/list")
+                for interface in interfaces
+            ]
             return [(await each).status for each in asked]
 
         assert await listed() == [200] * 3
@@ -334,8 +337,8 @@ async def test_what_is_taken_away_is_gone_at_the_next_request(served: Served) ->
         assert await listed() == [403] * 3, "the file names it no more"
         served.rewrite(f"{ACTORS}  - {{name: passing, key: passing, tools: [none]}}\n")
         assert await listed() == [200] * 3
-        for door in doors:
-            assert (await door.tool("nmap", "127.0.0.1")).outcome == "unknown_tool"
+        for interface in interfaces:
+            assert (await interface.tool("nmap", "127.0.0.1")).outcome == "unknown_tool"
         served.keys("revoke", served.ids["passing"])
         assert await listed() == [401] * 3
     served.rewrite(ACTORS)
@@ -403,11 +406,11 @@ def test_a_credential_in_a_wrong_place_is_kept_nowhere(served: Served) -> None:
 
 
 async def test_one_caller_alone_takes_neither_the_sessions_nor_the_streams_of_others(served: Served) -> None:
-    async with served.door("legacy", "promoted") as quiet, served.door("legacy", "robot") as other:
+    async with served.interface("legacy", "promoted") as quiet, served.interface("legacy", "robot") as other:
         async with coming_as(served.base, served.credentials["both"]) as greedy:
             for _ in range(MAX_SESSIONS + 8):
                 assert (await greedy.post("/mcp", json=initialize(1))).status_code == 200
-        assert [(await door.ask("ping")).status for door in (quiet, other)] == [200, 200]  # type: ignore[call-arg]  # an Mcp
+        assert [(await interface.ask("ping")).status for interface in (quiet, other)] == [200, 200]  # type: ignore[call-arg]  # an Mcp
     async with AsyncExitStack() as stack:
 
         async def opens(who: str) -> int:

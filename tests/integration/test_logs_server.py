@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.support.clock import SOON
-from tests.support.doors import environment, http_server, mcp_client, over_mcp, over_rest, rest_client
+from tests.support.interfaces import environment, http_server, mcp_client, over_mcp, over_rest, rest_client
 from tests.support.site_tools import SiteTools, make_site_tools
 
 SECRET = "hunter2hunter2"
@@ -58,7 +58,9 @@ async def until(there: Callable[[], bool]) -> None:
             await asyncio.sleep(0.05)
 
 
-async def test_a_call_is_told_once_with_its_ids_whichever_door_it_came_in_by(tmp_path: Path, tools: SiteTools) -> None:
+async def test_a_call_is_told_once_with_its_ids_whichever_interface_it_came_in_by(
+    tmp_path: Path, tools: SiteTools
+) -> None:
     env = environment(tmp_path / "state", LOG_LEVEL="DEBUG", **tools.env)
     with http_server(env) as (base, token, _):
         async with rest_client(base, token) as rest, mcp_client(base, token) as mcp:
@@ -77,8 +79,10 @@ async def test_a_call_is_told_once_with_its_ids_whichever_door_it_came_in_by(tmp
     broke = [line for line in lines if "it broke" in line.get("exception", "")]
     assert len(broke) == 2, "one for each of the two calls"
     assert all("password=***" in line["exception"] for line in broke)
-    for door in ("rest", "mcp"):
-        (said,) = [line for line in lines if line.get("correlation_id") == f"good-{door}" and line["logger"] == "site"]
+    for interface in ("rest", "mcp"):
+        (said,) = [
+            line for line in lines if line.get("correlation_id") == f"good-{interface}" and line["logger"] == "site"
+        ]
         assert (said["event"], said["tool"]) == ("compiling", "talking")
         assert said["actor"]
         assert said["run_id"]

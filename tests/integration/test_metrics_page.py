@@ -16,12 +16,12 @@ from mcp.client.stdio import StdioServerParameters
 from prometheus_client.parser import text_string_to_metric_families
 
 from mcp_server import metrics
+from mcp_server.api.http.metrics_page import MetricsPage
 from mcp_server.config import Config
-from mcp_server.doors.metrics_page import MetricsPage
-from mcp_server.identity.gate import Gate
+from mcp_server.identity.authenticator import Authenticator
 from mcp_server.metrics import METRICS
 from tests.support.clock import SOON
-from tests.support.doors import ROOT, environment, free_port, http_server, over_mcp, rest_client
+from tests.support.interfaces import ROOT, environment, free_port, http_server, over_mcp, rest_client
 
 DEADLINE = 4 * SOON
 
@@ -42,7 +42,7 @@ def configured(state: Path, port: int | None) -> Config:
 
 @asynccontextmanager
 async def page_of(config: Config, *, guarded: bool = False) -> AsyncIterator[MetricsPage]:
-    page = MetricsPage(lambda: config, lambda: Gate(lambda: config), guarded=guarded)
+    page = MetricsPage(lambda: config, lambda: Authenticator(lambda: config), guarded=guarded)
     page.follow()
     try:
         yield page
@@ -71,8 +71,8 @@ async def test_it_is_read_with_the_token_and_by_name_of_this_machine_only(tmp_pa
     port = free_port()
     async with page_of(configured(tmp_path, port)):
         await until(lambda: listens(port))
-        async with client_of(port) as stranger, client_of(port, tmp_path) as owner:
-            assert (await stranger.get("/metrics")).status_code == 401
+        async with client_of(port) as unknown_caller, client_of(port, tmp_path) as owner:
+            assert (await unknown_caller.get("/metrics")).status_code == 401
             answer = await owner.get("/metrics")
             assert answer.status_code == 200
             assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
@@ -125,7 +125,7 @@ async def test_a_port_in_use_is_logged_and_tried_again_by_a_reload(
             await until(lambda: listens(port))
 
 
-@pytest.mark.parametrize("case", ["not set", "off", "not offered", "the port of the doors"])
+@pytest.mark.parametrize("case", ["not set", "off", "not offered", "the port of the interfaces"])
 async def test_it_is_not_there_unless_the_owner_asked(tmp_path: Path, case: str) -> None:
     port = free_port()
     config = configured(tmp_path, None if case == "not set" else port)
@@ -133,7 +133,7 @@ async def test_it_is_not_there_unless_the_owner_asked(tmp_path: Path, case: str)
         config.metrics.enabled = False
     if case == "not offered":
         config.metrics.prometheus_enabled = False
-    if case == "the port of the doors":
+    if case == "the port of the interfaces":
         config.server.transport, config.server.port = "http", port
     async with page_of(config):
         await asyncio.sleep(0.2)
@@ -220,7 +220,7 @@ async def test_a_stdio_server_opens_no_port_by_itself(tmp_path: Path) -> None:
     assert "metrics.page" not in (tmp_path / "stderr").read_text()
 
 
-async def test_over_http_it_is_one_of_the_doors_and_on_a_port_of_its_own(tmp_path: Path) -> None:
+async def test_over_http_it_is_one_of_the_interfaces_and_on_a_port_of_its_own(tmp_path: Path) -> None:
     port = free_port()
     env = environment(tmp_path / "state", MCP_METRICS_PROMETHEUS_PORT=str(port))
     with http_server(env) as (base, token, _):

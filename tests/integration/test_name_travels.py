@@ -11,11 +11,11 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from mcp_server.config import load_config
-from mcp_server.model.access import OWNER
+from mcp_server.model.access import FULL_ACCESS
 from mcp_server.model.run import Actor
 from mcp_server.model.target import Evidence
 from mcp_server.server import EnhancedMCPServer
-from tests.support.doors import environment
+from tests.support.interfaces import environment
 
 NAME = "shop.lab.internal"
 
@@ -56,7 +56,7 @@ async def test_the_name_is_the_host_header_and_never_an_address_to_resolve(tmp_p
     try:
         with web() as (port, hosts):
             arguments = {"target": NAME, "mode": "services", "ports": str(port), "scripts": ["http-title"]}
-            actor = Actor("a", "test", access=OWNER)
+            actor = Actor("a", "test", access=FULL_ACCESS)
             answer = await asyncio.wait_for(server.pipeline.call("nmap", arguments, actor), 60)
     finally:
         await server.cleanup()

@@ -15,17 +15,17 @@ from pathlib import Path
 import pytest
 
 from mcp_server.errors import PlatformError, ToolError
-from mcp_server.execution.place import Place, default_place
-from mcp_server.execution.process import Limits, run_process
+from mcp_server.sandbox.executor import Executor, default_executor
+from mcp_server.sandbox.process import ProcessLimits, run_process
 from tests.support import processes
 from tests.support.clock import SOON
-from tests.support.processes import PLACES, SHELL, alive, binary, detaching, idle, marker, run_script, until
+from tests.support.processes import EXECUTORS, SHELL, alive, binary, detaching, idle, marker, run_script, until
 
 ROOT = Path(__file__).parents[2]
 
 SERVER = """
 import asyncio, sys
-from mcp_server.execution.process import Limits, run_process
+from mcp_server.sandbox.process import Limits, run_process
 from tests.support.processes import SHELL, place
 
 with place(sys.argv[1]) as where:
@@ -34,26 +34,28 @@ with place(sys.argv[1]) as where:
 """
 
 
-@pytest.fixture(params=PLACES)
-def place(request: pytest.FixtureRequest) -> Iterator[Place]:
-    with processes.place(request.param) as where:
+@pytest.fixture(params=EXECUTORS)
+def executor(request: pytest.FixtureRequest) -> Iterator[Executor]:
+    with processes.executor(request.param) as where:
         yield where
 
 
-async def test_time_limit_ends_the_whole_tree(place: Place) -> None:
+async def test_time_limit_ends_the_whole_tree(executor: Executor) -> None:
     mark = marker()
     started = time.monotonic()
-    ended, output = await run_script(detaching(mark), Limits(1), place)
+    ended, output = await run_script(detaching(mark), ProcessLimits(1), executor)
     assert time.monotonic() - started < SOON
     assert (ended.returncode, ended.timed_out, output) == (124, True, b"ready\n")
     assert ended.stderr == b""
     assert alive(mark) == []
 
 
-async def test_cancellation_ends_the_whole_tree_and_is_raised_afterwards(place: Place) -> None:
+async def test_cancellation_ends_the_whole_tree_and_is_raised_afterwards(executor: Executor) -> None:
     mark, output = marker(), bytearray()
     task = asyncio.create_task(
-        run_process((binary("sh"), "-c", detaching(mark)), Limits(30), output.extend, place=place, sandbox=SHELL)
+        run_process(
+            (binary("sh"), "-c", detaching(mark)), ProcessLimits(30), output.extend, executor=executor, sandbox=SHELL
+        )
     )
     while not output:
         await asyncio.sleep(0.02)
@@ -64,11 +66,11 @@ async def test_cancellation_ends_the_whole_tree_and_is_raised_afterwards(place: 
     assert alive(mark) == []
 
 
-async def test_a_second_cancellation_does_not_leave_anything_behind(place: Place) -> None:
+async def test_a_second_cancellation_does_not_leave_anything_behind(executor: Executor) -> None:
     mark, output = marker(), bytearray()
     script = f"trap '' TERM; {detaching(mark)}"
     argv = (binary("sh"), "-c", script)
-    task = asyncio.create_task(run_process(argv, Limits(30), output.extend, place=place, sandbox=SHELL))
+    task = asyncio.create_task(run_process(argv, ProcessLimits(30), output.extend, executor=executor, sandbox=SHELL))
     while not output:
         await asyncio.sleep(0.02)
     for _ in range(3):
@@ -79,10 +81,12 @@ async def test_a_second_cancellation_does_not_leave_anything_behind(place: Place
     assert alive(mark) == []
 
 
-async def test_cancelled_right_after_the_spawn(place: Place) -> None:
+async def test_cancelled_right_after_the_spawn(executor: Executor) -> None:
     mark = marker()
     for delay in (0.0, 0.001, 0.002, 0.004, 0.008, 0.016):
-        task = asyncio.create_task(run_process((binary("sleep"), mark), Limits(30), lambda _: None, place=place))
+        task = asyncio.create_task(
+            run_process((binary("sleep"), mark), ProcessLimits(30), lambda _: None, executor=executor)
+        )
         await asyncio.sleep(delay)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -90,41 +94,41 @@ async def test_cancelled_right_after_the_spawn(place: Place) -> None:
         assert alive(mark) == []
 
 
-async def test_a_program_that_ends_leaves_nothing_and_does_not_hang_on_its_pipe(place: Place) -> None:
+async def test_a_program_that_ends_leaves_nothing_and_does_not_hang_on_its_pipe(executor: Executor) -> None:
     mark = marker()
-    ended, output = await run_script(f"setsid sleep {mark} & sleep 0.1; echo done", Limits(30), place)
+    ended, output = await run_script(f"setsid sleep {mark} & sleep 0.1; echo done", ProcessLimits(30), executor)
     assert (ended.returncode, output) == (0, b"done\n")
     assert ended.seconds < 5
     assert alive(mark) == []
 
 
-async def test_sigterm_comes_first_and_its_output_is_kept(place: Place) -> None:
+async def test_sigterm_comes_first_and_its_output_is_kept(executor: Executor) -> None:
     script = "trap 'echo flushed; exit 3' TERM; while :; do sleep 0.05; done"
-    ended, output = await run_script(script, Limits(1), place)
+    ended, output = await run_script(script, ProcessLimits(1), executor)
     assert output == b"flushed\n"
     assert (ended.returncode, ended.timed_out) == (124, True)
 
 
-async def test_a_program_deaf_to_sigterm_is_killed_within_the_limit(place: Place) -> None:
+async def test_a_program_deaf_to_sigterm_is_killed_within_the_limit(executor: Executor) -> None:
     started = time.monotonic()
-    ended, _ = await run_script("trap '' TERM; while :; do sleep 0.05; done", Limits(1), place)
+    ended, _ = await run_script("trap '' TERM; while :; do sleep 0.05; done", ProcessLimits(1), executor)
     assert ended.timed_out
     assert 0.9 < time.monotonic() - started < SOON
 
 
-async def test_death_by_signal_is_128_and_its_number(place: Place) -> None:
+async def test_death_by_signal_is_128_and_its_number(executor: Executor) -> None:
     for number in (signal.SIGSEGV, signal.SIGABRT, signal.SIGKILL, signal.SIGPIPE):
-        ended, _ = await run_script(f"kill -{number} $$", Limits(10), place)
+        ended, _ = await run_script(f"kill -{number} $$", ProcessLimits(10), executor)
         assert ended.returncode == 128 + number
 
 
-async def test_exit_codes_pass_unchanged(place: Place) -> None:
+async def test_exit_codes_pass_unchanged(executor: Executor) -> None:
     for code in (0, 1, 42, 124, 126, 127, 255):
-        ended, _ = await run_script(f"exit {code}", Limits(10), place)
+        ended, _ = await run_script(f"exit {code}", ProcessLimits(10), executor)
         assert (ended.returncode, ended.timed_out) == (code, False)
 
 
-@pytest.mark.parametrize("kind", PLACES)
+@pytest.mark.parametrize("kind", EXECUTORS)
 def test_nothing_is_left_when_the_server_is_killed(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     mark = marker()
@@ -143,7 +147,7 @@ def test_nothing_is_left_when_the_server_is_killed(kind: str, tmp_path: Path, mo
     assert list(tmp_path.iterdir()) == []  # the scratch folder, too
 
 
-@pytest.mark.parametrize("kind", PLACES)
+@pytest.mark.parametrize("kind", EXECUTORS)
 def test_nothing_is_left_when_the_server_is_killed_at_a_random_moment(kind: str) -> None:
     """40 servers of each tier, each killed within the first 12 milliseconds of a spawn."""
     mark = marker()
@@ -165,12 +169,14 @@ def test_nothing_is_left_when_the_server_is_killed_at_a_random_moment(kind: str)
     assert until(mark, 0) == 0
 
 
-@pytest.mark.parametrize("kind", PLACES)
+@pytest.mark.parametrize("kind", EXECUTORS)
 async def test_the_death_of_the_runner_ends_its_runs_and_is_an_error(kind: str) -> None:
-    with processes.place(kind) as where:
+    with processes.executor(kind) as where:
         mark, output = marker(), bytearray()
         task = asyncio.create_task(
-            run_process((binary("sh"), "-c", detaching(mark)), Limits(30), output.extend, place=where, sandbox=SHELL)
+            run_process(
+                (binary("sh"), "-c", detaching(mark)), ProcessLimits(30), output.extend, executor=where, sandbox=SHELL
+            )
         )
         while not output:
             await asyncio.sleep(0.02)
@@ -180,11 +186,11 @@ async def test_the_death_of_the_runner_ends_its_runs_and_is_an_error(kind: str) 
             await task
         assert until(mark, 0) == 0
         if kind == "root":
-            ended, said = await run_script("echo again", Limits(10), where)
+            ended, said = await run_script("echo again", ProcessLimits(10), where)
             assert (ended.returncode, said) == (0, b"again\n")
             return
         with pytest.raises(PlatformError) as caught:
-            await run_script("echo again", Limits(10), where)
+            await run_script("echo again", ProcessLimits(10), where)
         assert caught.value.code == "guard_unavailable"
 
 
@@ -202,22 +208,22 @@ def test_nothing_is_left_when_the_server_leaves_without_cleaning_up(
 
 
 async def test_no_zombie_and_no_descriptor_is_left_after_200_runs() -> None:
-    await run_script("true", Limits(10))
+    await run_script("true", ProcessLimits(10))
     before = sorted(Path("/proc/self/fd").iterdir())
-    runner = Path(f"/proc/{default_place().runner_pid}/fd")
+    runner = Path(f"/proc/{default_executor().runner_pid}/fd")
     held = len(list(runner.iterdir()))
     for turn in range(200):
-        ended, _ = await run_script(f"setsid true & exit {turn % 2}", Limits(10))
+        ended, _ = await run_script(f"setsid true & exit {turn % 2}", ProcessLimits(10))
         assert ended.returncode == turn % 2
     assert sorted(Path("/proc/self/fd").iterdir()) == before
-    assert idle(default_place())
+    assert idle(default_executor())
     assert len(list(runner.iterdir())) == held
 
 
-async def test_twenty_runs_at_once_do_not_mix(place: Place) -> None:
+async def test_twenty_runs_at_once_do_not_mix(executor: Executor) -> None:
     async def one(number: int) -> tuple[int, bytes]:
         script = f"echo {number}; sleep 0.1; echo {number}; exit {number}"
-        ended, output = await run_script(script, Limits(30), place)
+        ended, output = await run_script(script, ProcessLimits(30), executor)
         return ended.returncode, output
 
     results = await asyncio.gather(*(one(number) for number in range(20)))

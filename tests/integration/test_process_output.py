@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from mcp_server.execution.place import Place
-from mcp_server.execution.process import Limits, run_process
+from mcp_server.sandbox.executor import Executor
+from mcp_server.sandbox.process import ProcessLimits, run_process
 from tests.support import processes
 from tests.support.processes import SHELL, alive, binary, marker, run_script
 
@@ -17,8 +17,8 @@ GIB = 1 << 30
 
 
 @pytest.fixture(params=["root", "nobody-raw"])
-def place(request: pytest.FixtureRequest) -> Iterator[Place]:
-    with processes.place(request.param) as where:
+def executor(request: pytest.FixtureRequest) -> Iterator[Executor]:
+    with processes.executor(request.param) as where:
         yield where
 
 
@@ -35,18 +35,18 @@ async def test_a_gigabyte_passes_in_flat_memory() -> None:
     count = Count()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     argv = (binary("head"), "-c", str(GIB), "/dev/zero")
-    ended = await run_process(argv, Limits(60, output_bytes=GIB), count)
+    ended = await run_process(argv, ProcessLimits(60, output_bytes=GIB), count)
     grown_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert (ended.returncode, ended.output_exceeded, count.total) == (0, False, GIB)
     assert count.largest <= 65536
     assert grown_kib < 4096
 
 
-async def test_output_over_the_limit_is_cut_exactly_and_ends_the_tree(place: Place) -> None:
+async def test_output_over_the_limit_is_cut_exactly_and_ends_the_tree(executor: Executor) -> None:
     count, mark = Count(), marker()
     script = f"setsid sleep {mark} & cat /dev/zero"
     argv = (binary("sh"), "-c", script)
-    ended = await run_process(argv, Limits(60, output_bytes=1_000_001), count, place=place, sandbox=SHELL)
+    ended = await run_process(argv, ProcessLimits(60, output_bytes=1_000_001), count, executor=executor, sandbox=SHELL)
     assert ended.output_exceeded
     assert ended.bytes_out == 1_000_001
     assert not ended.timed_out
@@ -59,14 +59,14 @@ async def test_output_over_the_limit_is_cut_exactly_and_ends_the_tree(place: Pla
 
 async def test_output_of_exactly_the_limit_is_whole() -> None:
     count = Count()
-    ended = await run_process((binary("head"), "-c", "5000", "/dev/zero"), Limits(10, output_bytes=5000), count)
+    ended = await run_process((binary("head"), "-c", "5000", "/dev/zero"), ProcessLimits(10, output_bytes=5000), count)
     assert (ended.returncode, ended.output_exceeded, count.total) == (0, False, 5000)
 
 
 async def test_output_arrives_while_the_program_runs() -> None:
     arrived: list[tuple[float, bytes]] = []
     argv = (binary("sh"), "-c", "echo one; sleep 0.4; echo two")
-    await run_process(argv, Limits(10), lambda data: arrived.append((time.monotonic(), data)), sandbox=SHELL)
+    await run_process(argv, ProcessLimits(10), lambda data: arrived.append((time.monotonic(), data)), sandbox=SHELL)
     assert [data for _, data in arrived] == [b"one\n", b"two\n"]
     assert arrived[1][0] - arrived[0][0] > 0.3
 
@@ -80,23 +80,23 @@ async def test_a_slow_reader_holds_the_writer_back_and_loses_nothing() -> None:
 
     script = "head -c 1000000 /dev/zero; echo written >&2"
     started = time.monotonic()
-    ended = await run_process((binary("sh"), "-c", script), Limits(30), slow, sandbox=SHELL)
+    ended = await run_process((binary("sh"), "-c", script), ProcessLimits(30), slow, sandbox=SHELL)
     assert count.total == 1_000_000
     assert ended.stderr == b"written\n"
     assert time.monotonic() - started > 0.02 * 1_000_000 / 65536
 
 
-async def test_stderr_keeps_its_beginning_and_is_read_to_its_end(place: Place) -> None:
+async def test_stderr_keeps_its_beginning_and_is_read_to_its_end(executor: Executor) -> None:
     script = "echo first >&2; head -c 5000000 /dev/zero >&2; echo over"
-    ended, output = await run_script(script, Limits(30, stderr_bytes=10), place)
+    ended, output = await run_script(script, ProcessLimits(30, stderr_bytes=10), executor)
     assert output == b"over\n"
     assert ended.stderr == b"first\n\0\0\0\0"
     assert ended.stderr_truncated
-    short, _ = await run_script("printf 0123456789 >&2", Limits(30, stderr_bytes=10), place)
+    short, _ = await run_script("printf 0123456789 >&2", ProcessLimits(30, stderr_bytes=10), executor)
     assert (short.stderr, short.stderr_truncated) == (b"0123456789", False)
 
 
-async def test_an_error_of_the_reader_ends_the_tree_and_is_raised(place: Place) -> None:
+async def test_an_error_of_the_reader_ends_the_tree_and_is_raised(executor: Executor) -> None:
     mark = marker()
 
     def refuse(data: bytes) -> None:
@@ -104,7 +104,7 @@ async def test_an_error_of_the_reader_ends_the_tree_and_is_raised(place: Place) 
 
     argv = (binary("sh"), "-c", f"setsid sleep {mark} & echo x; sleep {mark}")
     with pytest.raises(KeyError) as caught:
-        await run_process(argv, Limits(30), refuse, place=place, sandbox=SHELL)
+        await run_process(argv, ProcessLimits(30), refuse, executor=executor, sandbox=SHELL)
     assert caught.value.args == (b"x\n",)
     assert alive(mark) == []
 
@@ -114,4 +114,4 @@ async def test_an_error_of_the_reader_counts_even_when_the_program_is_done() -> 
         raise KeyError(data)
 
     with pytest.raises(KeyError):
-        await run_process((binary("echo"), "x"), Limits(30), refuse)
+        await run_process((binary("echo"), "x"), ProcessLimits(30), refuse)

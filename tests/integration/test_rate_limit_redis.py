@@ -20,17 +20,17 @@ import pytest
 from mcp_server.config import load_config
 from mcp_server.config.sections import RateLimitConfig
 from mcp_server.errors import BusyError
-from mcp_server.execution.rate_limit import ANSWER_SEC, RETRY_SEC, RateLimiter
 from mcp_server.health import HealthStatus
+from mcp_server.limits.rate_limit import ANSWER_SEC, RETRY_SEC, RateLimiter
 from mcp_server.server import EnhancedMCPServer
-from tests.support.doors import environment
+from tests.support.interfaces import environment
 
 PASSWORD = "kept-to-itself"
 CHILD = """
 import asyncio, json, sys
 from mcp_server.config.sections import RateLimitConfig
 from mcp_server.errors import BusyError
-from mcp_server.execution.rate_limit import RateLimiter
+from mcp_server.limits.rate_limit import RateLimiter
 
 async def main():
     settings = RateLimitConfig(calls_per_minute=40, total_calls_per_minute=0, storage_url=sys.argv[1])

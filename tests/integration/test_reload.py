@@ -16,7 +16,7 @@ from typing import Any
 
 import httpx2
 
-from tests.support.doors import environment, free_port, http_server, log_records, rest_client
+from tests.support.interfaces import environment, free_port, http_server, log_records, rest_client
 from tests.support.site_tools import make_site_tools
 
 WAIT_SEC = 20.0
@@ -104,7 +104,7 @@ async def test_changed_files_come_into_force_by_themselves(tmp_path: Path) -> No
         replace(other, "version: 1\nallow: [127.0.0.5]\n")  # the watch has moved with the key
         await until(lambda: server.allowed("127.0.0.5"))
         assert [each["result"] for each in server.reloads()] == ["accepted"] * 4
-        assert {each["door"] for each in server.reloads()} == {"file"}
+        assert {each["interface"] for each in server.reloads()} == {"file"}
 
 
 async def test_a_config_map_is_followed_through_its_links(tmp_path: Path) -> None:
@@ -204,15 +204,15 @@ async def test_a_request_says_what_it_changed_and_what_waits_for_a_restart(tmp_p
 
         bad = await server.client.post("/admin/reload", params={"now": "1"})
         assert (bad.status_code, bad.json()["code"]) == (422, "invalid_arguments")
-        stranger = httpx2.post(f"{server.client.base_url}/admin/reload")
-        assert stranger.status_code == 401
+        unknown_caller = httpx2.post(f"{server.client.base_url}/admin/reload")
+        assert unknown_caller.status_code == 401
         assert len(server.reloads()) == 1
         (record,) = server.reloads()
         assert record["arguments"] == {
             "changed": ["server.answer_text", "limits.max_stderr_bytes"],
             "restart_needed": ["server.max_connections", "database.url"],
         }
-        assert (record["actor"], record["door"]) == ("token", "rest")
+        assert (record["actor"], record["interface"]) == ("token", "rest")
 
 
 async def test_watching_can_be_switched_off_and_on(tmp_path: Path) -> None:
@@ -228,7 +228,7 @@ async def test_watching_can_be_switched_off_and_on(tmp_path: Path) -> None:
         assert not await server.allowed("127.0.0.2")
         os.kill(server.pid, signal.SIGHUP)
         await until(lambda: server.allowed("127.0.0.2"))
-        assert server.reloads()[-1]["door"] == "signal"
+        assert server.reloads()[-1]["interface"] == "signal"
         server.write()
         assert (await server.client.post("/admin/reload")).json()["changed"] == ["server.watch_config"]
         server.allow("127.0.0.3")

@@ -12,28 +12,29 @@ from typing import Any
 
 import pytest
 
-from mcp_server import metrics, tracing
+from mcp_server import metrics
 from mcp_server.config import Config, load_config
 from mcp_server.config.base import Section
 from mcp_server.config.keys import Key, keys
 from mcp_server.errors import BusyError, PlatformError
 from mcp_server.identity.base import Rejected
-from mcp_server.model.access import OWNER
+from mcp_server.model.access import FULL_ACCESS
 from mcp_server.model.run import Actor
-from mcp_server.reloading import Reloader, Trigger, reconfigure
+from mcp_server.observability import tracing
 from mcp_server.server import EnhancedMCPServer
-from tests.support.doors import environment
+from mcp_server.server.reloading import Reloader, Trigger, reconfigure
+from tests.support.interfaces import environment
 from tests.support.issuer import RESOURCE, claims, jwks
 from tests.support.issuer import Key as SigningKey
 from tests.support.site_tools import SiteTools, make_site_tools
 
 ISSUER, SIGNER = "https://issuer.example", SigningKey.make("one")
-ACTOR = Actor("tester", "test", access=OWNER)
+ACTOR = Actor("tester", "test", access=FULL_ACCESS)
 ELSEWHERE = {
-    # asked at the door for each answer and at each signal to stop: test_config_behaviour.py
+    # asked at the interface for each answer and at each signal to stop: test_config_behaviour.py
     "server.answer_text",
     "server.shutdown_grace_period",
-    # read by the guardian, which reads the owner's files itself at every reload: test_guardian_line.py
+    # read by the guard helper, which reads the owner's files itself at every reload: test_guard_kernel.py
     "guard.loopback_user",
     # handed over by `reconfigure` where they differ: below, and test_reload.py
     "logging.level",
@@ -110,7 +111,7 @@ async def test_every_live_key_is_read_from_the_configuration_in_force(
     old = server.config
     try:
         await server.pipeline.audit.start()
-        server.upkeep.start()
+        server.background.start()
         reloader.start()
         await use(server)  # whatever could remember something has had its chance
         readings.on = True
@@ -140,7 +141,7 @@ async def use(server: EnhancedMCPServer) -> None:
             await pipeline.call("single", {"target": "127.0.0.1", "extra_args": "--do fail"}, ACTOR)
     for credential in ("wrong", SIGNER.sign(claims(ISSUER, roles=None))):
         with suppress(Rejected):
-            await server.upkeep.gate.admit(credential, "127.0.0.1")
+            await server.background.authenticator.admit(credential, "127.0.0.1")
     await pipeline.audit.seal()
     await server.health.check()
     await asyncio.sleep(1.5)  # the log is sealed and the loop looked at once a second, and the breaker is half-open

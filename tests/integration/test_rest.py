@@ -1,4 +1,4 @@
-"""The REST door of a real server: every endpoint, its pages, and a problem body for everything that is no success."""
+"""The REST interface of a real server: every endpoint, its pages, and a problem body for everything that is no success."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import pytest
 from mcp_server.errors import ERRORS
 from mcp_server.metrics import METRICS
 from tests.support.clock import SOON
-from tests.support.doors import ROOT, environment, http_server, log_records, owned, rest_client
+from tests.support.interfaces import ROOT, environment, http_server, log_records, owned, rest_client
 from tests.support.scans import gone, own_network, scanners, slow_scan, started
 
 TOOLS = """
@@ -115,7 +115,7 @@ async def test_both_names_run_the_tool(client: httpx2.AsyncClient, name: str) ->
     assert "error_type" not in output
     shown = (await client.get(f"/runs/{output['run_id']}")).json()
     assert shown["run"]["tool"] == "nmap"
-    assert shown["run"]["actor"] == {"name": "token", "door": "rest", "client": client.headers["user-agent"]}
+    assert shown["run"]["actor"] == {"name": "token", "interface": "rest", "client": client.headers["user-agent"]}
     assert shown["run"]["coverage"] == output["coverage"]
     assert shown["hosts"] == output["hosts"]
 
@@ -382,15 +382,15 @@ PATHS = [
 
 @pytest.mark.parametrize("path", PATHS)
 async def test_every_path_asks_for_the_token(server: Server, path: str) -> None:
-    async with httpx2.AsyncClient(base_url=server.base) as stranger:
+    async with httpx2.AsyncClient(base_url=server.base) as unknown_caller:
         for headers in ({}, {"Authorization": "Bearer " + "x" * 43}, {"Authorization": server.token}):
-            response = await stranger.get(path, headers=headers)
+            response = await unknown_caller.get(path, headers=headers)
             problem(response, "unauthorized")
             assert response.headers["www-authenticate"].startswith("Bearer")
-        query = await stranger.get(path, params={"token": server.token, "access_token": server.token})
+        query = await unknown_caller.get(path, params={"token": server.token, "access_token": server.token})
         assert query.status_code == 401
         for post in ("/tools/nmap/execute", "/mcp"):
-            assert (await stranger.post(post, json={"target": "127.0.0.1"})).status_code == 401
+            assert (await unknown_caller.post(post, json={"target": "127.0.0.1"})).status_code == 401
 
 
 async def test_health_is_200_where_something_still_works(client: httpx2.AsyncClient) -> None:
@@ -426,7 +426,7 @@ async def test_a_store_that_is_away_is_503_and_no_secret_is_shown(tmp_path: Path
 
 
 async def test_a_defect_is_500_without_internals() -> None:
-    from mcp_server.doors.rest import build_rest
+    from mcp_server.api.rest.app import build_rest
 
     class Broken:
         config = property(lambda _self: (_ for _ in ()).throw(RuntimeError("secret internals")))

@@ -49,11 +49,11 @@ exec setpriv --reuid="$USER_ID" --regid="$USER_ID" --clear-groups --inh-caps=-al
   --bounding-set=-all -- "$@"
 """
 
-_GUARDIAN: Final = """
+_HELPER: Final = """
 import sys
 from mcp_server.config import load_config
 from mcp_server.errors import NetworkToolsError
-from mcp_server.execution.guard.rootless import enter_rootless, rootless_available
+from mcp_server.netguard.rootless import enter_rootless, rootless_available
 if sys.argv[1] == "available":
     print(rootless_available())
     sys.exit(0)
@@ -71,7 +71,7 @@ except NetworkToolsError as error:
 _SERVER: Final = """
 import asyncio, json, os, socket, struct, subprocess, sys
 from pathlib import Path
-from mcp_server.execution.guard.client import KernelGuard
+from mcp_server.netguard.client import KernelGuard
 target, excluded, outside = sys.argv[1:4]
 
 def scan(*words):
@@ -116,7 +116,7 @@ async def main():
         "AF_XDP": attempt(xdp),
         "nft": subprocess.run(["nft", "flush", "ruleset"], capture_output=True).returncode,
         "ip": subprocess.run(["ip", "link", "set", "scope0", "down"], capture_output=True).returncode,
-        "guardian's memory": attempt(lambda: open(f"/proc/{os.getppid()}/mem", "rb")),
+        "guard helper's memory": attempt(lambda: open(f"/proc/{os.getppid()}/mem", "rb")),
     }
     after = await guard.read()
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
@@ -183,7 +183,7 @@ class Host:
                 addresses.add(str(IPv4Address(frame[30:34])))
 
     def start(self, *words: str, hidden: tuple[str, ...] = (), tun_mode: str = "666") -> subprocess.Popen[str]:
-        """The guardian, as an ordinary user of the host."""
+        """The guard helper, as an ordinary user of the host."""
         env = {
             "PATH": os.environ["PATH"],
             "PYTHONPATH": str(ROOT / "src"),
@@ -197,7 +197,7 @@ class Host:
         room = [find("unshare"), "--mount", "--propagation", "private", find("bash"), "-c", _ROOM, "room"]
         with self.net.inside():
             return subprocess.Popen(
-                [*room, *_shut_folders(), "--", sys.executable, "-c", _GUARDIAN, *words],
+                [*room, *_shut_folders(), "--", sys.executable, "-c", _HELPER, *words],
                 env=env,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -279,24 +279,24 @@ def below(pid: int) -> set[int]:
     return children.union(*(below(child) for child in children))
 
 
-@pytest.mark.parametrize("victim", ["guardian", "server", "pasta"])
+@pytest.mark.parametrize("victim", ["guard helper", "server", "pasta"])
 def test_kill_9_leaves_nothing(host: Host, victim: str) -> None:
-    guardian = host.start(_WAITING)
-    assert guardian.stdout is not None
-    line = guardian.stdout.readline()
-    assert line, guardian.communicate(timeout=10)[1]
+    helper = host.start(_WAITING)
+    assert helper.stdout is not None
+    line = helper.stdout.readline()
+    assert line, helper.communicate(timeout=10)[1]
     server = int(line)
-    all_of_it = below(guardian.pid)
+    all_of_it = below(helper.pid)
     assert server in all_of_it
     carriers = all_of_it - {server}
     assert carriers
-    doomed = {"guardian": guardian.pid, "server": server, "pasta": min(carriers)}[victim]
+    doomed = {"guard helper": helper.pid, "server": server, "pasta": min(carriers)}[victim]
     os.kill(doomed, signal.SIGKILL)
-    code = guardian.wait(timeout=10)
+    code = helper.wait(timeout=10)
     deadline = time.monotonic() + 5
     while not all(gone(pid) for pid in all_of_it) and time.monotonic() < deadline:
         time.sleep(0.01)
-    _, said = guardian.communicate(timeout=10)
+    _, said = helper.communicate(timeout=10)
     assert {pid for pid in all_of_it if not gone(pid)} == set()
     assert code != 0
     if victim == "pasta":
@@ -317,7 +317,7 @@ _RELOADING: Final = """
 import asyncio, sys
 from ipaddress import ip_network
 from mcp_server.errors import NetworkToolsError
-from mcp_server.execution.guard.client import KernelGuard
+from mcp_server.netguard.client import KernelGuard
 from mcp_server.model.target import Target, Targets
 
 async def main():
@@ -331,7 +331,7 @@ async def main():
     print((await guard.read()).ruleset == before)
     for text in ("127.0.0.1", "fd99::1"):
         try:
-            guard.place_for(Targets((Target(text, networks=(ip_network(text),)),)))
+            guard.executor_for(Targets((Target(text, networks=(ip_network(text),)),)))
         except NetworkToolsError as error:
             print(error.code, error.message, error.hint)
 

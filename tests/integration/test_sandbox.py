@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from mcp_server.execution.confine import MORE_TASKS
-from mcp_server.execution.place import Place
-from mcp_server.execution.process import Exit, Limits, run_process
-from mcp_server.execution.sandbox import Sandbox
+from mcp_server.sandbox.confine import MORE_TASKS
+from mcp_server.sandbox.executor import Executor
+from mcp_server.sandbox.process import Exit, ProcessLimits, run_process
+from mcp_server.sandbox.sandbox import Sandbox
 from tests.support import processes
 from tests.support.clock import SOON
-from tests.support.processes import PLACES, SHELL, binary, idle, public_folder, run_script
+from tests.support.processes import EXECUTORS, SHELL, binary, idle, public_folder, run_script
 
 NMAP = Sandbox(reads=("/usr/share/nmap",), raw_sockets=True)
 OPEN = """
@@ -103,33 +103,33 @@ try "write", open($f, ">", "$ARGV[0]/new"); try "kill", kill(0, $ARGV[1]);
 """
 
 
-@pytest.fixture(params=PLACES)
-def place(request: pytest.FixtureRequest) -> Iterator[Place]:
-    with processes.place(request.param) as where:
+@pytest.fixture(params=EXECUTORS)
+def executor(request: pytest.FixtureRequest) -> Iterator[Executor]:
+    with processes.executor(request.param) as where:
         yield where
 
 
 async def attack(
-    code: str, *words: str, place: Place, sandbox: Sandbox | None = None, state: str = "/"
+    code: str, *words: str, executor: Executor, sandbox: Sandbox | None = None, state: str = "/"
 ) -> dict[str, str]:
     """Run Perl and return each attempt with its outcome."""
     output = bytearray()
     argv = (binary("perl"), "-e", f"my $state = '{state}';{OPEN}{code}", *words)
     ended = await run_process(
-        argv, Limits(20), output.extend, place=place, sandbox=sandbox or Sandbox(raw_sockets=True)
+        argv, ProcessLimits(20), output.extend, executor=executor, sandbox=sandbox or Sandbox(raw_sockets=True)
     )
     assert ended.returncode == 0, ended.stderr
     return dict(line.rsplit(" ", 1) for line in output.decode().splitlines())
 
 
-async def nmap(place: Place, *words: str, sandbox: Sandbox = NMAP) -> tuple[Exit, bytes]:
+async def nmap(executor: Executor, *words: str, sandbox: Sandbox = NMAP) -> tuple[Exit, bytes]:
     output = bytearray()
     argv = (binary("nmap"), "-n", "--unprivileged", "-p1", "-oX", "-", *words, "127.0.0.1")
-    ended = await run_process(argv, Limits(30), output.extend, place=place, sandbox=sandbox)
+    ended = await run_process(argv, ProcessLimits(30), output.extend, executor=executor, sandbox=sandbox)
     return ended, bytes(output)
 
 
-async def test_no_file_but_its_own_can_be_reached(place: Place) -> None:
+async def test_no_file_but_its_own_can_be_reached(executor: Executor) -> None:
     with public_folder() as state:
         state.chmod(0o777)
         log = state / "log"
@@ -138,7 +138,7 @@ async def test_no_file_but_its_own_can_be_reached(place: Place) -> None:
         before = log.stat()
         files = ["/etc/passwd", "/etc/shadow", "/proc/self/environ", "/proc/self/mem", "/proc/1/environ", "/dev/tty"]
         files += ["/etc/hostname", "/usr/bin/id", "/proc/version", "/sys/kernel/mm/transparent_hugepage/enabled"]
-        tried = await attack(FILES, str(log), *files, place=place, state=str(state))
+        tried = await attack(FILES, str(log), *files, executor=executor, state=str(state))
         assert {what for what, how in tried.items() if how == "done"} == set()
         assert len(tried) > 50
         after = log.stat()
@@ -146,13 +146,13 @@ async def test_no_file_but_its_own_can_be_reached(place: Place) -> None:
         assert list(state.iterdir()) == [log]
 
 
-async def test_no_other_process_can_be_reached(place: Place) -> None:
+async def test_no_other_process_can_be_reached(executor: Executor) -> None:
     """The runner has the user of the program; this process is the server."""
-    if place.name == "here":
-        place.start()
-    victims = {processes.runner_of(place), os.getpid(), 1}
-    tried = await attack(PROCESSES, *map(str, victims), place=place)
-    raw = {"packet", "raw"} if place.name != "nobody" else set()
+    if executor.name == "here":
+        executor.start()
+    victims = {processes.runner_of(executor), os.getpid(), 1}
+    tried = await attack(PROCESSES, *map(str, victims), executor=executor)
+    raw = {"packet", "raw"} if executor.name != "nobody" else set()
     assert {what for what, how in tried.items() if how == "done"} == raw | {"inet"}
     assert len(tried) >= 40
     for pid in victims:
@@ -160,29 +160,29 @@ async def test_no_other_process_can_be_reached(place: Place) -> None:
 
 
 @pytest.mark.parametrize("raw", [True, False])
-async def test_what_is_neither_file_nor_process_cannot_be_reached(place: Place, raw: bool) -> None:
+async def test_what_is_neither_file_nor_process_cannot_be_reached(executor: Executor, raw: bool) -> None:
     """Datagram pairs (which reach sockets that are files), other families, queues, priorities, groups."""
-    tried = await attack(KERNEL_OBJECTS, place=place, sandbox=Sandbox(raw_sockets=raw))
+    tried = await attack(KERNEL_OBJECTS, executor=executor, sandbox=Sandbox(raw_sockets=raw))
     done = {what for what, how in tried.items() if how == "done"}
     sockets = {"socket:2:1", "socket:2:2", "socket:10:1", "socket:10:2", "socket:16:2", "socket:16:3"}
-    sockets |= {"socket:17:2", "socket:17:3"} if raw and place.name != "nobody" else set()
+    sockets |= {"socket:17:2", "socket:17:3"} if raw and executor.name != "nobody" else set()
     assert done == {"stream", "ttl", "hops"} | sockets
     families = {what.split(":")[1] for what, how in tried.items() if what.startswith("socket:") and how != "97"}
-    assert families == {"2", "10", "16"} | ({"17"} if raw and place.name != "nobody" else set())
+    assert families == {"2", "10", "16"} | ({"17"} if raw and executor.name != "nobody" else set())
     others = {how for what, how in tried.items() if not what.startswith("socket:")}
     assert others == {"done", "1", "97"}
 
 
-async def test_raw_sockets_only_where_they_are_granted(place: Place) -> None:
-    tried = await attack(PROCESSES, place=place, sandbox=Sandbox(raw_sockets=False))
+async def test_raw_sockets_only_where_they_are_granted(executor: Executor) -> None:
+    tried = await attack(PROCESSES, executor=executor, sandbox=Sandbox(raw_sockets=False))
     assert {what for what, how in tried.items() if how == "done"} == {"inet"}
 
 
 async def test_a_place_without_raw_sockets_grants_none_to_root() -> None:
-    where = Place.here(allow_raw=False)
+    where = Executor.here(allow_raw=False)
     try:
-        tried = await attack(PROCESSES, place=where)
-        _, output = await run_script("grep -E 'Cap|NoNew|Seccomp:' /proc/self/status", Limits(10), where)
+        tried = await attack(PROCESSES, executor=where)
+        _, output = await run_script("grep -E 'Cap|NoNew|Seccomp:' /proc/self/status", ProcessLimits(10), where)
     finally:
         where.close()
     assert {what for what, how in tried.items() if how == "done"} == {"inet"}
@@ -193,15 +193,15 @@ async def test_a_place_without_raw_sockets_grants_none_to_root() -> None:
     assert len(lines) == 5
 
 
-async def test_the_capabilities_of_a_program(place: Place) -> None:
-    _, output = await run_script("grep -E 'Cap|NoNew' /proc/self/status; id -u", Limits(10), place)
+async def test_the_capabilities_of_a_program(executor: Executor) -> None:
+    _, output = await run_script("grep -E 'Cap|NoNew' /proc/self/status; id -u", ProcessLimits(10), executor)
     lines = dict(re.findall(r"(\w+):\t(\w+)", output.decode()))
-    granted = "0" * 16 if place.name == "nobody" else f"{1 << 13:016x}"
+    granted = "0" * 16 if executor.name == "nobody" else f"{1 << 13:016x}"
     assert {lines[name] for name in ("CapInh", "CapPrm", "CapEff", "CapAmb")} == {granted}
     assert lines["NoNewPrivs"] == "1"
 
 
-async def test_what_is_set_uid_gains_nothing(place: Place) -> None:
+async def test_what_is_set_uid_gains_nothing(executor: Executor) -> None:
     with public_folder() as folder:
         copy = folder / "cat"
         copy.write_bytes(Path(binary("cat")).read_bytes())
@@ -209,66 +209,66 @@ async def test_what_is_set_uid_gains_nothing(place: Place) -> None:
         sandbox = Sandbox(reads=("/proc",), raw_sockets=False)
         output = bytearray()
         ended = await run_process(
-            (str(copy), "/proc/self/status"), Limits(10), output.extend, place=place, sandbox=sandbox
+            (str(copy), "/proc/self/status"), ProcessLimits(10), output.extend, executor=executor, sandbox=sandbox
         )
     assert ended.returncode == 0, ended.stderr
-    user = "0" if place.name == "here" else "65534"
+    user = "0" if executor.name == "here" else "65534"
     assert re.search(rb"Uid:\t(\d+)\t(\d+)", output).groups() == (user.encode(),) * 2  # type: ignore[union-attr]
     assert re.search(rb"CapEff:\t0+\n", output)
 
 
-async def test_two_runs_do_not_see_each_other(place: Place) -> None:
+async def test_two_runs_do_not_see_each_other(executor: Executor) -> None:
     output = bytearray()
     other = asyncio.create_task(
         run_process(
             (binary("sh"), "-c", "echo secret > file; pwd; echo $$; exec sleep 60"),
-            Limits(60),
+            ProcessLimits(60),
             output.extend,
-            place=place,
+            executor=executor,
             sandbox=SHELL,
         )
     )
     while output.count(b"\n") < 2:
         await asyncio.sleep(0.01)
     folder, pid = output.decode().split()
-    tried = await attack(OTHER_RUN, folder, pid, place=place)
-    shared = place.name == "nobody-raw"
+    tried = await attack(OTHER_RUN, folder, pid, executor=executor)
+    shared = executor.name == "nobody-raw"
     # Where both are in namespaces of their own, that number is somebody else's, or nobody's.
     assert {what for what, how in tried.items() if how == "done"} - (set() if shared else {"kill"}) == set()
     other.cancel()
     with pytest.raises(asyncio.CancelledError):
         await other
-    assert idle(place)
+    assert idle(executor)
 
 
-async def test_an_abstract_socket_of_the_server_cannot_be_reached(place: Place) -> None:
+async def test_an_abstract_socket_of_the_server_cannot_be_reached(executor: Executor) -> None:
     name = f"mcp-test-{os.getpid()}"
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind("\0" + name)
         listener.listen()
         code = 'use Socket; my $s; try "socket", socket($s, AF_UNIX, SOCK_STREAM, 0) && '
         code += f'connect($s, pack("Sa*", 1, "\\0{name}"))'
-        assert await attack(code, place=place) == {"socket": "97"}  # EAFNOSUPPORT
+        assert await attack(code, executor=executor) == {"socket": "97"}  # EAFNOSUPPORT
 
 
-async def test_nmap_writes_no_file_for_anybody(place: Place) -> None:
+async def test_nmap_writes_no_file_for_anybody(executor: Executor) -> None:
     with public_folder() as folder:
         folder.chmod(0o777)
         for flag in ("-oN", "-oG", "-oS", "-oA"):
-            ended, _ = await nmap(place, flag, f"{folder}/x")
+            ended, _ = await nmap(executor, flag, f"{folder}/x")
             assert ended.returncode == 1
             assert b"ermission denied" in ended.stderr
         assert list(folder.iterdir()) == []
 
 
-async def test_nmap_reads_no_file_and_runs_no_script_for_anybody(place: Place) -> None:
+async def test_nmap_reads_no_file_and_runs_no_script_for_anybody(executor: Executor) -> None:
     with public_folder() as folder:
         script = folder / "x.nse"
         script.write_text('categories={"safe"} prerule=function() return true end action=function() return "RAN" end')
         targets = folder / "targets"
         targets.write_text("127.0.0.2\n")
         (folder / "nmap-services").write_text("made-up 1/tcp 0.9\n")
-        ordinary, _ = await nmap(place)
+        ordinary, _ = await nmap(executor)
         assert ordinary.returncode == 0
         for words in (
             ("-iL", str(targets)),
@@ -277,16 +277,16 @@ async def test_nmap_reads_no_file_and_runs_no_script_for_anybody(place: Place) -
             ("--script", str(script)),
             ("--resume", str(targets)),
         ):
-            ended, output = await nmap(place, *words)
+            ended, output = await nmap(executor, *words)
             assert b"RAN" not in output
             assert b"127.0.0.2" not in output
             assert ended.returncode != 0 or b"ermission denied" in ended.stderr, words
-        _, output = await nmap(place, "--datadir", str(folder), "--servicedb", str(folder / "nmap-services"))
+        _, output = await nmap(executor, "--datadir", str(folder), "--servicedb", str(folder / "nmap-services"))
         assert b"made-up" not in output
 
 
-async def test_nmap_finds_its_data_and_scripts(place: Place) -> None:
-    ended, output = await nmap(place, "--datadir", "/usr/share/nmap", "-sV", "--script", "banner,ssl-cert")
+async def test_nmap_finds_its_data_and_scripts(executor: Executor) -> None:
+    ended, output = await nmap(executor, "--datadir", "/usr/share/nmap", "-sV", "--script", "banner,ssl-cert")
     assert (ended.returncode, ended.stderr) == (0, b"")
     assert b'name="tcpmux"' in output
 
@@ -303,9 +303,9 @@ while (1) {
 async def test_a_user_has_no_more_processes_than_the_limit(kind: str) -> None:
     output = bytearray()
     argv = (binary("perl"), "-e", BOMB)
-    with processes.place(kind) as place:
-        ended = await run_process(argv, Limits(30), output.extend, place=place, sandbox=Sandbox())
-        assert idle(place)
+    with processes.executor(kind) as executor:
+        ended = await run_process(argv, ProcessLimits(30), output.extend, executor=executor, sandbox=Sandbox())
+        assert idle(executor)
     assert ended.returncode == 0, ended.stderr
     made, limit = map(int, output.split())
     # The kernel's threads and other users' processes count in the limit, and not against it.
@@ -319,8 +319,8 @@ FORKING = {
 
 
 @pytest.mark.parametrize("how", FORKING)
-async def test_a_program_that_forks_all_the_time_is_ended(place: Place, how: str) -> None:
+async def test_a_program_that_forks_all_the_time_is_ended(executor: Executor, how: str) -> None:
     argv = (binary("perl"), "-e", FORKING[how])
-    ended = await run_process(argv, Limits(1), lambda _: None, place=place, sandbox=Sandbox())
-    assert idle(place)
+    ended = await run_process(argv, ProcessLimits(1), lambda _: None, executor=executor, sandbox=Sandbox())
+    assert idle(executor)
     assert ended.seconds < SOON

@@ -12,13 +12,13 @@ import pytest
 from mcp_server import metrics
 from mcp_server.config import load_config
 from mcp_server.errors import NetworkToolsError, PlatformError
-from mcp_server.model.access import OWNER
+from mcp_server.model.access import FULL_ACCESS
 from mcp_server.model.run import Actor, Outcome
 from mcp_server.server import EnhancedMCPServer
-from tests.support.doors import environment, log_records
+from tests.support.interfaces import environment, log_records
 from tests.support.scans import own_network, slow_scan, started
 
-ACTOR = Actor("tester", "test", access=OWNER)
+ACTOR = Actor("tester", "test", access=FULL_ACCESS)
 QUICK = {"target": "127.0.0.1", "ports": "1-3"}
 
 
@@ -109,7 +109,7 @@ async def test_a_policy_that_the_guard_does_not_take_is_followed_on_the_log_by_t
     before = server.pipeline.policy.hash
 
     async def refuse(_: str) -> None:
-        raise PlatformError("the guardian read another policy", code="guard_unavailable")
+        raise PlatformError("the guard helper read another policy", code="guard_unavailable")
 
     monkeypatch.setattr(server.guard, "reload", refuse)
     other = load_config(env=environment(server.config.state_dir, MCP_SECURITY_ALLOWED_TARGETS="loopback"))

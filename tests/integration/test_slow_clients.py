@@ -19,9 +19,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from mcp_server.doors.connections import deadline_protocol
+from mcp_server.api.http.connections import deadline_protocol
 from tests.support.clock import SOON
-from tests.support.doors import environment, http_server, rest_client
+from tests.support.interfaces import environment, http_server, rest_client
 from tests.support.site_tools import make_site_tools
 
 RAW_BYTES = 3_000_000

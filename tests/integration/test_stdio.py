@@ -1,4 +1,4 @@
-"""The stdio door in this process: eras, malformed lines, and how it ends."""
+"""The stdio interface in this process: eras, malformed lines, and how it ends."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from mcp_server.doors.stdio import serve_stdio
+from mcp_server.api.mcp.stdio import serve_stdio
 from mcp_server.errors import PlatformError
 from tests.contract.everything import everything_server
 from tests.support.clock import SOON

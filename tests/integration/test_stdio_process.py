@@ -1,4 +1,4 @@
-"""The stdio door as a child process: what only a real process shows (descriptors, signals, memory, the end)."""
+"""The stdio interface as a child process: what only a real process shows (descriptors, signals, memory, the end)."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from mcp_server.config import load_config
 from mcp_server.server import EnhancedMCPServer
 from mcp_server.store.postgres import PostgresDatabase
-from tests.support.doors import environment
+from tests.support.interfaces import environment
 from tests.support.postgres import PostgresServer, running_postgres
 
 
@@ -49,7 +49,7 @@ async def test_size_and_overflow_bound_the_connections_and_the_timeout_the_wait(
     await database.close()
 
 
-async def test_a_connection_older_than_recycle_is_made_anew(server: PostgresServer) -> None:
+async def test_a_connection_older_than_recycle_is_made_again(server: PostgresServer) -> None:
     database, engine = await opened(server, pool_recycle=1)
 
     async def backend() -> int:

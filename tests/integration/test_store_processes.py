@@ -112,10 +112,10 @@ async def test_the_runs_of_another_folder_are_not_judged(machine: Machine, tmp_p
     child.kill()
     child.wait()
     url = machine.url or f"sqlite:///{machine.state / 'store.db'}"
-    stranger = open_store(url, tmp_path / "elsewhere")
-    assert len(await stranger.open()) == 0
-    assert (await stranger.get_run("r1")).outcome is Outcome.RUNNING
-    await stranger.close()
+    unknown_caller = open_store(url, tmp_path / "elsewhere")
+    assert len(await unknown_caller.open()) == 0
+    assert (await unknown_caller.get_run("r1")).outcome is Outcome.RUNNING
+    await unknown_caller.close()
     assert result(machine.start("once"))["interrupted"] == 1
 
 

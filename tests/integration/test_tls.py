@@ -1,4 +1,4 @@
-"""TLS on the HTTP doors, with and without certificates of clients."""
+"""TLS on the HTTP interfaces, with and without certificates of clients."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from mcp_server.api.http.connections import HEAD_SEC
+from mcp_server.api.http.tls import tls_context
 from mcp_server.config import load_config
 from mcp_server.config.sections import ServerConfig
-from mcp_server.doors.connections import HEAD_SEC
-from mcp_server.doors.tls import tls_context
 from mcp_server.errors import ConfigError
 from tests.support import cli
 from tests.support.certificates import DAY, Authority, Files
-from tests.support.doors import environment, free_port, http_server, mcp_client
+from tests.support.interfaces import environment, free_port, http_server, mcp_client
 
 
 @pytest.fixture(scope="module")

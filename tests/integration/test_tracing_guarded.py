@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.guarded import HOST, MACVLAN, ROOT, STRANGER, TARGET, World, guarded, wait_for, world
+from tests.support.guarded import HOST, MACVLAN, ROOT, TARGET, UNKNOWN_CALLER, World, guarded, wait_for, world
 from tests.support.processes import binary
 
 PORT, COLLECTOR = 8111, 4318
@@ -68,7 +68,7 @@ def test_a_collector_in_scope_gets_the_spans(host: World, received: Callable[[],
     assert "tracing.off" not in host.log
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1", STRANGER])
+@pytest.mark.parametrize("address", ["127.0.0.1", UNKNOWN_CALLER])
 def test_a_collector_that_the_guard_would_stop_is_not_tried(
     host: World, received: Callable[[], list[str]], address: str
 ) -> None:

@@ -31,7 +31,7 @@ shift
 
 
 def main() -> None:
-    """Prepare the host and become its guardian."""
+    """Prepare the host and become its guard helper."""
     subprocess.run(["/bin/sh", "-ec", _SETUP, "sh", _USER, *opened()], check=True)
     allowed = "".join(f'  - "{entry}"\n' for entry in SCOPE)
     _POLICY.write_text(f"version: 1\nallow:\n{allowed}resolvers:\n  - {RESOLVER}\n")

@@ -1,6 +1,6 @@
-"""Scans the lab's hostile host through every door and writes down all that comes out of each channel.
+"""Scans the lab's hostile host through every interface and writes down all that comes out of each channel.
 
-A program, because clients of the HTTP doors must be where the server is, in the scanner's namespace. Arguments: the
+A program, because clients of the HTTP interfaces must be where the server is, in the scanner's namespace. Arguments: the
 host's address, an empty folder for the servers' state, and the file to write: a JSON object of channel to
 ``{"form": "json" | "text" | "terminal" | "raw", "body": …}``.
 """
@@ -17,7 +17,7 @@ from typing import Any
 from mcp import Client
 
 from tests.support.cli import COMMAND
-from tests.support.doors import ROOT, Doors, open_doors
+from tests.support.interfaces import ROOT, Interfaces, open_interfaces
 from tests.support.terminal import on_a_terminal
 
 PACKAGE = """
@@ -64,7 +64,7 @@ def environment(folder: Path) -> dict[str, Any]:
 
 
 def calls(address: str) -> dict[str, tuple[str, dict[str, Any]]]:
-    """The calls made through every door, by name."""
+    """The calls made through every interface, by name."""
     ports = {"target": address, "ports": "80,2323,9000", "timing": 4}
     return {
         "scripts": (
@@ -112,29 +112,29 @@ async def over_mcp(name: str, client: Client, address: str, channels: Channels) 
     channels[f"{name} tools"] = {"form": "ours", "body": (await client.list_tools()).model_dump(mode="json")}
 
 
-async def over_rest(doors: Doors, address: str, channels: Channels) -> None:
+async def over_rest(interfaces: Interfaces, address: str, channels: Channels) -> None:
     """Every call over REST, the runs, and the pages of the server itself."""
     runs = []
     for call in ("services", "plain", "failed", "scripts"):
         tool, arguments = calls(address)[call]
-        reply = await doors.call("rest", tool, arguments)
+        reply = await interfaces.call("rest", tool, arguments)
         channels[f"rest {call}"] = {"form": "json", "body": reply.body}
         runs.append((call, reply.body.get("result", reply.body)["run_id"]))
     for call, run_id in runs:
-        channels[f"rest {call} run"] = {"form": "json", "body": (await doors.rest.get(f"/runs/{run_id}")).json()}
-    channels["rest runs"] = {"form": "json", "body": (await doors.rest.get("/runs?limit=1000")).json()}
+        channels[f"rest {call} run"] = {"form": "json", "body": (await interfaces.rest.get(f"/runs/{run_id}")).json()}
+    channels["rest runs"] = {"form": "json", "body": (await interfaces.rest.get("/runs?limit=1000")).json()}
     for path in ("/health", "/config", "/tools", "/openapi.json", "/metrics", "/"):
-        answer = await doors.rest.get(path)
+        answer = await interfaces.rest.get(path)
         if answer.status_code != 404:
             channels[f"rest {path}"] = {"form": "ours", "body": answer.text}
 
 
-async def over_cli(doors: Doors, address: str, channels: Channels) -> None:
+async def over_cli(interfaces: Interfaces, address: str, channels: Channels) -> None:
     """Every call on the command line: as JSON into a pipe, and as text on a terminal, with the runs it made."""
     runs = []
     for call in ("scripts", "plain", "failed"):
         tool, arguments = calls(address)[call]
-        reply = await doors.call("cli", tool, arguments)
+        reply = await interfaces.call("cli", tool, arguments)
         channels[f"cli {call} json"] = {"form": "json", "body": reply.body}
         runs.append((call, reply.body.get("result", reply.body)["run_id"]))
     words = [f"{key}={value}" for key, value in calls(address)["services"][1].items()]
@@ -145,7 +145,7 @@ async def over_cli(doors: Doors, address: str, channels: Channels) -> None:
         commands[f"{call} show json"] = ["runs", "show", run_id, "--json"]
 
     async def on_terminal(name: str, command: list[str]) -> None:
-        async with on_a_terminal([*COMMAND, *command], doors.env, ROOT, columns=5000) as terminal:
+        async with on_a_terminal([*COMMAND, *command], interfaces.env, ROOT, columns=5000) as terminal:
             await terminal.ended(90)
         channels[f"terminal {name}"] = {"form": "terminal", "body": terminal.shown.decode("latin-1")}
 
@@ -155,12 +155,12 @@ async def over_cli(doors: Doors, address: str, channels: Channels) -> None:
 async def collect(address: str, folder: Path) -> Channels:
     """Everything, from three servers at once and the command line, over one state folder."""
     channels: Channels = {}
-    async with open_doors(folder / "state", **environment(folder)) as doors:
+    async with open_interfaces(folder / "state", **environment(folder)) as interfaces:
         await asyncio.gather(
-            over_mcp("stdio", doors.stdio, address, channels),
-            over_mcp("http", doors.http, address, channels),
-            over_rest(doors, address, channels),
-            over_cli(doors, address, channels),
+            over_mcp("stdio", interfaces.stdio, address, channels),
+            over_mcp("http", interfaces.http, address, channels),
+            over_rest(interfaces, address, channels),
+            over_cli(interfaces, address, channels),
         )
     for path in sorted([*folder.glob("*.log*"), *(folder / "state").rglob("*.jsonl")]):
         channels[f"file {path.name}"] = {"form": "ours", "body": path.read_bytes().decode("latin-1")}

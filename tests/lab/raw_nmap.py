@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from xml.etree import ElementTree as ET
 
-from mcp_server.model.asset import ExtraPorts, Host, Port, Service
+from mcp_server.model.host import ExtraPorts, Host, Port, Service
 from tests.lab.network.handle import Lab
 from tests.lab.network.programs import find
 

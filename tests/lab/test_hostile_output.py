@@ -57,14 +57,18 @@ def of_form(channels: Channels, *forms: str) -> dict[str, Any]:
 
 def test_every_channel_was_read_and_the_test_is_not_blind(channels: Channels) -> None:
     seen = {name: json.dumps(channel["body"]) for name, channel in channels.items()}
-    for door in ("stdio", "http"):
+    for interface in ("stdio", "http"):
         for call in ("scripts", "services", "cut", "plain", "failed"):
             for part in ("structure", "text", "resource", "resource/raw"):
-                assert f"{door} {call} {part}" in seen
-        assert len(channels[f"{door} progress"]["body"]) > 5
-    # What the host said did come through, in its harmless form, wherever a door shows what it said.
+                assert f"{interface} {call} {part}" in seen
+        assert len(channels[f"{interface} progress"]["body"]) > 5
+    # What the host said did come through, in its harmless form, wherever a interface shows what it said.
     for name in (
-        *(f"{door} services {part}" for door in ("stdio", "http") for part in ("structure", "text", "resource")),
+        *(
+            f"{interface} services {part}"
+            for interface in ("stdio", "http")
+            for part in ("structure", "text", "resource")
+        ),
         *("rest services", "rest services run", "cli scripts json", "terminal call", "terminal scripts show json"),
     ):
         assert "mark-version" in seen[name], name
@@ -73,8 +77,12 @@ def test_every_channel_was_read_and_the_test_is_not_blind(channels: Channels) ->
             re.findall(r"mark-\w+", seen[name])
         ), name
     for name in (
-        *(f"{door} plain {part}" for door in ("stdio", "http") for part in ("structure", "resource/raw")),
-        *(f"{door} failed {part}" for door in ("stdio", "http") for part in ("structure", "text", "resource")),
+        *(f"{interface} plain {part}" for interface in ("stdio", "http") for part in ("structure", "resource/raw")),
+        *(
+            f"{interface} failed {part}"
+            for interface in ("stdio", "http")
+            for part in ("structure", "text", "resource")
+        ),
         *("rest plain", "rest failed", "cli plain json", "cli failed json", "terminal plain", "terminal plain raw"),
         *("terminal failed", "terminal failed raw", "terminal failed show"),
     ):

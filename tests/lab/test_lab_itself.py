@@ -26,16 +26,16 @@ def probe(lab: Lab, **order: Any) -> Any:
 
 
 def test_every_tcp_endpoint_takes_connections_on_every_address_it_has(lab: Lab) -> None:
-    doors = {
+    interfaces = {
         (address, endpoint.port): "open" if endpoint.ipv6 or ":" not in address else "refused"
         for host in lab.truth.hosts.values()
         for address in host.addresses
         for endpoint in host.endpoints
         if endpoint.transport == "tcp"
     }
-    outcomes = [outcome for outcome, _ in probe(lab, connect=list(doors), seconds=10)["connect"]]
-    assert dict(zip(doors, outcomes, strict=True)) == doors
-    assert len(doors) > 50
+    outcomes = [outcome for outcome, _ in probe(lab, connect=list(interfaces), seconds=10)["connect"]]
+    assert dict(zip(interfaces, outcomes, strict=True)) == interfaces
+    assert len(interfaces) > 50
 
 
 def test_a_port_that_is_not_listed_behaves_as_the_truth_says(lab: Lab) -> None:
@@ -100,13 +100,13 @@ def test_awkward_hosts_are_awkward(lab: Lab) -> None:
 
 def test_the_fleet_is_open_where_it_should_be_and_nowhere_else(lab: Lab) -> None:
     sample = list(lab.truth.fleet.values())[::40]
-    doors = {(host.address, port): {"open"} for host in sample for port in host.tcp}
-    doors |= {(host.address, UNLISTED_PORT): OUTCOME[host.unlisted] for host in sample}
-    doors[next(a for a in ("10.78.0.1", "10.78.0.2", "10.78.0.3") if lab.truth.at(a) is None), 22] = {"silent"}
-    results = probe(lab, connect=list(doors), seconds=3)["connect"]
+    interfaces = {(host.address, port): {"open"} for host in sample for port in host.tcp}
+    interfaces |= {(host.address, UNLISTED_PORT): OUTCOME[host.unlisted] for host in sample}
+    interfaces[next(a for a in ("10.78.0.1", "10.78.0.2", "10.78.0.3") if lab.truth.at(a) is None), 22] = {"silent"}
+    results = probe(lab, connect=list(interfaces), seconds=3)["connect"]
     wrong = {
-        door: outcome
-        for (door, right), (outcome, _) in zip(doors.items(), results, strict=True)
+        interface: outcome
+        for (interface, right), (outcome, _) in zip(interfaces.items(), results, strict=True)
         if outcome not in right
     }
     assert wrong == {}

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from mcp_server.model.asset import ExtraPorts, Host, Port, Service
+from mcp_server.model.host import ExtraPorts, Host, Port, Service
 from tests.lab.network.truth import Truth, make_truth
 from tests.lab.network.versions import installed_versions
 from tests.lab.truth_compare import assert_true, differences, expected_open, invented_hosts, missing_hosts

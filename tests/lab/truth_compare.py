@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Collection, Iterable, Iterator
 
-from mcp_server.model.asset import Host, Port
+from mcp_server.model.host import Host, Port
 from tests.lab.network.endpoint import Endpoint
 from tests.lab.network.fleet import FleetHost
 from tests.lab.network.truth import Behaviour, LabHost, Truth

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from mcp_server.api.http.authentication import BearerAuth, NoAuthentication
+from mcp_server.api.http.problems import ASGIApp
 from mcp_server.config.auth import AuthConfig
-from mcp_server.doors.auth import BearerAuth, OpenDoor
-from mcp_server.doors.problems import ASGIApp
 from mcp_server.identity.base import Identity
 from mcp_server.identity.local_token import LocalToken
 
@@ -22,5 +22,5 @@ class _OneToken:
 def token_only(token: str | None) -> Callable[[ASGIApp], ASGIApp]:
     """What `compose` takes, where one token opens everything; None: nobody is asked for one."""
     if token is None:
-        return OpenDoor
+        return NoAuthentication
     return lambda app: BearerAuth(app, _OneToken(token), AuthConfig)

@@ -79,9 +79,9 @@ def _fork(words: list[str]) -> Done:
 
 
 def _main() -> None:
+    import mcp_server.api.views
     import mcp_server.cli
-    import mcp_server.doors.views
-    import mcp_server.server
+    import mcp_server.server.enhanced
     import mcp_server.tools.nmap_tool  # noqa: F401 - as above
 
     commands = json.load(sys.stdin)

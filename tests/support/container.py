@@ -67,10 +67,10 @@ class Spec:
 
     def command(self, argv: Sequence[str]) -> list[str]:
         """What to execute, as root of this machine."""
-        for source, place, _ in self.volumes:
-            target = self.root / place.lstrip("/")
+        for source, executor, _ in self.volumes:
+            target = self.root / executor.lstrip("/")
             # A runtime makes them in a layer above the image; those below another mount are made when that is there.
-            if not target.exists() and not any(place.startswith(f"{each[1]}/") for each in self.volumes):
+            if not target.exists() and not any(executor.startswith(f"{each[1]}/") for each in self.volumes):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.mkdir() if source.is_dir() else target.touch()
         masked, readonly = ("yes" if each else "no" for each in (self.masked, self.readonly))

@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import dataclass
 from ipaddress import ip_network
 
-from mcp_server.execution.admission import Admission, Caps, Ticket, Waiting
+from mcp_server.limits.admission import Admission, Caps, Ticket, Waiting
 
 
 @dataclass
@@ -51,7 +51,7 @@ class Crowd:
     def __init__(self, numbers: Numbers | None = None) -> None:
         self.numbers = numbers or Numbers()
         self.clock = Clock()
-        self.gate = Admission(self.numbers.caps(), clock=self.clock)
+        self.authenticator = Admission(self.numbers.caps(), clock=self.clock)
         self.inside: list[str] = []
         self.entered: list[str] = []
         self.waited: dict[str, float] = {}
@@ -76,7 +76,7 @@ class Crowd:
         await asyncio.gather(*self.tasks.values(), return_exceptions=True)
 
     async def _call(self, name: str, asked: Ticket) -> None:
-        async with self.gate.slot(asked, self.told[name].append) as admitted:
+        async with self.authenticator.slot(asked, self.told[name].append) as admitted:
             self.inside.append(name)
             self.entered.append(name)
             self.waited[name] = admitted.waited

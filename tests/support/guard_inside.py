@@ -1,8 +1,8 @@
-"""A stand-in for the server inside a guard, and its guardian: the parts under test without the doors.
+"""A stand-in for the server inside a guard, and its guard helper: the parts under test without the interfaces.
 
-``python -m tests.support.guard_inside`` is the guardian. What it starts does what it is told on its standard input,
+``python -m tests.support.guard_inside`` is the guard helper. What it starts does what it is told on its standard input,
 a line of JSON at a time, and answers each on its standard output: ``{"do": "read"}``, ``{"do": "reload", "policy":
-HASH}``, ``{"do": "send", "hex": …}`` (anything at all to the guardian), ``{"do": "run", "targets": […], "argv": […]}``,
+HASH}``, ``{"do": "send", "hex": …}`` (anything at all to the guard helper), ``{"do": "run", "targets": […], "argv": […]}``,
 ``{"do": "spawns", "program": …, "rounds": …}``, ``{"do": "python", "code": …}`` (``guard`` is the guard, ``found`` what
 is answered).
 """
@@ -20,10 +20,10 @@ from ipaddress import ip_network
 from typing import Any
 
 from mcp_server.errors import NetworkToolsError
-from mcp_server.execution.guard.client import KernelGuard
-from mcp_server.execution.process import Limits, run_process
-from mcp_server.execution.sandbox import Sandbox
 from mcp_server.model.target import Target, Targets
+from mcp_server.netguard.client import KernelGuard
+from mcp_server.sandbox.process import ProcessLimits, run_process
+from mcp_server.sandbox.sandbox import Sandbox
 
 
 def targets_of(texts: list[str]) -> Targets:
@@ -44,10 +44,10 @@ async def carry_out(guard: KernelGuard, order: dict[str, Any]) -> Any:  # noqa: 
             return socket.send_fds(guard._channel, [b'[1,"read"]'], sending)
         case "run":
             output = bytearray()
-            place = guard.place_for(targets_of(order["targets"]))
+            executor = guard.executor_for(targets_of(order["targets"]))
             sandbox = Sandbox(reads=("/usr/share/nmap",), raw_sockets=order.get("raw", False))
             ended = await run_process(
-                tuple(order["argv"]), Limits(timeout_sec=20), output.extend, place=place, sandbox=sandbox
+                tuple(order["argv"]), ProcessLimits(timeout_sec=20), output.extend, executor=executor, sandbox=sandbox
             )
             return {"returncode": ended.returncode, "output": output.decode(), "seconds": ended.seconds}
         case "spawns":
@@ -62,7 +62,7 @@ async def carry_out(guard: KernelGuard, order: dict[str, Any]) -> Any:  # noqa: 
 
 async def spawn(guard: KernelGuard, program: str, rounds: int) -> list[list[float]]:
     """Milliseconds of asyncio's bare subprocess, and of a run as the road makes it: reading, sandbox, reading."""
-    place, sandbox = guard.place_for(targets_of(["192.0.2.1"])), Sandbox(raw_sockets=True)
+    executor, sandbox = guard.executor_for(targets_of(["192.0.2.1"])), Sandbox(raw_sockets=True)
 
     async def bare() -> None:
         process = await asyncio.create_subprocess_exec(program, stdout=asyncio.subprocess.PIPE)
@@ -70,7 +70,7 @@ async def spawn(guard: KernelGuard, program: str, rounds: int) -> list[list[floa
 
     async def guarded() -> None:
         await guard.read()
-        await run_process((program,), Limits(timeout_sec=20), lambda _: None, place=place, sandbox=sandbox)
+        await run_process((program,), ProcessLimits(timeout_sec=20), lambda _: None, executor=executor, sandbox=sandbox)
         await guard.read()
 
     taken: list[list[float]] = [[], []]
@@ -99,20 +99,20 @@ async def obey(guard: KernelGuard) -> None:
     guard.close()
 
 
-def be_guardian() -> int:
+def be_helper() -> int:
+    from mcp_server.api.http.serve import listen
     from mcp_server.config import get_config, load_config
-    from mcp_server.doors.http import listen
-    from mcp_server.execution.guard.kernel import KernelGuardian
+    from mcp_server.netguard.kernel import KernelGuardHelper
 
     host, port = os.environ["INSIDE_LISTENS"].split()
     command = [sys.executable, "-m", "tests.support.guard_inside"]
-    guardian = KernelGuardian(
+    helper = KernelGuardHelper(
         get_config(),
         command,
         reload=lambda: load_config(notify=False),
         bind=lambda: listen(host, int(port)).sock,
     )
-    return guardian.run()
+    return helper.run()
 
 
 if __name__ == "__main__":
@@ -120,6 +120,6 @@ if __name__ == "__main__":
         asyncio.run(obey(KernelGuard(int(sys.argv[-1]))))
     else:
         try:
-            sys.exit(be_guardian())
+            sys.exit(be_helper())
         except NetworkToolsError as problem:
             sys.exit(f"{problem.code} {problem.message}")

@@ -24,7 +24,7 @@ from typing import Any, Final
 from tests.support.processes import binary
 
 ROOT: Final = Path(__file__).resolve().parents[2]
-HOST, TARGET, STRANGER, GUARDED = "10.99.0.1", "10.99.0.2", "10.99.0.66", "10.99.0.250"
+HOST, TARGET, UNKNOWN_CALLER, GUARDED = "10.99.0.1", "10.99.0.2", "10.99.0.66", "10.99.0.250"
 NOWHERE: Final = "203.0.113.1"
 OPEN_PORT: Final = 2222
 SERVER_UID: Final = 61101
@@ -146,7 +146,7 @@ class World:
 
     @property
     def log(self) -> str:
-        """What the last server and its guardian said."""
+        """What the last server and its guard helper said."""
         return (self.folder / "serve.log").read_text()
 
     def traces(self) -> dict[str, Any]:
@@ -182,7 +182,7 @@ def _stat(process: Path) -> list[str]:
 
 @dataclass
 class Guarded:
-    """A guard that is up: its guardian, which is the process that was started, and the server inside."""
+    """A guard that is up: its guard helper, which is the process that was started, and the server inside."""
 
     world: World
     process: subprocess.Popen[str]
@@ -252,7 +252,7 @@ def world() -> Iterator[World]:
             f"link set eth0 up\nroute add default via {TARGET}\n",
         )  # fmt: skip
         for line in (
-            f"addr add {TARGET}/24 dev eth0", f"addr add {STRANGER}/24 dev eth0", f"addr add {NOWHERE}/32 dev lo",
+            f"addr add {TARGET}/24 dev eth0", f"addr add {UNKNOWN_CALLER}/24 dev eth0", f"addr add {NOWHERE}/32 dev lo",
             "link set eth0 up", f"route add {GUARDED}/32 dev eth0",
         ):  # fmt: skip
             made.outdoors(binary("ip"), *line.split())

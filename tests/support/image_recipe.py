@@ -120,12 +120,12 @@ class Recipe:
             found = source / name.lstrip("/")
             assert found.exists(), f"COPY {name}: the build context has none"
             # A folder's contents are copied, a file goes below a target that ends in a slash.
-            place = into if found.is_dir() or not target.endswith("/") else into / found.name
-            place.parent.mkdir(parents=True, exist_ok=True)
+            executor = into if found.is_dir() or not target.endswith("/") else into / found.name
+            executor.parent.mkdir(parents=True, exist_ok=True)
             if found.is_dir():
-                place.mkdir(parents=True, exist_ok=True)
+                executor.mkdir(parents=True, exist_ok=True)
             copied = f"{found}/." if found.is_dir() else str(found)
-            subprocess.run([binary("cp"), "-a", "--no-preserve=ownership", copied, str(place)], check=True)
+            subprocess.run([binary("cp"), "-a", "--no-preserve=ownership", copied, str(executor)], check=True)
 
     def _workdir(self, image: Image, value: str) -> None:
         image.folder = value

@@ -17,7 +17,7 @@ import jwt
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
-from tests.support.doors import free_port
+from tests.support.interfaces import free_port
 from tests.support.mcp_node import NODE, ROOT
 
 RESOURCE = "http://127.0.0.1/mcp"

@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from mcp.server.lowlevel import Server
 
-from mcp_server.doors.stdio import serve_stdio
+from mcp_server.api.mcp.stdio import serve_stdio
 
 ROOT = Path(__file__).resolve().parents[2]
 EVERYTHING = (sys.executable, "-m", "tests.contract.everything")

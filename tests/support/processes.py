@@ -16,13 +16,13 @@ import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
-from mcp_server.execution.confine import SYSTEM_PATH
-from mcp_server.execution.place import Place, runner_argv
-from mcp_server.execution.process import Exit, Limits, run_process
-from mcp_server.execution.sandbox import Sandbox
+from mcp_server.sandbox.confine import SYSTEM_PATH
+from mcp_server.sandbox.executor import Executor, runner_argv
+from mcp_server.sandbox.process import Exit, ProcessLimits, run_process
+from mcp_server.sandbox.sandbox import Sandbox
 
 _numbers = itertools.count(1)
-_adopted: weakref.WeakKeyDictionary[Place, int] = weakref.WeakKeyDictionary()
+_adopted: weakref.WeakKeyDictionary[Executor, int] = weakref.WeakKeyDictionary()
 
 SHELL = Sandbox(reads=("/usr/bin", "/proc", "/dev/zero"), raw_sockets=True)
 """What the scripts of tests need: other programs, a look at themselves, and an endless file."""
@@ -30,7 +30,7 @@ SHELL = Sandbox(reads=("/usr/bin", "/proc", "/dev/zero"), raw_sockets=True)
 AS_NOBODY = """
 import os, socket, sys
 sys.path.append(sys.argv[4])
-from mcp_server.execution import runner, syscalls
+from mcp_server.sandbox import runner, syscalls
 raw = sys.argv[2] == "raw"
 os.setgroups([])
 os.setresgid(65534, 65534, 65534)
@@ -43,16 +43,16 @@ runner.serve_control(socket.socket(fileno=int(sys.argv[1])), allow_raw=sys.argv[
 
 WITHOUT_LINUX = "import sys; sys.platform = 'darwin'; "
 
-PLACES = ("root", "nobody", "nobody-raw")
+EXECUTORS = ("root", "nobody", "nobody-raw")
 """One place for each tier that Linux has: PID namespace, user namespace, supervisor."""
 
 
 @contextlib.contextmanager
-def place(kind: str) -> Iterator[Place]:
+def executor(kind: str) -> Iterator[Executor]:
     """A place by its runner: ``root``, ``nobody``, ``nobody-raw`` (with CAP_NET_RAW), ``elsewhere`` (not Linux)."""
     if kind == "root":
         assert os.geteuid() == 0
-        here = Place.here()
+        here = Executor.here()
         try:
             yield here
         finally:
@@ -68,7 +68,7 @@ def place(kind: str) -> Iterator[Place]:
         words = [sys.executable, "-I", "-S", "-c", AS_NOBODY, str(fd), raw, "allow", source]
     with theirs:
         runner = subprocess.Popen(words, pass_fds=(fd,), stdin=subprocess.DEVNULL, env={"TMPDIR": "/tmp"})
-    there = Place.at(kind, ours.detach())
+    there = Executor.at(kind, ours.detach())
     _adopted[there] = runner.pid
     try:
         yield there
@@ -77,7 +77,7 @@ def place(kind: str) -> Iterator[Place]:
         assert runner.wait(10) in {0, -signal.SIGKILL}
 
 
-def runner_of(at: Place) -> int:
+def runner_of(at: Executor) -> int:
     """The pid of the runner that starts the programs of a place."""
     return _adopted.get(at, at.runner_pid)
 
@@ -139,7 +139,7 @@ def children(parent: int) -> list[str]:
     return found
 
 
-def idle(at: Place, seconds: float = 2) -> bool:
+def idle(at: Executor, seconds: float = 2) -> bool:
     """Wait until the runner of a place has no child, not even a zombie."""
     end = time.monotonic() + seconds
     parent = runner_of(at)
@@ -156,9 +156,9 @@ def detaching(mark: str) -> str:
 
 
 async def run_script(
-    script: str, limits: Limits, at: Place | None = None, sandbox: Sandbox = SHELL
+    script: str, limits: ProcessLimits, at: Executor | None = None, sandbox: Sandbox = SHELL
 ) -> tuple[Exit, bytes]:
     """Run a shell script and return its end and its output."""
     output = bytearray()
-    ended = await run_process((binary("sh"), "-c", script), limits, output.extend, place=at, sandbox=sandbox)
+    ended = await run_process((binary("sh"), "-c", script), limits, output.extend, executor=at, sandbox=sandbox)
     return ended, bytes(output)

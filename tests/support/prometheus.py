@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import httpx2
 
-from tests.support.doors import free_port
+from tests.support.interfaces import free_port
 
 FOLDER: Final = Path(__file__).resolve().parents[2] / "deploy" / "prometheus"
 JOB: Final = "mcp-network-tools"

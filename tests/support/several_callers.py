@@ -18,12 +18,12 @@ from typing import Any
 
 import httpx2
 
-from mcp_server.doors.principals import Principal, with_principal
-from mcp_server.doors.problems import Receive, Scope, Send, header_values
+from mcp_server.api.http.principals import Principal, with_principal
+from mcp_server.api.http.problems import Receive, Scope, Send, header_values
 from mcp_server.identity.actors import InForce
 from mcp_server.identity.base import bounded
-from mcp_server.model.access import OWNER, Permission, Role
-from tests.support.doors import environment
+from mcp_server.model.access import FULL_ACCESS, Permission, Role
+from tests.support.interfaces import environment
 from tests.support.mcp_wire import INITIALIZED, MODERN_META, initialize, request
 
 MODULE = "tests.support.several_callers"
@@ -67,7 +67,7 @@ def principal(credential: str, directory: InForce) -> Principal:
     """Whom a credential of these tests stands for."""
     role, _, name = credential.partition(".")
     if role == "seed":
-        return Principal(f"key:{name}", OWNER)
+        return Principal(f"key:{name}", FULL_ACCESS)
     scope = role.removeprefix("only+")
     if scope != role:
         held = bounded(directory.find(f"key:{name}", Role.ADMIN), frozenset({Permission(scope)}))
@@ -87,7 +87,7 @@ class Said:
 
 
 class Rest:
-    """The REST door for one caller."""
+    """The REST interface for one caller."""
 
     def __init__(self, client: httpx2.AsyncClient) -> None:
         self.client = client
@@ -104,7 +104,7 @@ class Rest:
 
 
 class Mcp:
-    """The MCP door for one caller, in one of the two wire eras."""
+    """The MCP interface for one caller, in one of the two wire eras."""
 
     def __init__(self, client: httpx2.AsyncClient, *, modern: bool) -> None:
         self.client = client
@@ -157,7 +157,7 @@ async def coming_as(base: str, credential: str) -> AsyncIterator[httpx2.AsyncCli
 
 def main() -> None:
     """Run the command line, with credentials that say who comes."""
-    from mcp_server.doors import permissions
+    from mcp_server.api.http import authorization as permissions
 
     class Knowing(permissions.Permissions):
         async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

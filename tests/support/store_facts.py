@@ -6,7 +6,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from mcp_server.model.asset import ExtraPorts, Host, OsMatch, Port, Script, Service
+from mcp_server.model.host import ExtraPorts, Host, OsMatch, Port, Script, Service
 from mcp_server.model.run import Actor, Coverage, Outcome, PortsTested, Raw, Risk, Run
 
 NGINX = Service("http", "nginx", "1.22.1", method="probed", conf=10, cpe=("cpe:/a:igor_sysoev:nginx:1.22.1",))

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import httpx2
 
-from tests.support.doors import environment, free_port, http_server
+from tests.support.interfaces import environment, free_port, http_server
 from tests.support.prometheus import Prometheus, prometheus, stage
 
 SCRIPT: Final = """#!/bin/sh

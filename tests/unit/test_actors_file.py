@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from mcp_server.errors import ConfigError
 from mcp_server.identity.actors import Actors, InForce
 from mcp_server.identity.actors_file import MAX_BYTES, read_actors_file
-from mcp_server.model.access import NOBODY, OWNER, Access, Permission, Role
+from mcp_server.model.access import FULL_ACCESS, NOBODY, Access, Permission, Role
 from mcp_server.scope.policy import ScopePolicy
 
 GOOD = """
@@ -50,7 +50,7 @@ def test_it_says_what_each_actor_may_do(tmp_path: Path) -> None:
     watcher = actors.find("sub:someone@example.org", Role.OPERATOR)
     assert (watcher.permissions, watcher.networks) == (Role.OPERATOR.permissions, ())
     assert actors.find("key:unknown", Role.ADMIN).permissions == Role.VIEWER.permissions
-    assert actors.find("token", Role.ADMIN).permissions == OWNER.permissions, "the owner is in no file"
+    assert actors.find("token", Role.ADMIN).permissions == FULL_ACCESS.permissions, "the owner is in no file"
 
 
 def test_who_is_not_named_may_do_nothing(tmp_path: Path) -> None:

@@ -16,10 +16,10 @@ from mcp_server.config import Config
 from mcp_server.errors import ArgumentError, BusyError, ConfigError, NotFoundError, PlatformError
 from mcp_server.identity import key_file
 from mcp_server.identity.api_keys import ApiKeys
+from mcp_server.identity.authenticator import Authenticator
 from mcp_server.identity.base import Identity, Rejected, RoleDirectory
-from mcp_server.identity.gate import Gate
 from mcp_server.identity.key_file import KEY, KEY_FILE, add_key, find_key, new_key, read_keys, revoke_key
-from mcp_server.model.access import NOBODY, OWNER, Access, Role
+from mcp_server.model.access import FULL_ACCESS, NOBODY, Access, Role
 
 HOUR = timedelta(hours=1)
 
@@ -216,65 +216,65 @@ def test_processes_that_write_at_once_lose_nothing(tmp_path: Path) -> None:
     assert [each.name for each in tmp_path.iterdir()] == [KEY_FILE]
 
 
-def gate_of(state: Path, **auth: Any) -> tuple[Gate, Config]:
+def authenticator_of(state: Path, **auth: Any) -> tuple[Authenticator, Config]:
     config = Config(state_dir=state)
     for key, value in auth.items():
         setattr(config.auth, key, value)
-    return Gate(lambda: config), config
+    return Authenticator(lambda: config), config
 
 
 async def test_the_gate_knows_the_local_token_until_it_is_switched_off(tmp_path: Path) -> None:
-    gate, config = gate_of(tmp_path)
-    token = gate.prepare()
+    authenticator, config = authenticator_of(tmp_path)
+    token = authenticator.prepare()
     assert token is not None
-    assert gate.prepare() is None, "only a new one is told"
-    assert await gate.admit(token, "127.0.0.1") == Identity("token", OWNER)
+    assert authenticator.prepare() is None, "only a new one is told"
+    assert await authenticator.admit(token, "127.0.0.1") == Identity("token", FULL_ACCESS)
     config.auth.local_token = False
     with pytest.raises(Rejected):
-        await gate.admit(token, "127.0.0.1")
-    assert gate.lets_nobody_in
+        await authenticator.admit(token, "127.0.0.1")
+    assert authenticator.lets_nobody_in
     made(tmp_path)
-    assert not gate.lets_nobody_in
+    assert not authenticator.lets_nobody_in
 
 
 async def test_without_the_local_token_no_file_is_made(tmp_path: Path) -> None:
-    gate, config = gate_of(tmp_path, local_token=False)
-    assert gate.prepare() is None
+    authenticator, config = authenticator_of(tmp_path, local_token=False)
+    assert authenticator.prepare() is None
     assert list(tmp_path.iterdir()) == []
     config.auth.local_token = True
     with pytest.raises(Rejected):
-        await gate.admit("x" * 40, "127.0.0.1")
-    assert (await gate.admit((tmp_path / "token").read_text().strip(), "127.0.0.1")).name == "token"
+        await authenticator.admit("x" * 40, "127.0.0.1")
+    assert (await authenticator.admit((tmp_path / "token").read_text().strip(), "127.0.0.1")).name == "token"
 
 
 async def test_a_guesser_of_keys_is_locked_out_and_a_client_that_was_in_is_not(tmp_path: Path) -> None:
-    gate, _ = gate_of(tmp_path, lockout_failures=3)
+    authenticator, _ = authenticator_of(tmp_path, lockout_failures=3)
     good, fresh = made(tmp_path), made(tmp_path, "fresh")
     wrong = good[:-4] + "AAAA"
-    await gate.admit(good, "192.0.2.1")
+    await authenticator.admit(good, "192.0.2.1")
     for _ in range(3):
         with pytest.raises(Rejected):
-            await gate.admit(wrong, "192.0.2.1")
+            await authenticator.admit(wrong, "192.0.2.1")
     with pytest.raises(BusyError) as caught:
-        await gate.admit(fresh, "192.0.2.1")
+        await authenticator.admit(fresh, "192.0.2.1")
     assert caught.value.code == "locked_out"
     with pytest.raises(BusyError):
-        await gate.admit(wrong, "192.0.2.2")  # the key itself, from anywhere
-    assert await gate.admit(good, "192.0.2.1")
-    assert await gate.admit(fresh, "192.0.2.2")
+        await authenticator.admit(wrong, "192.0.2.2")  # the key itself, from anywhere
+    assert await authenticator.admit(good, "192.0.2.1")
+    assert await authenticator.admit(fresh, "192.0.2.2")
 
 
 async def test_unknown_ids_and_dead_keys_lock_what_they_should(tmp_path: Path) -> None:
-    gate, _ = gate_of(tmp_path, lockout_failures=3)
+    authenticator, _ = authenticator_of(tmp_path, lockout_failures=3)
     expired = made(tmp_path, expires=datetime.now(UTC) - HOUR)
     for _ in range(10):
         with pytest.raises(Rejected, match="expired"):
-            await gate.admit(expired, "192.0.2.1")
+            await authenticator.admit(expired, "192.0.2.1")
     for number in range(3):
         with pytest.raises(Rejected, match="unknown"):
-            await gate.admit(f"mnt_{number:012x}_{'A' * 43}", "192.0.2.1")
+            await authenticator.admit(f"mnt_{number:012x}_{'A' * 43}", "192.0.2.1")
     with pytest.raises(BusyError):
-        await gate.admit(expired, "192.0.2.1")
+        await authenticator.admit(expired, "192.0.2.1")
 
 
 async def test_the_directory_has_the_last_word(tmp_path: Path) -> None:
@@ -282,7 +282,7 @@ async def test_the_directory_has_the_last_word(tmp_path: Path) -> None:
         def find(self, name: str, role: Role) -> Access:
             return Access(role.permissions, networks=("10.0.0.0/8",)) if name == "key:ci" else NOBODY
 
-    gate, _ = gate_of(tmp_path)
-    gate.directory = Owners()
-    assert (await gate.admit(made(tmp_path), "127.0.0.1")).access.networks == ("10.0.0.0/8",)
-    assert (await gate.admit(made(tmp_path, "other"), "127.0.0.1")).access == NOBODY
+    authenticator, _ = authenticator_of(tmp_path)
+    authenticator.directory = Owners()
+    assert (await authenticator.admit(made(tmp_path), "127.0.0.1")).access.networks == ("10.0.0.0/8",)
+    assert (await authenticator.admit(made(tmp_path, "other"), "127.0.0.1")).access == NOBODY

@@ -18,7 +18,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mcp_server.audit import AuditLog, printable, writer
+from mcp_server.audit import AuditLog, writer
+from mcp_server.audit.escaping import escape_values
 from mcp_server.audit.records import FIRST_PREV, RECORD_LIMIT, canonical, cleaned
 from mcp_server.audit.verify import verify
 from tests.support.audit import records_of
@@ -29,7 +30,7 @@ DECISION = {
     "correlation_id": "c_1",
     "trace_id": "4bf92f3577b34da6a3ce929d0e0e4736",
     "actor": "agent",
-    "door": "stdio",
+    "interface": "stdio",
     "client": "a client 1.0",
     "tool": "nmap",
     "arguments": {"target": "a.lab.internal", "ports": ["22"]},
@@ -54,12 +55,12 @@ DECISION = {
     "reason": "allowed by 10.0.0.0/8",
     "scope_hash": "a1b2",
     "enforcement": "kernel",
-    "place": "here",
+    "executor": "here",
     "sandbox": {"tier": "pid-namespace", "files_confined": True},
     "ruleset": "0" * 64,
 }
 TERMS = {"scope_hash": "a1b2", "enforcement": "kernel"}
-WHO = {"actor": "agent", "door": "stdio", "client": "a client 1.0"}
+WHO = {"actor": "agent", "interface": "stdio", "client": "a client 1.0"}
 END = {
     **TERMS,
     **WHO,
@@ -75,7 +76,9 @@ END = {
     "guard": {"ruleset": "0" * 64, "passed": 4, "dropped": {}},
 }
 DENIAL = {
-    **{key: DECISION[key] for key in ("actor", "door", "client", "tool", "arguments", "scope_hash", "enforcement")},
+    **{
+        key: DECISION[key] for key in ("actor", "interface", "client", "tool", "arguments", "scope_hash", "enforcement")
+    },
     "decision": "deny",
     "code": "target_out_of_scope",
     "reason": "8.8.8.8 is not in the scope",
@@ -123,7 +126,7 @@ async def test_the_schema_describes_every_field_and_nothing_else(tmp_path: Path)
     await log.append("lookup", name="a.lab.internal", **WHO, **TERMS)
     await log.append("admin", action="tool.disable", tool="nmap", result="done", **WHO, **TERMS)
     await log.append("decision", **DENIAL | {"code": "rate_limited", "repeats": 12})
-    who = {"door": "http", "client": "192.0.2.1", "code": "unauthorized", "reason": "key wrong", "id": "0" * 12}
+    who = {"interface": "http", "client": "192.0.2.1", "code": "unauthorized", "reason": "key wrong", "id": "0" * 12}
     await log.append("authentication", decision="deny", **who, **TERMS)
     records = records_of(tmp_path)
     events = ["genesis", "decision", "repair", "end", "decision", "alarm", "policy", "lookup"]
@@ -142,13 +145,13 @@ async def test_the_schema_describes_every_field_and_nothing_else(tmp_path: Path)
 
 
 def test_arguments_are_bounded_and_printable() -> None:
-    shown = printable({"target": "a\x1b[31m\n" * 5000, "ports": ["1"] * 500, "n\x00": object(), "ok": True})
+    shown = escape_values({"target": "a\x1b[31m\n" * 5000, "ports": ["1"] * 500, "n\x00": object(), "ok": True})
     assert len(shown["target"]) < 4200
     assert "\x1b" not in shown["target"]
     assert len(shown["ports"]) == 65
     assert shown["ports"][-1] == "…[+436]"
     assert "n\\x00" in shown
-    assert printable(dict.fromkeys(map(str, range(70)), 1))["…"] == "[+6]"
+    assert escape_values(dict.fromkeys(map(str, range(70)), 1))["…"] == "[+6]"
     json.dumps(shown)
 
 

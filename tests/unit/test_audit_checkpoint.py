@@ -169,7 +169,7 @@ def test_an_edit_is_noticed_when_the_log_is_read_again(tmp_path: Path) -> None:
         Sealer(tmp_path).seal("")
 
 
-def test_a_lost_key_is_not_made_anew(tmp_path: Path) -> None:
+def test_a_lost_key_is_not_made_again(tmp_path: Path) -> None:
     write_log(tmp_path, 1)
     Sealer(tmp_path).seal("")
     (tmp_path / KEY).unlink()
@@ -347,16 +347,16 @@ def test_what_could_not_be_sent_is_sent_later(tmp_path: Path, caplog: pytest.Log
 def test_a_place_that_takes_no_checkpoint_is_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, what: str
 ) -> None:
-    folder, place = tmp_path / "state", tmp_path / "kept"
+    folder, position = tmp_path / "state", tmp_path / "kept"
     folder.mkdir()
     if what == "folder":
-        place.mkdir()
+        position.mkdir()
     elif what == "pipe":
-        os.mkfifo(place)
+        os.mkfifo(position)
     elif what == "link":
-        place.symlink_to(tmp_path / "other")
+        position.symlink_to(tmp_path / "other")
     write_log(folder, 1)
-    target = place / "there" if what == "nowhere" else place
+    target = position / "there" if what == "nowhere" else position
     assert Sealer(folder).seal(str(target)) is not None
     assert "audit.not_shipped" in caplog.text
     assert not (tmp_path / "other").exists()

@@ -156,7 +156,7 @@ def test_a_log_that_is_gone_is_shown_by_a_checkpoint(written: Path, tmp_path: Pa
     assert found(verify(tmp_path, *sealed(written)))[0] == "truncated"
 
 
-def test_a_log_written_anew_is_shown_by_a_checkpoint_only(log: Path, written: Path) -> None:
+def test_a_log_written_again_is_shown_by_a_checkpoint_only(log: Path, written: Path) -> None:
     change(files_of(log)[1], 7, decision="deny")
     rechain(log)
     assert verify(log).broken is None, "every hash is right"
@@ -179,7 +179,7 @@ def test_what_an_earlier_checkpoint_covers_is_told_apart(tmp_path: Path) -> None
 
 
 def test_a_checkpoint_by_another_key(log: Path, written: Path) -> None:
-    """Somebody writes the log anew and makes a key and checkpoints to go with it."""
+    """Somebody writes the log again and makes a key and checkpoints to go with it."""
     change(files_of(log)[1], 7, decision="deny")
     rechain(log)
     for name in (KEY, CHECKPOINTS, "audit.tree"):

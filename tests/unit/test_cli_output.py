@@ -11,7 +11,7 @@ import typer
 from mcp_server.cli.call import host_rows, read_parameters
 from mcp_server.cli.output import print_json, print_table, reporting, say
 from mcp_server.errors import ToolError
-from mcp_server.model.asset import Host, Port, Service
+from mcp_server.model.host import Host, Port, Service
 from mcp_server.model.record import host_record
 from mcp_server.model.untrusted import hidden
 from mcp_server.tools.nmap_tool import NmapInput

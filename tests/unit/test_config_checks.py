@@ -1,4 +1,4 @@
-"""The rules of single values: scope entries, hosts, origins, packages, database URLs; and the door that stays local."""
+"""The rules of single values: scope entries, hosts, origins, packages, database URLs; and the interface that stays local."""
 
 import pytest
 
@@ -92,14 +92,14 @@ def test_hosts_that_cannot_be_listened_on(host: str) -> None:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "localhost", "LOCALHOST"])
-def test_the_open_door_is_allowed_on_loopback(host: str) -> None:
+def test_the_open_interface_is_allowed_on_loopback(host: str) -> None:
     assert load_config(env={"MCP_SERVER_HOST": host, "MCP_SERVER_AUTH": "none"}).server.auth == "none"
 
 
 @pytest.mark.parametrize(
     "host", ["0.0.0.0", "::", "192.168.1.1", "::ffff:127.0.0.1", "scan.lab.internal", "localhost.evil.example"]
 )
-def test_the_open_door_is_refused_elsewhere(host: str) -> None:
+def test_the_open_interface_is_refused_elsewhere(host: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load_config(env={"MCP_SERVER_HOST": host, "MCP_SERVER_AUTH": "none"})
     assert caught.value.code == "config_invalid"
@@ -107,7 +107,7 @@ def test_the_open_door_is_refused_elsewhere(host: str) -> None:
     assert host in caught.value.message
 
 
-def test_the_open_door_cannot_be_opened_by_assignment_in_either_order() -> None:
+def test_the_open_interface_cannot_be_opened_by_assignment_in_either_order() -> None:
     config = Config()
     config.server.auth = "none"
     with pytest.raises(ConfigError, match="not a loopback address"):

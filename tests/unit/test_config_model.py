@@ -105,7 +105,7 @@ def test_the_limits_by_default() -> None:
 def test_security_wins_over_limits_and_limits_over_tool(attribute: str, variables: list[str]) -> None:
     base = 2000 if attribute == "stdout_bytes" else 40
     for first in range(len(variables)):
-        env = {variable: str(base + place) for place, variable in enumerate(variables) if place >= first}
+        env = {variable: str(base + executor) for executor, variable in enumerate(variables) if executor >= first}
         assert getattr(limits(**env), attribute) == base + first
 
 

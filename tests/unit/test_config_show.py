@@ -17,7 +17,7 @@ URL = "postgresql+asyncpg://scan:hunter2@db.lab.internal:5432/scans"
 
 def test_the_page_is_what_the_models_say() -> None:
     assert PAGE.read_text() == configuration_table(), (
-        "write it anew: python -c 'from mcp_server.config.show import configuration_table as t; print(t(), end=str())' "
+        "write it again: python -c 'from mcp_server.config.show import configuration_table as t; print(t(), end=str())' "
         "> docs/configuration.md"
     )
 

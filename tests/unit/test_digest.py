@@ -7,8 +7,8 @@ import psutil
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcp_server.model.asset import ExtraPorts, Host, OsMatch, Port, Script, Service
 from mcp_server.model.digest import LINE_HOSTS, NOT_KEPT, NOTHING_OPEN, PORT_SETS_CHARS, TIMED_OUT, HostDigest
+from mcp_server.model.host import ExtraPorts, Host, OsMatch, Port, Script, Service
 from tests.lab.network.fleet import make_fleet
 from tests.unit.notation import read_addresses, read_cut, read_ports
 

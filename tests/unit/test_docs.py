@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mcp_server.base_tool import ToolPolicy
-from mcp_server.discovery import discover
+from mcp_server.tools.registry import discover
 from scripts import connect
 
 ROOT = Path(__file__).resolve().parents[2]

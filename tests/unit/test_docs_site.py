@@ -110,7 +110,7 @@ def test_links_out_of_the_pages_lead_to_files_of_the_site(site: Path) -> None:
     assert 'href="repository/src/mcp_server/audit/record.schema.json"' in (site / "audit.html").read_text()
     assert 'href="SECURITY.html"' in (site / "index.html").read_text()
     assert 'href="threat-model.html"' in (site / "SECURITY.html").read_text()
-    assert 'src="images/rooms.svg"' in (site / "architecture.html").read_text()
+    assert 'src="images/packages.svg"' in (site / "architecture.html").read_text()
 
 
 def slugs(page: Path) -> set[str]:

@@ -197,7 +197,7 @@ def test_every_name_in_backticks_is_one_of_ours(page: Path) -> None:
 
 @cache
 def routes() -> list[tuple[str, re.Pattern[str]]]:
-    """Every route of the REST door, as a pattern for its path."""
+    """Every route of the REST interface, as a pattern for its path."""
     text = (DOCS / "rest.md").read_text()
     found = re.findall(r"^### ([A-Z]+) (/\S*)$", text, re.MULTILINE)
     found += [("GET", "/mcp"), ("POST", "/mcp"), ("DELETE", "/mcp"), ("GET", "/docs"), ("GET", "/openapi.json")]

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mcp_server.errors import ArgumentError, BusyError
-from mcp_server.events import KINDS, LAGGED, STOPPING, Event, EventBus, Subscription, read_kinds
+from mcp_server.observability.events import KINDS, LAGGED, STOPPING, Event, EventBus, Subscription, read_kinds
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs/events.md").read_text()
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -26,7 +26,7 @@ def bus(**options: Any) -> EventBus:
     return EventBus(now=lambda: NOON, **options)
 
 
-def tell(target: EventBus, *numbers: int, kind: str = "run.progress") -> None:
+def notify(target: EventBus, *numbers: int, kind: str = "run.progress") -> None:
     for number in numbers:
         target.publish(kind, {"run_id": str(number)})
 
@@ -67,9 +67,9 @@ def test_no_kind_has_a_field_for_what_a_target_or_a_caller_wrote() -> None:
 
 async def test_a_reader_gets_what_happens_from_now_on_in_order_with_rising_ids() -> None:
     events = bus()
-    tell(events, 1)
+    notify(events, 1)
     reader = events.subscribe()
-    tell(events, 2, 3)
+    notify(events, 2, 3)
     got = await take(reader)
     assert told(got) == [2, 3]
     assert [int(event.id.partition("-")[2]) for event in got] == [2, 3]
@@ -82,14 +82,14 @@ async def test_a_reader_that_waits_is_woken_by_another_thread() -> None:
     reader = events.subscribe()
     waiting = asyncio.create_task(take(reader))
     await asyncio.sleep(0)
-    await asyncio.to_thread(tell, events, 1)
+    await asyncio.to_thread(notify, events, 1)
     assert told(await waiting) == [1]
 
 
 async def test_many_threads_lose_nothing_and_give_no_id_twice() -> None:
     events = bus(queued=4000)
     reader = events.subscribe()
-    threads = [threading.Thread(target=tell, args=(events, *range(n * 1000, n * 1000 + 1000))) for n in range(4)]
+    threads = [threading.Thread(target=notify, args=(events, *range(n * 1000, n * 1000 + 1000))) for n in range(4)]
     for thread in threads:
         thread.start()
     got: list[Event] = []
@@ -107,23 +107,23 @@ async def test_a_slow_reader_loses_its_oldest_and_is_told_how_many_while_another
     slow, quick = events.subscribe(), events.subscribe()
     seen = []
     for number in range(10):
-        tell(events, number)
+        notify(events, number)
         seen += told(await take(quick))
     assert seen == list(range(10))
     lagged, *rest = await take(slow)
     assert (lagged.kind, lagged.id, dict(lagged.data)) == (LAGGED, "", {"missed": 6})
     assert told(rest) == [6, 7, 8, 9]
-    tell(events, 10)
+    notify(events, 10)
     assert told(await take(slow)) == [10], "it is told once"
 
 
 async def test_a_reader_that_comes_back_gets_what_it_missed() -> None:
     events = bus(kept=10)
     reader = events.subscribe()
-    tell(events, 1)
+    notify(events, 1)
     (last,) = await take(reader)
     reader.close()
-    tell(events, 2, 3)
+    notify(events, 2, 3)
     again = events.subscribe(after=last.id)
     assert again.position == last.id, "it has not had the others yet"
     assert told(await take(again)) == [2, 3]
@@ -132,9 +132,9 @@ async def test_a_reader_that_comes_back_gets_what_it_missed() -> None:
 
 async def test_a_reader_that_comes_back_late_is_told_how_many_are_not_kept_any_more() -> None:
     events = bus(kept=3)
-    tell(events, 1)
+    notify(events, 1)
     last = events.subscribe().position
-    tell(events, *range(2, 8))
+    notify(events, *range(2, 8))
     lagged, *rest = await take(events.subscribe(after=last))
     assert dict(lagged.data) == {"missed": 3}
     assert told(rest) == [5, 6, 7]
@@ -143,9 +143,9 @@ async def test_a_reader_that_comes_back_late_is_told_how_many_are_not_kept_any_m
 async def test_a_replay_may_be_longer_than_a_queue_and_new_events_do_not_empty_it() -> None:
     events = bus(kept=10, queued=2)
     first = events.subscribe().position
-    tell(events, *range(8))
+    notify(events, *range(8))
     reader = events.subscribe(after=first)
-    tell(events, 8)
+    notify(events, 8)
     lagged, *rest = await take(reader)
     assert dict(lagged.data) == {"missed": 1}
     assert told(rest) == list(range(1, 9))
@@ -156,7 +156,7 @@ async def test_a_replay_may_be_longer_than_a_queue_and_new_events_do_not_empty_i
 )
 async def test_an_id_of_another_life_gets_all_that_is_kept_and_a_warning(after: str) -> None:
     events = bus()
-    tell(events, 1, 2)
+    notify(events, 1, 2)
     life = events.subscribe().position.partition("-")[0]
     lagged, *rest = await take(events.subscribe(after=after.format(life=life)))
     assert (lagged.kind, dict(lagged.data)) == (LAGGED, {"missed": None})
@@ -166,7 +166,7 @@ async def test_an_id_of_another_life_gets_all_that_is_kept_and_a_warning(after: 
 async def test_the_position_of_a_reader_of_few_kinds_goes_on_with_the_others() -> None:
     events = bus(kept=3)
     reader = events.subscribe(read_kinds(["health"]))
-    tell(events, *range(9))
+    notify(events, *range(9))
     assert await takes_nothing(reader)
     back = events.subscribe(read_kinds(["health"]), after=reader.position)
     assert await takes_nothing(back), "nothing it wanted was lost"
@@ -213,10 +213,10 @@ async def test_closing_tells_once_and_ends_every_reader_after_what_waits() -> No
     busy, idle = events.subscribe(), events.subscribe(read_kinds(["health"]))
     waiting = asyncio.create_task(take(idle))
     await asyncio.sleep(0)
-    tell(events, 1)
+    notify(events, 1)
     events.close()
     events.close()
-    tell(events, 2)
+    notify(events, 2)
     assert [event.kind for event in await take(busy)] == ["run.progress", STOPPING]
     assert [event.kind for event in await waiting] == [STOPPING]
     assert await take(busy) == await take(idle) == []
@@ -229,7 +229,7 @@ async def test_the_end_may_be_told_long_before_it() -> None:
     events = bus()
     reader = events.subscribe()
     events.publish(STOPPING, {"running": 1, "grace_sec": 30})
-    tell(events, 1, kind="run.ended")
+    notify(events, 1, kind="run.ended")
     events.close()
     assert [event.kind for event in await take(reader)] == [STOPPING, "run.ended"]
     assert await take(reader) == []

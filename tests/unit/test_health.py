@@ -21,9 +21,9 @@ from mcp_server.health import (
     SystemHealth,
     Threaded,
     changes,
-    figures,
+    gauges,
+    health_change,
     manager,
-    news,
 )
 
 CRITICAL, IMPORTANT, INFORMATIONAL = HealthCheckPriority
@@ -213,7 +213,7 @@ async def test_what_is_doubted_is_looked_at_again(health: HealthCheckManager) ->
     assert (await health.current()).status is HEALTHY
     check.status = UNHEALTHY
     assert (await health.current()).status is HEALTHY, "it is fresh"
-    health.doubt()
+    health.invalidate()
     assert (await health.current()).status is UNHEALTHY
 
 
@@ -226,7 +226,7 @@ async def test_a_round_that_was_begun_before_the_doubt_does_not_settle_it(
     early = asyncio.create_task(health.check())
     await settled(lambda: check.asked == 1)
     clock.now += 1
-    health.doubt()
+    health.invalidate()
     caller = asyncio.create_task(health.current())
     await asyncio.sleep(0)
     check.gate.set()
@@ -237,7 +237,7 @@ async def test_a_round_that_was_begun_before_the_doubt_does_not_settle_it(
 
 async def test_constant_doubt_does_not_keep_a_caller_for_ever(health: HealthCheckManager) -> None:
     async def failing() -> Finding:
-        health.doubt()
+        health.invalidate()
         return Finding(DEGRADED, "calls fail all the time")
 
     health.register("x", CRITICAL, failing)
@@ -370,7 +370,7 @@ async def test_observers_hear_of_every_round_and_may_fail(
     second = await health.check()
     assert heard == [(first, None), (second, first)]
     assert caplog.text.count("health.observer_failed") == 2
-    assert list(figures(first)) == [
+    assert list(gauges(first)) == [
         ("mcp_health_status", 1, {}),
         ("mcp_health_check_status", 1, {"check": "a b"}),
     ]
@@ -387,21 +387,25 @@ async def test_what_is_told_is_what_has_another_status_now(health: HealthCheckMa
     health.register("x", CRITICAL, check)
     first = await health.check()
     told = {"status": "degraded", "before": "healthy", "checks": {"tool a": "degraded", "x": "degraded"}}
-    assert news(None, first) == told
+    assert health_change(None, first) == told
     found[0] = Finding(DEGRADED, "other words", name="tool a")
     second = await health.check()
-    assert news(first, second) is None, "words are no news"
+    assert health_change(first, second) is None, "words are no news"
     found[1] = Finding(UNHEALTHY, "gone", name="tool b")
     third = await health.check()
-    assert news(second, third) == {"status": "degraded", "before": "degraded", "checks": {"tool b": "unhealthy"}}
+    assert health_change(second, third) == {
+        "status": "degraded",
+        "before": "degraded",
+        "checks": {"tool b": "unhealthy"},
+    }
     del found[0]
     check.status = HEALTHY
     fourth = await health.check()
     assert changes(third, fourth)[-1].after is HEALTHY, "what is gone is no trouble any more"
     told = {"status": "degraded", "before": "degraded", "checks": {"x": "healthy", "tool a": "healthy"}}
-    assert news(third, fourth) == told
+    assert health_change(third, fourth) == told
     found[0] = Finding(UNHEALTHY, "gone", name="tool b", priority=CRITICAL)
-    assert news(fourth, await health.check()) == {"status": "unhealthy", "before": "degraded", "checks": {}}
+    assert health_change(fourth, await health.check()) == {"status": "unhealthy", "before": "degraded", "checks": {}}
 
 
 async def test_changes_are_logged_once(health: HealthCheckManager, caplog: pytest.LogCaptureFixture) -> None:
@@ -430,11 +434,11 @@ async def test_rounds_come_by_themselves_and_at_once_when_doubted(
     await settled(lambda: check.asked == 1)
     await asyncio.sleep(0.05)
     assert check.asked == 1, "the next one is due in five seconds"
-    health.doubt()
+    health.invalidate()
     await settled(lambda: check.asked == 2)
     for _ in range(2):
         await health.stop()
-    health.doubt()
+    health.invalidate()
     await asyncio.sleep(0.05)
     assert check.asked == 2
     assert health.lag.longest >= 0
@@ -446,7 +450,7 @@ async def test_many_doubts_are_one_round(health: HealthCheckManager) -> None:
     health.start()
     await settled(lambda: check.asked == 1)
     for _ in range(200):
-        health.doubt()
+        health.invalidate()
         await asyncio.sleep(0)
     assert check.asked == 1, "nobody waits for the next one, and it comes after a pause"
     await health.stop()

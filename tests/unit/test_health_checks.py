@@ -16,16 +16,16 @@ from mcp_server import metrics
 from mcp_server.audit import AuditLog
 from mcp_server.base_tool import MCPBaseTool
 from mcp_server.config import load_config
-from mcp_server.discovery import LeftOut, Toolbox
-from mcp_server.doctor import host, load, service, versions
-from mcp_server.doctor.callers import ActorsCheck
-from mcp_server.doctor.host import CpuCheck, CpuTimes, MemoryUse, ProcessCheck, ProcessUse
 from mcp_server.errors import PlatformError
-from mcp_server.execution.admission import Load
-from mcp_server.execution.circuit_breaker import BreakerView, State
-from mcp_server.execution.guard import GuardReading
-from mcp_server.execution.guard.client import ArgumentGuard
 from mcp_server.health import HealthCheckPriority, HealthStatus, LoopLag
+from mcp_server.limits.admission import Load
+from mcp_server.limits.circuit_breaker import BreakerView, State
+from mcp_server.netguard import GuardReading
+from mcp_server.netguard.client import ArgumentGuard
+from mcp_server.server.checks import host, load, service, versions
+from mcp_server.server.checks.callers import ActorsCheck
+from mcp_server.server.checks.host import CpuCheck, CpuTimes, MemoryUse, ProcessCheck, ProcessUse
+from mcp_server.tools.registry import LeftOut, ToolRegistry
 
 HEALTHY, DEGRADED, UNHEALTHY = HealthStatus
 
@@ -265,25 +265,25 @@ def test_tools_one_by_one_and_the_last_of_them(tmp_path: Path, monkeypatch: pyte
         LeftOut("site.Broken", "it cannot be built: x", broken=True),
         LeftOut("site.BaseTool", "its name says scaffolding"),
     )
-    toolbox = Toolbox({"first": FirstTool(), "second": SecondTool()}, left_out)
+    registry = ToolRegistry({"first": FirstTool(), "second": SecondTool()}, left_out)
     first = program(tmp_path / "bin/health-first", "echo first 7.93")
     second = program(tmp_path / "bin/health-second", "exit 1")
-    found = service.check_tools(toolbox)
+    found = service.check_tools(registry)
     assert [(each.name, each.status, each.detail) for each in found] == [
         ("tool first", HEALTHY, f"{first}, first 7.93"),
         ("tool second", HEALTHY, str(second)),
         ("tool class site.Broken", DEGRADED, "it cannot be built: x"),
     ]
     program(first, "exit 3")
-    broken = service.check_tools(toolbox)[0]
+    broken = service.check_tools(registry)[0]
     assert (broken.status, broken.works, broken.priority) == (DEGRADED, "the tools second", None)
     second.unlink()
-    for each in service.check_tools(toolbox)[:2]:
+    for each in service.check_tools(registry)[:2]:
         assert (each.status, each.priority) == (UNHEALTHY, HealthCheckPriority.CRITICAL)
-    off = service.check_tools(toolbox.with_disabled(["first", "second"]))[0]
+    off = service.check_tools(registry.with_disabled(["first", "second"]))[0]
     assert (off.status, off.priority) == (UNHEALTHY, HealthCheckPriority.CRITICAL)
     assert "/admin/tools/" in off.remedy
-    none = service.check_tools(Toolbox({}))
+    none = service.check_tools(ToolRegistry({}))
     assert [each.remedy for each in none] == ["widen tool.include_patterns or tool.exclude_patterns"]
 
 
@@ -434,7 +434,7 @@ def test_modules_the_owner_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_nothing_heavy_is_imported_for_it() -> None:
     heavy = ("psutil", "limits", "sqlalchemy", "fastapi", "prometheus_client")
-    code = f"import sys, mcp_server.doctor; print([name for name in {heavy} if name in sys.modules])"
+    code = f"import sys, mcp_server.server.checks; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,

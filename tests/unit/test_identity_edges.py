@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 
+from mcp_server.api.http.failed_authentications import MOST_KINDS, FailedAuthentications
 from mcp_server.audit import AuditLog
-from mcp_server.audit.floods import WINDOW_SEC
+from mcp_server.audit.log_rate_limiter import WINDOW_SEC
 from mcp_server.config import Config, load_config
-from mcp_server.doctor.callers import check_identity
-from mcp_server.doors.strangers import MOST_KINDS, Strangers
 from mcp_server.errors import ERRORS, ConfigError
 from mcp_server.health import HealthStatus
+from mcp_server.identity.authenticator import Authenticator
 from mcp_server.identity.base import Rejected
-from mcp_server.identity.gate import Gate
 from mcp_server.identity.key_file import KEY_FILE
 from mcp_server.identity.private_file import unwritable
+from mcp_server.server.checks.callers import check_identity
 from tests.support.audit import records_of
 
 ISSUER, AUDIENCE = {"MCP_AUTH_ISSUER": "https://i.example"}, {"MCP_AUTH_AUDIENCE": "https://scan.example/mcp"}
@@ -54,14 +54,14 @@ def test_keys_by_plain_http_are_taken_from_loopback_alone() -> None:
 
 async def test_a_flood_from_everywhere_costs_a_bounded_number_of_records(tmp_path: Path) -> None:
     now = 1000.0
-    strangers = Strangers(AuditLog(tmp_path), dict, clock=lambda: now)
+    failed_authentications = FailedAuthentications(AuditLog(tmp_path), dict, clock=lambda: now)
     for number in range(1000):
         for _ in range(3):
-            await strangers.log(f"192.0.{number // 256}.{number % 256}", Rejected("token", "wrong"))
+            await failed_authentications.log(f"192.0.{number // 256}.{number % 256}", Rejected("token", "wrong"))
     assert len(records_of(tmp_path)) == MOST_KINDS + 1
     now += WINDOW_SEC + 1
-    await strangers.close()
-    await strangers.close()
+    await failed_authentications.close()
+    await failed_authentications.close()
     records = records_of(tmp_path)
     assert len(records) == 2 * (MOST_KINDS + 1)
     assert sum(record.get("repeats", 1) for record in records) == 3000, "none is lost"
@@ -73,24 +73,24 @@ async def test_a_flood_from_everywhere_costs_a_bounded_number_of_records(tmp_pat
 async def test_a_log_that_cannot_be_written_does_not_change_the_refusal(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    strangers = Strangers(AuditLog(tmp_path / "none"), dict)
-    await strangers.log("192.0.2.1", Rejected("token", "wrong"))
-    await strangers.close()
+    failed_authentications = FailedAuthentications(AuditLog(tmp_path / "none"), dict)
+    await failed_authentications.log("192.0.2.1", Rejected("token", "wrong"))
+    await failed_authentications.close()
     assert "audit.authentication_not_logged" in caplog.text
 
 
 async def test_health_names_the_file_of_keys_and_a_server_that_lets_nobody_in(tmp_path: Path) -> None:
     config = Config(state_dir=tmp_path)
-    gate = Gate(lambda: config)
-    found = await check_identity(config, gate)
+    authenticator = Authenticator(lambda: config)
+    found = await check_identity(config, authenticator)
     assert (found.status, found.detail) == (HealthStatus.HEALTHY, "taken are the local token")
     config.auth.local_token = False
-    found = await check_identity(config, gate)
+    found = await check_identity(config, authenticator)
     assert (found.status, found.detail) == (HealthStatus.DEGRADED, "taken are no credentials")
     assert "keys create" in found.remedy
     (tmp_path / KEY_FILE).write_text("{")
     (tmp_path / KEY_FILE).chmod(0o600)
-    found = await check_identity(config, gate)
+    found = await check_identity(config, authenticator)
     assert found.status is HealthStatus.DEGRADED
     assert KEY_FILE in found.detail
     assert KEY_FILE in found.remedy

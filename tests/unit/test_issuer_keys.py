@@ -116,7 +116,7 @@ async def test_a_new_key_is_found_at_its_first_token_and_an_old_one_is_forgotten
             await find(keys, ONE)
 
 
-async def test_strangers_with_unknown_keys_cannot_make_us_hammer_the_issuer() -> None:
+async def test_unknown_callers_with_unknown_keys_cannot_make_us_hammer_the_issuer() -> None:
     clock = Clock()
     async with site(keys_of(ONE)) as issuer:
         keys = keys_at(issuer, clock)

@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 import pytest
 
-from mcp_server import lifecycle
 from mcp_server.errors import NetworkToolsError
-from mcp_server.execution.calls import Calls
-from mcp_server.lifecycle import Lifecycle, Phase
+from mcp_server.limits.calls import Calls
+from mcp_server.server import lifecycle
+from mcp_server.server.lifecycle import Lifecycle, Phase
 
 
 class Server:

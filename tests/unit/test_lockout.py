@@ -8,7 +8,7 @@ import pytest
 
 from mcp_server.config.auth import AuthConfig
 from mcp_server.errors import BusyError
-from mcp_server.identity.lockout import KNOWN_SEC, MOST_KNOWN, MOST_PLACES, Lockout, place_of
+from mcp_server.identity.lockout import KNOWN_SEC, MOST_KNOWN, MOST_SOURCES, Lockout, source_of
 
 
 @dataclass
@@ -34,10 +34,10 @@ def lockout(settings: AuthConfig, clock: Clock) -> Lockout:
     return Lockout(lambda: settings, clock)
 
 
-def locked(lockout: Lockout, credential: str, *places: str) -> int:
+def locked(lockout: Lockout, credential: str, *sources: str) -> int:
     """Seconds to wait, 0 where the credential is looked at."""
     try:
-        lockout.check(credential, *places)
+        lockout.check(credential, *sources)
     except BusyError as error:
         return int(error.details["retry_after"]) if error.code == "locked_out" else -1
     return 0
@@ -49,7 +49,7 @@ def test_the_third_failure_locks_the_place_and_no_other(lockout: Lockout, clock:
     assert (locked(lockout, "new", "a"), locked(lockout, "new", "b")) == (50, 0)
     clock.now += 50
     assert locked(lockout, "new", "a") == 0
-    assert [lockout.failed("a") for _ in range(3)] == [False, False, True], "it counts anew"
+    assert [lockout.failed("a") for _ in range(3)] == [False, False, True], "it counts again"
 
 
 def test_failures_far_apart_do_not_add_up(lockout: Lockout, clock: Clock) -> None:
@@ -90,16 +90,16 @@ def test_it_can_be_switched_off_and_on_by_a_reload(lockout: Lockout, settings: A
 
 
 def test_its_memory_is_bounded(lockout: Lockout) -> None:
-    for number in range(MOST_PLACES * 2):
+    for number in range(MOST_SOURCES * 2):
         lockout.failed(f"place {number}")
         lockout.succeeded(f"credential {number}")
-    assert len(lockout._places) == MOST_PLACES
+    assert len(lockout._sources) == MOST_SOURCES
     assert len(lockout._known) == MOST_KNOWN
     assert not any(b"credential" in digest for digest in lockout._known), "only hashes are kept"
 
 
 @pytest.mark.parametrize(
-    ("peer", "place"),
+    ("peer", "source"),
     [
         ("192.0.2.1", "192.0.2.1"),
         ("::ffff:192.0.2.1", "192.0.2.1"),
@@ -109,5 +109,5 @@ def test_its_memory_is_bounded(lockout: Lockout) -> None:
         ("x" * 1000, "peer " + "x" * 64),
     ],
 )
-def test_what_is_counted_of_an_address(peer: str, place: str) -> None:
-    assert place_of(peer) == place
+def test_what_is_counted_of_an_address(peer: str, source: str) -> None:
+    assert source_of(peer) == source

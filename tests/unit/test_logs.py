@@ -16,7 +16,7 @@ import pytest
 
 from mcp_server.config.sections import LoggingConfig
 from mcp_server.errors import PlatformError
-from mcp_server.logs import VALUE_LIMIT, configure_logging
+from mcp_server.observability.logs import VALUE_LIMIT, configure_logging
 
 ACTIVE = "a\x1b[31m\u202e\nb"
 
@@ -175,7 +175,7 @@ def test_a_reload_changes_level_format_and_rotation_and_goes_on_in_the_same_file
     assert path.read_text() == before
 
 
-def test_a_file_that_was_moved_away_is_begun_anew_by_a_reload(tmp_path: Path) -> None:
+def test_a_file_that_was_moved_away_is_begun_again_by_a_reload(tmp_path: Path) -> None:
     path, log = tmp_path / "server.log", logging.getLogger("mcp_server.test")
     configure_logging(LoggingConfig(file_path=path))
     log.info("line.one")
@@ -245,7 +245,7 @@ def test_a_quiet_start_does_not_import_structlog() -> None:
     script = (
         "import sys\n"
         "from mcp_server.config.sections import LoggingConfig\n"
-        "from mcp_server.logs import VALUE_LIMIT, configure_logging\n"
+        "from mcp_server.observability.logs import VALUE_LIMIT, configure_logging\n"
         "configure_logging(LoggingConfig()); sys.exit('structlog' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
@@ -254,7 +254,7 @@ def test_a_quiet_start_does_not_import_structlog() -> None:
 def test_a_first_line_does_not_wait_for_rich_and_rich_can_be_imported_afterwards() -> None:
     code = """
 import sys
-from mcp_server.logs.lines import make_formatter
+from mcp_server.observability.logs.lines import make_formatter
 make_formatter("console", colour=False)
 assert "structlog" in sys.modules
 assert not [name for name in sys.modules if name.split(".")[0] in {"rich", "pygments"}]

@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcp_server.logs import bound
-from mcp_server.logs.fields import split
-from mcp_server.logs.lines import make_formatter
+from mcp_server.observability.logs import bound
+from mcp_server.observability.logs.fields import split
+from mcp_server.observability.logs.lines import make_formatter
 
 SOURCE = Path(__file__).resolve().parents[2] / "src/mcp_server"
 RESERVED = {"event", "level", "logger", "timestamp", "message", "exception", "stack"}
@@ -173,11 +173,11 @@ def _templates() -> list[tuple[str, str]]:
 def test_no_message_of_ours_takes_a_name_that_every_line_has() -> None:
     templates = _templates()
     assert len(templates) > 20, "the search finds them"
-    for place, template in templates:
+    for executor, template in templates:
         args = tuple("x" if spec in "sr" else 1 for spec in _specs(template))
         named = set(split(template, args)) - {"event", "message"}
-        assert not named & RESERVED, place
-        assert "=%" not in split(template, args).get("message", ""), place
+        assert not named & RESERVED, executor
+        assert "=%" not in split(template, args).get("message", ""), executor
 
 
 def _specs(template: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""What every door shows of a host and a run: the target's text below ``from_target`` and nowhere else."""
+"""What every interface shows of a host and a run: the target's text below ``from_target`` and nowhere else."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import json
 from dataclasses import replace
 from typing import Any
 
-from mcp_server.model.asset import Host, OsMatch, Port, Script, Service
 from mcp_server.model.codec import host_from_dict, run_from_dict, to_dict
+from mcp_server.model.host import Host, OsMatch, Port, Script, Service
 from mcp_server.model.record import host_record, run_record
 from tests.support.store_facts import full_host, full_run
 

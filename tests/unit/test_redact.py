@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from mcp_server.config.redact import REDACTED, hide, is_secret_name, redact, without_secrets
-from mcp_server.logs import _LazyFormatter
+from mcp_server.observability.logs import _LazyFormatter
 
 SECRET = "hunter2hunter2"
 

@@ -15,16 +15,16 @@ from pathlib import Path
 
 import pytest
 
-from mcp_server import tracing
 from mcp_server.config.sections import TracingConfig
 from mcp_server.errors import ConfigError, TargetError
+from mcp_server.observability import tracing
 from mcp_server.scope.policy import ScopePolicy
-from tests.support.doors import ROOT, free_port
+from tests.support.interfaces import ROOT, free_port
 from tests.support.otlp import Collector, Span, collector
 
 CALLER = "4bf92f3577b34da6a3ce929d0e0e4736"
 PARENT = "00f067aa0ba902b7"
-WIRE_LOGGER = "mcp_server.tracing"
+WIRE_LOGGER = "mcp_server.observability.tracing"
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +66,7 @@ def test_without_an_endpoint_a_span_is_one_object_that_does_nothing() -> None:
 def test_without_an_endpoint_nothing_is_imported_for_it() -> None:
     code = (
         "import sys\n"
-        "from mcp_server import tracing\n"
+        "from mcp_server.observability import tracing\n"
         "from mcp_server.config.sections import TracingConfig\n"
         "tracing.configure(TracingConfig())\n"
         "with tracing.span('plan'), tracing.context_from({}): tracing.trace_id()\n"
@@ -240,7 +240,7 @@ def test_a_collector_that_fails_is_one_line_and_its_return_another(
 
 
 def test_spans_dropped_for_want_of_room_are_said_once() -> None:
-    from mcp_server.tracing.export import _QUEUE, _Heard
+    from mcp_server.observability.tracing.export import _QUEUE, _Heard
 
     heard = _Heard()
     lines = [logging.LogRecord(_QUEUE, 30, "", 0, text, ("Span",), None) for text in ("Queue full, dropping %s.", "%s")]
@@ -323,7 +323,7 @@ def test_a_missing_extra_is_named(tmp_path: Path) -> None:
         if item.name not in {"sdk", "exporter", "proto"}:
             (tmp_path / "opentelemetry" / item.name).symlink_to(item)
     code = (
-        "from mcp_server import tracing\n"
+        "from mcp_server.observability import tracing\n"
         "from mcp_server.config.sections import TracingConfig\n"
         "from mcp_server.errors import ConfigError\n"
         "tracing.configure(TracingConfig())\n"
@@ -359,7 +359,7 @@ def test_an_exporter_that_cannot_be_made_is_one_line(
         time.sleep(0.1)  # five times what a batch waits
     until_logged(caplog, "tracing.export_failed")
     assert "nobody" in caplog.text
-    assert [record.name for record in caplog.records] == ["mcp_server.tracing.export"]
+    assert [record.name for record in caplog.records] == ["mcp_server.observability.tracing.export"]
     assert not receiving.requests
 
 
@@ -370,11 +370,11 @@ def test_every_attribute_is_set_by_something() -> None:
     ours = [
         path
         for path in Path(ROOT, "src/mcp_server").rglob("*.py")
-        if path != Path(ROOT, "src/mcp_server/tracing/__init__.py")
+        if path != Path(ROOT, "src/mcp_server/observability/tracing/__init__.py")
     ]
     assert mcp.__file__
     sources = [path.read_text() for path in (*ours, *Path(mcp.__file__).parent.rglob("*.py"))]
-    request = Path(ROOT, "src/mcp_server/tracing/__init__.py").read_text().partition("def request(")[2]
+    request = Path(ROOT, "src/mcp_server/observability/tracing/__init__.py").read_text().partition("def request(")[2]
     unset = {name for name in tracing.ATTRIBUTES if not any(f'"{name}"' in text for text in (*sources, request))}
     assert unset == set()
 

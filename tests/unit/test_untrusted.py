@@ -7,7 +7,7 @@ import unicodedata
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcp_server.model.untrusted import FIELD_LIMIT, TextBudget, hidden, neutralise, visible
+from mcp_server.model.untrusted import FIELD_LIMIT, TextBudget, escape, hidden, sanitize
 
 # Default_Ignorable_Code_Point of Unicode's DerivedCoreProperties, and the blanks that are letters or symbols.
 INVISIBLE_RANGES = (
@@ -51,7 +51,7 @@ def test_no_code_point_comes_through_hidden_or_changed() -> None:
     covered = 0
     for start in range(0, sys.maxunicode + 1, 4096):
         block = "".join(map(chr, range(start, start + 4096)))
-        safe = neutralise(block, limit=10 * len(block))
+        safe = sanitize(block, limit=10 * len(block))
         assert read_back(safe) == block
         seen.update(safe)
         covered += len(block)
@@ -65,31 +65,31 @@ def test_no_code_point_comes_through_hidden_or_changed() -> None:
 
 
 def test_the_usual_attacks_are_visible() -> None:
-    assert neutralise("\x1b]0;pwn\x07") == r"\x1b]0;pwn\x07"
-    assert neutralise("a\u202egnp.exe") == r"a\u202egnp.exe"
-    assert neutralise("\U000e0041") == r"\U000e0041"
-    assert neutralise("a\x00b\r\n") == r"a\x00b\x0d\x0a"
+    assert sanitize("\x1b]0;pwn\x07") == r"\x1b]0;pwn\x07"
+    assert sanitize("a\u202egnp.exe") == r"a\u202egnp.exe"
+    assert sanitize("\U000e0041") == r"\U000e0041"
+    assert sanitize("a\x00b\r\n") == r"a\x00b\x0d\x0a"
 
 
 def test_undecodable_bytes_stay_apart_from_the_characters_of_the_same_number() -> None:
-    assert neutralise(b"\x85\xff") == r"\x85\xff"
-    assert neutralise("\x85") == r"\u0085"
+    assert sanitize(b"\x85\xff") == r"\x85\xff"
+    assert sanitize("\x85") == r"\u0085"
 
 
 def test_escapes_and_the_mark_of_a_cut_cannot_be_forged() -> None:
-    assert neutralise(r"\x1b") == r"\\x1b"
-    assert neutralise("…[+5]") == r"\u2026[+5]"
+    assert sanitize(r"\x1b") == r"\\x1b"
+    assert sanitize("…[+5]") == r"\u2026[+5]"
 
 
 def test_a_cut_says_how_much_is_missing_and_never_splits_an_escape() -> None:
-    assert neutralise("a" * 70_000) == "a" * FIELD_LIMIT + f"…[+{70_000 - FIELD_LIMIT}]"
-    assert neutralise("abc\x1bdef", limit=5) == "abc…[+4]"
-    assert neutralise("abc", limit=0) == "…[+3]"
+    assert sanitize("a" * 70_000) == "a" * FIELD_LIMIT + f"…[+{70_000 - FIELD_LIMIT}]"
+    assert sanitize("abc\x1bdef", limit=5) == "abc…[+4]"
+    assert sanitize("abc", limit=0) == "…[+3]"
 
 
 @given(st.text(), st.integers(0, 40))
 def test_any_text_is_kept_up_to_the_limit(text: str, limit: int) -> None:
-    safe = neutralise(text, limit=limit)
+    safe = sanitize(text, limit=limit)
     kept, cut, rest = safe.partition("…")
     assert len(kept) <= limit
     shown = read_back(kept)
@@ -99,19 +99,19 @@ def test_any_text_is_kept_up_to_the_limit(text: str, limit: int) -> None:
 
 @given(st.binary())
 def test_any_bytes_can_be_read_back(data: bytes) -> None:
-    assert read_back(neutralise(data, limit=100_000)).encode("utf-8", "surrogateescape") == data
+    assert read_back(sanitize(data, limit=100_000)).encode("utf-8", "surrogateescape") == data
 
 
-def test_the_net_lets_no_code_point_through_and_changes_nothing_that_was_neutralised() -> None:
+def test_the_net_lets_no_code_point_through_and_changes_nothing_that_was_sanitized() -> None:
     for start in range(0, sys.maxunicode + 1, 4096):
         block = "".join(map(chr, range(start, start + 4096)))
-        shown = visible(block).replace("\n", "")
+        shown = escape(block).replace("\n", "")
         assert not any(map(hidden, set(shown)))
         assert shown.isprintable()
-        safe = neutralise(block, limit=10 * len(block))
-        assert visible(safe) == safe
-    assert visible("a\x1b[2J\nb\\") == "a\\x1b[2J\nb\\"
-    assert visible("\x7f\x00") == r"\x7f\x00"
+        safe = sanitize(block, limit=10 * len(block))
+        assert escape(safe) == safe
+    assert escape("a\x1b[2J\nb\\") == "a\\x1b[2J\nb\\"
+    assert escape("\x7f\x00") == r"\x7f\x00"
 
 
 def test_a_budget_holds_each_host_and_the_whole_call() -> None:

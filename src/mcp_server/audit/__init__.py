@@ -6,7 +6,7 @@ cannot be written raises `PlatformError` and the call stops there.
 
 from __future__ import annotations
 
+from mcp_server.audit.escaping import escape_values
 from mcp_server.audit.log import AuditLog
-from mcp_server.audit.printable import printable
 
-__all__ = ["AuditLog", "printable"]
+__all__ = ["AuditLog", "escape_values"]

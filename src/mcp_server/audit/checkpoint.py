@@ -21,7 +21,7 @@ from mcp_server.audit.files import CURRENT, TAIL_LIMIT, open_regular, rotated_na
 from mcp_server.audit.keys import KEY, load_key, make_key, replace_file
 from mcp_server.audit.notes import Note, find_notes, sign
 from mcp_server.audit.reading import Segment, lines_of, segments
-from mcp_server.audit.records import Head, read_record
+from mcp_server.audit.records import ChainHead, read_record
 from mcp_server.audit.ship import SYSLOG_SOCKET, append_text, ship
 from mcp_server.audit.tree import Frontier
 from mcp_server.errors import PlatformError
@@ -42,7 +42,7 @@ class _Tree:
     """The tree up to a record, where that record ends, and how much of the checkpoints file was shipped (bytes)."""
 
     frontier: Frontier = field(default_factory=Frontier)
-    head: Head = field(default_factory=Head)
+    head: ChainHead = field(default_factory=ChainHead)
     number: int = 0
     offset: int = 0
     shipped: int = 0
@@ -129,7 +129,7 @@ class Sealer:
         if record is None or record["seq"] != tree.head.seq or record["prev"] != tree.head.prev:
             raise _MismatchError(f"{segment.name} does not go on with record {tree.head.seq} where it should")
         tree.frontier.add(line)
-        tree.head = Head(tree.head.seq + 1, hashlib.sha256(line).hexdigest())
+        tree.head = ChainHead(tree.head.seq + 1, hashlib.sha256(line).hexdigest())
 
     def _believable_tree(self, last: Note | None) -> _Tree | None:
         tree = self._read_tree()
@@ -159,7 +159,7 @@ class Sealer:
             with os.fdopen(open_regular(self._folder / TREE, os.O_RDONLY), "rb") as file:
                 kept: dict[str, Any] = json.loads(file.read(64 * 1024))
             frontier = Frontier(int(kept["size"]), [bytes.fromhex(each) for each in kept["frontier"]])
-            head = Head(frontier.size, str(kept["prev"]))
+            head = ChainHead(frontier.size, str(kept["prev"]))
             places = [int(kept[name]) for name in ("number", "offset", "shipped")]
             return _Tree(frontier, head, *places) if min(places) >= 0 else None
         except (OSError, ValueError, KeyError, TypeError):

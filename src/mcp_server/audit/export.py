@@ -132,7 +132,7 @@ def to_ocsf(record: dict[str, Any]) -> dict[str, Any]:
                     "response": _present({"code": _count(record, "returncode"), "error": _text(record, "code")}),
                 }
             ),
-            "src_endpoint": {"name": _text(record, "client") or _text(record, "door") or PRODUCT},
+            "src_endpoint": {"name": _text(record, "client") or _text(record, "interface") or PRODUCT},
             "resources": [{"name": address, "type": "network"} for address in _pinned(record)],
             "policy": {"uid": policy, "name": "scope"} if (policy := _text(record, "scope_hash")) else None,
             "trace": {"uid": trace} if (trace := _text(record, "trace_id")) else None,
@@ -176,7 +176,7 @@ def to_ecs(record: dict[str, Any]) -> dict[str, Any]:
             "message": f"{record.get('event')} {decision or record.get('outcome') or ''}".strip(),
             "event": _present(event),
             "user": _present({"name": _text(record, "actor")}),
-            "source": _present({"address": _text(record, "client") or _text(record, "door")}),
+            "source": _present({"address": _text(record, "client") or _text(record, "interface")}),
             "destination": _present({"address": addresses[0] if len(addresses) == 1 else None, **_ip(addresses)}),
             "related": _present({"ip": [each for each in addresses if _is_address(each)]}),
             "process": _present(process),

@@ -9,9 +9,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from mcp_server import metrics, tracing
+from mcp_server import metrics
 from mcp_server.config.sections import AuditConfig
 from mcp_server.errors import NetworkToolsError, PlatformError
+from mcp_server.observability import tracing
 
 if TYPE_CHECKING:
     from mcp_server.audit.checkpoint import Sealer
@@ -129,7 +130,7 @@ class AuditLog:
     async def _keep_sealing(self) -> None:
         sealed = time.monotonic()
         while True:
-            # Asked anew every few seconds: a reload may have made the interval shorter.
+            # Asked again every few seconds: a reload may have made the interval shorter.
             await asyncio.sleep(min(self.settings.checkpoint_interval, LOOK_SEC))
             if time.monotonic() - sealed >= self.settings.checkpoint_interval:
                 sealed = time.monotonic()

@@ -7,9 +7,9 @@ import json
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
-from mcp_server.audit.printable import ARGUMENT_LIMIT, scalar
+from mcp_server.audit.escaping import ARGUMENT_LIMIT, scalar
 from mcp_server.config.redact import REDACTED, follows_secret_flag, is_secret_name, without_secrets
-from mcp_server.model.untrusted import neutralise
+from mcp_server.model.untrusted import sanitize
 
 TEXT_LIMIT: Final = 64 * 1024
 """Characters of any string kept in a record."""
@@ -29,7 +29,7 @@ class Receipt(NamedTuple):
     hash: str
 
 
-class Head(NamedTuple):
+class ChainHead(NamedTuple):
     """The end of the chain: the number the next record gets, and the SHA-256 (hex) of the last line."""
 
     seq: int = 0
@@ -39,7 +39,7 @@ class Head(NamedTuple):
 def cleaned(value: Any, levels: int = _LEVELS) -> Any:
     """Return ``value`` as it may stand on a record: JSON-ready, without secrets, each string of bounded length.
 
-    Strings are not neutralised: an argv must read as it was. Their escapes are JSON's, and whoever shows a record
+    Strings are not sanitized: an argv must read as it was. Their escapes are JSON's, and whoever shows a record
     makes them visible.
     """
     if isinstance(value, str):
@@ -66,7 +66,7 @@ def cleaned(value: Any, levels: int = _LEVELS) -> Any:
 def _name(key: Any) -> str:
     # Two lone surrogates become one character when they are read again, which may sort elsewhere.
     name = without_secrets(str(key))
-    return name if name.isascii() else neutralise(name, ARGUMENT_LIMIT)
+    return name if name.isascii() else sanitize(name, ARGUMENT_LIMIT)
 
 
 def canonical(record: Mapping[str, Any]) -> bytes:
@@ -74,13 +74,13 @@ def canonical(record: Mapping[str, Any]) -> bytes:
     return json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode()
 
 
-def line_of(head: Head, time: str, event: str, fields: Mapping[str, Any]) -> tuple[bytes, Head]:
+def line_of(head: ChainHead, time: str, event: str, fields: Mapping[str, Any]) -> tuple[bytes, ChainHead]:
     """The line of the next record, with its newline, and the end of the chain after it; ``fields`` are cleaned."""
     record = {**fields, "event": event, "prev": head.prev, "seq": head.seq, "time": time}
     line = canonical(record)
     if len(line) > RECORD_LIMIT:
         line = canonical(_shortened(record))
-    return line + b"\n", Head(head.seq + 1, hashlib.sha256(line).hexdigest())
+    return line + b"\n", ChainHead(head.seq + 1, hashlib.sha256(line).hexdigest())
 
 
 def _shortened(record: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Verifying: the chain from record 0, every file in its place, and the checkpoints against the tree.
 
-The chain alone shows an edit, a deletion and a change of order. A log cut off at its end, or written anew with correct
+The chain alone shows an edit, a deletion and a change of order. A log cut off at its end, or written again with correct
 hashes, is shown only by a checkpoint that was kept where its writer could not reach.
 """
 
@@ -137,10 +137,10 @@ def _walk_along(walk: _Walk, folder: Path, segment: Segment, wanted: set[int]) -
         walk.frontier.add(line)
         if walk.frontier.size in wanted:
             walk.roots[walk.frontier.size] = walk.frontier.root()
-        _tally(walk.report, record)
+        _counter(walk.report, record)
 
 
-def _tally(report: Report, record: dict[str, Any]) -> None:
+def _counter(report: Report, record: dict[str, Any]) -> None:
     time = str(record.get("time", ""))
     report.first_time = report.first_time or time
     if report.last_time is not None and time < report.last_time:
@@ -225,7 +225,7 @@ def _compare(walk: _Walk, notes: Sequence[Note], key: VerifierKey | None) -> Non
             walk.stop(Kind.TRUNCATED, f"{note.size} records were sealed, {report.size} are there", at=end)
             return
         if walk.roots[note.size] != note.root:
-            detail = f"records {agreed} to {note.size - 1} are not those that were sealed: the log was written anew"
+            detail = f"records {agreed} to {note.size - 1} are not those that were sealed: the log was written again"
             walk.stop(Kind.RECHAINED, detail, at=("", 0), seq=agreed)
             return
         agreed = report.sealed = note.size

@@ -26,7 +26,7 @@ from mcp_server.audit.files import (
     rotated_name,
     rotated_numbers,
 )
-from mcp_server.audit.records import Head, Receipt, line_of, read_record
+from mcp_server.audit.records import ChainHead, Receipt, line_of, read_record
 from mcp_server.errors import PlatformError
 
 TERMS: Final = ("scope_hash", "enforcement")
@@ -35,21 +35,21 @@ TORN_KEPT: Final = 16 * 1024
 """Bytes of a torn line kept on the record of its repair."""
 
 
-class _Place(NamedTuple):
+class _Position(NamedTuple):
     """Where this process left the log: the file, its size, the bytes of its last line, and the end of the chain."""
 
     device: int
     inode: int
     size: int
     line: int
-    head: Head
+    head: ChainHead
 
 
-class _End(NamedTuple):
+class _LogEnd(NamedTuple):
     """What an append starts from: where it writes, the end of the chain, and what a crash left there."""
 
     offset: int
-    head: Head
+    head: ChainHead
     torn: bytes = b""
     first: bool = False
 
@@ -60,7 +60,7 @@ class Writer:
     def __init__(self, folder: Path) -> None:
         self.path = folder / CURRENT
         self._folder = folder
-        self._place: _Place | None = None
+        self._position: _Position | None = None
 
     def append(self, event: str, fields: Mapping[str, Any], max_file_size: int) -> Receipt:
         """Write one synced record of cleaned fields.
@@ -83,48 +83,48 @@ class Writer:
             if end is None:  # an earlier version's log: set aside, so that record 0 can hold its hash
                 os.rename(CURRENT, LEGACY, src_dir_fd=folder, dst_dir_fd=folder)
                 descriptor = _reopen(folder, descriptor)
-                end = _End(0, Head(), first=True)
+                end = _LogEnd(0, ChainHead(), first=True)
             lines, head = self._lines(folder, end, event, fields)
             if end.offset and not end.torn and end.offset + len(lines) > max_file_size:
                 number = (rotated_numbers(folder) or [0])[-1] + 1
                 os.rename(CURRENT, rotated_name(number), src_dir_fd=folder, dst_dir_fd=folder)
                 descriptor = _reopen(folder, descriptor)
-                end = _End(0, end.head)
+                end = _LogEnd(0, end.head)
             _write(descriptor, end, lines)
             if not end.offset:
                 os.fsync(folder)  # the file's name must outlive a power cut as well
             found = os.fstat(descriptor)
             last = len(lines) - 1 - (lines.rfind(b"\n", 0, -1) + 1)
-            self._place = _Place(found.st_dev, found.st_ino, found.st_size, last, head)
+            self._position = _Position(found.st_dev, found.st_ino, found.st_size, last, head)
             return Receipt(head.seq - 1, head.prev)
         finally:
             os.close(descriptor)
 
-    def _find_end(self, folder: int, descriptor: int) -> _End | None:
+    def _find_end(self, folder: int, descriptor: int) -> _LogEnd | None:
         """The end of the chain, or None where the file was written by a version that had none."""
-        found, place = os.fstat(descriptor), self._place
-        if place and not _still_there(folder, descriptor, place):
+        found, position = os.fstat(descriptor), self._position
+        if position and not _still_there(folder, descriptor, position):
             raise _broken(
-                f"record {place.head.seq - 1} is no longer what this process wrote: records were taken away or replaced"
+                f"record {position.head.seq - 1} is no longer what this process wrote: records were taken away or replaced"
             )
-        if place and (place.device, place.inode, place.size) == (found.st_dev, found.st_ino, found.st_size):
-            return _End(place.size, place.head)
+        if position and (position.device, position.inode, position.size) == (found.st_dev, found.st_ino, found.st_size):
+            return _LogEnd(position.size, position.head)
         tail = read_tail(descriptor, found.st_size)
         if tail.line is None:
             head = _end_of_full_files(folder)
         elif (read := _head_after(tail.line)) is not None:
             head = read
-        elif place is None and not rotated_numbers(folder) and not _first_line_is_chained(descriptor):
+        elif position is None and not rotated_numbers(folder) and not _first_line_is_chained(descriptor):
             return None
         else:
             raise _broken(f"the last line of {CURRENT} is no record of the chain")
-        if place and head.seq < place.head.seq:
+        if position and head.seq < position.head.seq:
             raise _broken(
-                f"it ended with record {place.head.seq - 1}, now with record {head.seq - 1}: records were taken away"
+                f"it ended with record {position.head.seq - 1}, now with record {head.seq - 1}: records were taken away"
             )
-        return _End(tail.end, head, tail.torn, first=head.seq == 0)
+        return _LogEnd(tail.end, head, tail.torn, first=head.seq == 0)
 
-    def _lines(self, folder: int, end: _End, event: str, fields: Mapping[str, Any]) -> tuple[bytes, Head]:
+    def _lines(self, folder: int, end: _LogEnd, event: str, fields: Mapping[str, Any]) -> tuple[bytes, ChainHead]:
         lines, head = b"", end.head
         now = datetime.now(UTC).isoformat(timespec="microseconds")
         # What is in force is so for these as well: they are written because the record is.
@@ -139,7 +139,7 @@ class Writer:
         return lines + line, head
 
 
-def _write(descriptor: int, end: _End, lines: bytes) -> None:
+def _write(descriptor: int, end: _LogEnd, lines: bytes) -> None:
     """Write whole and sync, or leave the file as it was."""
     try:
         _write_all(descriptor, lines, end.offset)
@@ -166,36 +166,36 @@ def _reopen(folder: int, descriptor: int) -> int:
     return fresh
 
 
-def _still_there(folder: int, current: int, place: _Place) -> bool:
+def _still_there(folder: int, current: int, position: _Position) -> bool:
     """Whether the last record this process wrote is unchanged, in the file that is written to or a full one."""
     found = os.fstat(current)
-    if (found.st_dev, found.st_ino) == (place.device, place.inode):
-        return _holds(current, place)
+    if (found.st_dev, found.st_ino) == (position.device, position.inode):
+        return _holds(current, position)
     for number in reversed(rotated_numbers(folder)):
         full = open_regular(rotated_name(number), os.O_RDONLY, folder)
         try:
             found = os.fstat(full)
-            if (found.st_dev, found.st_ino) == (place.device, place.inode):
-                return _holds(full, place)
+            if (found.st_dev, found.st_ino) == (position.device, position.inode):
+                return _holds(full, position)
         finally:
             os.close(full)
     return False
 
 
-def _holds(descriptor: int, place: _Place) -> bool:
-    line = os.pread(descriptor, place.line + 1, place.size - place.line - 1)
-    return line.endswith(b"\n") and hashlib.sha256(line[:-1]).hexdigest() == place.head.prev
+def _holds(descriptor: int, position: _Position) -> bool:
+    line = os.pread(descriptor, position.line + 1, position.size - position.line - 1)
+    return line.endswith(b"\n") and hashlib.sha256(line[:-1]).hexdigest() == position.head.prev
 
 
-def _head_after(line: bytes) -> Head | None:
+def _head_after(line: bytes) -> ChainHead | None:
     record = read_record(line)
-    return None if record is None else Head(record["seq"] + 1, hashlib.sha256(line).hexdigest())
+    return None if record is None else ChainHead(record["seq"] + 1, hashlib.sha256(line).hexdigest())
 
 
-def _end_of_full_files(folder: int) -> Head:
+def _end_of_full_files(folder: int) -> ChainHead:
     numbers = rotated_numbers(folder)
     if not numbers:
-        return Head()
+        return ChainHead()
     name = rotated_name(numbers[-1])
     descriptor = open_regular(name, os.O_RDONLY, folder)
     try:

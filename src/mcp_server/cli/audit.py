@@ -108,7 +108,7 @@ def verify(
         if others:
             print(f"{len(others)} checkpoints of other logs were passed over")
         if checkpoint is None:
-            print("Only checkpoints kept elsewhere show a log that was cut off or written anew: --checkpoint FILE.")
+            print("Only checkpoints kept elsewhere show a log that was cut off or written again: --checkpoint FILE.")
 
 
 def _facts(report: Report) -> dict[str, Any]:
@@ -225,10 +225,10 @@ def _row(record: dict[str, Any]) -> tuple[str, ...]:
 
 def _cell(value: object) -> str:
     """One line that can do nothing to a terminal: the log may have been written by somebody else."""
-    from mcp_server.model.untrusted import visible
+    from mcp_server.model.untrusted import escape
 
     text = str("" if value is None else value)
-    return visible(text[:300]).replace("\n", "\\x0a") + ("…" if len(text) > 300 else "")
+    return escape(text[:300]).replace("\n", "\\x0a") + ("…" if len(text) > 300 else "")
 
 
 @app.command("export")
@@ -261,7 +261,7 @@ def checkpoint(as_json: Json = False) -> None:
     """Seal the log now: sign a checkpoint of all records, ship it, and print the newest one."""
     from mcp_server.audit.checkpoint import Sealer
     from mcp_server.config import get_config
-    from mcp_server.startup import prepare_state_dir
+    from mcp_server.server.startup import prepare_state_dir
 
     with reporting(as_json=as_json), _reading() as folder:
         prepare_state_dir(get_config())  # key and checkpoints of somebody else would stop the server's own sealing

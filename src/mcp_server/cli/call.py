@@ -11,23 +11,23 @@ import typer
 
 from mcp_server.cli.output import Json, fail, print_json, print_table, reporting, run_async, say
 from mcp_server.errors import ArgumentError, ConfigError
-from mcp_server.model.untrusted import FROM_TARGET, VERSION_PROBE, neutralise, visible
+from mcp_server.model.untrusted import FROM_TARGET, VERSION_PROBE, escape, sanitize
 
 if TYPE_CHECKING:
-    from mcp_server.base_tool import ToolOutput
-    from mcp_server.execution.guard import Guard
-    from mcp_server.steps.answer import Answer
-    from mcp_server.steps.run import Progress
+    from mcp_server.netguard import Guard
+    from mcp_server.pipeline.execute import Progress
+    from mcp_server.pipeline.respond import CallResult
+    from mcp_server.tools.base import ToolOutput
 
 ALL_HOSTS = 1000
 
 
 def _tool_names(incomplete: str) -> list[str]:
-    from mcp_server.building import build_toolbox
     from mcp_server.config import get_config
+    from mcp_server.server.building import build_registry
 
     try:
-        return [name for name in build_toolbox(get_config()).tools if name.startswith(incomplete)]
+        return [name for name in build_registry(get_config()).tools if name.startswith(incomplete)]
     except ConfigError:  # the shell has nowhere to show it
         return []
 
@@ -56,7 +56,7 @@ def call(
 
 
 def _inside(descriptor: int) -> Guard:
-    from mcp_server.execution.guard.client import KernelGuard
+    from mcp_server.netguard.client import KernelGuard
 
     return KernelGuard(descriptor)
 
@@ -64,8 +64,8 @@ def _inside(descriptor: int) -> Guard:
 def _go_inside(tool: str, parameters: list[str], *, as_json: bool) -> None:
     """Where a guard is to be had, have the call made inside it, and exit as that did."""
     from mcp_server.config import get_config
-    from mcp_server.execution.guard import Enforcement
-    from mcp_server.execution.guard.choice import choose_guard
+    from mcp_server.netguard import Enforcement
+    from mcp_server.netguard.choice import choose_guard
 
     config = get_config()
     choice = choose_guard(config)
@@ -76,20 +76,22 @@ def _go_inside(tool: str, parameters: list[str], *, as_json: bool) -> None:
         raise typer.Exit(run_guarded(config, choice, words, quiet=True))
 
 
-async def _call(tool: str, parameters: list[str], guard: Guard | None, *, quiet: bool) -> tuple[Answer, ToolOutput]:
-    from mcp_server.doors.views import tool_output
-    from mcp_server.model.access import OWNER
+async def _call(tool: str, parameters: list[str], guard: Guard | None, *, quiet: bool) -> tuple[CallResult, ToolOutput]:
+    from mcp_server.api.views import tool_output
+    from mcp_server.model.access import FULL_ACCESS
     from mcp_server.model.run import Actor
-    from mcp_server.server import EnhancedMCPServer
-    from mcp_server.steps.call import user_name
+    from mcp_server.pipeline.validate import user_name
+    from mcp_server.server.enhanced import EnhancedMCPServer
 
     server = EnhancedMCPServer(guard=guard)
     try:
-        schema = server.pipeline.toolbox.get(tool).parameters.model_json_schema()
+        schema = server.pipeline.registry.get(tool).parameters.model_json_schema()
         arguments = read_parameters(parameters, schema)
         bar, progress = _progress_bar(quiet=quiet)
         with bar:
-            answer = await server.pipeline.call(tool, arguments, Actor(user_name(), "cli", access=OWNER), progress)
+            answer = await server.pipeline.call(
+                tool, arguments, Actor(user_name(), "cli", access=FULL_ACCESS), progress
+            )
         if answer.digest is None:
             return answer, tool_output(answer)
         page = await (await server.store()).hosts(answer.run.id, limit=ALL_HOSTS)
@@ -107,7 +109,7 @@ def read_parameters(words: list[str], schema: dict[str, Any]) -> dict[str, Any]:
     for word in words:
         key, equals, value = word.partition("=")
         if not equals or not key:
-            raise ArgumentError(f"{neutralise(word, 60)!r} is not of the form key=value", hint="Write target=10.0.0.1.")
+            raise ArgumentError(f"{sanitize(word, 60)!r} is not of the form key=value", hint="Write target=10.0.0.1.")
         typed = _typed(value, schema.get("properties", {}).get(key, {}))
         if key not in found:
             found[key] = typed
@@ -157,7 +159,7 @@ def _progress_bar(*, quiet: bool) -> tuple[AbstractContextManager[Any], Progress
     task = bar.add_task("", total=1.0)
 
     async def report(share: float, message: str) -> None:
-        bar.update(task, completed=share, description=visible(message))
+        bar.update(task, completed=share, description=escape(message))
         bar.start()
 
     ending = ExitStack()
@@ -165,7 +167,7 @@ def _progress_bar(*, quiet: bool) -> tuple[AbstractContextManager[Any], Progress
     return ending, report
 
 
-def _show(answer: Answer, output: ToolOutput) -> None:
+def _show(answer: CallResult, output: ToolOutput) -> None:
     if output.hosts is None:
         if output.stdout:
             say(output.stdout.rstrip("\n"))
@@ -201,7 +203,7 @@ def _service(service: dict[str, Any]) -> tuple[str, str]:
     return name, " ".join(word for word in words if word)
 
 
-def summary(answer: Answer) -> str:
+def summary(answer: CallResult) -> str:
     """One line: outcome, what was covered, the run's id, and how the scope was enforced."""
     run, coverage = answer.run, answer.run.coverage
     parts = [f"{run.tool} {run.outcome.value} in {answer.seconds:.1f} s"]

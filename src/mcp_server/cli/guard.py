@@ -14,23 +14,23 @@ from mcp_server.cli.output import Json, print_json, print_table, reporting
 from mcp_server.errors import ExitCode, NetworkToolsError, PlatformError
 
 if TYPE_CHECKING:
-    from mcp_server.execution.guard.state import GuardState
+    from mcp_server.netguard.state import GuardState
 
 app = typer.Typer(no_args_is_help=True, help="The guard of the kernel tier: its state, and its end.")
 
-Dead = Annotated[bool, typer.Option("--dead", help="Leave guards alone whose guardian is alive.")]
+Dead = Annotated[bool, typer.Option("--dead", help="Leave guards alone whose guard helper is alive.")]
 
 _ANSWER_SEC: Final = 2.0
 _GRACE_SEC: Final = 40.0
 """The longest a server may take by default to end its calls (server.shutdown_grace_period), and some."""
 _KILLED_SEC: Final = 10.0
-_UNDERTAKER_SEC: Final = 5.0
+_REAPER_SEC: Final = 5.0
 
 
 @app.command("status")
 def status(as_json: Json = False) -> None:
     """Say which guards are up: tier, processes, ruleset and counters; exit 4 where there is none. For root."""
-    from mcp_server.execution.guard.state import all_guards
+    from mcp_server.netguard.state import all_guards
 
     with reporting(as_json=as_json):
         _only_root()
@@ -38,7 +38,7 @@ def status(as_json: Json = False) -> None:
         if as_json:
             print_json({"guards": found})
         elif found:
-            columns = ["guardian", "server", "enforcement", "state", "uplink", "passed", "dropped", "ruleset"]
+            columns = ["guard helper", "server", "enforcement", "state", "uplink", "passed", "dropped", "ruleset"]
             print_table(columns, [[str(item.get(column, "")) for column in columns] for item in found])
         else:
             print("no guard is up")
@@ -49,7 +49,7 @@ def status(as_json: Json = False) -> None:
 @app.command("down")
 def down(dead: Dead = False, as_json: Json = False) -> None:
     """End every guard with its server, and take away what is left of any; exit 0 also where there is nothing."""
-    from mcp_server.execution.guard.state import all_guards, dismantle, host_namespace
+    from mcp_server.netguard.state import all_guards, dismantle, host_namespace
 
     with reporting(as_json=as_json):
         _only_root()
@@ -63,7 +63,7 @@ def down(dead: Dead = False, as_json: Json = False) -> None:
             left = dismantle(state)
             problems += left
             if not left:
-                taken.append(state.guardian)
+                taken.append(state.helper)
         if problems:
             raise PlatformError("; ".join(problems), code="guard_unavailable", hint="Mend what is named, then repeat.")
         if as_json:
@@ -80,14 +80,14 @@ def _only_root() -> None:
 
 
 def _describe(state: GuardState) -> dict[str, Any]:
-    """A guard as it is now: ``state`` is up, broken (with the reason) or dead (its guardian is gone)."""
+    """A guard as it is now: ``state`` is up, broken (with the reason) or dead (its guard helper is gone)."""
     from dataclasses import asdict
 
-    from mcp_server.execution.guard import channel
+    from mcp_server.netguard import channel
 
     known = {key: value for key, value in asdict(state).items() if key not in {"born", "host", "sysctls", "tables"}}
     if not state.alive:
-        return {**known, "state": "dead", "reason": "its guardian is gone; 'guard down' takes away what is left"}
+        return {**known, "state": "dead", "reason": "its guard helper is gone; 'guard down' takes away what is left"}
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as asking:
             asking.settimeout(_ANSWER_SEC)
@@ -96,7 +96,7 @@ def _describe(state: GuardState) -> dict[str, Any]:
         channel.raise_error(answer)
         reading = answer.reading()
     except (OSError, EOFError) as error:
-        return {**known, "state": "broken", "reason": f"its guardian does not answer: {error}"}
+        return {**known, "state": "broken", "reason": f"its guard helper does not answer: {error}"}
     except NetworkToolsError as error:
         return {**known, "state": "broken", "reason": error.message}
     return {
@@ -111,15 +111,15 @@ def _describe(state: GuardState) -> dict[str, Any]:
 
 
 def _end(state: GuardState) -> None:
-    """End a guardian: with SIGTERM, which lets calls under way end, then with SIGKILL."""
+    """End a guard helper: with SIGTERM, which lets calls under way end, then with SIGKILL."""
     if not state.alive:
         return
     for number, seconds in ((signal.SIGTERM, _GRACE_SEC), (signal.SIGKILL, _KILLED_SEC)):
         if not state.alive:
             break
-        os.kill(state.guardian, number)
+        os.kill(state.helper, number)
         _wait(lambda: not state.alive, seconds)
-    _wait(lambda: not state.path.exists(), _UNDERTAKER_SEC)
+    _wait(lambda: not state.path.exists(), _REAPER_SEC)
 
 
 def _wait(done: Any, seconds: float) -> None:

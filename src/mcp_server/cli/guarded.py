@@ -1,4 +1,4 @@
-"""Having a command carried out inside the guard: this process is the guardian, and a child does the work."""
+"""Having a command carried out inside the guard: this process is the guard helper, and a child does the work."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from mcp_server.config import Config
-    from mcp_server.execution.guard.choice import Choice
+    from mcp_server.netguard.choice import GuardChoice
 
 
 def run_guarded(
     config: Config,
-    choice: Choice,
+    choice: GuardChoice,
     words: Sequence[str],
     *,
     bind: Callable[[], socket.socket] | None = None,
@@ -27,8 +27,8 @@ def run_guarded(
     ``quiet`` only warnings are logged.
     """
     from mcp_server.config import load_config
-    from mcp_server.execution.guard import Enforcement
-    from mcp_server.logs import configure_logging
+    from mcp_server.netguard import Enforcement
+    from mcp_server.observability.logs import configure_logging
 
     # The log file is the server's, whose user this is not.
     settings = config.logging.model_copy(update={"file_path": None} | ({"level": "WARNING"} if quiet else {}))
@@ -41,9 +41,9 @@ def run_guarded(
 
     command = [sys.executable, "-P", "-m", "mcp_server", *words]
     if choice.enforcement is Enforcement.ROOTLESS:
-        from mcp_server.execution.guard.rootless import enter_rootless
+        from mcp_server.netguard.rootless import enter_rootless
 
         return enter_rootless(config, command, reload=reload, bind=bind)
-    from mcp_server.execution.guard.kernel import KernelGuardian
+    from mcp_server.netguard.kernel import KernelGuardHelper
 
-    return KernelGuardian(config, command, reload=reload, bind=bind).run()
+    return KernelGuardHelper(config, command, reload=reload, bind=bind).run()

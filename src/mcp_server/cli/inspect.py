@@ -15,11 +15,11 @@ from mcp_server.cli.output import Json, print_json, print_table, reporting, run_
 from mcp_server.errors import ExitCode
 
 if TYPE_CHECKING:
-    from mcp_server.base_tool import MCPBaseTool
     from mcp_server.config import Config
     from mcp_server.health import SystemHealth
     from mcp_server.scope.policy import ScopePolicy
     from mcp_server.store.base import Store
+    from mcp_server.tools.base import MCPBaseTool
 
 config_app = typer.Typer(help="The configuration in force, and a check of a file.", no_args_is_help=True)
 scope_app = typer.Typer(help="What may be touched.", no_args_is_help=True)
@@ -27,16 +27,16 @@ scope_app = typer.Typer(help="What may be touched.", no_args_is_help=True)
 
 def tools(as_json: Json = False) -> None:
     """List the tools with their parameters and flags."""
-    from mcp_server.building import build_toolbox
     from mcp_server.config import get_config
+    from mcp_server.server.building import build_registry
 
     with reporting(as_json=as_json):
-        toolbox = build_toolbox(get_config())
+        registry = build_registry(get_config())
         if as_json:
             print_json(
                 {
-                    "tools": [_tool(name, tool) for name, tool in toolbox.tools.items()],
-                    "left_out": [asdict(item) for item in toolbox.left_out],
+                    "tools": [_tool(name, tool) for name, tool in registry.tools.items()],
+                    "left_out": [asdict(item) for item in registry.left_out],
                 }
             )
             return
@@ -44,10 +44,10 @@ def tools(as_json: Json = False) -> None:
             ("TOOL", "COMMAND", "RISK", "PARAMETERS"),
             [
                 (name, tool.command_name, str(tool.risk), ", ".join(tool.parameters.model_fields))
-                for name, tool in toolbox.tools.items()
+                for name, tool in registry.tools.items()
             ],
         )
-        for item in toolbox.left_out:
+        for item in registry.left_out:
             print(f"left out: {item.name}: {item.reason}")
 
 
@@ -189,10 +189,10 @@ def scope_show(as_json: Json = False) -> None:
 
 
 async def _explained(arguments: dict[str, Any], words: list[str]) -> dict[str, Any]:
+    from mcp_server.api import scope
     from mcp_server.cli.call import read_parameters
     from mcp_server.config import get_config
-    from mcp_server.doors import scope
-    from mcp_server.model.access import OWNER
+    from mcp_server.model.access import FULL_ACCESS
     from mcp_server.model.run import Actor
     from mcp_server.scope.resolver import SystemResolver
 
@@ -204,20 +204,20 @@ async def _explained(arguments: dict[str, Any], words: list[str]) -> dict[str, A
         policy = config.scope_policy()
         allow_intrusive = config.security.allow_intrusive
         return await scope.answer(query, policy, SystemResolver.of(policy), None, allow_intrusive=allow_intrusive)
-    from mcp_server.server import EnhancedMCPServer
-    from mcp_server.steps.call import user_name
+    from mcp_server.pipeline.validate import user_name
+    from mcp_server.server.enhanced import EnhancedMCPServer
 
     server = EnhancedMCPServer(config)
     try:
-        schema = server.pipeline.toolbox.get(tool).parameters.model_json_schema()
+        schema = server.pipeline.registry.get(tool).parameters.model_json_schema()
         query = scope.read_query(arguments | {"parameters": read_parameters(words, schema)})
-        return await scope.ask_pipeline(server.pipeline, query, Actor(user_name(), "cli", access=OWNER))
+        return await scope.ask_pipeline(server.pipeline, query, Actor(user_name(), "cli", access=FULL_ACCESS))
     finally:
         await server.cleanup()
 
 
 def _print_explained(body: dict[str, Any], *, as_json: bool) -> None:
-    from mcp_server.doors import scope
+    from mcp_server.api import scope
 
     if as_json:
         print_json(body)
@@ -248,10 +248,10 @@ def doctor(as_json: Json = False) -> None:
 
 async def _look(config: Config) -> SystemHealth:
     from mcp_server.audit import AuditLog
-    from mcp_server.building import build_toolbox
-    from mcp_server.doctor import health_of_host
     from mcp_server.errors import NetworkToolsError
-    from mcp_server.server import EnhancedMCPServer
+    from mcp_server.server.building import build_registry
+    from mcp_server.server.checks import health_of_host
+    from mcp_server.server.enhanced import EnhancedMCPServer
 
     # First, because it makes the state folder where there is none yet. Where that cannot be, it is the finding.
     server: EnhancedMCPServer | NetworkToolsError
@@ -266,7 +266,7 @@ async def _look(config: Config) -> SystemHealth:
         return await server.store()
 
     audit = AuditLog(config.state_dir, config.audit)
-    manager = health_of_host(config, build_toolbox(config), open_store, audit)
+    manager = health_of_host(config, build_registry(config), open_store, audit)
     try:
         return await manager.check()
     finally:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mcp_server.config import Config
     from mcp_server.identity.key_file import ApiKey
 
-app = typer.Typer(no_args_is_help=True, help="API keys of the HTTP doors: create, list, revoke.")
+app = typer.Typer(no_args_is_help=True, help="API keys of the HTTP interfaces: create, list, revoke.")
 
 _UNITS: Final = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _LONGEST: Final = timedelta(days=3660)
@@ -82,7 +82,7 @@ def revoke(key_id: Annotated[str, typer.Argument(metavar="ID")], as_json: Json =
 
 def _config() -> Config:
     from mcp_server.config import get_config
-    from mcp_server.startup import prepare_state_dir
+    from mcp_server.server.startup import prepare_state_dir
 
     config = get_config()
     if os.geteuid() == 0 and config.source_of("state_dir") == "default" and (folder := _guarded_folder()) is not None:
@@ -96,7 +96,7 @@ def _config() -> Config:
 
 def _guarded_folder() -> Path | None:
     """The state folder that root's own servers have in the kernel tier, where it is another user's."""
-    from mcp_server.execution.guard.kernel import DEFAULT_STATE_DIR
+    from mcp_server.netguard.kernel import DEFAULT_STATE_DIR
 
     return DEFAULT_STATE_DIR if DEFAULT_STATE_DIR.is_dir() and DEFAULT_STATE_DIR.stat().st_uid else None
 
@@ -104,11 +104,11 @@ def _guarded_folder() -> Path | None:
 def _logged(config: Config, action: str, key: ApiKey, change: Callable[[], Any]) -> None:
     """Make a change that is on the audit log before it is made; a change that failed is on it as well."""
     from mcp_server.audit import AuditLog
-    from mcp_server.steps.call import user_name
+    from mcp_server.pipeline.validate import user_name
 
     facts = {"id": key.id, "name": key.name, "role": key.role.value}
     facts |= {"expires": key.expires.isoformat()} if key.expires else {}
-    who = {"actor": user_name(), "door": "cli", "action": action, "arguments": facts, **_terms(config)}
+    who = {"actor": user_name(), "interface": "cli", "action": action, "arguments": facts, **_terms(config)}
 
     async def make() -> None:
         audit = AuditLog(config.state_dir, config.audit)

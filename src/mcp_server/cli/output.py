@@ -15,7 +15,7 @@ from typing import Annotated, Any, Final, NoReturn, TextIO, TypeVar
 import typer
 
 from mcp_server.errors import ConfigError, NetworkToolsError, PlatformError
-from mcp_server.model.untrusted import hidden, neutralise, visible
+from mcp_server.model.untrusted import escape, hidden, sanitize
 
 T = TypeVar("T")
 
@@ -49,12 +49,12 @@ def print_json(value: Any, stream: TextIO | None = None) -> None:
 
 def say(text: str, stream: TextIO | None = None) -> None:
     """Print text for a person; whatever in it could act on a terminal is escaped."""
-    print(visible(text), file=stream or sys.stdout)
+    print(escape(text), file=stream or sys.stdout)
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table; cells are literal text on one line each, so nothing a target wrote is read as markup or a row."""
-    rows = [[visible(cell).replace("\n", "\\x0a") for cell in row] for row in rows]
+    rows = [[escape(cell).replace("\n", "\\x0a") for cell in row] for row in rows]
     if not sys.stdout.isatty():
         # A pipe has no width: nothing is folded, cut or coloured there.
         widths = [max(len(cell) for cell in cells) for cells in zip(columns, *rows, strict=True)]
@@ -139,7 +139,7 @@ def _defect(error: Exception) -> NetworkToolsError:
     while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
     return NetworkToolsError(
-        f"{type(error).__name__}: {neutralise(str(error), 200)}",
+        f"{type(error).__name__}: {sanitize(str(error), 200)}",
         hint="This is a defect. LOG_LEVEL=DEBUG shows where it happened; please report it.",
     )
 

@@ -23,7 +23,7 @@ Cursor = Annotated[str | None, typer.Option(help="Go on from the cursor of the p
 
 
 async def _with_store(work: Callable[[Store], Awaitable[T]]) -> T:
-    from mcp_server.server import EnhancedMCPServer
+    from mcp_server.server.enhanced import EnhancedMCPServer
 
     server = EnhancedMCPServer()
     try:
@@ -65,7 +65,7 @@ def list_runs(limit: Limit = 20, cursor: Cursor = None, tool: str | None = None,
 @app.command("show")
 def show(run_id: str, limit: Limit = 100, cursor: Cursor = None, as_json: Json = False) -> None:
     """Show one run: how it ended, what it covered, and the hosts it saw."""
-    from mcp_server.doors.runs import run_page
+    from mcp_server.api.runs import run_page
 
     with reporting(as_json=as_json):
         body = run_async(_with_store(lambda store: run_page(store, run_id, limit=limit, cursor=cursor)))
@@ -86,9 +86,9 @@ def raw(run_id: str, as_json: Json = False) -> None:
 
     With --json, print only the hash and sizes of what is kept.
     """
-    from mcp_server.doors.runs import raw_of
+    from mcp_server.api.runs import raw_of
     from mcp_server.model.codec import to_dict
-    from mcp_server.steps.answer import neutralise_lines, whole_characters
+    from mcp_server.pipeline.respond import sanitize_lines, whole_characters
 
     async def copy(store: Store) -> None:
         kept = raw_of(await store.get_run(run_id))
@@ -103,8 +103,8 @@ def raw(run_id: str, as_json: Json = False) -> None:
         async for piece in store.iter_raw(kept):
             whole = whole_characters(rest + piece)
             rest = (rest + piece)[len(whole) :]
-            sys.stdout.buffer.write(neutralise_lines(whole).encode())
-        sys.stdout.buffer.write(neutralise_lines(rest).encode())
+            sys.stdout.buffer.write(sanitize_lines(whole).encode())
+        sys.stdout.buffer.write(sanitize_lines(rest).encode())
 
     with reporting(as_json=as_json):
         run_async(_with_store(copy))

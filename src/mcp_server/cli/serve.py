@@ -13,7 +13,7 @@ from mcp_server.cli.output import Json, reporting
 
 if TYPE_CHECKING:
     from mcp_server.config import Config
-    from mcp_server.execution.guard.choice import Choice
+    from mcp_server.netguard.choice import GuardChoice
 
 
 class Transport(StrEnum):
@@ -63,8 +63,8 @@ def serve(
         if inside is not None:
             _serve_inside(config, inside, as_json=as_json)
             return
-        from mcp_server.execution.guard import Enforcement
-        from mcp_server.execution.guard.choice import choose_guard
+        from mcp_server.netguard import Enforcement
+        from mcp_server.netguard.choice import choose_guard
 
         choice = choose_guard(config)
         if choice.enforcement is not Enforcement.ARGUMENT:
@@ -75,17 +75,17 @@ def serve(
 
 def _configure_logging(config: Config) -> None:
     from mcp_server.config import log_notices
-    from mcp_server.logs import configure_logging
+    from mcp_server.observability.logs import configure_logging
 
     configure_logging(config.logging)
     log_notices(config)
 
 
-def _run(config: Config, choice: Choice | None, *, as_json: bool, **guarded: Any) -> None:
+def _run(config: Config, choice: GuardChoice | None, *, as_json: bool, **guarded: Any) -> None:
     import asyncio
     import json
 
-    from mcp_server.server import EnhancedMCPServer
+    from mcp_server.server.enhanced import EnhancedMCPServer
 
     def ready(url: str) -> None:
         if choice is not None:
@@ -100,16 +100,16 @@ def _run(config: Config, choice: Choice | None, *, as_json: bool, **guarded: Any
 
 
 def _serve_inside(config: Config, descriptor: int, *, as_json: bool) -> None:
-    """Be the server of the guardian at the other end of ``descriptor``."""
-    from mcp_server.execution.guard.client import KernelGuard
+    """Be the server of the guard helper at the other end of ``descriptor``."""
+    from mcp_server.netguard.client import KernelGuard
 
     guard = KernelGuard(descriptor)
     _configure_logging(config)
     _run(config, None, as_json=as_json, guard=guard, listener=guard.listener)
 
 
-def _guard(config: Config, choice: Choice, *, as_json: bool) -> int:
-    """Be the guardian of a server; the exit code of that."""
+def _guard(config: Config, choice: GuardChoice, *, as_json: bool) -> int:
+    """Be the guard helper of a server; the exit code of that."""
     import socket
 
     from mcp_server.cli.guarded import run_guarded
@@ -120,7 +120,7 @@ def _guard(config: Config, choice: Choice, *, as_json: bool) -> int:
         return run_guarded(config, choice, words)
 
     def bind() -> socket.socket:
-        from mcp_server.doors.http import listen
+        from mcp_server.api.http.serve import listen
 
         return listen(settings.host, settings.port).sock
 

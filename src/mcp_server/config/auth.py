@@ -1,4 +1,4 @@
-"""The section ``auth``: which credentials the HTTP doors take, and what they are held against."""
+"""The section ``auth``: which credentials the HTTP interfaces take, and what they are held against."""
 
 from typing import Annotated, ClassVar, Literal, Self
 
@@ -18,7 +18,7 @@ def _check_algorithm(name: str) -> str:
 
 
 class AuthConfig(Section):
-    """Which credentials the HTTP doors take where server.auth is token."""
+    """Which credentials the HTTP interfaces take where server.auth is token."""
 
     section: ClassVar[str] = "auth"
 

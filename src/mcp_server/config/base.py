@@ -160,7 +160,7 @@ def _part_of(value: Any, depth: int = 0) -> Any:
     return value
 
 
-def refusal(error: ValidationError, *, section: str = "", places: dict[str, str] | None = None) -> ConfigError:
+def refusal(error: ValidationError, *, section: str = "", origins: dict[str, str] | None = None) -> ConfigError:
     """Translate pydantic's errors into one `ConfigError` that names every key, its value and where that stood.
 
     ``places`` maps a dotted key to a file or an environment variable.
@@ -170,7 +170,7 @@ def refusal(error: ValidationError, *, section: str = "", places: dict[str, str]
         path = [part for part in (section, *item["loc"]) if part != ""]
         name = ".".join(str(part) for part in path if isinstance(part, str))
         message = shortened(item["msg"]).removeprefix("Value error, ").replace("valid tuple", "valid list")
-        where = f" from {places[name]}" if places and name in places else ""
+        where = f" from {origins[name]}" if origins and name in origins else ""
         is_whole_section = isinstance(item["input"], (dict, BaseModel))
         got = "" if is_whole_section else f" (got {shown(str(path[-1]), item['input'])}{where})"
         problems.append(f"{name}: {message}{got}")

@@ -118,11 +118,11 @@ def check_device(name: str) -> str:
     return name
 
 
-def check_shipment(place: str) -> str:
+def check_shipment(origin: str) -> str:
     """Accept where checkpoints are sent: syslog, an absolute path, or nowhere."""
-    if place not in {"", "syslog"} and not place.startswith("/"):
-        raise ValueError(f"{place!r} is neither syslog nor an absolute path")
-    return place
+    if origin not in {"", "syslog"} and not origin.startswith("/"):
+        raise ValueError(f"{origin!r} is neither syslog nor an absolute path")
+    return origin
 
 
 def check_module(name: str) -> str:

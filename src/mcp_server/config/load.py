@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from mcp_server.config.base import bounds, refusal
 from mcp_server.config.keys import sections
 from mcp_server.config.model import ClampedValue, Config, UnusedKey
-from mcp_server.config.sources import FILE_VARIABLE, Given, from_env, from_file
+from mcp_server.config.sources import FILE_VARIABLE, GivenValue, from_env, from_file
 
 _logger = logging.getLogger("mcp_server.config")
 
@@ -35,15 +35,15 @@ def load_config(
     env = os.environ if env is None else env
     chosen = path or env.get(FILE_VARIABLE) or None
     file = None if chosen is None else Path(chosen).expanduser().absolute()
-    merged: dict[tuple[str, str], Given] = {}
+    merged: dict[tuple[str, str], GivenValue] = {}
     for given in [*(from_file(file) if file else ()), *from_env(env)]:
         merged[given.key.section, given.key.name] = given  # the environment comes last, key by key
     values, clamped = _clamp(merged.values())
     try:
         config = Config.model_validate(values)
     except ValidationError as error:
-        places = {given.key.dotted: given.place for given in merged.values()}
-        raise refusal(error, places=places) from None
+        origins = {given.key.dotted: given.origin for given in merged.values()}
+        raise refusal(error, origins=origins) from None
     not_yet_used = tuple(UnusedKey(g.key.section, g.key.name) for g in merged.values() if g.key.status == "later")
     sources = {name: given.source for name, given in merged.items()}
     config.mark_loaded(file=file, clamped=clamped, not_yet_used=not_yet_used, sources=sources)
@@ -103,7 +103,7 @@ def reset_config() -> None:
     _Current.config, _Current.path = None, None
 
 
-def _clamp(given: Iterable[Given]) -> tuple[dict[str, Any], tuple[ClampedValue, ...]]:
+def _clamp(given: Iterable[GivenValue]) -> tuple[dict[str, Any], tuple[ClampedValue, ...]]:
     values: dict[str, Any] = {name: {} for name in sections()}
     clamped = []
     for item in given:

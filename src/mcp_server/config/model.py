@@ -123,7 +123,7 @@ class Config(Section):
         return effective_limits(self.security, self.limits, self.tool)
 
     def scope_policy(self) -> ScopePolicy:
-        """The policy that draws the scope, read anew; raises ConfigError."""
+        """The policy that draws the scope, read again; raises ConfigError."""
         from mcp_server.scope.policy import ScopePolicy
 
         security = self.security

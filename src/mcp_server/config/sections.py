@@ -28,13 +28,15 @@ class ServerConfig(Section):
 
     host: Annotated[str, AfterValidator(checks.check_bind_host)] = Field(
         "127.0.0.1",
-        description="Address or name the HTTP doors listen on. Any address but loopback needs auth=token.",
+        description="Address or name the HTTP interfaces listen on. Any address but loopback needs auth=token.",
         json_schema_extra=RESTART,
     )
-    port: int = Field(8080, ge=1, le=65535, description="TCP port the HTTP doors listen on.", json_schema_extra=RESTART)
+    port: int = Field(
+        8080, ge=1, le=65535, description="TCP port the HTTP interfaces listen on.", json_schema_extra=RESTART
+    )
     transport: Literal["stdio", "http"] = Field(
         "stdio",
-        description="Door to open: stdio for a client that starts the server itself, or http.",
+        description="Interface to open: stdio for a client that starts the server itself, or http.",
         json_schema_extra=RESTART,
     )
     workers: int = Field(1, ge=1, le=16, description="Server processes.", json_schema_extra=LATER)
@@ -50,13 +52,13 @@ class ServerConfig(Section):
     )
     auth: Literal["token", "none"] = Field(
         "token",
-        description="token: every HTTP door asks for a bearer credential (section auth). none: refused unless host is "
+        description="token: every HTTP interface asks for a bearer credential (section auth). none: refused unless host is "
         "loopback; whoever asks is the owner.",
         json_schema_extra=RESTART,
     )
     tls_cert: OptionalPath = Field(
         None,
-        description="PEM file of the server's certificate, and those between it and its root. Set: the HTTP doors "
+        description="PEM file of the server's certificate, and those between it and its root. Set: the HTTP interfaces "
         "speak TLS 1.2 or later only. Needs tls_key.",
         json_schema_extra=RESTART,
     )
@@ -73,12 +75,12 @@ class ServerConfig(Section):
     )
     allowed_hosts: Annotated[Words, each(checks.check_authority)] = Field(
         (),
-        description="Exact Host header values the HTTP doors accept. Empty: derived from host and port.",
+        description="Exact Host header values the HTTP interfaces accept. Empty: derived from host and port.",
         json_schema_extra=RESTART,
     )
     allowed_origins: Annotated[Words, each(checks.check_origin)] = Field(
         (),
-        description="Exact Origin header values the HTTP doors accept. Empty: derived from host and port.",
+        description="Exact Origin header values the HTTP interfaces accept. Empty: derived from host and port.",
         json_schema_extra=RESTART,
     )
     watch_config: bool = Field(
@@ -89,7 +91,7 @@ class ServerConfig(Section):
     )
 
     @model_validator(mode="after")
-    def _open_door_stays_local(self) -> Self:
+    def _unauthenticated_stays_local(self) -> Self:
         if self.auth == "none" and not checks.is_loopback(self.host):
             raise ValueError(
                 f"server.auth 'none' is refused with server.host {self.host!r}, which is not a loopback address"
@@ -106,7 +108,7 @@ class ServerConfig(Section):
 
     @property
     def scheme(self) -> Literal["http", "https"]:
-        """What the HTTP doors speak."""
+        """What the HTTP interfaces speak."""
         return "http" if self.tls_cert is None else "https"
 
     @property
@@ -148,7 +150,7 @@ class SecurityConfig(Section):
         description="Policy file (YAML) that draws the scope in place of allowed_targets: networks, names, exclusions, "
         "risk tiers, budgets, time windows, resolvers. Both set is an error.",
     )
-    pinned_files: OptionalPath = Field(
+    allowed_checksums: OptionalPath = Field(
         None,
         description="File of further SHA-256 sums ('SHA256  PATH' a line, PATH in the program's data folder) of "
         "scripts that may run besides the reviewed ones.",

@@ -53,16 +53,16 @@ _FALSE: Final = frozenset({"false", "no", "off", "0"})
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
+class GivenValue:
     """One value as it was given, and where it stood (a file's path or a variable's name) for messages."""
 
     key: Key
     value: Any
     source: Source
-    place: str
+    origin: str
 
 
-def from_file(path: Path) -> list[Given]:
+def from_file(path: Path) -> list[GivenValue]:
     """Read a configuration file: JSON where the name ends in ``.json``, YAML otherwise.
 
     Raises `ConfigError` where it cannot be read or parsed, is no regular file, is over 256 KiB, or holds an unknown
@@ -77,7 +77,7 @@ def from_file(path: Path) -> list[Given]:
     found = []
     for name, value in data.items():
         if (known := keys().get(("", str(name)))) is not None:
-            found.append(Given(known, value, "file", str(path)))
+            found.append(GivenValue(known, value, "file", str(path)))
         elif name in sections():
             found += _section_from_file(name, value, path)
         else:
@@ -85,7 +85,7 @@ def from_file(path: Path) -> list[Given]:
     return found
 
 
-def from_env(env: Mapping[str, str]) -> list[Given]:
+def from_env(env: Mapping[str, str]) -> list[GivenValue]:
     """Read the environment; a variable's long name (MCP_LOGGING_LEVEL) wins over its short one (LOG_LEVEL).
 
     Raises `ConfigError` for a variable that begins with ``MCP_`` and is neither ours nor a known client's.
@@ -99,7 +99,7 @@ def from_env(env: Mapping[str, str]) -> list[Given]:
         given = next((name for name in key.env if name in env), None)
         # A folder that must exist has no empty form: empty means "not set" there, as for the XDG variables.
         if given is not None and (env[given].strip() or key.field.default_factory is None):
-            found.append(Given(key, from_text(key, env[given]), "env", given))
+            found.append(GivenValue(key, from_text(key, env[given]), "env", given))
     return found
 
 
@@ -121,7 +121,7 @@ def from_text(key: Key, text: str) -> Any:
     return None if not text and key.field.default is None else text
 
 
-def _section_from_file(name: str, value: Any, path: Path) -> list[Given]:
+def _section_from_file(name: str, value: Any, path: Path) -> list[GivenValue]:
     if value is None:  # a section whose keys are all commented out
         return []
     if not isinstance(value, dict):
@@ -132,7 +132,7 @@ def _section_from_file(name: str, value: Any, path: Path) -> list[Given]:
         if known is None:
             own = [item.dotted for item in keys().values() if item.section == name]
             raise _unknown("key", f"{name}.{key}", own, str(path))
-        found.append(Given(known, inner, "file", str(path)))
+        found.append(GivenValue(known, inner, "file", str(path)))
     return found
 
 
@@ -233,9 +233,9 @@ def _dotted_names() -> list[str]:
     return [key.dotted for key in keys().values()]
 
 
-def _unknown(what: str, name: str, known: Iterable[str], place: str) -> ConfigError:
+def _unknown(what: str, name: str, known: Iterable[str], origin: str) -> ConfigError:
     like = nearest(name, known)
-    where = f" in {place}" if place else ""
+    where = f" in {origin}" if origin else ""
     return ConfigError(
         f"unknown {what} {shown('', name)}{where}; the nearest known name is {like!r}",
         hint=f"Write {like!r} if that is what you meant, or remove it.",

@@ -1,6 +1,6 @@
 """How the server is: checks that run side by side, what they found, and for how long that counts.
 
-`HealthCheckManager` knows no check of its own: `mcp_server.doctor` registers what this project looks at.
+`HealthCheckManager` knows no check of its own: `mcp_server.server.checks` registers what this project looks at.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from mcp_server.health.model import (
     HealthStatus,
     SystemHealth,
     changes,
-    figures,
-    news,
+    gauges,
+    health_change,
     overall,
 )
 
@@ -33,8 +33,8 @@ __all__ = [
     "SystemHealth",
     "Threaded",
     "changes",
-    "figures",
+    "gauges",
+    "health_change",
     "log_changes",
-    "news",
     "overall",
 ]

@@ -69,23 +69,23 @@ class HealthCheckManager:
         self._watching: asyncio.Task[None] | None = None
         self._doubts = 0
         self._seen_doubts = 0
-        self._doubted = asyncio.Event()
+        self._invalidated = asyncio.Event()
 
     def register(self, name: str, priority: HealthCheckPriority, check: Check) -> None:
         """Add a check; its findings stand at this place among the others. ValueError for a name that is taken."""
         if name in self._checks:
             raise ValueError(f"a health check is already called {name!r}")
         self._checks[name] = _Registered(name, priority, check)
-        self.doubt()
+        self.invalidate()
 
     def observe(self, observer: Observer) -> None:
         """Have ``observer`` called after every round with it and the one before, for metrics and events."""
         self._observers.append(observer)
 
-    def doubt(self) -> None:
+    def invalidate(self) -> None:
         """Something failed or was changed: what is known no longer counts, and the next round comes at once."""
         self._doubts += 1
-        self._doubted.set()
+        self._invalidated.set()
 
     async def current(self) -> SystemHealth:
         """What is known where that is fresh, else what the checks answer if that comes within `WAIT_SEC`.
@@ -151,9 +151,9 @@ class HealthCheckManager:
     async def _pause(self, seconds: float) -> None:
         """Wait, but not longer than until something is doubted that no round has seen."""
         if seconds > 0 and self._seen_doubts == self._doubts:
-            self._doubted.clear()
+            self._invalidated.clear()
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._doubted.wait(), seconds)
+                await asyncio.wait_for(self._invalidated.wait(), seconds)
 
     async def _check_all(self) -> SystemHealth:
         began, at, doubts = self._clock(), datetime.now(UTC), self._doubts

@@ -142,7 +142,7 @@ def changes(before: SystemHealth | None, after: SystemHealth) -> list[Change]:
     return [change for change in found if change.before is not change.after]
 
 
-def news(before: SystemHealth | None, after: SystemHealth) -> dict[str, Any] | None:
+def health_change(before: SystemHealth | None, after: SystemHealth) -> dict[str, Any] | None:
     """What to tell where the whole or a finding has another status now, ready for JSON; else None.
 
     Keys: ``status`` and ``before`` of the whole, and ``checks``, the present status of each finding that changed.
@@ -157,7 +157,7 @@ def news(before: SystemHealth | None, after: SystemHealth) -> dict[str, Any] | N
     }
 
 
-def figures(health: SystemHealth) -> Iterator[tuple[str, float, dict[str, str]]]:
+def gauges(health: SystemHealth) -> Iterator[tuple[str, float, dict[str, str]]]:
     """The gauges of a round: name, value, labels. The label is the registered check, so the set is bounded."""
     yield "mcp_health_status", health.status.level, {}
     for check, status in health.by_check().items():

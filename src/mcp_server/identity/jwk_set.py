@@ -25,7 +25,7 @@ _PUBLIC: Final = {"RSA": ("kty", "n", "e"), "EC": ("kty", "crv", "x", "y"), "OKP
 
 
 @dataclass(frozen=True, slots=True)
-class _Key:
+class _JsonWebKey:
     id: str | None
     algorithm: str | None
     kind: str
@@ -65,13 +65,13 @@ class JwkSet:
             fitting = [key for key in fitting if key.id == identity][:1]
         if len(fitting) != 1:
             return None
-        place = (id(fitting[0]), algorithm)
-        if place not in self._loaded:  # it takes as long as a signature
-            self._loaded[place] = _load(fitting[0], algorithm)
-        return self._loaded[place]
+        cache_key = (id(fitting[0]), algorithm)
+        if cache_key not in self._loaded:  # it takes as long as a signature
+            self._loaded[cache_key] = _load(fitting[0], algorithm)
+        return self._loaded[cache_key]
 
 
-def _read(entry: Any) -> _Key | None:
+def _read(entry: Any) -> _JsonWebKey | None:
     """The public half of one entry, or None for one that is not for signatures."""
     if not isinstance(entry, dict) or entry.get("kty") not in _PUBLIC:
         return None
@@ -84,7 +84,7 @@ def _read(entry: Any) -> _Key | None:
         return None
     if not isinstance(identity, str | None) or not isinstance(algorithm, str | None):
         return None
-    key = _Key(identity, algorithm, kind, entry.get("crv"), public)
+    key = _JsonWebKey(identity, algorithm, kind, entry.get("crv"), public)
     fits = next((name for name in _names(key) if key.fits(name)), None)
     if fits is None or _load(key, fits) is None:
         logger.warning("identity.key_left_out kty=%s: it cannot be used for signatures", kind)
@@ -92,11 +92,11 @@ def _read(entry: Any) -> _Key | None:
     return key
 
 
-def _names(key: _Key) -> Sequence[str]:
+def _names(key: _JsonWebKey) -> Sequence[str]:
     return (key.algorithm,) if key.algorithm and key.algorithm[:2] in _TYPES else ("RS256", *_CURVES)
 
 
-def _load(key: _Key, algorithm: str) -> Any | None:
+def _load(key: _JsonWebKey, algorithm: str) -> Any | None:
     from jwt import PyJWK
     from jwt.exceptions import PyJWTError
 

@@ -15,7 +15,7 @@ from mcp_server.config.redact import hide
 from mcp_server.errors import ConfigError
 from mcp_server.identity.base import TOKEN_NAME, Identity, Rejected
 from mcp_server.identity.private_file import read_private, unwritable
-from mcp_server.model.access import OWNER
+from mcp_server.model.access import FULL_ACCESS
 
 TOKEN_FILE: Final = "token"  # noqa: S105 - the name of a file, not a secret
 
@@ -42,7 +42,7 @@ class LocalToken:
         """The owner."""
         if not self.claims(credential):
             raise Rejected("token", "wrong")
-        return Identity(TOKEN_NAME, OWNER)
+        return Identity(TOKEN_NAME, FULL_ACCESS)
 
 
 def load_or_create_token(state_dir: Path) -> tuple[str, bool]:

@@ -21,7 +21,7 @@ from typing import Final, TypeVar
 from mcp_server.config.auth import AuthConfig
 from mcp_server.errors import BusyError
 
-MOST_PLACES: Final = 4096
+MOST_SOURCES: Final = 4096
 """Addresses and keys that are counted; the one that failed the longest ago makes room."""
 MOST_KNOWN: Final = 1024
 KNOWN_SEC: Final = 3600.0
@@ -44,40 +44,40 @@ class Lockout:
     def __init__(self, settings: Callable[[], AuthConfig], clock: Callable[[], float] = time.monotonic) -> None:
         self._settings = settings
         self._clock = clock
-        self._places: OrderedDict[str, _Failures] = OrderedDict()
+        self._sources: OrderedDict[str, _Failures] = OrderedDict()
         self._known: OrderedDict[bytes, float] = OrderedDict()
         self._salt = secrets.token_bytes(16)
 
-    def check(self, credential: str, *places: str) -> None:
+    def check(self, credential: str, *sources: str) -> None:
         """Raise BusyError ``locked_out`` where one of the places is locked and the credential is a new one."""
         if not self._settings().lockout_failures:
             return
         now = self._clock()
-        left = max((self._places[place].until - now for place in places if place in self._places), default=0.0)
+        left = max((self._sources[source].until - now for source in sources if source in self._sources), default=0.0)
         if left <= 0 or self._known.get(self._digest(credential), -math.inf) > now - KNOWN_SEC:
             return
         raise BusyError(
             "too many wrong credentials came from here, or for this key", code="locked_out", retry_after=math.ceil(left)
         )
 
-    def failed(self, *places: str) -> bool:
+    def failed(self, *sources: str) -> bool:
         """Count a wrong credential; whether that locks one of the places."""
         settings, now = self._settings(), self._clock()
         if not settings.lockout_failures:
             return False
         locks = False
-        for place in places:
-            entry = self._places.get(place)
-            # A lock that is over starts the count anew, and so does a failure long after the first.
+        for source in sources:
+            entry = self._sources.get(source)
+            # A lock that is over starts the count again, and so does a failure long after the first.
             over = entry is not None and entry.until <= now
             if entry is None or (over and (entry.until > -math.inf or now - entry.since > settings.lockout_sec)):
-                entry = self._places[place] = _Failures(now)
+                entry = self._sources[source] = _Failures(now)
             entry.count += 1
-            self._places.move_to_end(place)
+            self._sources.move_to_end(source)
             if entry.count >= settings.lockout_failures and entry.until == -math.inf:
                 entry.until = now + settings.lockout_sec
                 locks = True
-        _keep(self._places, MOST_PLACES)
+        _keep(self._sources, MOST_SOURCES)
         return locks
 
     def succeeded(self, credential: str) -> None:
@@ -91,7 +91,7 @@ class Lockout:
         return hashlib.blake2b(credential.encode(), digest_size=16, key=self._salt).digest()
 
 
-def place_of(peer: str) -> str:
+def source_of(peer: str) -> str:
     """What is counted of a peer's address: an IPv4 address, the /64 of an IPv6 address, or the word as it is."""
     try:
         address = ip_address(peer.partition("%")[0])

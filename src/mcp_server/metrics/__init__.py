@@ -5,7 +5,7 @@ Nothing is imported before a page is asked for. `METRICS` is the list of what ca
 
 from __future__ import annotations
 
-from mcp_server.metrics.figures import (
+from mcp_server.metrics.registry import (
     OTHER,
     SERIES_LIMIT,
     VALUES_LIMIT,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from mcp_server.config.sections import MetricsConfig
-from mcp_server.metrics.figures import gauge
+from mcp_server.metrics.registry import gauge
 
 logger = logging.getLogger(__name__)
 

@@ -41,12 +41,12 @@ def _histogram(text: str, *labels: str, buckets: tuple[float, ...], known: tuple
 _QUICK: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _LONG: Final = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0)
 
-STEPS: Final = ("call", "plan", "authorise", "admit", "run", "remember")
+STEPS: Final = ("validate", "plan", "authorize", "admit", "execute", "record")
 ALARMS: Final = ("guard_drops", "guard_lost")
 AUDIT_CODES: Final = ("audit_unavailable", "audit_broken", "disk_full")
 NO_REFUSALS: Final = frozenset(
     {
-        # Of the doors, before there is a call.
+        # Of the interfaces, before there is a call.
         *(
             "unauthorized",
             "locked_out",

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from itertools import accumulate
 from typing import TYPE_CHECKING, Final
 
-from mcp_server.metrics.figures import Family, collect
+from mcp_server.metrics.registry import Family, collect
 
 if TYPE_CHECKING:
     from prometheus_client import Metric as ClientMetric
@@ -15,7 +15,7 @@ CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 """The media type of `exposition`."""
 
 
-class _Collector:
+class _PrometheusCollector:
     """What prometheus_client writes out: our families, then what it reads of this process itself."""
 
     def __init__(self, families: Iterable[Family]) -> None:
@@ -32,7 +32,7 @@ def render(families: Iterable[Family]) -> bytes:
     """The page of these families and of the process's own use; 50 ms at first, so call it in a thread."""
     from prometheus_client import generate_latest
 
-    return generate_latest(_Collector(families))
+    return generate_latest(_PrometheusCollector(families))
 
 
 def exposition() -> bytes:
@@ -47,7 +47,7 @@ def _client_metric(family: Family) -> ClientMetric:
     if metric.kind == "histogram":
         histogram = HistogramMetricFamily(name, metric.help, labels=metric.labels)
         bounds = [*map(str, metric.buckets), "+Inf"]
-        for series, spread in family.spreads.items():
+        for series, spread in family.histograms.items():
             histogram.add_metric(series, list(zip(bounds, accumulate(spread.counts), strict=True)), spread.total)
         return histogram
     kind = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily

@@ -64,7 +64,7 @@ class Access:
         return Permission.ADMIN in self.permissions
 
 
-OWNER: Final = Access(frozenset(Permission))
+FULL_ACCESS: Final = Access(frozenset(Permission))
 """Whoever started the process, and whoever holds the token of its state folder."""
 NOBODY: Final = Access()
 """No permission at all."""

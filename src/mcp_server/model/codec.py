@@ -3,7 +3,7 @@
 Field names are those of the dataclasses. What is empty (None, ``""``, no items) is left out; counts and
 verdicts of a run and its coverage always stand, because a missing zero would read as "not known". Times are
 ISO 8601 in UTC with a ``Z``, tuples are lists, an outcome is its value and a risk its lower-case name.
-This is the stored form; doors show the one of `mcp_server.model.record`, which is read back here too.
+This is the stored form; interfaces show the one of `mcp_server.model.record`, which is read back here too.
 Written by hand: ``dataclasses.asdict`` takes ten times as long, and this is on the way of every answer.
 """
 
@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from mcp_server.errors import ArgumentError
-from mcp_server.model.asset import ExtraPorts, Host, OsMatch, Port, Script, Service
+from mcp_server.model.host import ExtraPorts, Host, OsMatch, Port, Script, Service
 from mcp_server.model.run import Actor, Coverage, Outcome, PortsTested, Raw, Risk, Run
 
 _EMPTY: tuple[Any, ...] = (None, "", [], {})
@@ -119,7 +119,7 @@ def _host_details(value: Host, out: dict[str, Any]) -> None:
 
 
 def _actor(value: Actor) -> dict[str, Any]:
-    out = {"name": value.name, "door": value.door}
+    out = {"name": value.name, "interface": value.interface}
     if value.client:
         out["client"] = value.client
     return out
@@ -258,8 +258,8 @@ def _coverage_from(data: Mapping[str, Any]) -> Coverage:
     )
 
 
-def _actor_from(name: str, door: str, client: str = "") -> Actor:
-    return Actor(name, door, client)
+def _actor_from(name: str, interface: str, client: str = "") -> Actor:
+    return Actor(name, interface, client)
 
 
 _RUN_TEXT_DEFAULTS = {"correlation_id": "", "scope_hash": ""}

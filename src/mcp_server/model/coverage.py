@@ -18,7 +18,7 @@ LISTED = 256
 """How many addresses `Coverage.not_looked_at` lists at most; its count is exact."""
 
 
-class CoverageTally:
+class CoverageCounter:
     """The plan of one run, and what became of each of its addresses."""
 
     def __init__(self, targets: Targets) -> None:

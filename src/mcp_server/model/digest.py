@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
 from mcp_server.model.addresses import Address, addresses_text, ipv4_items, ipv6_items, joined
-from mcp_server.model.asset import Host
-from mcp_server.model.summary import Line, host_line, open_ports_text
+from mcp_server.model.host import Host
+from mcp_server.model.summary import HostSummary, host_summary, open_ports_text
 
 LINE_HOSTS = 1000
 """Hosts whose line is kept; a run with more of them is shown as groups."""
@@ -29,7 +29,7 @@ NOT_KEPT = "open ports not kept here"
 _NOTHING, _TIMED, _UNKEPT = range(3)
 _LEAST = 24
 _TEXTS_FRAME = len(',"from_target":{"version_probe":{}}')
-"""What the list of texts costs besides its entries, as `mcp_server.doors.views` writes it."""
+"""What the list of texts costs besides its entries, as `mcp_server.api.views` writes it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class HostDigest:
         self._v6_high, self._v6_low, self._v6_set = array("Q"), array("Q"), array("I")
         self._sets: dict[str, int] = {NOTHING_OPEN: _NOTHING, TIMED_OUT: _TIMED, NOT_KEPT: _UNKEPT}
         self._room = PORT_SETS_CHARS
-        self._lines: dict[Address, Line] | None = {}
+        self._lines: dict[Address, HostSummary] | None = {}
 
     def add(self, host: Host) -> None:
         """Count one host, and keep what its line and its group need; a host that is not up is passed over."""
@@ -78,7 +78,7 @@ class HostDigest:
         self._keep(address, self._port_set(host))
         if self._lines is None:
             return
-        line = host_line(host)
+        line = host_summary(host)
         if line.parts:
             self._lines[address] = line
         if len(self._lines) > LINE_HOSTS:
@@ -117,7 +117,7 @@ class HostDigest:
         for text, numbers in self._grouped().items():
             v4, v6 = self._without_line(numbers)
             if v4 or v6:
-                entries.append((addresses_text(v4, v6), Line(((text, ""),)), len(v4) + len(v6)))
+                entries.append((addresses_text(v4, v6), HostSummary(((text, ""),)), len(v4) + len(v6)))
         for key, line, hosts in entries:
             text, new = texts.point(line)
             cost = _quoted(key) + _quoted(text) + 2 + texts.cost(new)
@@ -203,7 +203,7 @@ class _Texts:
     def __init__(self) -> None:
         self._numbers: dict[str, int] = {}
 
-    def point(self, line: Line) -> tuple[str, list[str]]:
+    def point(self, line: HostSummary) -> tuple[str, list[str]]:
         """Return the line, with ``#N`` after each part of which a target said something, and the texts that are new."""
         new: list[str] = []
         parts = []

@@ -1,4 +1,4 @@
-"""Hosts and runs as every door shows them whole: the fields of `codec`, with the text of targets set apart.
+"""Hosts and runs as every interface shows them whole: the fields of `codec`, with the text of targets set apart.
 
 What a target wrote stands only under a key ``from_target``. Each key there names where the text came from, and
 everything below it is the target's: ``{"name": "http", "from_target": {"version_probe": {"product": "nginx"}}}``.
@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from mcp_server.model.asset import Host
 from mcp_server.model.codec import to_dict
+from mcp_server.model.host import Host
 from mcp_server.model.run import Run
 from mcp_server.model.summary import is_service_name
 from mcp_server.model.untrusted import FROM_TARGET, VERSION_PROBE

@@ -34,26 +34,26 @@ class Outcome(StrEnum):
     INTERRUPTED = "interrupted"
 
 
-HTTP_DOORS: Final = frozenset({"http", "rest"})
-"""The doors whose callers are known by a credential; the caller of any other is the user who started the process."""
+HTTP_INTERFACES: Final = frozenset({"http", "rest"})
+"""The interfaces whose callers are known by a credential; the caller of any other is the user who started the process."""
 
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """Who calls, through which door (stdio, http, rest or cli), and what it may do: nothing, unless the door says more.
+    """Who calls, through which interface (stdio, http, rest or cli), and what it may do: nothing, unless the interface says more.
 
     ``access`` is no part of what is remembered.
     """
 
     name: str
-    door: str
+    interface: str
     client: str = ""
     access: Access = field(default=NOBODY, compare=False, repr=False)
 
     @property
     def over_http(self) -> str:
         """Its name where it came over HTTP, or else the empty one, which is nobody's there."""
-        return self.name if self.door in HTTP_DOORS else ""
+        return self.name if self.interface in HTTP_INTERFACES else ""
 
     @property
     def own_runs(self) -> str | None:

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from mcp_server.model.addresses import ranges
-from mcp_server.model.asset import Host, Port, Service
+from mcp_server.model.host import Host, Port, Service
 
 MAYBE_LISTED = 16
 """Open|filtered ports of one transport that are listed; more are given as their count."""
@@ -29,13 +29,13 @@ _SERVICE = re.compile(r"(?!\d+/)[A-Za-z0-9][A-Za-z0-9._+:/-]{0,31}")
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class HostSummary:
     """One host: parts in our words, each with what the target said of it (or an empty string)."""
 
     parts: tuple[tuple[str, str], ...] = ()
 
 
-def host_line(host: Host) -> Line:
+def host_summary(host: Host) -> HostSummary:
     """Return what is worth telling of a host, or a line without parts where that is nothing."""
     factored: dict[tuple[str, str], list[Port]] = {}
     for port in host.ports:
@@ -58,7 +58,7 @@ def host_line(host: Host) -> Line:
     parts += [(ours, "") for ours in more]
     if name:
         parts[0] = (f"{name}: {parts[0][0]}", parts[0][1])
-    return Line(tuple(parts))
+    return HostSummary(tuple(parts))
 
 
 def open_ports_text(host: Host) -> str:
@@ -89,16 +89,16 @@ def _maybe_open(host: Host, *, exact: bool = True) -> list[str]:
     for port in host.ports:
         if port.state == "open|filtered":
             listed.setdefault(port.transport, []).append(port)
-    folded = sum(extra.count for extra in host.extra_ports if extra.state == "open|filtered")
+    projected = sum(extra.count for extra in host.extra_ports if extra.state == "open|filtered")
     parts = []
     for ports in listed.values():
         if len(ports) <= MAYBE_LISTED:
             parts.append(_ports(ports, "?"))
         else:
-            folded += len(ports)
-    if folded:
+            projected += len(ports)
+    if projected:
         # Hosts are grouped by this text, and a count that differs by one would keep them apart.
-        parts.append(f"{folded} ports open|filtered" if exact else "more open|filtered")
+        parts.append(f"{projected} ports open|filtered" if exact else "more open|filtered")
     return parts
 
 
@@ -118,7 +118,7 @@ def is_service_name(text: str) -> bool:
 
 
 def _confined(text: str) -> str:
-    """Keep a text from ending the part it stands in; the escape is that of `neutralise`."""
+    """Keep a text from ending the part it stands in; the escape is that of `sanitize`."""
     return _shortened(text.replace(";", "\\x3b"))
 
 

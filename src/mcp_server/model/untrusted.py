@@ -8,7 +8,7 @@ The escapes cannot be forged, because what they are made of is itself escaped: a
 ellipsis, which marks a cut, is written ``\u2026``. They can be read back: ``\xNN`` is a control character
 below 0x80 or an undecodable byte from 0x80 up, ``\uNNNN`` and ``\UNNNNNNNN`` are code points.
 
-`neutralise` is applied once, where text is parsed; `visible` is the net at every way out (docs/untrusted-output.md).
+`sanitize` is applied once, where text is parsed; `visible` is the net at every way out (docs/untrusted-output.md).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ CALL_TEXT_LIMIT: Final = 16 * 1024 * 1024
 """Characters of text from all hosts of one call together."""
 
 FROM_TARGET: Final = "from_target"
-"""The key under which every door shows text of targets, by source, and nothing else does."""
+"""The key under which every interface shows text of targets, by source, and nothing else does."""
 VERSION_PROBE: Final = "version_probe"
 """The source of product, version and the like: what a service answered when it was asked what it is."""
 
@@ -68,7 +68,7 @@ def _escaped(char: str) -> str:
     return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
-def neutralise(text: str | bytes, limit: int = FIELD_LIMIT) -> str:
+def sanitize(text: str | bytes, limit: int = FIELD_LIMIT) -> str:
     """Return ``text`` with everything invisible or active made visible, at most ``limit`` characters of it.
 
     Bytes are read as UTF-8. A cut is marked with ``…`` and the number of input characters left out, e.g.
@@ -90,10 +90,10 @@ def neutralise(text: str | bytes, limit: int = FIELD_LIMIT) -> str:
     return "".join(out)
 
 
-def visible(text: str) -> str:
+def escape(text: str) -> str:
     r"""Return ``text`` with whatever is still hidden in it escaped, line breaks apart.
 
-    The net before a terminal or a log: it does not change what `neutralise` has made, and what slipped past that
+    The net before a terminal or a log: it does not change what `sanitize` has made, and what slipped past that
     still cannot act there. Backslashes stay as they are, so its escapes are not proof against forgery.
     """
     if text.isascii() and text.replace("\n", "").isprintable():
@@ -124,7 +124,7 @@ class TextBudget:
         self._call = max(0, self._call - characters)
 
     def take(self, text: str, limit: int = FIELD_LIMIT) -> str:
-        """Return ``text`` neutralised, cut to ``limit`` and to what is left, and count it."""
-        out = neutralise(text, min(limit, self.room))
+        """Return ``text`` sanitized, cut to ``limit`` and to what is left, and count it."""
+        out = sanitize(text, min(limit, self.room))
         self.spend(len(out))
         return out

@@ -17,7 +17,7 @@ from mcp_server.scope.policy import ScopePolicy
 from mcp_server.scope.radix import Prefix, RadixTree
 from mcp_server.scope.ranges import WIDTHS, Span, span
 from mcp_server.scope.refused import WELL_KNOWN
-from mcp_server.scope.terms import Line, Verdict
+from mcp_server.scope.terms import PolicyEntry, Verdict
 
 MOST_KEPT: Final = 256
 """Actors whose policies are kept compiled; the one that has not called for the longest gives way."""
@@ -53,7 +53,7 @@ class ActorPolicy(ScopePolicy):
         """How many those are."""
         return len(self._touched)
 
-    def lines(self, at_most: int) -> tuple[Line, ...]:
+    def lines(self, at_most: int) -> tuple[PolicyEntry, ...]:
         """The first ``at_most`` of them with their terms."""
         return tuple(map(self._allow.line, self._touched[:at_most]))
 

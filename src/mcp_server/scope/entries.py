@@ -16,7 +16,7 @@ from mcp_server.scope.radix import Prefix
 from mcp_server.scope.ranges import WIDTHS
 from mcp_server.scope.reading import MAPPED, read_target, shown
 from mcp_server.scope.refused import WELL_KNOWN
-from mcp_server.scope.terms import Line, Terms
+from mcp_server.scope.terms import PolicyEntry, Terms
 
 HINT: Final = "Use RFC1918, loopback, an address, a CIDR without host bits, or a name suffix such as .lab.internal."
 FILE_HINT: Final = (
@@ -100,9 +100,9 @@ class Entries:
         self.numbers.append(number)
         self.terms.append(terms)
 
-    def line(self, position: int) -> Line:
+    def line(self, position: int) -> PolicyEntry:
         """The entry at a position, as a verdict names it."""
-        return Line(self.spellings[position], self.terms[position], self.numbers[position])
+        return PolicyEntry(self.spellings[position], self.terms[position], self.numbers[position])
 
     def _take(self, spelling: str, position: int, *parts: str) -> bool:
         if self._positions.setdefault(spelling, position) != position:

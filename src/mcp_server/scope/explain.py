@@ -1,4 +1,4 @@
-"""What the policy says of a target, or of itself, for every door that explains instead of running."""
+"""What the policy says of a target, or of itself, for every interface that explains instead of running."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from datetime import datetime
 from typing import Any, Final
 
 from mcp_server.errors import AccessError, NetworkToolsError, RefusedError
-from mcp_server.model.access import OWNER, Access
+from mcp_server.model.access import FULL_ACCESS, Access
 from mcp_server.model.run import Risk
 from mcp_server.model.target import Evidence, Target
-from mcp_server.model.untrusted import neutralise
+from mcp_server.model.untrusted import sanitize
 from mcp_server.scope.permission import require_risk
 from mcp_server.scope.policy import ScopePolicy
 from mcp_server.scope.reading import SHOWN_CHARS
 from mcp_server.scope.resolve import pin_targets
 from mcp_server.scope.resolver import Resolver
-from mcp_server.scope.terms import Line, Verdict, strictest_rate
+from mcp_server.scope.terms import PolicyEntry, Verdict, strictest_rate
 
 ENTRIES_SHOWN: Final = 100
 """Entries of a policy that its description lists; the totals are exact."""
@@ -33,7 +33,7 @@ async def explain(
     now: datetime,
     risk: Risk = Risk.PASSIVE,
     allow_intrusive: bool,
-    access: Access = OWNER,
+    access: Access = FULL_ACCESS,
 ) -> dict[str, Any]:
     """Say whether ``text`` may be touched at ``now`` with ``risk`` by one with ``access``, by the road a call takes.
 
@@ -47,7 +47,7 @@ async def explain(
     up, once, for whoever may ask for this risk. ``allow_intrusive`` is ``security.allow_intrusive``.
     """
     answer: dict[str, Any] = {
-        "target": neutralise(text, SHOWN_CHARS),
+        "target": sanitize(text, SHOWN_CHARS),
         "allowed": False,
         "code": None,
         "hint": None,
@@ -143,7 +143,7 @@ def _verdicts(target: Target, policy: ScopePolicy) -> list[Verdict]:
     return verdicts if target.name is None else [policy.check_name(target.name), *verdicts]
 
 
-def _line(line: Line) -> dict[str, Any]:
+def _line(line: PolicyEntry) -> dict[str, Any]:
     return {
         "entry": line.entry,
         "line": line.number,
@@ -156,4 +156,4 @@ def _line(line: Line) -> dict[str, Any]:
 def _resolved(evidence: Evidence | None) -> dict[str, Any] | None:
     if evidence is None:
         return None
-    return evidence.as_dict() | {"aliases": [neutralise(alias, SHOWN_CHARS) for alias in evidence.aliases]}
+    return evidence.as_dict() | {"aliases": [sanitize(alias, SHOWN_CHARS) for alias in evidence.aliases]}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from mcp_server.errors import AccessError, BusyError
 from mcp_server.model.run import Risk
 from mcp_server.model.target import Network
-from mcp_server.scope.terms import Grant, Limits, Line, strictest_rate
+from mcp_server.scope.terms import Grant, PolicyEntry, PolicyLimits, strictest_rate
 
 if TYPE_CHECKING:
     from mcp_server.scope.policy import ScopePolicy
@@ -39,13 +39,13 @@ def grant(
     return Grant(lines, strictest_rate(lines, policy.limits))
 
 
-def opening(policy: ScopePolicy, line: Line, now: datetime) -> datetime | None:
+def opening(policy: ScopePolicy, line: PolicyEntry, now: datetime) -> datetime | None:
     """When the first of a line's windows opens next, in its own time; None where one is open, or there are none."""
     moments = [policy.windows[name].next_opening(now) for name in line.terms.windows]
     return None if None in moments else min((moment for moment in moments if moment is not None), default=None)
 
 
-def _check_risk(lines: Sequence[Line], risk: Risk) -> None:
+def _check_risk(lines: Sequence[PolicyEntry], risk: Risk) -> None:
     strictest = min(lines, key=lambda line: line.terms.max_risk, default=None)
     if strictest is not None and risk > strictest.terms.max_risk:
         raise AccessError(
@@ -57,7 +57,7 @@ def _check_risk(lines: Sequence[Line], risk: Risk) -> None:
         )
 
 
-def _check_windows(policy: ScopePolicy, lines: Sequence[Line], now: datetime) -> None:
+def _check_windows(policy: ScopePolicy, lines: Sequence[PolicyEntry], now: datetime) -> None:
     closed = [(moment, line) for line in lines if (moment := opening(policy, line, now)) is not None]
     if not closed:
         return
@@ -73,7 +73,7 @@ def _check_windows(policy: ScopePolicy, lines: Sequence[Line], now: datetime) ->
     )
 
 
-def _check_size(limits: Limits, addresses: int, ports: int, probes: int) -> None:
+def _check_size(limits: PolicyLimits, addresses: int, ports: int, probes: int) -> None:
     product = addresses * max(ports, 1)
     if limits.addresses_x_ports is not None and product > limits.addresses_x_ports:
         raise BusyError(

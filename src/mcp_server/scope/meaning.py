@@ -15,7 +15,7 @@ from mcp_server.scope.guard_sets import GuardSets
 from mcp_server.scope.radix import RadixTree
 from mcp_server.scope.ranges import WIDTHS, Span, ipv4_networks, ipv6_networks, merged, span, without
 from mcp_server.scope.refused import WELL_KNOWN
-from mcp_server.scope.terms import Limits, Terms
+from mcp_server.scope.terms import PolicyLimits, Terms
 from mcp_server.scope.windows import Window
 
 _LOOPBACK: Final[dict[int, list[Span]]] = {network.version: [span(network)] for network in WELL_KNOWN["loopback"]}
@@ -25,7 +25,7 @@ def digest(
     allow: Entries,
     exclude: Entries,
     trees: Mapping[int, tuple[RadixTree, RadixTree, RadixTree]],
-    limits: Limits,
+    limits: PolicyLimits,
     windows: Mapping[str, Window],
     resolvers: Iterable[IPv4Address | IPv6Address],
     refused: Iterable[tuple[Network, str]],

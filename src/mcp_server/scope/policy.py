@@ -22,7 +22,7 @@ from mcp_server.scope.radix import Prefix, RadixTree, cut
 from mcp_server.scope.ranges import WIDTHS, Span, merged, prefixes, span, without
 from mcp_server.scope.reading import shown
 from mcp_server.scope.refused import ALWAYS_REFUSED, WELL_KNOWN
-from mcp_server.scope.terms import Grant, Limits, Line, Terms, Verdict, strictest_rate
+from mcp_server.scope.terms import Grant, PolicyEntry, PolicyLimits, Terms, Verdict, strictest_rate
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -54,7 +54,7 @@ class ScopePolicy:
         *,
         source: str = SETTING,
         name: str = "",
-        limits: Limits | None = None,
+        limits: PolicyLimits | None = None,
         windows: Mapping[str, Window] | None = None,
         resolvers: tuple[IPv4Address | IPv6Address, ...] = (),
         called: str = "the scope",
@@ -62,7 +62,7 @@ class ScopePolicy:
         self._called = called
         self.source = source
         self.name = name
-        self.limits: Final = limits or Limits()
+        self.limits: Final = limits or PolicyLimits()
         self.windows: Final = MappingProxyType(dict(windows or {}))
         self.resolvers: Final = resolvers
         self._allow: Final = allow
@@ -147,7 +147,7 @@ class ScopePolicy:
         """How many entries are allowed."""
         return len(self._allow.spellings)
 
-    def lines(self, at_most: int) -> tuple[Line, ...]:
+    def lines(self, at_most: int) -> tuple[PolicyEntry, ...]:
         """The first ``at_most`` allowed entries with their terms, in their order."""
         return tuple(map(self._allow.line, range(min(at_most, self.size))))
 
@@ -341,14 +341,14 @@ class ScopePolicy:
         more = " and more" if len(rest) > LINES_SHOWN else ""
         return f"Allowed of it: {', '.join(map(_text, rest[:LINES_SHOWN]))}{more}."
 
-    def _excluding(self, name: str) -> Line | None:
-        # To exclude a suffix is to exclude the name itself too: who shuts a door means the whole house.
+    def _excluding(self, name: str) -> PolicyEntry | None:
+        # To exclude a suffix is to exclude the name itself too: who shuts a interface means the whole house.
         for form in (f".{name}", *_forms(name)):
             if (position := self._exclude.names.get(form)) is not None:
                 return self._exclude.line(position)
         return None
 
-    def _lines(self, positions: Sequence[int]) -> tuple[Line, ...]:
+    def _lines(self, positions: Sequence[int]) -> tuple[PolicyEntry, ...]:
         shown_ = dict.fromkeys(positions[:LINES_SHOWN])
         if len(positions) > LINES_SHOWN:
             terms = {self._allow.terms[position]: position for position in reversed(positions)}
@@ -368,7 +368,7 @@ def read_entry(text: str) -> tuple[str, tuple[Network, ...]]:
 
 
 def _out(
-    reason: Callable[[], str], *, hint: Callable[[], str | None] | None = None, lines: tuple[Line, ...] = ()
+    reason: Callable[[], str], *, hint: Callable[[], str | None] | None = None, lines: tuple[PolicyEntry, ...] = ()
 ) -> Verdict:
     return Verdict(False, reason, code="target_out_of_scope", hint=hint, lines=lines)
 

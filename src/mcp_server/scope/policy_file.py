@@ -23,7 +23,7 @@ from mcp_server.scope.ranges import span
 from mcp_server.scope.reading import read_target, shown
 from mcp_server.scope.refused import ALWAYS_REFUSED
 from mcp_server.scope.strict_yaml import Node, Text, parse
-from mcp_server.scope.terms import Limits, Terms
+from mcp_server.scope.terms import PolicyLimits, Terms
 from mcp_server.scope.windows import Window
 
 MAX_BYTES: Final = 16 * 1024 * 1024
@@ -49,7 +49,7 @@ class PolicyFile:
     name: str = ""
     allow: Entries = field(default_factory=Entries)
     exclude: Entries = field(default_factory=Entries)
-    limits: Limits = field(default_factory=Limits)
+    limits: PolicyLimits = field(default_factory=PolicyLimits)
     windows: dict[str, Window] = field(default_factory=dict)
     resolvers: tuple[IPv4Address | IPv6Address, ...] = ()
 
@@ -170,10 +170,10 @@ def _top(root: Node | None) -> dict[str, Node]:
     return {key: node for key, node in found.items() if key == "allow" or not (isinstance(node, Text) and node.is_null)}
 
 
-def _limits(keys: dict[str, Node]) -> Limits:
+def _limits(keys: dict[str, Node]) -> PolicyLimits:
     whole = {key: number(node, key) for key, node in keys.items() if key != "packets_per_second"}
     per_second = keys.get("packets_per_second")
-    return Limits(**whole, packets_per_second=None if per_second is None else rate(per_second))
+    return PolicyLimits(**whole, packets_per_second=None if per_second is None else rate(per_second))
 
 
 def _resolvers(node: Node | None) -> tuple[IPv4Address | IPv6Address, ...]:

@@ -18,7 +18,7 @@ from typing import Final
 
 from mcp_server.errors import ArgumentError, RefusedError, TargetError
 from mcp_server.model.target import Network
-from mcp_server.model.untrusted import neutralise
+from mcp_server.model.untrusted import sanitize
 
 MAX_CHARS: Final = 255
 """The longest target text that is read, in characters."""
@@ -75,7 +75,7 @@ def read_target(text: str) -> ParsedTarget:
 
 def shown(text: str) -> str:
     """The caller's text as a message may repeat it: escaped, quoted and short."""
-    return f"'{neutralise(text, SHOWN_CHARS)}'"
+    return f"'{sanitize(text, SHOWN_CHARS)}'"
 
 
 def _invalid(text: str, why: str, hint: str | None = None) -> TargetError:
@@ -106,7 +106,7 @@ def _check_characters(text: str) -> None:
 
 
 def _named(char: str) -> str:
-    return f"'{neutralise(char)}' (U+{ord(char):04X})"
+    return f"'{sanitize(char)}' (U+{ord(char):04X})"
 
 
 def _forbidden(text: str, char: str, where: str) -> RefusedError:

@@ -34,7 +34,7 @@ class Resolver(Protocol):
         ...
 
 
-class Remembered:
+class CachingResolver:
     """A resolver that asks another one once for each name, so that two looks at one call see one answer."""
 
     def __init__(self, resolver: Resolver) -> None:

@@ -20,7 +20,7 @@ class Terms:
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class PolicyLimits:
     """Caps of one call and of an hour; None: no bound.
 
     ``addresses_x_ports`` is the product for one call. Packets are what a tool's estimate calls probes.
@@ -32,7 +32,7 @@ class Limits:
     packets_per_second: float | None = None
 
 
-class Line(NamedTuple):
+class PolicyEntry(NamedTuple):
     """A line of the policy that decides: its entry in canonical spelling, its terms, and its number in the file."""
 
     entry: str
@@ -62,7 +62,7 @@ class Verdict:
         entry: str | None = None,
         code: str | None = None,
         hint: Callable[[], str | None] | None = None,
-        lines: tuple[Line, ...] = (),
+        lines: tuple[PolicyEntry, ...] = (),
     ) -> None:
         self.allowed = allowed
         self.entry = entry
@@ -96,7 +96,7 @@ class Verdict:
 class Grant:
     """What the policy granted a call: by which lines, and the most packets a second (None: no bound)."""
 
-    lines: tuple[Line, ...] = ()
+    lines: tuple[PolicyEntry, ...] = ()
     packets_per_second: float | None = None
 
     @property
@@ -105,7 +105,7 @@ class Grant:
         return tuple(str(line) for line in self.lines)
 
 
-def strictest_rate(lines: Iterable[Line], limits: Limits) -> float | None:
+def strictest_rate(lines: Iterable[PolicyEntry], limits: PolicyLimits) -> float | None:
     """The lowest of the rates that lines and limits bound, in packets a second; None where nothing does."""
     rates = [line.terms.packets_per_second for line in lines]
     return min((rate for rate in (*rates, limits.packets_per_second) if rate is not None), default=None)

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from mcp_server.model.asset import Host
+from mcp_server.model.host import Host
 from mcp_server.model.run import Outcome, Raw, Run
 
 T = TypeVar("T")
@@ -24,7 +24,7 @@ class Page(Generic[T]):
 class Store(Protocol):
     """Runs, coverage, addresses, endpoints, services and observations. One instance serves one process.
 
-    ``caller`` is the name of an actor of an HTTP door, and then there are no runs but those it had made over one; None:
+    ``caller`` is the name of an actor of an HTTP interface, and then there are no runs but those it had made over one; None:
     all there are. To that actor a run of another one is `NotFoundError` as one is that never was, found out by the one
     question that looks for it.
 

@@ -21,7 +21,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from mcp_server import metrics
 from mcp_server.errors import NetworkToolsError
-from mcp_server.store.medium import unavailable
+from mcp_server.store.failures import unavailable
 
 T = TypeVar("T")
 Work = Callable[[Connection], T]

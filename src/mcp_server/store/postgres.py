@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from mcp_server.errors import ConfigError, NetworkToolsError
 from mcp_server.store.database import Database, T, Work
-from mcp_server.store.medium import closed, disk_full, unavailable
+from mcp_server.store.failures import closed, disk_full, unavailable
 
 CONNECT_SECONDS = 10
 COMMAND_SECONDS = 60
@@ -18,7 +18,7 @@ _MIGRATION_LOCK = 0x6D63706E
 
 _RETRY_STATES = frozenset({"40001", "40P01"})  # serialisation failure, deadlock
 _FULL_STATES = frozenset({"53100"})  # disk full
-_AUTHORISATION_CLASSES = frozenset({"28", "42", "3D"})  # authorisation, privilege, no such database
+_AUTHORISATION_CLASSES = frozenset({"28", "42", "3D"})  # authorization, privilege, no such database
 
 
 class PostgresDatabase(Database):

@@ -9,8 +9,8 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Select, bindparam, func, select, tuple_
 
 from mcp_server.errors import NotFoundError
-from mcp_server.model.asset import Host
-from mcp_server.model.run import HTTP_DOORS, Outcome, Run
+from mcp_server.model.host import Host
+from mcp_server.model.run import HTTP_INTERFACES, Outcome, Run
 from mcp_server.store.base import Page
 from mcp_server.store.paging import bad_cursor, decode_cursor, encode_cursor
 from mcp_server.store.rows import host_from_payload, run_from_row
@@ -31,8 +31,8 @@ _RUN = (
 # Kept, because SQLAlchemy remembers the compiled form of a statement best by the very object.
 _RUN_BY_ID = _RUN.where(runs.c.id == bindparam("run_id"))
 _SEQ_BY_ID = select(runs.c.seq).where(runs.c.id == bindparam("run_id"))
-# The door as well: a user of this machine may have any name.
-_HIS: ColumnElement[bool] = (runs.c.actor_name == bindparam("caller")) & runs.c.actor_door.in_(sorted(HTTP_DOORS))
+# The interface as well: a user of this machine may have any name.
+_HIS: ColumnElement[bool] = (runs.c.actor_name == bindparam("caller")) & runs.c.interface.in_(sorted(HTTP_INTERFACES))
 _OWN_RUN_BY_ID = _RUN_BY_ID.where(_HIS)
 _OWN_SEQ_BY_ID = _SEQ_BY_ID.where(_HIS)
 
@@ -85,7 +85,7 @@ def list_runs(connection: Connection, limit: int, cursor: str | None, chosen: Ch
     """A page of runs, the newest first."""
     query = chosen.of(_RUN).order_by(runs.c.seq.desc()).limit(limit + 1)
     if cursor is not None:
-        query = query.where(runs.c.seq < _place(connection, cursor, chosen.caller))
+        query = query.where(runs.c.seq < _position(connection, cursor, chosen.caller))
     found = connection.execute(query).all()
     total = connection.scalar(chosen.of(select(func.count()).select_from(runs)))
     shown = found[:limit]
@@ -94,7 +94,7 @@ def list_runs(connection: Connection, limit: int, cursor: str | None, chosen: Ch
     return Page(tuple(_with_ports(connection, shown)), total or 0, following)
 
 
-def _place(connection: Connection, cursor: str, caller: str | None) -> int:
+def _position(connection: Connection, cursor: str, caller: str | None) -> int:
     """The number of the run that a cursor names; one that is not the caller's is as wrong as one made up."""
     (run_id,) = decode_cursor("runs", cursor, str)
     try:

@@ -12,8 +12,8 @@ from typing import Any
 from pydantic_core import PydanticSerializationError, to_json
 
 from mcp_server.errors import ArgumentError
-from mcp_server.model.asset import Host
 from mcp_server.model.codec import host_from_dict, to_dict
+from mcp_server.model.host import Host
 from mcp_server.model.run import Actor, Coverage, Outcome, PortsTested, Raw, Risk, Run
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -69,7 +69,7 @@ def run_row(run: Run) -> dict[str, Any]:
         "started": micros(run.started),
         "ended": None if run.ended is None else micros(run.ended),
         "actor_name": _storable(run.actor.name),
-        "actor_door": run.actor.door,
+        "interface": run.actor.interface,
         "actor_client": _storable(run.actor.client),
         "correlation_id": _storable(run.correlation_id),
         "scope_hash": run.scope_hash,
@@ -134,7 +134,7 @@ def run_from_row(row: Mapping[Any, Any], ports: Iterable[Mapping[Any, Any]]) -> 
         id=row["id"],
         tool=row["tool"],
         parameters=json.loads(row["parameters"]),
-        actor=Actor(row["actor_name"], row["actor_door"], row["actor_client"]),
+        actor=Actor(row["actor_name"], row["interface"], row["actor_client"]),
         correlation_id=row["correlation_id"],
         scope_hash=row["scope_hash"],
         risk=Risk(row["risk"]),

@@ -64,7 +64,7 @@ runs = Table(
     _number("started"),
     Column("ended", BigInteger),
     _text("actor_name"),
-    _text("actor_door"),
+    _text("interface"),
     _text("actor_client"),
     _text("correlation_id"),
     _text("scope_hash"),

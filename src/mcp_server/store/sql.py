@@ -10,19 +10,19 @@ from pathlib import Path
 from sqlalchemy import Connection
 
 from mcp_server.errors import ArgumentError
-from mcp_server.model.asset import Host
+from mcp_server.model.host import Host
 from mcp_server.model.run import Outcome, PortsTested, Raw, Run
 from mcp_server.store import queries
 from mcp_server.store.base import Page
 from mcp_server.store.blobs import iter_raw, read_raw
 from mcp_server.store.database import Database
-from mcp_server.store.fold import FoldWorker
+from mcp_server.store.failures import closed, explain_os_error
 from mcp_server.store.folders import make_private
 from mcp_server.store.leftovers import remove_leftovers
-from mcp_server.store.medium import closed, explain_os_error
 from mcp_server.store.migrate import migrate
 from mcp_server.store.owners import Owner
 from mcp_server.store.paging import check_limit
+from mcp_server.store.projection import ProjectionWorker
 from mcp_server.store.recovery import recover
 from mcp_server.store.rows import micros, observation_rows
 from mcp_server.store.statements import Statements
@@ -44,7 +44,7 @@ class SqlStore:
         self._state_dir = state_dir
         self._owner: Owner | None = None
         self._statements: Statements | None = None
-        self._fold: FoldWorker | None = None
+        self._project: ProjectionWorker | None = None
         self._networks: dict[str, int] = {}
         self._begun: dict[str, tuple[int, tuple[PortsTested, ...]]] = {}
 
@@ -61,21 +61,21 @@ class SqlStore:
             await self._database.open()
             await migrate(self._database)
             self._statements = Statements(self._database.dialect)
-            self._fold = FoldWorker(self._database, self._statements)
+            self._project = ProjectionWorker(self._database, self._statements)
             interrupted, unfolded = await recover(self._database, self._statements, self._owner, self._state_dir)
             await remove_leftovers(self._database, self._owner, self._state_dir)
         except BaseException:
             await self.close()
             raise
-        self._fold.start()
-        self._fold.add(*unfolded)
+        self._project.start()
+        self._project.add(*unfolded)
         return interrupted
 
     async def close(self) -> None:
         """Release every connection; safe to call twice. What is not folded within half a second waits for the next."""
-        if self._fold is not None:
-            await self._fold.stop(_CLOSE_GRACE_SECONDS)
-            self._fold = None
+        if self._project is not None:
+            await self._project.stop(_CLOSE_GRACE_SECONDS)
+            self._project = None
         self._statements = None
         await self._database.close()
         if self._owner is not None:
@@ -173,10 +173,10 @@ class SqlStore:
         """Wait until every observation written so far is folded into the present state."""
         await self._folder().settle()
 
-    def _folder(self) -> FoldWorker:
-        if self._fold is None:
+    def _folder(self) -> ProjectionWorker:
+        if self._project is None:
             raise closed()
-        return self._fold
+        return self._project
 
     def _ready(self) -> Statements:
         if self._statements is None:

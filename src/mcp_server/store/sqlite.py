@@ -19,8 +19,8 @@ from sqlalchemy.exc import DBAPIError
 
 from mcp_server.errors import NetworkToolsError, PlatformError
 from mcp_server.store.database import Database, T, Work
+from mcp_server.store.failures import closed, disk_full, explain_os_error, unavailable
 from mcp_server.store.folders import make_private, make_private_file
-from mcp_server.store.medium import closed, disk_full, explain_os_error, unavailable
 
 BUSY_SECONDS = 10
 """How long a write waits for another process's."""

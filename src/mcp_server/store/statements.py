@@ -67,9 +67,9 @@ class Statements:
             .inline(),  # the keys that were made are not asked for
             _names(schema.observations, "id"),
         )
-        self.addresses = self._fold(schema.addresses, keep_if_empty=("mac", "vendor", "names"))
-        self.endpoints = self._fold(schema.endpoints)
-        self.services = self._fold(schema.services)
+        self.addresses = self._project(schema.addresses, keep_if_empty=("mac", "vendor", "names"))
+        self.endpoints = self._project(schema.endpoints)
+        self.services = self._project(schema.services)
 
     def _insert(self, table: Table) -> Any:
         return insert_for(self._dialect, table)
@@ -83,7 +83,7 @@ class Statements:
         )
         return self._compile(statement.inline(), _names(table))
 
-    def _fold(self, table: Table, keep_if_empty: tuple[str, ...] = ()) -> Statement:
+    def _project(self, table: Table, keep_if_empty: tuple[str, ...] = ()) -> Statement:
         """An observation widens the interval of its row and, where it is the newest, gives the row its values.
 
         An empty value in a column of ``keep_if_empty`` says "not seen this time" and leaves the known one.

@@ -7,26 +7,26 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field
 
-from mcp_server.base_tool import (
+from mcp_server.errors import ArgumentError, TargetError
+from mcp_server.model.run import PortsTested, Risk
+from mcp_server.model.target import Targets
+from mcp_server.model.untrusted import sanitize
+from mcp_server.tools.base import (
     EXTRA_ARGS_MAX_CHARS,
-    Invocation,
+    Command,
     MCPBaseTool,
     OutputParser,
     TargetText,
     ToolParameters,
 )
-from mcp_server.errors import ArgumentError, TargetError
-from mcp_server.flags import Setting, check_characters
-from mcp_server.model.run import PortsTested, Risk
-from mcp_server.model.target import Targets
-from mcp_server.model.untrusted import neutralise
-from mcp_server.tools.nmap_argv import build_args, estimate
-from mcp_server.tools.nmap_flags import FLAGS
-from mcp_server.tools.nmap_ports import MAX_PORTS_CHARS, PORTS_HINT, parse_ports
-from mcp_server.tools.nmap_rate import bounded
-from mcp_server.tools.nmap_scan import DEFAULT_MODE, Scan, resolve
-from mcp_server.tools.nmap_script_args import ARGS_HINT, MAX_ARGS, parse_script_args
-from mcp_server.tools.nmap_scripts import MAX_SCRIPTS, NAMES_HINT, files_of, parse_scripts
+from mcp_server.tools.flags import Setting, check_characters
+from mcp_server.tools.nmap.argv import build_args, estimate
+from mcp_server.tools.nmap.flags import FLAGS
+from mcp_server.tools.nmap.ports import MAX_PORTS_CHARS, PORTS_HINT, parse_ports
+from mcp_server.tools.nmap.rate import bounded
+from mcp_server.tools.nmap.scan import DEFAULT_MODE, Scan, resolve
+from mcp_server.tools.nmap.script_args import ARGS_HINT, MAX_ARGS, parse_script_args
+from mcp_server.tools.nmap.scripts import MAX_SCRIPTS, NAMES_HINT, files_of, parse_scripts
 
 MAX_ADDRESSES = 1024
 MAX_TARGETS = 256
@@ -119,7 +119,7 @@ class NmapTool(MCPBaseTool):
         """A probe where only hosts are looked for, else a scan, intrusive by what is asked of it."""
         return _risk(self._scan(parameters, settings))
 
-    def compile(self, parameters: NmapInput, targets: Targets, settings: tuple[Setting, ...]) -> Invocation:
+    def build_command(self, parameters: NmapInput, targets: Targets, settings: tuple[Setting, ...]) -> Command:
         """Return the argv of one scan, its risk, the ports it will test and about what it costs.
 
         Pure. Raises ArgumentError for values that are wrong or contradict each other, TargetError for targets that
@@ -127,7 +127,7 @@ class NmapTool(MCPBaseTool):
         """
         scan = bounded(self._scan(parameters, settings), self.policy.max_rate)
         _check_targets(targets, scan, self.max_addresses)
-        return Invocation(
+        return Command(
             args=build_args(
                 scan,
                 targets,
@@ -154,11 +154,11 @@ class NmapTool(MCPBaseTool):
             raw_sockets=self.policy.raw_sockets,
         )
 
-    def parser(self, parameters: Any, targets: Targets, invocation: Invocation) -> OutputParser:  # noqa: ARG002 - the contract's parameter; the XML does not depend on it
+    def parser(self, parameters: Any, targets: Targets, command: Command) -> OutputParser:  # noqa: ARG002 - the contract's parameter; the XML does not depend on it
         """A fresh parser of nmap's XML."""
-        from mcp_server.tools.nmap_xml import NmapXmlParser
+        from mcp_server.tools.nmap.xml import NmapXmlParser
 
-        return NmapXmlParser(targets, invocation.ports)
+        return NmapXmlParser(targets, command.ports)
 
 
 def _written(parameters: NmapInput) -> dict[str, Any]:
@@ -213,7 +213,7 @@ def _check_targets(targets: Targets, scan: Scan, max_addresses: int) -> None:
         )
     if len(targets.versions) > 1:
         four, six = (
-            next(neutralise(item.given, 64) for item in targets.items if any(net.version == v for net in item.networks))
+            next(sanitize(item.given, 64) for item in targets.items if any(net.version == v for net in item.networks))
             for v in (4, 6)
         )
         raise ArgumentError(

@@ -102,7 +102,7 @@ def test_a_bad_entry_is_an_error(policy: ScopePolicy) -> None:
         ActorPolicy(policy, ["10.0.0.1/8"])
 
 
-def test_each_is_compiled_once_and_anew_for_another_policy(policy: ScopePolicy) -> None:
+def test_each_is_compiled_once_and_again_for_another_policy(policy: ScopePolicy) -> None:
     kept = ActorPolicies()
     assert kept.of(policy, None) is policy
     first = kept.of(policy, ("10.0.0.0/8",))

@@ -10,7 +10,7 @@ from typing import Any
 from mcp_server.model.run import Risk
 from mcp_server.scope.explain import describe, explain
 from mcp_server.scope.policy import ScopePolicy
-from mcp_server.scope.resolver import Remembered, SystemResolver
+from mcp_server.scope.resolver import CachingResolver, SystemResolver
 from tests.unit.scope.loopback_dns import Zone
 
 MONDAY_NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
@@ -90,7 +90,7 @@ async def test_two_looks_by_one_remembered_resolver_ask_once(
 ) -> None:
     zone.records["host.lab.internal"] = []
     zone.changing["host.lab.internal.", "A"] = [["A 10.77.0.5"], ["A 8.8.8.8"]]
-    once = Remembered(resolver)
+    once = CachingResolver(resolver)
     for _ in range(2):
         answer = await explain("host.lab.internal", policy, once, now=MONDAY_NOON, allow_intrusive=True)
         assert answer["addresses"] == ["10.77.0.5"]

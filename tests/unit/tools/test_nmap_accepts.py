@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from mcp_server.base_tool import ToolPolicy
-from mcp_server.flags import Setting as FlagSetting
-from mcp_server.flags import emit
-from mcp_server.tools.nmap_flags import FLAGS
-from mcp_server.tools.nmap_ports import TOP_MAX
-from tests.unit.tools.test_nmap_tool import compile_call
+from mcp_server.tools.flags import Setting as FlagSetting
+from mcp_server.tools.flags import emit
+from mcp_server.tools.nmap.flags import FLAGS
+from mcp_server.tools.nmap.ports import TOP_MAX
+from tests.unit.tools.test_nmap_tool import build_command_of
 
 CAP_NET_RAW = 13
 _CAPABILITIES = re.search(r"CapEff:\s*([0-9a-f]+)", Path("/proc/self/status").read_text(encoding="ascii"))
@@ -82,7 +82,7 @@ CASES = [
 
 
 def run_nmap(policy: ToolPolicy, target: str, parameters: dict[str, Any]) -> subprocess.CompletedProcess[str]:
-    args = compile_call(policy, (target,), parameters).args
+    args = build_command_of(policy, (target,), parameters).args
     return subprocess.run(
         ["/usr/bin/nmap", *args],
         env={"PATH": "/usr/bin:/bin", "LC_ALL": "C"},
@@ -113,7 +113,7 @@ def test_every_flag_has_its_sample() -> None:
 @pytest.mark.parametrize("ports", ["top:7", f"top:{TOP_MAX}", "5,1-3,2", "all"])
 def test_nmap_tests_exactly_as_many_ports_as_the_invocation_says(ports: str) -> None:
     parameters = {"mode": "ports", "ports": ports, "extra_args": "-T4"}
-    planned = compile_call(ToolPolicy(), ("127.0.0.1",), parameters).ports
+    planned = build_command_of(ToolPolicy(), ("127.0.0.1",), parameters).ports
     output = run_nmap(ToolPolicy(), "127.0.0.1", parameters).stdout
     said = re.search(r'<scaninfo type="(\w+)" protocol="(\w+)" numservices="(\d+)"', output)
     assert said is not None

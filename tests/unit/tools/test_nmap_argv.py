@@ -11,15 +11,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mcp_server.base_tool import Invocation, ToolPolicy
+from mcp_server.base_tool import Command, ToolPolicy
 from mcp_server.errors import AccessError, ArgumentError, PlatformError, TargetError
-from mcp_server.flags import Flag, emit, read
-from mcp_server.flags import Setting as FlagSetting
-from mcp_server.flags.values import DurationValue, IntValue
-from mcp_server.tools.nmap_flags import FLAGS
-from mcp_server.tools.nmap_ports import SERVICE_PORTS, PortSet, PortsValue, TopPortsValue
-from mcp_server.tools.nmap_scripts import CATEGORIES, INTRUSIVE_NAMES, SAFE_NAMES, ScriptsValue
-from tests.unit.tools.test_nmap_tool import compile_call
+from mcp_server.tools.flags import Flag, emit, read
+from mcp_server.tools.flags import Setting as FlagSetting
+from mcp_server.tools.flags.values import DurationValue, IntValue
+from mcp_server.tools.nmap.flags import FLAGS
+from mcp_server.tools.nmap.ports import SERVICE_PORTS, PortSet, PortsValue, TopPortsValue
+from mcp_server.tools.nmap.scripts import CATEGORIES, INTRUSIVE_NAMES, SAFE_NAMES, ScriptsValue
+from tests.unit.tools.test_nmap_tool import build_command_of
 
 _NUMBER = r"0|[1-9][0-9]{0,4}"
 _TIME = r"[1-9][0-9]{0,6}(ms|s)"
@@ -145,9 +145,9 @@ _policies = st.builds(
 )
 
 
-def _compile(policy: ToolPolicy, networks: tuple[str, ...], parameters: dict[str, Any]) -> Invocation | None:
+def _compile(policy: ToolPolicy, networks: tuple[str, ...], parameters: dict[str, Any]) -> Command | None:
     try:
-        return compile_call(policy, networks, parameters)
+        return build_command_of(policy, networks, parameters)
     except (ArgumentError, AccessError, TargetError, PlatformError):
         return None
 
@@ -157,24 +157,24 @@ def _compile(policy: ToolPolicy, networks: tuple[str, ...], parameters: dict[str
 def test_every_argv_passes_the_independent_checker(
     policy: ToolPolicy, networks: tuple[str, ...], parameters: dict[str, Any]
 ) -> None:
-    invocation = _compile(policy, networks, parameters)
-    if invocation is None:
+    command = _compile(policy, networks, parameters)
+    if command is None:
         return
-    check_argv(invocation.args, networks)
-    args = set(invocation.args)
+    check_argv(command.args, networks)
+    args = set(command.args)
     if not policy.raw_sockets:
         assert not args & {"-sS", "-sU", "-O", "--privileged"}
     if policy.max_rate is not None:
-        rates = dict(pairwise(invocation.args))
+        rates = dict(pairwise(command.args))
         assert 0 < float(rates["--max-rate"]) <= policy.max_rate
         assert float(rates.get("--min-rate", 0)) <= float(rates["--max-rate"])
     if not policy.allow_intrusive:
         assert "-T5" not in args
-        assert not INTRUSIVE_NAMES.intersection(",".join(invocation.args).split(","))
-    tested = {ports.transport for ports in invocation.ports}
+        assert not INTRUSIVE_NAMES.intersection(",".join(command.args).split(","))
+    tested = {ports.transport for ports in command.ports}
     assert ("udp" in tested) == ("-sU" in args)
     assert ("tcp" in tested) == bool(args & {"-sS", "-sT"})
-    assert all(ports.spec in args or ports.spec.removeprefix("top:") in args for ports in invocation.ports)
+    assert all(ports.spec in args or ports.spec.removeprefix("top:") in args for ports in command.ports)
 
 
 @settings(max_examples=200, deadline=None)
@@ -185,20 +185,20 @@ def test_every_flag_alone_reaches_the_argv_or_is_refused(flag: Flag, data: st.Da
     policy = ToolPolicy(allow_intrusive=True, raw_sockets=True)
     parameters = {"extra_args": text, **({"mode": "os"} if flag.name.startswith("--osscan") else {})}
     networks = ("::1",) if flag.name == "-6" else ("127.0.0.1",)
-    check_argv(compile_call(policy, networks, parameters).args, networks)
+    check_argv(build_command_of(policy, networks, parameters).args, networks)
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.text(max_size=80))
 def test_arbitrary_extra_args_are_refused_or_safe(text: str) -> None:
     policy = ToolPolicy(allow_intrusive=True, raw_sockets=True)
-    invocation = _compile(policy, ("127.0.0.1",), {"extra_args": text})
-    if invocation is not None:
-        check_argv(invocation.args, ("127.0.0.1",))
+    command = _compile(policy, ("127.0.0.1",), {"extra_args": text})
+    if command is not None:
+        check_argv(command.args, ("127.0.0.1",))
 
 
 def test_the_checker_itself_refuses_what_it_should() -> None:
-    good = compile_call(ToolPolicy(), ("127.0.0.1",), {}).args
+    good = build_command_of(ToolPolicy(), ("127.0.0.1",), {}).args
     check_argv(good, ("127.0.0.1",))
     for position, word in [(7, "-oN"), (7, "/tmp/x"), (7, "-iL"), (7, "10.0.0.1"), (7, "-n"), (0, "-v")]:
         broken = (*good[:position], word, *good[position:])

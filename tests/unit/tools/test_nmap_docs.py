@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from mcp_server.tools.nmap_flags import FLAGS
-from mcp_server.tools.nmap_ports import SERVICE_PORTS
-from mcp_server.tools.nmap_scan import TEMPLATES
-from mcp_server.tools.nmap_script_args import ARGS
-from mcp_server.tools.nmap_scripts import CATEGORIES, INTRUSIVE, SAFE
+from mcp_server.tools.nmap.flags import FLAGS
+from mcp_server.tools.nmap.ports import SERVICE_PORTS
+from mcp_server.tools.nmap.scan import TEMPLATES
+from mcp_server.tools.nmap.script_args import ARGS
+from mcp_server.tools.nmap.scripts import CATEGORIES, INTRUSIVE, SAFE
 from mcp_server.tools.nmap_tool import NmapInput
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "tools" / "nmap.md"

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcp_server.tools.nmap_ports import (
+from mcp_server.tools.nmap.ports import (
     ALL_PORTS,
     PORT_MAX,
     SERVICE_PORTS,

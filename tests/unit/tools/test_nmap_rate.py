@@ -9,12 +9,12 @@ import pytest
 from mcp_server.base_tool import ToolPolicy
 from mcp_server.errors import ArgumentError
 from mcp_server.tools.nmap_tool import NmapTool
-from tests.unit.tools.test_nmap_tool import compile_call
+from tests.unit.tools.test_nmap_tool import build_command_of
 
 
 def bounded(limit: float | None, **parameters: Any) -> tuple[str, ...]:
     policy = ToolPolicy(raw_sockets=True, allow_intrusive=True, max_rate=limit)
-    return compile_call(policy, ("10.0.0.0/24",), parameters).args
+    return build_command_of(policy, ("10.0.0.0/24",), parameters).args
 
 
 def value(args: tuple[str, ...], flag: str) -> str | None:
@@ -62,7 +62,7 @@ def test_the_bound_holds_in_every_mode_and_template_and_holds_connections_down_w
 def test_the_estimate_follows() -> None:
     def seconds(limit: float | None) -> float:
         policy = ToolPolicy(max_rate=limit)
-        return compile_call(policy, ("10.0.0.0/24",), {"mode": "ports", "ports": "1-1000"}).estimate.seconds
+        return build_command_of(policy, ("10.0.0.0/24",), {"mode": "ports", "ports": "1-1000"}).estimate.seconds
 
     assert seconds(100.0) >= 256 * 1000 / 100
     assert seconds(None) < seconds(100.0) < seconds(1.0)

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from mcp_server.base_tool import ToolPolicy
 from mcp_server.errors import AccessError, ArgumentError, NetworkToolsError, PlatformError, TargetError
 from mcp_server.tools.nmap_tool import NmapInput
-from tests.unit.tools.test_nmap_tool import ALL, LOCAL, OPEN, PLAIN, RAW, compile_call, flags
+from tests.unit.tools.test_nmap_tool import ALL, LOCAL, OPEN, PLAIN, RAW, build_command_of, flags
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ BAD = [
 @pytest.mark.parametrize("case", BAD, ids=[f"{index}-{case.code}" for index, case in enumerate(BAD)])
 def test_bad_parameters_are_refused_with_their_reason(case: Bad) -> None:
     with pytest.raises(NetworkToolsError) as caught:
-        compile_call(case.policy, case.targets, case.parameters)
+        build_command_of(case.policy, case.targets, case.parameters)
     error = caught.value
     assert isinstance(error, case.error)
     assert error.code == case.code

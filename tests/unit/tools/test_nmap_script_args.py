@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from mcp_server.base_tool import ToolPolicy
 from mcp_server.errors import ArgumentError
-from mcp_server.tools.nmap_script_args import ARGS, Agent, Path, ScriptArg, emit_script_args, parse_script_args, unread
-from mcp_server.tools.nmap_scripts import INTRUSIVE_NAMES, SAFE_NAMES
+from mcp_server.tools.nmap.script_args import ARGS, Agent, Path, ScriptArg, emit_script_args, parse_script_args, unread
+from mcp_server.tools.nmap.scripts import INTRUSIVE_NAMES, SAFE_NAMES
 from tests.support.processes import binary
-from tests.unit.tools.test_nmap_tool import ALL, PLAIN, compile_call
+from tests.unit.tools.test_nmap_tool import ALL, PLAIN, build_command_of
 
 SPACE = "[ \t]*"
 STRING = re.compile(
@@ -184,7 +184,7 @@ def test_every_argument_is_read_by_a_script_that_can_be_named() -> None:
 
 def test_the_call_takes_them_and_says_where_one_does_nothing() -> None:
     parameters = {"scripts": ["http-title"], "script_args": {"http-title.url": "/x", "http.useragent": "me"}}
-    args = compile_call(PLAIN, ("127.0.0.1",), parameters).args
+    args = build_command_of(PLAIN, ("127.0.0.1",), parameters).args
     assert args[args.index("--script-args") + 1] == 'http-title.url="/x",http.useragent="me"'
     for changed, why in (
         ({"scripts": ["banner"]}, "is read by none"),
@@ -194,17 +194,17 @@ def test_the_call_takes_them_and_says_where_one_does_nothing() -> None:
         ({"script_args": {"script-args-file": "/etc/passwd"}}, "is not an argument of a script"),
     ):
         with pytest.raises(ArgumentError, match=re.escape(why)):
-            compile_call(
+            build_command_of(
                 PLAIN, ("127.0.0.1",), {key: value for key, value in {**parameters, **changed}.items() if value}
             )
-    silent = compile_call(ALL, ("127.0.0.1",), {"scripts": ["ssl-poodle"], "script_args": {"vulns.short": False}})
+    silent = build_command_of(ALL, ("127.0.0.1",), {"scripts": ["ssl-poodle"], "script_args": {"vulns.short": False}})
     assert "--script-args" not in silent.args
 
 
 def test_a_call_cannot_name_the_file_of_arguments() -> None:
     for text in ("--script-args-file x", "--script-args x=y", "--script-args-fil x", "-script-args x"):
         with pytest.raises(ArgumentError) as caught:
-            compile_call(ToolPolicy(), ("127.0.0.1",), {"extra_args": text})
+            build_command_of(ToolPolicy(), ("127.0.0.1",), {"extra_args": text})
         assert caught.value.code == "argument_not_allowed"
 
 

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from mcp_server.tools.nmap_scripts import (
+from mcp_server.tools.nmap.scripts import (
     CATEGORIES,
     INTRUSIVE,
     INTRUSIVE_NAMES,
     MAX_SCRIPTS,
     SAFE,
     SAFE_NAMES,
-    Script,
+    NseScript,
     ScriptsValue,
     parse_scripts,
 )
@@ -43,7 +43,7 @@ def test_there_are_twenty_one_and_no_name_is_on_both_lists() -> None:
 
 
 @pytest.mark.parametrize("script", [*SAFE, *INTRUSIVE], ids=lambda script: script.name)
-def test_the_installed_file_is_the_one_that_was_reviewed(script: Script) -> None:
+def test_the_installed_file_is_the_one_that_was_reviewed(script: NseScript) -> None:
     body = (FOLDER / f"{script.name}.nse").read_bytes()
     assert hashlib.sha256(body).hexdigest() == script.sha256
     assert set(script.categories.split()) == _script_db()[script.name]
@@ -54,7 +54,7 @@ def test_the_installed_file_is_the_one_that_was_reviewed(script: Script) -> None
 
 
 @pytest.mark.parametrize("script", SAFE, ids=lambda script: script.name)
-def test_a_safe_script_is_in_a_safe_category_and_in_no_other(script: Script) -> None:
+def test_a_safe_script_is_in_a_safe_category_and_in_no_other(script: NseScript) -> None:
     categories = set(script.categories.split())
     assert categories & {"safe", "default", "discovery"}
     assert not categories & {"intrusive", "vuln"}

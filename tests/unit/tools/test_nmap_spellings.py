@@ -10,11 +10,11 @@ import pytest
 
 from mcp_server.base_tool import ToolPolicy
 from mcp_server.errors import ArgumentError
-from mcp_server.flags import read
-from mcp_server.tools.nmap_flags import FLAGS
+from mcp_server.tools.flags import read
+from mcp_server.tools.nmap.flags import FLAGS
 from mcp_server.tools.nmap_tool import NmapTool
 from tests.support.processes import binary
-from tests.unit.tools.test_nmap_tool import compile_call
+from tests.unit.tools.test_nmap_tool import build_command_of
 
 TABLE = NmapTool(ToolPolicy(allow_intrusive=True, raw_sockets=True)).flags()
 JOINED = tuple(flag.name for flag in FLAGS if flag.joined)
@@ -76,7 +76,7 @@ def test_nmap_does_take_these_spellings(word: str) -> None:
     assert done.returncode == 0, done.stderr
     assert "127.0.0.1" in done.stdout
     with pytest.raises(ArgumentError) as caught:
-        compile_call(ToolPolicy(), ("127.0.0.1",), {"extra_args": word})
+        build_command_of(ToolPolicy(), ("127.0.0.1",), {"extra_args": word})
     assert caught.value.code == "argument_not_allowed"
 
 
@@ -85,7 +85,7 @@ def test_nmap_does_take_these_spellings(word: str) -> None:
 def test_every_text_parameter_names_the_forbidden_character(parameter: str, char: str) -> None:
     text = f"80{char}"
     with pytest.raises(ArgumentError, match="forbidden metacharacters") as caught:
-        compile_call(ToolPolicy(), ("127.0.0.1",), {parameter: [text] if parameter == "scripts" else text})
+        build_command_of(ToolPolicy(), ("127.0.0.1",), {parameter: [text] if parameter == "scripts" else text})
     assert caught.value.code == "forbidden_characters"
     assert f"U+{ord(char):04X}" in caught.value.message
 
@@ -95,5 +95,5 @@ def test_every_text_parameter_names_the_forbidden_character(parameter: str, char
 def test_no_text_begins_as_an_option_a_file_or_a_switch_does(parameter: str, leader: str) -> None:
     text = f"{leader}80"
     with pytest.raises(ArgumentError, match=re.escape(f"{parameter} begins with '{leader}'")) as caught:
-        compile_call(ToolPolicy(), ("127.0.0.1",), {parameter: [text] if parameter == "scripts" else text})
+        build_command_of(ToolPolicy(), ("127.0.0.1",), {parameter: [text] if parameter == "scripts" else text})
     assert caught.value.code == "forbidden_characters"

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from mcp_server.base_tool import Invocation, ToolPolicy
-from mcp_server.doors.mcp import describe
+from mcp_server.api.mcp.handlers import describe
+from mcp_server.base_tool import Command, ToolPolicy
 from mcp_server.errors import AccessError, ArgumentError
-from mcp_server.flags import Flag, Setting, read
 from mcp_server.model.run import PortsTested, Risk
 from mcp_server.model.target import Target, Targets
-from mcp_server.tools.nmap_scripts import CATEGORIES, SAFE_NAMES
+from mcp_server.tools.flags import Flag, Setting, read
+from mcp_server.tools.nmap.scripts import CATEGORIES, SAFE_NAMES
 from mcp_server.tools.nmap_tool import NmapInput, NmapTool
 
 LOCAL = "127.0.0.1"
@@ -33,12 +33,12 @@ def pin(*networks: str) -> Targets:
     return Targets(tuple(Target(text, (ip_network(text),)) for text in networks))
 
 
-def compile_call(policy: ToolPolicy, networks: tuple[str, ...], parameters: dict[str, Any]) -> Invocation:
+def build_command_of(policy: ToolPolicy, networks: tuple[str, ...], parameters: dict[str, Any]) -> Command:
     """Compile a call as the plan step does: parameters validated, flags read, targets pinned."""
     tool = NmapTool(policy)
     typed = NmapInput.model_validate({"target": list(networks), **parameters})
     settings = read(typed.extra_args, tool.flags(), max_length=2048)
-    return tool.compile(typed, pin(*networks), settings)
+    return tool.build_command(typed, pin(*networks), settings)
 
 
 @dataclass(frozen=True)
@@ -192,15 +192,15 @@ GOOD = [
 
 @pytest.mark.parametrize("case", GOOD, ids=[f"{index}" for index, _ in enumerate(GOOD)])
 def test_good_parameters_give_exactly_this_argv(case: Good) -> None:
-    invocation = compile_call(case.policy, case.targets, case.parameters)
-    assert list(invocation.args) == case.argv
-    assert invocation.risk is case.risk
-    assert invocation.needs_raw_sockets == bool({"-sS", "-sU", "-O"}.intersection(invocation.args))
+    command = build_command_of(case.policy, case.targets, case.parameters)
+    assert list(command.args) == case.argv
+    assert command.risk is case.risk
+    assert command.needs_raw_sockets == bool({"-sS", "-sU", "-O"}.intersection(command.args))
 
 
 def test_parameters_left_out_and_null_mean_the_same() -> None:
     nulls = {"template": None, "ports": None, "timing": None, "host_timeout_sec": None, "scripts": None}
-    assert compile_call(PLAIN, (LOCAL,), nulls) == compile_call(PLAIN, (LOCAL,), {})
+    assert build_command_of(PLAIN, (LOCAL,), nulls) == build_command_of(PLAIN, (LOCAL,), {})
 
 
 def test_targets_are_taken_as_one_or_as_a_list() -> None:
@@ -225,26 +225,26 @@ def test_targets_are_taken_as_one_or_as_a_list() -> None:
 def test_the_ports_that_will_be_tested_are_known_exactly(
     parameters: dict[str, Any], ports: tuple[PortsTested, ...]
 ) -> None:
-    assert compile_call(RAW, (LOCAL,), parameters).ports == ports
+    assert build_command_of(RAW, (LOCAL,), parameters).ports == ports
 
 
 def test_the_estimate_grows_with_addresses_ports_and_detail() -> None:
-    one = compile_call(PLAIN, (LOCAL,), {"mode": "ports", "ports": "1-100"}).estimate
+    one = build_command_of(PLAIN, (LOCAL,), {"mode": "ports", "ports": "1-100"}).estimate
     assert (one.addresses, one.ports, one.probes) == (1, 100, 104)
-    silent = compile_call(PLAIN, (LOCAL,), {"mode": "ports", "ports": "1-100", "ping": False}).estimate
+    silent = build_command_of(PLAIN, (LOCAL,), {"mode": "ports", "ports": "1-100", "ping": False}).estimate
     assert silent.probes == 100
-    many = compile_call(RAW, ("127.0.0.0/24",), {"transport": "both", "ports": "1-100"}).estimate
+    many = build_command_of(RAW, ("127.0.0.0/24",), {"transport": "both", "ports": "1-100"}).estimate
     assert (many.addresses, many.ports, many.probes) == (256, 200, 256 * 204)
-    assert compile_call(PLAIN, ("127.0.0.0/24",), {"mode": "discover"}).estimate.probes == 1024
+    assert build_command_of(PLAIN, ("127.0.0.0/24",), {"mode": "discover"}).estimate.probes == 1024
     seconds = [
-        compile_call(PLAIN, (LOCAL,), {"mode": "ports", "ports": "1-100", "timing": timing}).estimate.seconds
+        build_command_of(PLAIN, (LOCAL,), {"mode": "ports", "ports": "1-100", "timing": timing}).estimate.seconds
         for timing in range(5)
     ]
     assert seconds == sorted(seconds, reverse=True)
     assert seconds[0] > 3600
-    slow = compile_call(PLAIN, (LOCAL,), {"mode": "ports", "ports": "1-100", **flags("--max-rate 1")}).estimate
+    slow = build_command_of(PLAIN, (LOCAL,), {"mode": "ports", "ports": "1-100", **flags("--max-rate 1")}).estimate
     assert slow.seconds == pytest.approx(104.1)
-    assert compile_call(PLAIN, (LOCAL,), {}).estimate.seconds > one.seconds
+    assert build_command_of(PLAIN, (LOCAL,), {}).estimate.seconds > one.seconds
 
 
 def test_the_tables_are_rebuilt_for_each_policy_and_never_grow() -> None:
@@ -256,19 +256,19 @@ def test_the_tables_are_rebuilt_for_each_policy_and_never_grow() -> None:
         assert table["-A"].locked is not policy.allow_intrusive
     assert tuple(NmapTool.allowed_flags) == before
     with pytest.raises(AccessError):
-        compile_call(PLAIN, (LOCAL,), {"scripts": ["vuln"]})
+        build_command_of(PLAIN, (LOCAL,), {"scripts": ["vuln"]})
 
 
 def test_a_flag_without_a_field_is_refused_rather_than_dropped() -> None:
     stray = (Setting(Flag("-x")),)
     with pytest.raises(ArgumentError, match="-x sets nothing"):
-        NmapTool().compile(NmapInput(target=LOCAL), pin(LOCAL), stray)
+        NmapTool().build_command(NmapInput(target=LOCAL), pin(LOCAL), stray)
 
 
 def test_every_parser_is_a_fresh_one() -> None:
     tool = NmapTool()
-    invocation = compile_call(PLAIN, (LOCAL,), {})
-    first, second = (tool.parser(NmapInput(target=LOCAL), pin(LOCAL), invocation) for _ in range(2))
+    command = build_command_of(PLAIN, (LOCAL,), {})
+    first, second = (tool.parser(NmapInput(target=LOCAL), pin(LOCAL), command) for _ in range(2))
     assert first is not second
     assert not first.close().complete
 

@@ -14,13 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mcp_server.base_tool import OutputParser, Parsed
-from mcp_server.model.asset import ExtraPorts, Host, OsMatch, Port, Script, Service
+from mcp_server.model.host import ExtraPorts, Host, OsMatch, Port, Script, Service
 from mcp_server.model.run import PortsTested
 from mcp_server.model.target import Target, Targets
 from mcp_server.model.untrusted import FIELD_LIMIT, HOST_TEXT_LIMIT, TextBudget
-from mcp_server.tools import nmap_host, nmap_xml
-from mcp_server.tools.nmap_host import SCRIPT_LIMIT
-from mcp_server.tools.nmap_xml import NmapXmlParser
+from mcp_server.tools.nmap import host as nmap_host
+from mcp_server.tools.nmap import xml as nmap_xml
+from mcp_server.tools.nmap.host import SCRIPT_LIMIT
+from mcp_server.tools.nmap.xml import NmapXmlParser
 
 DATA = Path(__file__).parents[2] / "data" / "nmap"
 SERVICES = (DATA / "services_os.xml").read_bytes()
@@ -174,8 +175,8 @@ def test_a_skipped_target_was_not_looked_at() -> None:
     _, parsed = parse(document(skipped, host("10.0.0.1"), up=1, down=6))
     coverage = parsed.coverage
     assert (coverage.up, coverage.down, coverage.not_looked_at) == (1, 6, ("10.0.0.3",))
-    stranger = skipped.replace("10.0.0.3", "not-an-address")
-    _, parsed = parse(document(stranger, up=0, down=8))
+    unknown_caller = skipped.replace("10.0.0.3", "not-an-address")
+    _, parsed = parse(document(unknown_caller, up=0, down=8))
     assert parsed.warnings == ("nmap skipped something that is not among the targets",)
 
 
@@ -271,7 +272,7 @@ def test_script_output_is_bounded_for_each_script_and_for_the_host() -> None:
     assert HOST_TEXT_LIMIT - SCRIPT_LIMIT < sum(output.count("x") for output in outputs) <= HOST_TEXT_LIMIT
 
 
-def test_text_of_a_target_is_neutralised_wherever_it_stands() -> None:
+def test_text_of_a_target_is_sanitized_wherever_it_stands() -> None:
     evil = "a\u202eb\U000e0041\u200b\\"
     safe = r"a\u202eb\U000e0041\u200b\\"
     inside = (
@@ -469,8 +470,8 @@ def test_one_byte_at_a_time_gives_the_same() -> None:
 
 @given(st.integers(0, len(SERVICES)), st.binary(max_size=20), st.integers(0, 40))
 @settings(max_examples=200)
-def test_damage_anywhere_never_raises_nor_claims_too_much(place: int, junk: bytes, removed: int) -> None:
-    hosts, parsed = parse(SERVICES[:place] + junk + SERVICES[place + removed :], "10.77.1.0/29")
+def test_damage_anywhere_never_raises_nor_claims_too_much(executor: int, junk: bytes, removed: int) -> None:
+    hosts, parsed = parse(SERVICES[:executor] + junk + SERVICES[executor + removed :], "10.77.1.0/29")
     coverage = parsed.coverage
     assert len(hosts) <= 1
     assert coverage.looked_at + coverage.not_looked_at_count == coverage.planned == 8

@@ -14,10 +14,10 @@ from ipaddress import ip_network
 import pytest
 
 from mcp_server.base_tool import Parsed
-from mcp_server.model.asset import Host, Port
+from mcp_server.model.host import Host, Port
 from mcp_server.model.run import PortsTested
 from mcp_server.model.target import Target, Targets
-from mcp_server.tools.nmap_xml import NmapXmlParser
+from mcp_server.tools.nmap.xml import NmapXmlParser
 
 SSH_BANNER = b"SSH-2.0-OpenSSH_9.2p1 Debian-2+deb12u3\r\n"
 EVIL = '\x1b[31m\x1b]0;pwn\x07"/><host>&lt;\u202egnp\U000e0041\u200b\x00; 22/tcp ssh'

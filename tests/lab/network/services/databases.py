@@ -44,7 +44,7 @@ def mariadb_daemons(truth: Truth) -> Iterable[Daemon]:
         return
     data = folder("mariadb", owner="mysql")
     run([find("mariadb-install-db"), "--no-defaults", "--user=mysql", f"--datadir={data}", "--skip-test-db"])
-    # A server without an account for foreign addresses shows them the door in place of its greeting.
+    # A server without an account for foreign addresses shows them the interface in place of its greeting.
     statements = write("mariadb.sql", "CREATE USER 'probe'@'%' IDENTIFIED BY 'not-a-secret';\n")
     argv = [
         find("mariadbd"),

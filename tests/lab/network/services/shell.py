@@ -43,5 +43,5 @@ MaxStartups 200
 {_WEAK if port == _WEAK_PORT else ""}
 """,
     )
-    # sshd starts itself anew for each connection and insists on an absolute path for that.
+    # sshd starts itself again for each connection and insists on an absolute path for that.
     return Daemon(f"sshd-{host}-{port}", host, [find("sshd"), "-D", "-e", "-f", str(configuration)], [("tcp", port)])

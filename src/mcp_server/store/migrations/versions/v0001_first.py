@@ -53,7 +53,7 @@ def upgrade() -> None:
         sa.Column("started", sa.BigInteger(), nullable=False),
         sa.Column("ended", sa.BigInteger(), nullable=True),
         sa.Column("actor_name", sa.Text(), nullable=False),
-        sa.Column("actor_door", sa.Text(), nullable=False),
+        sa.Column("interface", sa.Text(), nullable=False),
         sa.Column("actor_client", sa.Text(), nullable=False),
         sa.Column("correlation_id", sa.Text(), nullable=False),
         sa.Column("scope_hash", sa.Text(), nullable=False),

@@ -1,0 +1,1 @@
+"""HTTP: authentication, authorization, limits, TLS and the server socket."""

@@ -1,0 +1,76 @@
+"""HTTP requests as metrics: how many, of which route, with which status, and how long until the answer began.
+
+Routes are the templates that the applications declare, never the path of a caller; what matches none is ``other``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import Any, Final
+
+from mcp_server import metrics
+from mcp_server.api.http.problems import ASGIApp, Message, Receive, Scope, Send
+from mcp_server.api.http.serve import MCP_PATH
+
+METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+"""Methods that are named; a caller may send any word."""
+GONE: Final = "499"
+"""Status of a request whose client went away before an answer began (nginx' word; the one of error ``cancelled``)."""
+
+
+class RequestMetrics:
+    """ASGI wrapper around everything, so that what a guard refused is counted as well.
+
+    A request is counted when its answer begins: a stream may last for hours, and a slow reader is not a slow server.
+    """
+
+    def __init__(self, app: ASGIApp, routes: Iterable[Any]) -> None:
+        """Measure ``app``; ``routes`` are Starlette's or FastAPI's, of which the templates are read."""
+        from starlette.routing import compile_path
+
+        self._app = app
+        paths = dict.fromkeys([MCP_PATH, *(route.path for route in routes if hasattr(route, "path"))])
+        self._exact = frozenset(path for path in paths if "{" not in path)
+        self._patterns = [(compile_path(path)[0], path) for path in paths if "{" in path]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, and count it when its answer begins."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        answered = False
+
+        async def counted(message: Message) -> None:
+            nonlocal answered
+            if message["type"] == "http.response.start" and not answered:
+                answered = True
+                self._count(scope, str(message["status"]), time.perf_counter() - started)
+            await send(message)
+
+        crashed = False
+        try:
+            await self._app(scope, receive, counted)
+        except Exception:
+            crashed = True
+            raise
+        finally:
+            if not answered:
+                # The server below answers 500 to a crash by itself; nobody hears an answer after a disconnect.
+                self._count(scope, "500" if crashed else GONE, time.perf_counter() - started)
+
+    def route(self, path: str) -> str:
+        """The template that ``path`` falls under, or ``other``."""
+        trimmed = path.rstrip("/")
+        if trimmed == MCP_PATH:
+            return MCP_PATH
+        if path in self._exact:
+            return path
+        return next((template for pattern, template in self._patterns if pattern.match(path)), metrics.OTHER)
+
+    def _count(self, scope: Scope, status: str, seconds: float) -> None:
+        route = self.route(scope["path"])
+        method = scope["method"] if scope["method"] in METHODS else metrics.OTHER
+        metrics.count("mcp_http_requests_total", method=method, route=route, status=status)
+        metrics.observe("mcp_http_request_seconds", seconds, route=route)

@@ -1,0 +1,1 @@
+"""MCP: tools and resources over stdio and HTTP."""

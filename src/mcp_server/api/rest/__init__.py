@@ -1,0 +1,1 @@
+"""REST: routes, response schemas and the OpenAPI page."""

@@ -1,0 +1,53 @@
+"""What every interface says of a remembered run: a page of it, and whether its raw output can be had."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from mcp_server.errors import ConflictError, NotFoundError
+from mcp_server.model.access import Permission
+from mcp_server.model.run import Actor, Outcome, Raw, Run
+from mcp_server.scope.permission import require_permission
+
+if TYPE_CHECKING:
+    from mcp_server.store.base import Store
+
+
+MAY_READ: Final = "runs are shown to callers that may read them"
+
+
+def reader(actor: Actor) -> str | None:
+    """Whose runs alone an actor may read, as the store's ``caller``; None: all of them.
+
+    Raises AccessError ``insufficient_scope`` for one that may read none.
+    """
+    require_permission(actor.access, Permission.RUNS_READ, MAY_READ)
+    return actor.own_runs
+
+
+async def run_page(
+    store: Store, run_id: str, *, limit: int, cursor: str | None, caller: str | None = None
+) -> dict[str, Any]:
+    """A run with a page of the hosts it saw: ``run``, ``hosts``, ``hosts_total`` and ``next_cursor`` (or None).
+
+    ``caller`` is that of the store.
+    """
+    from mcp_server.model.record import host_record, run_record
+
+    run = await store.get_run(run_id, caller=caller)
+    page = await store.hosts(run_id, limit=limit, cursor=cursor, caller=caller)
+    return {
+        "run": run_record(run),
+        "hosts": [host_record(host) for host in page.items],
+        "hosts_total": page.total,
+        "next_cursor": page.next_cursor,
+    }
+
+
+def raw_of(run: Run) -> Raw:
+    """The raw output of a run; raises ConflictError while it goes on, NotFoundError where nothing was kept."""
+    if run.raw is not None:
+        return run.raw
+    if run.outcome is Outcome.RUNNING:
+        raise ConflictError(f"run {run.id} is still going on")
+    raise NotFoundError(f"run {run.id} has no raw output (it is {run.outcome.value})", code="unknown_run")

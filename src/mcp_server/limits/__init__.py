@@ -1,0 +1,1 @@
+"""Limits on calls: admission, rate limits and circuit breakers."""

@@ -1,0 +1,134 @@
+"""Step 7, answer: what a run came to, in one value that every interface shows its own view of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from functools import cached_property
+
+from mcp_server.errors import NetworkToolsError, PlatformError, ToolError
+from mcp_server.model.digest import HostDigest
+from mcp_server.model.run import Coverage, Outcome, Run
+from mcp_server.model.untrusted import sanitize
+from mcp_server.pipeline.execute import Execution
+from mcp_server.pipeline.plan import Plan
+from mcp_server.tools.base import Parsed
+
+
+@dataclass(frozen=True)
+class CallResult:
+    """The end of the road: the finished run, its folded hosts, bounded output, and the error where there is one."""
+
+    run: Run
+    digest: HostDigest | None = None
+    output: bytes = field(default=b"", repr=False)
+    truncated_stdout: bool = False
+    truncated_stderr: bool = False
+    timed_out: bool = False
+    seconds: float = 0.0
+    error: NetworkToolsError | None = None
+
+    @cached_property
+    def stdout(self) -> str:
+        """The output, sanitized. Made when it is asked for: a megabyte takes 5 ms, and no agent sees nmap's XML."""
+        return sanitize_lines(self.output)
+
+
+def conclude(run: Run, plan: Plan, execution: Execution) -> tuple[Run, NetworkToolsError | None]:
+    """Judge an execution: the run with its outcome, coverage and raw hash, and the error that made it less than whole.
+
+    A run that was cut short keeps what it had and is ``partial``; one that found nothing then is ``failed``.
+    """
+    error = _error(plan, execution)
+    coverage = execution.parsed.coverage if execution.parsed else _plain_coverage(plan, complete=error is None)
+    has_something = bool(coverage.looked_at or (execution.parsed is None and execution.stdout))
+    if error is not None:
+        outcome = Outcome.PARTIAL if has_something else Outcome.FAILED
+    else:
+        outcome = Outcome.COMPLETED if coverage.complete else Outcome.PARTIAL
+    digest = execution.digest
+    return (
+        replace(
+            run,
+            outcome=outcome,
+            ended=datetime.now(UTC),
+            returncode=execution.exit.returncode,
+            error_code=error.code if error else None,
+            error_message=error.message if error else None,
+            coverage=coverage,
+            raw=execution.raw,
+            stderr=sanitize_lines(execution.exit.stderr),
+            tool_version=execution.parsed.version if execution.parsed else "",
+            hosts_up=digest.up if digest else 0,
+            open_ports=digest.open_ports if digest else 0,
+            metadata=run.metadata
+            | ({"warnings": list(execution.parsed.warnings)} if execution.parsed and execution.parsed.warnings else {}),
+        ),
+        error,
+    )
+
+
+def _error(plan: Plan, execution: Execution) -> NetworkToolsError | None:
+    name, exit_, parsed = plan.call.tool.tool_name(), execution.exit, execution.parsed
+    if exit_.timed_out:
+        return ToolError(f"{name} was stopped after {plan.limits.timeout_sec:g} s", code="timeout")
+    if exit_.output_exceeded:
+        return ToolError(
+            f"{name} wrote more than {plan.limits.output_bytes} bytes and was stopped", code="output_exceeded"
+        )
+    if exit_.returncode not in plan.command.ok_returncodes:
+        return ToolError(f"{name} ended with return code {exit_.returncode}", returncode=exit_.returncode)
+    if parsed is not None and not parsed.complete:
+        return ToolError(_unfinished(name, parsed))
+    if execution.raw.truncated:
+        return PlatformError(f"{name}: the raw output was larger than is kept", code="output_exceeded")
+    return None
+
+
+def _unfinished(name: str, parsed: Parsed) -> str:
+    return f"{name} ended before its output was whole" + (f": {parsed.error}" if parsed.error else "")
+
+
+def _plain_coverage(plan: Plan, *, complete: bool) -> Coverage:
+    """Coverage of a tool without a parser: it was asked about all its targets, and says no more than that."""
+    count = plan.targets.count
+    return Coverage(
+        addresses=plan.targets.canonical(),
+        planned=count,
+        ports=plan.command.ports,
+        looked_at=count if complete else 0,
+        not_looked_at_count=0 if complete else count,
+        complete=complete,
+    )
+
+
+def make_result(run: Run, execution: Execution, error: NetworkToolsError | None) -> CallResult:
+    """Build the answer of a finished run; all text that it shows is sanitized."""
+    return CallResult(
+        run=run,
+        digest=execution.digest,
+        output=execution.stdout,
+        truncated_stdout=execution.truncated_stdout,
+        truncated_stderr=execution.exit.stderr_truncated,
+        timed_out=execution.exit.timed_out,
+        seconds=execution.exit.seconds,
+        error=error,
+    )
+
+
+def sanitize_lines(text: bytes) -> str:
+    """Sanitize output line by line, so that its own line breaks stay readable."""
+    decoded = text.decode("utf-8", "surrogateescape")
+    return "\n".join(sanitize(line, limit=1 << 20) for line in decoded.split("\n"))
+
+
+def whole_characters(data: bytes) -> bytes:
+    """Leave out a character of UTF-8 that the end of ``data`` cuts in two, unless nothing else is there."""
+    for size in range(1, min(4, len(data))):
+        byte = data[-size]
+        if byte >= 0xC0:  # the first byte of a character of two to four bytes (RFC 3629)
+            length = 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4
+            return data[:-size] if size < length else data
+        if byte < 0x80:
+            break
+    return data

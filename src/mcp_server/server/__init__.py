@@ -1,0 +1,19 @@
+"""The server: `EnhancedMCPServer` builds the services, starts and stops them, and reloads the configuration."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mcp_server.server.enhanced import EnhancedMCPServer
+
+__all__ = ["EnhancedMCPServer"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the server class when it is first used: the command line needs single modules of this package only."""
+    if name == "EnhancedMCPServer":
+        from mcp_server.server.enhanced import EnhancedMCPServer
+
+        return EnhancedMCPServer
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,331 @@
+"""The circuit breaker: when it opens, what it lets through, how long it waits, what an operator forces."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+import pytest
+
+from mcp_server.config.sections import CircuitBreakerConfig
+from mcp_server.errors import BusyError
+from mcp_server.limits.circuit_breaker import Breaker, Breakers, BreakerView, Result, State
+
+
+@dataclass
+class Numbers:
+    """Settings that a test may change as a reload does."""
+
+    failure_threshold: int = 3
+    recovery_timeout: int = 60
+    half_open_success_threshold: int = 1
+
+
+@dataclass
+class World:
+    """A board with a clock, a draw and an ear; half a draw is no jitter."""
+
+    numbers: Numbers = field(default_factory=Numbers)
+    now: float = 0.0
+    drawn: float = 0.5
+    calls: list[tuple[str, str]] = field(default_factory=list)
+    changes: list[tuple[str, str, str]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.board = Breakers(lambda: self.numbers, observer=self, clock=lambda: self.now, draw=lambda: self.drawn)
+
+    @property
+    def nmap(self) -> Breaker:
+        return self.board.of("nmap")
+
+    def state(self) -> str:
+        return str(self.nmap.state)
+
+    def breaker_called(self, name: str, result: Result) -> None:
+        self.calls.append((name, str(result)))
+
+    def breaker_changed(self, name: str, before: State, after: State) -> None:
+        assert self.board.of(name).view().state is after  # it has its new state by then
+        self.changes.append((name, str(before), str(after)))
+
+    def fail(self, times: int = 1) -> None:
+        for _ in range(times):
+            with self.nmap.permit() as permit:
+                permit.failure()
+
+    def succeed(self) -> None:
+        with self.nmap.permit() as permit:
+            permit.success()
+
+    def refused(self) -> BusyError:
+        with pytest.raises(BusyError) as caught, self.nmap.permit():
+            pass
+        assert caught.value.code == "circuit_open"
+        return caught.value
+
+
+def test_the_configuration_is_what_it_is_made_with() -> None:
+    breaker = Breaker("nmap", CircuitBreakerConfig)
+    for _ in range(CircuitBreakerConfig().failure_threshold):
+        assert breaker.view().state is State.CLOSED
+        with breaker.permit() as permit:
+            permit.failure()
+    assert breaker.view().state is State.OPEN
+
+
+def test_it_opens_on_failures_in_a_row_and_says_when_to_call_again() -> None:
+    world = World()
+    world.fail(2)
+    world.succeed()
+    world.fail(2)
+    assert world.state() == "closed"
+    world.fail()
+    assert world.state() == "open"
+    world.now = 17.5
+    error = world.refused()
+    assert error.details == {"tool": "nmap", "state": "open", "retry_after": 43}
+    assert error.retryable
+    assert "3 times in a row" in error.message
+    assert world.calls == [("nmap", r) for r in ("failure",) * 2 + ("success",) + ("failure",) * 3 + ("refused",)]
+    assert world.changes == [("nmap", "closed", "open")]
+
+
+def test_a_call_without_a_verdict_changes_nothing() -> None:
+    world = World()
+    world.fail(2)
+    for error in (BusyError("no place"), asyncio.CancelledError(), ValueError()):
+        with pytest.raises(type(error)), world.nmap.permit():
+            raise error
+    with world.nmap.permit():
+        pass
+    assert world.nmap.view().failures == 2
+    world.fail()
+    assert world.state() == "open"
+    assert len(world.calls) == 3
+
+
+def test_only_the_first_verdict_of_a_call_counts() -> None:
+    world = World()
+    with world.nmap.permit() as permit:
+        permit.failure()
+        permit.failure()
+        permit.success()
+    assert world.nmap.view().failures == 1
+    assert len(world.calls) == 1
+
+
+def test_half_open_lets_exactly_one_through_and_its_success_closes() -> None:
+    world = World()
+    world.fail(3)
+    world.now = 59.9
+    world.refused()
+    world.now = 60
+    assert world.state() == "half_open"
+    with world.nmap.permit() as permit:
+        error = world.refused()
+        assert error.details == {"tool": "nmap", "state": "half_open", "retry_after": 5}
+        with pytest.raises(BusyError):
+            world.nmap.check()
+        permit.success()
+    assert world.state() == "closed"
+    assert world.changes == [
+        ("nmap", "closed", "open"),
+        ("nmap", "open", "half_open"),
+        ("nmap", "half_open", "closed"),
+    ]
+    world.fail(2)
+    assert world.state() == "closed"  # it counts from nothing again
+
+
+def test_a_trial_without_a_verdict_leaves_its_place_to_the_next() -> None:
+    world = World()
+    world.fail(3)
+    world.now = 60
+    for _ in range(2):
+        with pytest.raises(asyncio.CancelledError), world.nmap.permit():
+            raise asyncio.CancelledError
+        assert world.state() == "half_open"
+    world.succeed()
+    assert world.state() == "closed"
+
+
+def test_a_trial_that_failed_long_ago_does_not_give_away_the_place_of_the_next() -> None:
+    world = World()
+    world.fail(3)
+    world.now = 60
+    first = world.nmap.permit()
+    first.__enter__().failure()
+    world.now = 150
+    with world.nmap.permit() as second:
+        first.__exit__(None, None, None)
+        world.refused()
+        second.success()
+    assert world.state() == "closed"
+
+
+def test_looking_takes_no_place() -> None:
+    world = World()
+    world.fail(3)
+    world.now = 60
+    world.nmap.check()
+    world.nmap.check()
+    world.succeed()
+    assert world.state() == "closed"
+
+
+def test_several_successes_may_be_asked_for_one_at_a_time() -> None:
+    world = World(Numbers(half_open_success_threshold=2))
+    world.fail(3)
+    world.now = 60
+    world.succeed()
+    assert world.state() == "half_open"
+    world.succeed()
+    assert world.state() == "closed"
+    world.fail(3)
+    world.now = 120
+    world.succeed()
+    world.fail()
+    world.now = 210
+    world.succeed()
+    assert world.state() == "half_open"  # successes before the relapse do not count
+
+
+def test_each_relapse_waits_half_as_long_again_up_to_five_minutes_and_closing_forgets_them() -> None:
+    world = World()
+    world.fail(3)
+    waits = []
+    for _ in range(7):
+        waits.append(world.nmap.view().retry_after)
+        world.now += waits[-1]
+        world.fail()
+    assert waits == [60, 90, 135, 203, 300, 300, 300]
+    assert "7 trials since failed too" in world.refused().message
+    world.now += 300
+    world.succeed()
+    world.fail(3)
+    assert world.nmap.view().retry_after == 60
+
+
+def test_a_recovery_timeout_over_five_minutes_holds_as_it_is() -> None:
+    world = World(Numbers(recovery_timeout=600))
+    world.fail(3)
+    assert world.nmap.view().retry_after == 600
+    world.now = 600
+    world.fail()
+    assert world.nmap.view().retry_after == 600
+
+
+@pytest.mark.parametrize(("drawn", "wait"), [(0.0, 54), (0.25, 57), (0.5, 60), (1.0, 66)])
+def test_the_wait_is_off_by_a_tenth_at_most_and_stays_what_it_is(drawn: float, wait: int) -> None:
+    world = World(drawn=drawn)
+    world.fail(3)
+    world.drawn = 0.5
+    assert world.nmap.view().retry_after == wait
+    world.now = wait - 0.1
+    assert world.state() == "open"
+    world.now = wait
+    assert world.state() == "half_open"
+
+
+def test_what_began_before_it_opened_says_nothing_afterwards() -> None:
+    world = World()
+    with world.nmap.permit() as late, world.nmap.permit() as later:
+        world.fail(3)
+        world.now = 60
+        assert world.state() == "half_open"
+        with world.nmap.permit():
+            late.success()
+            assert world.state() == "half_open"
+            later.failure()
+            assert world.state() == "half_open"
+            world.refused()  # and it does not free the trial's place
+    assert world.calls[-3:] == [("nmap", "success"), ("nmap", "failure"), ("nmap", "refused")]
+
+
+def test_a_call_that_waited_asks_again_and_is_refused_where_it_has_opened() -> None:
+    world = World()
+    with world.nmap.permit() as permit:
+        permit.confirm()
+        world.fail(3)
+        with pytest.raises(BusyError) as caught:
+            permit.confirm()
+    assert caught.value.details["retry_after"] == 60
+    assert world.nmap.view().failures == 3
+
+
+def test_a_call_that_waited_until_it_is_half_open_becomes_the_trial() -> None:
+    world = World()
+    with world.nmap.permit() as first, world.nmap.permit() as second:
+        world.fail(3)
+        world.now = 60
+        first.confirm()
+        first.confirm()
+        with pytest.raises(BusyError, match="one call is trying it now"):
+            second.confirm()
+        first.failure()
+        assert world.nmap.view().retry_after == 90
+    world.now = 150
+    world.succeed()
+    assert world.state() == "closed"
+
+
+def test_forced_open_holds_for_good_and_can_be_lifted() -> None:
+    world = World()
+    world.nmap.force_open()
+    world.now = 10_000
+    error = world.refused()
+    assert error.details == {"tool": "nmap", "state": "open", "forced": True, "retry_after": 60}
+    assert "operator" in error.hint
+    assert world.nmap.view() == BreakerView("nmap", State.OPEN, True, 0, 0, 60)
+    world.nmap.reset()
+    world.succeed()
+    world.nmap.force_open()
+    world.nmap.force_close()
+    world.succeed()
+
+
+def test_forced_closed_lets_all_through_whatever_fails_until_it_is_lifted() -> None:
+    world = World()
+    world.fail(3)
+    world.nmap.force_close()
+    world.fail(50)
+    assert world.nmap.view() == BreakerView("nmap", State.CLOSED, True, 0, 0, 0)
+    world.nmap.reset()
+    world.fail(3)
+    assert world.state() == "open"
+    world.nmap.reset()
+    assert world.nmap.view() == BreakerView("nmap", State.CLOSED, False, 0, 0, 0)
+
+
+def test_a_trial_under_way_when_an_operator_decides_has_no_say() -> None:
+    world = World()
+    world.fail(3)
+    world.now = 60
+    with world.nmap.permit() as permit:
+        world.nmap.force_open()
+        permit.success()
+    assert world.state() == "open"
+
+
+def test_a_reload_holds_from_the_next_decision_on() -> None:
+    world = World()
+    world.fail(2)
+    world.numbers.failure_threshold = 1
+    world.fail()
+    assert world.nmap.view().retry_after == 60
+    world.numbers.recovery_timeout = 10
+    assert world.nmap.view().retry_after == 10
+    world.now = 10
+    assert world.state() == "half_open"
+
+
+def test_each_tool_has_its_own_and_the_board_shows_them_by_name() -> None:
+    world = World()
+    world.fail(3)
+    with world.board.of("dig").permit() as permit:
+        permit.failure()
+    assert world.board.snapshot() == (
+        BreakerView("dig", State.CLOSED, False, 1, 0, 0),
+        BreakerView("nmap", State.OPEN, False, 3, 0, 60),
+    )
+    assert world.board.of("nmap") is world.nmap
