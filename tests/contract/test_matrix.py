@@ -13,12 +13,17 @@ import pytest
 
 from scripts import cells, interpreters, matrix
 from scripts.cells import Cell, Verdict
+from tests.support.packages import offline_pip, packages
 
 HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
 STEPS = ("installed", "doctor", "stdio", "handshake", "http", "guard", "nothing_left")
 
 
-def test_this_interpreter_with_and_without_root_and_nmap(capsys: pytest.CaptureFixture[str]) -> None:
+def test_this_interpreter_with_and_without_root_and_nmap(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in offline_pip(packages()).items():
+        monkeypatch.setenv(name, value)
     assert matrix.main(["--python", HERE, "--lacks", "nothing", "nmap"]) == 0
     said = capsys.readouterr().out
     assert "4 cells" in said
