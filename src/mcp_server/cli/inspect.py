@@ -265,7 +265,7 @@ async def _look(config: Config) -> SystemHealth:
             raise server
         return await server.store()
 
-    audit = AuditLog(config.state_dir, config.audit)
+    audit = AuditLog(config.state_dir, lambda: config.audit)
     manager = health_of_host(config, build_registry(config), open_store, audit)
     try:
         return await manager.check()

@@ -91,7 +91,7 @@ class EnhancedMCPServer:
             admission=Admission(caps(lambda: self.config, lambda: self.pipeline.registry)),
             breakers=Breakers(lambda: self.config.circuit_breaker, observer=BreakerSignals()),
             limiter=RateLimiter(lambda: self.config.rate_limit),
-            audit=AuditLog(self.config.state_dir, self.config.audit),
+            audit=AuditLog(self.config.state_dir, lambda: self.config.audit),
             open_store=self.store,
             allowed_checksums=read_allowed_checksums(self.config),
             actors=read_actors(self.config, policy),
@@ -139,7 +139,7 @@ class EnhancedMCPServer:
         self.config = pipeline.config = config
         pipeline.policy, pipeline.allowed_checksums, pipeline.actors = policy, allowed_checksums, actors
         pipeline.use_registry(registry.with_disabled(pipeline.registry.disabled))
-        pipeline.resolver, pipeline.audit.settings = make_resolver(policy, self.guard), config.audit
+        pipeline.resolver = make_resolver(policy, self.guard)
         pipeline.admission.refresh()
         self.background.follow()
         metrics.gauge("mcp_server_ready", float(self.ready))  # they may only be counted from here on
