@@ -12,7 +12,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from mcp_server import metrics
 from mcp_server.audit import AuditLog
 from mcp_server.base_tool import MCPBaseTool
 from mcp_server.config import load_config
@@ -26,6 +25,7 @@ from mcp_server.server.checks import host, load, service, versions
 from mcp_server.server.checks.callers import ActorsCheck
 from mcp_server.server.checks.host import CpuCheck, CpuTimes, MemoryUse, ProcessCheck, ProcessUse
 from mcp_server.tools.registry import LeftOut, ToolRegistry
+from tests.support.metrics import counting, sample, series
 
 HEALTHY, DEGRADED, UNHEALTHY = HealthStatus
 
@@ -367,23 +367,21 @@ class Guarded(ArgumentGuard):
         return self.reading
 
 
-async def test_the_check_of_the_guard_counts_what_it_finds_while_nobody_calls() -> None:
-    def figures() -> dict[str, float]:
-        numbers = {family.name: sum(family.numbers.values()) for family in metrics.collect()}
-        return {name: numbers[f"mcp_guard_{name}_total"] for name in ("drops", "failures")}
+async def test_the_guard_check_counts_drops_and_failures_while_no_call_runs() -> None:
+    def counted() -> tuple[float, float | None]:
+        return sum(series("mcp_guard_drops_total", "rule").values()), sample("mcp_guard_failures_total")
 
-    metrics.reset()
     guard, config = Guarded(), load_config(env={})
-    await service.check_guard(config, guard)
-    assert figures() == {"drops": 0, "failures": 0}
-    guard.reading = GuardReading("sum", 1, 5, {"out-of-scope": 3})
-    await service.check_guard(config, guard)
-    assert figures() == {"drops": 3, "failures": 0}
-    guard.reading = None
-    found = await service.check_guard(config, guard)
-    assert (found.status, found.detail) == (UNHEALTHY, "the guard is gone")
-    assert figures() == {"drops": 3, "failures": 1}
-    metrics.reset()
+    with counting():
+        await service.check_guard(config, guard)
+        assert counted() == (0, 0)
+        guard.reading = GuardReading("sum", 1, 5, {"out-of-scope": 3})
+        await service.check_guard(config, guard)
+        assert counted() == (3, 0)
+        guard.reading = None
+        found = await service.check_guard(config, guard)
+        assert (found.status, found.detail) == (UNHEALTHY, "the guard is gone")
+        assert counted() == (3, 1)
 
 
 async def test_the_engine_is_tried_and_what_keeps_it_from_running_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from mcp_server import metrics
 from mcp_server.config.sections import MetricsConfig
-from mcp_server.metrics.registry import gauge
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class Sampler:
             worst = max(worst, loop.time() - expected)
             since += self._tick_sec
             if since >= self._settings().collection_interval:
-                gauge("mcp_event_loop_lag_seconds", worst)
+                metrics.gauge("mcp_event_loop_lag_seconds", worst)
                 worst, since = 0.0, 0.0
                 await self._read_disk()
 
@@ -63,5 +63,5 @@ class Sampler:
         except OSError as error:
             logger.warning("metrics.disk_not_read folder=%s: %s", self._state_dir, error.strerror)
             return
-        gauge("mcp_state_disk_free_bytes", disk.f_bavail * disk.f_frsize)
-        gauge("mcp_state_disk_size_bytes", disk.f_blocks * disk.f_frsize)
+        metrics.gauge("mcp_state_disk_free_bytes", disk.f_bavail * disk.f_frsize)
+        metrics.gauge("mcp_state_disk_size_bytes", disk.f_blocks * disk.f_frsize)

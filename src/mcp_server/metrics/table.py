@@ -10,6 +10,11 @@ from mcp_server.errors import ERRORS
 
 Kind = Literal["counter", "gauge", "histogram"]
 
+CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+"""The media type of the metrics page."""
+OTHER: Final = "other"
+"""The label value that stands for every value beyond a limit."""
+
 
 @dataclass(frozen=True, slots=True)
 class Metric:

@@ -8,7 +8,8 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final
 
 from mcp_server import __version__, metrics
-from mcp_server.api.http.metrics_page import MetricsPage
+from mcp_server.api.http.metrics_page import MetricsPage, is_readable
+from mcp_server.metrics.sampler import Sampler
 from mcp_server.netguard import Enforcement
 from mcp_server.observability import tracing
 from mcp_server.server.reloading import Reloader
@@ -35,7 +36,7 @@ class BackgroundTasks:
         self._guarded = server.guard.enforcement is not Enforcement.ARGUMENT
         self._health: HealthCheckManager | None = None
         self.reloader = Reloader(server, publish=server.pipeline.events.publish)
-        self._sampler = metrics.Sampler(lambda: server.config.metrics, server.config.state_dir)
+        self._sampler = Sampler(lambda: server.config.metrics, server.config.state_dir)
         self._authenticator: Authenticator | None = None
         self._failed_authentications: FailedAuthentications | None = None
         self._page = MetricsPage(lambda: server.config, lambda: self.authenticator, guarded=self._guarded)
@@ -105,7 +106,7 @@ class BackgroundTasks:
 
     def _use_metrics(self) -> None:
         config, offered = self._server.config, self._server.pipeline.registry.offered
-        metrics.configure(enabled=config.metrics.enabled)
+        metrics.configure(enabled=is_readable(config))
         metrics.prepare(offered)
         tier = self._server.guard.enforcement.value
         metrics.gauge("mcp_server_info", 1.0, version=__version__, enforcement=tier)

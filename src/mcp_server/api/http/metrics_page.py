@@ -47,8 +47,15 @@ async def page(config: Config) -> bytes:
         if not getattr(config.metrics, key):
             hint = f"Its owner can set metrics.{key} to true."
             raise NotFoundError(f"metrics are not offered: metrics.{key} is false", hint=hint)
-    # The numbers are copied here, where their readers belong; writing them out takes longer, and 50 ms at first.
-    return await asyncio.to_thread(metrics.render, metrics.collect())
+    metrics.refresh()
+    return await asyncio.to_thread(metrics.exposition)
+
+
+def is_readable(config: Config) -> bool:
+    """Return whether a server with this configuration serves the metrics page."""
+    settings = config.metrics
+    served = config.server.transport == "http" or settings.is_set("prometheus_port")
+    return settings.enabled and settings.prometheus_enabled and served
 
 
 class MetricsPage:
@@ -135,7 +142,7 @@ class MetricsPage:
 
 def _wanted_port(config: Config) -> int | None:
     settings, server = config.metrics, config.server
-    if not (settings.enabled and settings.prometheus_enabled and settings.is_set("prometheus_port")):
+    if not (is_readable(config) and settings.is_set("prometheus_port")):
         return None
     shared = server.transport == "http" and settings.prometheus_port == server.port
     return None if shared else settings.prometheus_port
