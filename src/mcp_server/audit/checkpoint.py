@@ -9,7 +9,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from mcp_server.logger import get_logger
 from mcp_server.audit.files import CURRENT, TAIL_LIMIT, open_regular, rotated_name
 from mcp_server.audit.keys import KEY, load_key, make_key, replace_file
 from mcp_server.audit.notes import Note, find_notes, sign
@@ -34,7 +34,7 @@ TREE: Final = "audit.tree"
 UNSHIPPED_KEPT: Final = 100
 """Checkpoints sent at once after a failure; older ones are covered by each that comes later."""
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 @dataclass(slots=True)
@@ -211,7 +211,7 @@ class Sealer:
                 self._shipping_failed = True
                 return
             if self._shipping_failed:
-                logger.warning("audit.shipped_again to=%s", ship_to)
+                logger.warning("audit.shipped_again", to=ship_to)
             self._shipping_failed = False
         if tree.shipped != size:
             tree.shipped = size

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from mcp_server.logger import get_logger
 from mcp_server import metrics
 from mcp_server.config.sections import AuditConfig
 from mcp_server.errors import NetworkToolsError, PlatformError
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mcp_server.audit.records import Receipt
     from mcp_server.audit.writer import Writer
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 LOOK_SEC: Final = 5.0
@@ -142,5 +142,5 @@ class AuditLog:
 
     def _report(self, problem: str) -> None:
         if problem != self.problem:
-            logger.error("audit.not_sealed: %s", problem)
+            logger.error("audit.not_sealed", message=problem)
         self.problem = problem

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from mcp_server.logger import get_logger
 from mcp_server.config.sections import HealthConfig
 from mcp_server.errors import NetworkToolsError
 from mcp_server.health.background import LoopLag
@@ -26,7 +27,7 @@ from mcp_server.health.model import (
     worst,
 )
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 WAIT_SEC: Final = 3.0
 """How long a caller waits for checks that are under way where nothing fresh is known."""
@@ -210,7 +211,7 @@ class HealthCheckManager:
             return [Finding(HealthStatus.UNHEALTHY, error.message, remedy=error.hint)]
         except (Exception, asyncio.CancelledError) as error:
             if not self._missed[registered.name]:
-                logger.warning("health.check_failed check=%s", registered.name, exc_info=error)
+                logger.warning("health.check_failed", check=registered.name, exc_info=error)
             return [
                 self._miss(registered, f"the check itself failed: {type(error).__name__}", "the log has the reason")
             ]

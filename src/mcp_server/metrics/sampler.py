@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from mcp_server.logger import get_logger
 from mcp_server import metrics
 from mcp_server.config.sections import MetricsConfig
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 TICK_SEC: Final = 1.0
 """Seconds between two looks at the loop; the latest one of an interval is what is shown."""
@@ -61,7 +61,7 @@ class Sampler:
             # In a thread: the disk may be another machine's.
             disk = await asyncio.to_thread(os.statvfs, self._state_dir)
         except OSError as error:
-            logger.warning("metrics.disk_not_read folder=%s: %s", self._state_dir, error.strerror)
+            logger.warning("metrics.disk_not_read", folder=self._state_dir, message=error.strerror)
             return
         metrics.gauge("mcp_state_disk_free_bytes", disk.f_bavail * disk.f_frsize)
         metrics.gauge("mcp_state_disk_size_bytes", disk.f_blocks * disk.f_frsize)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import math
 import secrets
 import threading
@@ -22,10 +21,11 @@ from functools import cached_property
 from itertools import islice
 from typing import Any, Final
 
+from mcp_server.logger import get_logger
 from mcp_server.errors import ArgumentError, BusyError
 from mcp_server.model.untrusted import escape
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 KINDS: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
     "run.accepted": (
@@ -244,11 +244,11 @@ class EventBus:
         the log: a mistake of ours must not end the run it is about.
         """
         if kind not in KINDS:
-            logger.error("events.unknown_kind kind=%r", kind)
+            logger.error("events.unknown_kind", kind=repr(kind))
             return
         _, fields = KINDS[kind]
         if unknown := data.keys() - set(fields):
-            logger.error("events.unknown_fields kind=%s fields=%s", kind, sorted(unknown))
+            logger.error("events.unknown_fields", kind=kind, fields=sorted(unknown))
         clean = {field: _clean(data[field]) for field in fields if field in data}
         with self._lock:
             self._number += 1

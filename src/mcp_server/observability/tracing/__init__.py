@@ -7,12 +7,12 @@ leaves this process is what `ATTRIBUTES` lists: never a target, an argument, or 
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Final, Self
 
+from mcp_server.logger import get_logger
 from mcp_server.errors import ConfigError, NetworkToolsError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mcp_server.observability.tracing.export import Exporting
     from mcp_server.scope.policy import ScopePolicy
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 FLUSH_SEC: Final = 1.0
 """How long a server that stops waits for its last spans to be taken."""
@@ -229,7 +229,7 @@ def configure(settings: TracingConfig, *, inside: ScopePolicy | None = None) -> 
     if not settings.endpoint:
         return
     if inside is not None and (reason := _out_of_reach(settings.endpoint, inside)):
-        logger.warning("tracing.off: spans are not sent, because %s", reason)
+        logger.warning("tracing.off", message=f"spans are not sent, because {reason}")
         return
     from mcp_server.observability.tracing.export import Exporting
 

@@ -20,13 +20,14 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, Spa
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased, Sampler, SamplingResult, TraceIdRatioBased
 from opentelemetry.trace import Status
 
+from mcp_server.logger import get_logger
 from mcp_server import __version__
 from mcp_server.observability.tracing import ATTRIBUTES
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Tracer
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 MAX_TEXT: Final = 128
 """Characters of a span's name and of an attribute."""
@@ -124,7 +125,9 @@ class _Exporter(SpanExporter):
     def give_up(self, *, unfinished: bool) -> None:
         """Send nothing more; a wait between two attempts ends at once. ``unfinished``: something was not sent."""
         if unfinished and not self._lost:
-            logger.warning("tracing.not_flushed endpoint=%s: %s", self._shown, _heard.reason or "it does not answer")
+            logger.warning(
+                "tracing.not_flushed", endpoint=self._shown, message=str(_heard.reason or "it does not answer")
+            )
         self._given_up = True
         if self._inner is not None:
             self._inner.shutdown()
@@ -146,11 +149,13 @@ class _Exporter(SpanExporter):
         if result is not SpanExportResult.SUCCESS:
             if not self._lost:
                 logger.warning(
-                    "tracing.export_failed endpoint=%s: %s; spans are lost until it answers", self._shown, _heard.reason
+                    "tracing.export_failed",
+                    endpoint=self._shown,
+                    message=f"{_heard.reason}; spans are lost until it answers",
                 )
             self._lost += spans
         elif self._lost:
-            logger.info("tracing.export_works_again endpoint=%s lost=%d", self._shown, self._lost)
+            logger.info("tracing.export_works_again", endpoint=self._shown, lost=self._lost)
             self._lost = 0
 
 
