@@ -15,7 +15,7 @@ import pytest_asyncio
 from mcp import Client
 from mcp.client.stdio import StdioServerParameters
 
-from mcp_server.api.mcp.handlers import describe_scope
+from mcp_server.api.mcp.descriptions import describe_scope
 from mcp_server.api.scope import ask_pipeline, compact, read_query
 from mcp_server.config import load_config
 from mcp_server.model.access import FULL_ACCESS
