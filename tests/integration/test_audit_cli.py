@@ -185,7 +185,9 @@ async def test_records_are_shown_and_selected(audit: Audit, written: Path) -> No
 async def test_a_row_shows_what_happened_for_every_kind_of_record(
     audit: Audit, state: Path, event: str, fields: dict[str, Any], shown: str
 ) -> None:
-    AuditWriter(state).append(event, {"actor": "joe", "tool": "nmap", "run_id": "r_9"} | fields, AuditConfig().max_file_size)
+    AuditWriter(state).append(
+        event, {"actor": "joe", "tool": "nmap", "run_id": "r_9"} | fields, AuditConfig().max_file_size
+    )
     _, out, _ = await audit("show", "--limit", "1")
     assert out.splitlines()[1].split(None, 3)[3].split() == ["joe", "nmap", *shown.split(), "r_9"]
 
@@ -233,7 +235,9 @@ async def test_commands_on_an_empty_state_folder(tmp_path: Path) -> None:
     assert done[0][2].startswith("not_found: there is no record in "), "an empty log must fail verification"
 
 
-async def test_checkpoints_of_other_logs_are_told_apart_by_a_kept_key(audit: Audit, state: Path, written: Path, tmp_path: Path) -> None:
+async def test_checkpoints_of_other_logs_are_told_apart_by_a_kept_key(
+    audit: Audit, state: Path, written: Path, tmp_path: Path
+) -> None:
     """Two servers may ship to one system log. Only a key that was kept says which checkpoints belong to which log."""
     other, kept = tmp_path / "other", tmp_path / "kept"
     other.mkdir(mode=0o700)
@@ -248,7 +252,9 @@ async def test_checkpoints_of_other_logs_are_told_apart_by_a_kept_key(audit: Aud
     details = (await body(audit, "verify", *given[:2]))[1]["error"]["details"]
     assert details["kind"] == "forged", "a forger could leave the true checkpoints beside the forged ones"
     kept.write_text(theirs)
-    assert (await body(audit, "verify", *given))[1]["error"]["details"]["kind"] == "forged", "no checkpoint of this log is left"
+    assert (await body(audit, "verify", *given))[1]["error"]["details"]["kind"] == "forged", (
+        "no checkpoint of this log is left"
+    )
     kept.write_text((written / CHECKPOINTS).read_text() + theirs)
     change(state / "audit.jsonl", 0, actor="somebody else")
     rechain(state)

@@ -50,7 +50,9 @@ def test_fifty_writers_are_killed_and_nothing_acknowledged_is_lost(tmp_path: Pat
     lines = [line for path in files_of(tmp_path) for line in path.read_bytes().splitlines()]
     assert report.size == len(lines)
     for seq, digest in acknowledged.items():
-        assert hashlib.sha256(lines[int(seq)]).hexdigest() == digest, f"record {seq} was acknowledged and is not in the log"
+        assert hashlib.sha256(lines[int(seq)]).hexdigest() == digest, (
+            f"record {seq} was acknowledged and is not in the log"
+        )
 
 
 def refused_in(prefix: tuple[str, ...], folder: Path) -> dict[str, str | int]:

@@ -135,7 +135,9 @@ async def test_the_schema_describes_every_field_and_no_other(tmp_path: Path) -> 
     for record in records:
         validator.validate(record)
     used = {name for record in records for name in record}
-    assert used == set(validator.schema["properties"]), "the schema has a field that no record has, or a record has a field that it lacks"
+    assert used == set(validator.schema["properties"]), (
+        "the schema has a field that no record has, or a record has a field that it lacks"
+    )
     for name in ("decision", "run_id", "argv"):
         broken = {key: value for key, value in records[1].items() if key != name}
         assert not validator.is_valid(broken), name

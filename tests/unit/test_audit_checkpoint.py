@@ -165,7 +165,7 @@ def test_an_edit_is_found_when_the_log_is_read_again(tmp_path: Path) -> None:
     Sealer(tmp_path).seal("")
     _edit(tmp_path)
     (tmp_path / TREE).unlink()
-    with pytest.raises(PlatformError, match="record 4 "):
+    with pytest.raises(PlatformError, match="record 4"):
         Sealer(tmp_path).seal("")
 
 
@@ -239,7 +239,9 @@ async def test_a_server_without_records_creates_no_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-async def test_a_failed_checkpoint_is_a_problem_until_one_succeeds(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_failed_checkpoint_is_a_problem_until_one_succeeds(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     log = AuditLog(tmp_path)
     await log.append("decision")
     (tmp_path / CHECKPOINTS).mkdir()
@@ -247,7 +249,9 @@ async def test_a_failed_checkpoint_is_a_problem_until_one_succeeds(tmp_path: Pat
         assert await log.seal() is None
     assert log.problem is not None
     assert "No checkpoint can be made" in log.problem
-    assert [record.levelno for record in caplog.records] == [logging.ERROR], "the error must be logged once, not at every interval"
+    assert [record.levelno for record in caplog.records] == [logging.ERROR], (
+        "the error must be logged once, not at every interval"
+    )
     await log.append("decision")
     (tmp_path / CHECKPOINTS).rmdir()
     assert await log.seal() is not None

@@ -1,7 +1,7 @@
 """Checkpoints: the root of the tree over all records, signed, kept in ``audit.checkpoints`` and shipped elsewhere.
 
-The state of the tree is kept in ``audit.tree``, so that a start need not read the whole log again. It is used only if the
-record that it ends with is unchanged and agrees with the last checkpoint.
+The state of the tree is kept in ``audit.tree``, so that a start need not read the whole log again. It is used only if
+the record that it ends with is unchanged and agrees with the last checkpoint.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ logger = get_logger(__name__)
 
 @dataclass(slots=True)
 class _Tree:
-    """The tree up to some record: the position of that record, and the bytes of the checkpoints file already shipped."""
+    """The tree up to some record, the position of that record, and the bytes of the checkpoints file already shipped."""
 
     frontier: Frontier = field(default_factory=Frontier)
     head: ChainHead = field(default_factory=ChainHead)

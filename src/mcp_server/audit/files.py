@@ -97,8 +97,8 @@ class LogFile(NamedTuple):
 def log_files(folder: Path, since: int = 0) -> Iterator[Iterator[LogFile]]:
     """Open the files of the log in order, from file number ``since`` on. Raises OSError.
 
-    Records that other processes append later are not read: full files do not change, and the current file counts only up
-    to its size at this moment.
+    Records that other processes append later are not read: full files do not change, and the current file is read only
+    up to its present size.
     """
     with locked(folder, shared=True) as directory:
         numbers = rotated_numbers(directory)

@@ -1,4 +1,4 @@
-"""Collapses repeated records: the first of each kind is written, then at most one a minute with the number of repeats."""
+"""Collapses repeated records: the first of a kind is written, then at most one a minute with the number of repeats."""
 
 from __future__ import annotations
 

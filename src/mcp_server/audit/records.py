@@ -87,7 +87,10 @@ def cleaned(value: Any, levels: int = _LEVELS) -> Any:
 
 
 def canonical(record: Mapping[str, Any]) -> bytes:
-    """Return the canonical form of a record: ASCII JSON, keys sorted, no spaces. Raises ValueError if JSON cannot hold it."""
+    """Return the canonical form of a record: ASCII JSON, keys sorted, no spaces.
+
+    Raises ValueError if JSON cannot hold a value.
+    """
     return json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode()
 
 

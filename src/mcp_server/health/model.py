@@ -163,7 +163,7 @@ def health_change(before: SystemHealth | None, after: SystemHealth) -> dict[str,
 
 
 def gauges(health: SystemHealth) -> Iterator[tuple[str, float, dict[str, str]]]:
-    """Yield the metrics of a round as name, value and labels. The label is a registered check, so values are bounded."""
+    """Yield the metrics of a round: name, value and labels. The label is a registered check, so its values are few."""
     yield "mcp_health_status", health.status.level, {}
     for check, status in health.by_check().items():
         yield "mcp_health_check_status", status.level, {"check": check}

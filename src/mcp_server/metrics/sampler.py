@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from mcp_server.logger import get_logger
 from mcp_server import metrics
 from mcp_server.config.sections import MetricsConfig
+from mcp_server.logger import get_logger
 
 logger = get_logger(__name__)
 

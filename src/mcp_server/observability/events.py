@@ -21,8 +21,8 @@ from functools import cached_property
 from itertools import islice
 from typing import Any, Final
 
-from mcp_server.logger import get_logger
 from mcp_server.errors import ArgumentError, BusyError
+from mcp_server.logger import get_logger
 from mcp_server.model.untrusted import escape
 
 logger = get_logger(__name__)

@@ -115,7 +115,7 @@ def _log_file(path: Path, settings: LoggingConfig) -> logging.Handler:
             # Logged once. The standard library would print the arguments of every line to standard error.
             if not self.failed:
                 self.failed = True
-                logger.error("log.file_not_written", path=path, message=str(sys.exc_info()[1]))  # noqa: TRY400 - no traceback: the failure is a disk
+                logger.error("log.file_not_written", path=path, message=str(sys.exc_info()[1]))
 
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

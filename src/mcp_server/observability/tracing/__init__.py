@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from mcp_server.logger import get_logger
 from mcp_server.errors import ConfigError, NetworkToolsError
+from mcp_server.logger import get_logger
 
 if TYPE_CHECKING:
     from types import TracebackType

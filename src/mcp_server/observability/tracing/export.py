@@ -20,8 +20,8 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, Spa
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased, Sampler, SamplingResult, TraceIdRatioBased
 from opentelemetry.trace import Status
 
-from mcp_server.logger import get_logger
 from mcp_server import __version__
+from mcp_server.logger import get_logger
 from mcp_server.observability.tracing import ATTRIBUTES
 
 if TYPE_CHECKING:
