@@ -1,4 +1,4 @@
-"""Checkpoints: signed at an interval and at the end, continued after a restart, shipped, and refused for a changed log."""
+"""Checkpoints: signed at an interval and at the end, continued after a restart, shipped, refused for a changed log."""
 
 from __future__ import annotations
 

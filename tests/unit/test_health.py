@@ -301,7 +301,7 @@ async def test_a_hanging_thread_is_not_started_twice(health: HealthCheckManager)
         assert (await health.check()).results[0].status is expected
     assert len(begun) == 1
     (thread,) = (thread for thread in threading.enumerate() if thread.name == begun[0])
-    assert thread.daemon, "the thread must not delay the exit"    )
+    assert thread.daemon, "the thread must not delay the exit"
     release.set()
     async with asyncio.timeout(10):
         while (await health.check()).status is not HEALTHY:

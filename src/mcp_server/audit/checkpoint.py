@@ -43,7 +43,7 @@ logger = get_logger(__name__)
 
 @dataclass(slots=True)
 class _Tree:
-    """The tree up to some record, the position of that record, and the bytes of the checkpoints file already shipped."""
+    """The tree up to some record, the position of that record, and the shipped bytes of the checkpoints file."""
 
     frontier: Frontier = field(default_factory=Frontier)
     head: ChainHead = field(default_factory=ChainHead)
