@@ -20,7 +20,7 @@ from mcp_server.limits.rate_limit import RateLimiter
 from mcp_server.model.access import Access
 from mcp_server.model.run import Actor, Outcome
 from mcp_server.netguard import Guard, GuardReading
-from mcp_server.observability import logs, tracing
+from mcp_server.observability import logs
 from mcp_server.observability.events import EventBus
 from mcp_server.pipeline.admit import AdmissionController, judge
 from mcp_server.pipeline.authorize import AuthorizedPlan, Authorizer, ending, log_not_started
@@ -304,7 +304,7 @@ class Pipeline:
                 self.signals.ended(recorder.run, execution.exit.seconds, execution.exit.bytes_out, failure)
                 raise
         self.signals.ended(run_, execution.exit.seconds, execution.exit.bytes_out, problem)
-        with tracing.span("respond", **{"mcp_network_tools.outcome": run_.outcome.value}):
+        with step("respond", **{"mcp_network_tools.outcome": run_.outcome.value}):
             return make_result(run_, execution, problem)
 
     async def _note_guard(self, recorder: Recorder, before: GuardReading | None) -> None:
