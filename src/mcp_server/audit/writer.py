@@ -221,7 +221,7 @@ def _hash_of_legacy(folder: int) -> dict[str, Any] | None:
         return None
     with os.fdopen(descriptor, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return {"legacy_file": LEGACY, "legacy_bytes": file.tell(), "legacy_sha256": digest}
+        return {"legacy_file": LEGACY, "legacy_bytes": os.fstat(file.fileno()).st_size, "legacy_sha256": digest}
 
 
 def _describe_torn(torn: bytes) -> dict[str, Any]:
