@@ -80,7 +80,7 @@ async def test_a_killed_process_leaves_its_run_interrupted_with_what_it_had(mach
     store = machine.store()
     assert len(await store.open()) == 1
     run = await store.get_run("r1")
-    assert (run.outcome, run.hosts_up, run.open_ports) == (Outcome.INTERRUPTED, 50, 50)
+    assert (run.outcome, run.counts) == (Outcome.INTERRUPTED, {"hosts_up": 50, "open_ports": 50})
     assert run.coverage is not None
     assert not run.coverage.complete
     assert (await store.hosts("r1")).total == 50

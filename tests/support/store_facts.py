@@ -57,8 +57,7 @@ def full_run(run_id: str) -> Run:
         ),
         raw=Raw("ab" * 32, 1000, 100, truncated=True),
         stderr="warning: é \u200b",
-        hosts_up=2,
-        open_ports=3,
+        counts={"hosts_up": 2, "open_ports": 3},
         metadata={"warnings": ["slow"], "nested": {"a": 1}},
     )
 

@@ -51,8 +51,8 @@ def list_runs(limit: Limit = 20, cursor: Cursor = None, tool: str | None = None,
                     run.tool,
                     f"{run.started:%Y-%m-%d %H:%M:%SZ}",
                     run.outcome.value,
-                    str(run.hosts_up),
-                    str(run.open_ports),
+                    str(run.counts.get("hosts_up", 0)),
+                    str(run.counts.get("open_ports", 0)),
                     " ".join(run.coverage.addresses[:4]) if run.coverage else "",
                 )
                 for run in page.items

@@ -169,8 +169,7 @@ def _run(value: Run) -> dict[str, Any]:
         coverage=_coverage(value.coverage) if value.coverage else None,
         raw=_raw(value.raw) if value.raw else None,
         stderr=value.stderr,
-        hosts_up=value.hosts_up,
-        open_ports=value.open_ports,
+        counts=dict(value.counts),
         metadata=value.metadata,
     )
 

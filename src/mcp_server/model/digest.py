@@ -13,11 +13,14 @@ from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
+from typing import Final
 
 from mcp_server.model.addresses import Address, addresses_text, ipv4_items, ipv6_items, joined
 from mcp_server.model.host import Host
 from mcp_server.model.summary import HostSummary, host_summary, open_ports_text
 
+HOST_COUNTS: Final = ("hosts_up", "open_ports")
+"""Names of the counts that a run of a host scanner has."""
 LINE_HOSTS = 1000
 """Hosts whose line is kept; a run with more of them is shown as groups."""
 PORT_SETS_CHARS = 1_000_000
@@ -64,6 +67,11 @@ class HostDigest:
         self._sets: dict[str, int] = {NOTHING_OPEN: _NOTHING, TIMED_OUT: _TIMED, NOT_KEPT: _UNKEPT}
         self._room = PORT_SETS_CHARS
         self._lines: dict[Address, HostSummary] | None = {}
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """The counts of a run, named as in `HOST_COUNTS`."""
+        return dict(zip(HOST_COUNTS, (self.up, self.open_ports), strict=True))
 
     def add(self, host: Host) -> None:
         """Count one host, and keep what its line and its group need; a host that is not up is passed over."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from mcp_server.model.codec import to_dict
+from mcp_server.model.digest import HOST_COUNTS
 from mcp_server.model.host import Host
 from mcp_server.model.run import Run
 from mcp_server.model.summary import is_service_name
@@ -36,6 +37,8 @@ def host_record(host: Host) -> dict[str, Any]:
 def run_record(run: Run) -> dict[str, Any]:
     """Return a run with all it holds; what it wrote on standard error may repeat a target's words."""
     record = to_dict(run)
+    counts = record.pop("counts", {})
+    record |= {name: counts.get(name, 0) for name in HOST_COUNTS}
     stderr = record.pop("stderr", "")
     if stderr:
         record[FROM_TARGET] = {"stderr": stderr}

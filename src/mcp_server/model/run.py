@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import IntEnum, StrEnum
@@ -103,7 +104,10 @@ class Raw:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """The record of one call that was allowed. Times are UTC; ``argv`` is what was executed, canonical."""
+    """The record of one call that was allowed. Times are UTC; ``argv`` is the command line that was executed.
+
+    ``counts`` holds the totals that the tool reports, by name, for example ``hosts_up`` and ``open_ports``.
+    """
 
     id: str
     tool: str
@@ -125,6 +129,5 @@ class Run:
     coverage: Coverage | None = None
     raw: Raw | None = None
     stderr: str = ""
-    hosts_up: int = 0
-    open_ports: int = 0
+    counts: Mapping[str, int] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)

@@ -113,7 +113,7 @@ class Recorder:
 
     def cut_short(self, coverage: Coverage, digest: HostDigest) -> None:
         """Note what a run that is being ended early had covered."""
-        self.run = replace(self.run, coverage=coverage, hosts_up=digest.up, open_ports=digest.open_ports)
+        self.run = replace(self.run, coverage=coverage, counts=digest.counts)
 
     async def finish(self, run: Run, process: Mapping[str, Any] | None = None) -> Run:
         """Write the last hosts, the end of the run and its record on the decision log.

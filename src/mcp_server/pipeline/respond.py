@@ -59,8 +59,7 @@ def conclude(run: Run, plan: Plan, execution: Execution) -> tuple[Run, NetworkTo
             raw=execution.raw,
             stderr=sanitize_lines(execution.exit.stderr),
             tool_version=execution.parsed.version if execution.parsed else "",
-            hosts_up=digest.up if digest else 0,
-            open_ports=digest.open_ports if digest else 0,
+            counts=digest.counts if digest else {},
             metadata=run.metadata
             | ({"warnings": list(execution.parsed.warnings)} if execution.parsed and execution.parsed.warnings else {}),
         ),

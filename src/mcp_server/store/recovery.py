@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -83,8 +84,7 @@ async def _interrupt(database: Database, statements: Statements, seq: int, raw: 
         values: dict[str, Any] = {
             "outcome": Outcome.INTERRUPTED.value,
             "error_message": _MESSAGE,
-            "hosts_up": up,
-            "open_ports": int(ports),
+            "counts": json.dumps({"hosts_up": up, "open_ports": int(ports)}),
         }
         if raw is not None:
             values |= {"raw_sha256": raw.sha256, "raw_truncated": True}

@@ -83,8 +83,7 @@ def run_row(run: Run) -> dict[str, Any]:
         "error_code": run.error_code,
         "error_message": None if run.error_message is None else _storable(run.error_message),
         "stderr": _storable(run.stderr),
-        "hosts_up": run.hosts_up,
-        "open_ports": run.open_ports,
+        "counts": _json(dict(run.counts)),
         "raw_sha256": run.raw.sha256 if run.raw else None,
         "raw_truncated": bool(run.raw and run.raw.truncated),
     }
@@ -151,8 +150,7 @@ def run_from_row(row: Mapping[Any, Any], ports: Iterable[Mapping[Any, Any]]) -> 
         coverage=coverage,
         raw=raw,
         stderr=row["stderr"],
-        hosts_up=row["hosts_up"],
-        open_ports=row["open_ports"],
+        counts=json.loads(row["counts"]),
         metadata=json.loads(row["metadata"]),
     )
 

@@ -79,8 +79,7 @@ runs = Table(
     Column("error_code", Text),
     Column("error_message", Text),
     _text("stderr"),
-    _number("hosts_up"),
-    _number("open_ports"),
+    _text("counts"),
     Column("raw_sha256", Text, ForeignKey(blobs.c.sha256)),
     Column("raw_truncated", Boolean, nullable=False),
     # Who carries the run, and then its fold: set from begin until both are done. See owners.py.
