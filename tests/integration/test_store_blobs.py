@@ -37,7 +37,7 @@ def test_content_is_kept_by_its_hash_as_plain_gzip(tmp_path: Path) -> None:
     raw = keep(tmp_path, b"<nmaprun>", b"", b"</nmaprun>")
     content = b"<nmaprun></nmaprun>"
     path = blob_path(tmp_path, raw.sha256)
-    assert raw == Raw(hashlib.sha256(content).hexdigest(), len(content), path.stat().st_size)
+    assert raw == Raw(hashlib.sha256(content).hexdigest(), len(content), path.stat().st_size, truncated=False)
     assert path == tmp_path / "raw" / raw.sha256[:2] / f"{raw.sha256[2:]}.gz"
     assert gzip.decompress(path.read_bytes()) == content
     assert files(tmp_path) == [path]
@@ -147,7 +147,7 @@ def test_a_run_id_never_chooses_a_place(tmp_path: Path, run_id: str) -> None:
 @given(offset=st.integers(0, 700_000), limit=st.integers(1, 400_000))
 def test_any_slice_is_that_of_the_content(tmp_path: Path, offset: int, limit: int) -> None:
     content = b"".join(b"%d " % n for n in range(100_000))
-    raw = Raw(hashlib.sha256(content).hexdigest(), len(content), 0)
+    raw = Raw(hashlib.sha256(content).hexdigest(), len(content), 0, truncated=False)
     if not blob_path(tmp_path, raw.sha256).exists():
         keep(tmp_path, content)
     assert read_raw(tmp_path, raw, offset, limit) == content[offset : offset + limit]
@@ -175,7 +175,7 @@ def test_content_that_is_not_what_was_kept_is_never_shown(tmp_path: Path) -> Non
 
 
 def test_missing_content_is_said(tmp_path: Path) -> None:
-    raw = Raw("0" * 64, 1, 1)
+    raw = Raw("0" * 64, 1, 1, truncated=False)
     with pytest.raises(PlatformError, match="No such file"):
         read_raw(tmp_path, raw, 0, 1)
     with pytest.raises(PlatformError, match="No such file"):

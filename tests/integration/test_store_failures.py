@@ -108,7 +108,6 @@ async def test_a_database_that_was_damaged_meanwhile(tmp_path: Path) -> None:
     await store.begin(run)
     await store.add_hosts(run, [make_host(f"10.0.{n // 250}.{n % 250}") for n in range(2000)])
     await store.finish(ended(run))
-    await store.settle()
     await store.close()
     path = tmp_path / "store.db"
     with path.open("r+b") as file:
@@ -174,7 +173,6 @@ async def test_postgres_goes_and_comes_back(tmp_path: Path, postgres: PostgresSe
     await store.add_hosts(run, hosts)
     await store.begin(make_run("r2"))
     await store.finish(ended(run))
-    await store.settle()
     assert (await store.hosts("r1")).total == 19
     assert (await store.get_run("r1")).outcome is Outcome.COMPLETED
     await store.close()

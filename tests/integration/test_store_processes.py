@@ -87,7 +87,6 @@ async def test_a_killed_process_leaves_its_run_interrupted_with_what_it_had(mach
     assert run.raw is not None
     assert run.raw.truncated
     assert await store.read_raw(run.raw, 0, 10_000) == b"<host/>" * 100
-    await store.settle()
     await store.close()
     assert not list((machine.state / "raw" / "spool").iterdir())
     assert [path.name for path in (machine.state / "owners").iterdir()] == ["folder"]

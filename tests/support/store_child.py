@@ -70,7 +70,6 @@ async def work(store: SqlStore, _state: Path, prefix: str, count: str) -> None:
         for part in range(4):
             await store.add_hosts(run, [make_host(f"10.0.{part}.{n}") for n in range(25)])
         await store.finish(ended(run))
-    await store.settle()
     await store.close()
     say(done=True)
 
@@ -101,7 +100,6 @@ async def starve(store: SqlStore, state: Path) -> None:
     raw = spool.finish()
     await store.add_hosts(run, many)
     await store.finish(ended(run, raw=raw))
-    await store.settle()
     found = await store.get_run("r1")
     say(hosts=(await store.hosts("r1")).total, outcome=found.outcome, truncated=raw.truncated)
     say(raw=(await store.read_raw(raw, 0, 6)).decode())

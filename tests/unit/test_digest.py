@@ -10,13 +10,14 @@ from hypothesis import strategies as st
 from mcp_server.model.digest import LINE_HOSTS, NOT_KEPT, NOTHING_OPEN, PORT_SETS_CHARS, TIMED_OUT, HostDigest
 from mcp_server.model.host import ExtraPorts, Host, OsMatch, Port, Script, Service
 from tests.lab.network.fleet import make_fleet
+from tests.support.services import make_service
 from tests.unit.notation import read_addresses, read_cut, read_ports
 
 Open = set[tuple[str, str, int]]
 
 
 def probed(name: str, product: str = "", version: str = "", tunnel: str = "") -> Service:
-    return Service(name, product, version, tunnel=tunnel, method="probed", conf=10)
+    return make_service(name, product, version, tunnel=tunnel, method="probed", conf=10)
 
 
 def tcp(number: int, service: Service | None = None, state: str = "open") -> Port:
@@ -79,7 +80,7 @@ def test_lines_stand_in_numeric_order_and_bare_hosts_share_one() -> None:
 def test_names_os_scripts_and_giving_up_are_told() -> None:
     hosts, _, _ = digest_of(
         up("10.0.0.1", names=("web1.lab.internal",)),
-        up("10.0.0.2", tcp(80), os=(OsMatch("Linux 5.0 - 5.14", 96),), scripts=(Script("a", "b"),)),
+        up("10.0.0.2", tcp(80), os=(OsMatch("Linux 5.0 - 5.14", 96),), scripts=(Script.of("a", "b"),)),
         up("10.0.0.3", tcp(22), names=("bad name; 1/tcp",), timed_out=True),
     ).lines(1000)
     assert hosts == {
@@ -90,7 +91,7 @@ def test_names_os_scripts_and_giving_up_are_told() -> None:
 
 
 def test_a_name_from_the_port_table_is_not_told_as_found() -> None:
-    hosts, _, _ = digest_of(up("10.0.0.1", tcp(9100, Service("jetdirect", method="table", conf=3)))).lines(100)
+    hosts, _, _ = digest_of(up("10.0.0.1", tcp(9100, make_service("jetdirect", method="table", conf=3)))).lines(100)
     assert hosts == {"10.0.0.1": "9100/tcp"}
 
 

@@ -119,7 +119,7 @@ def test_a_budget_holds_each_host_and_the_whole_call() -> None:
     kept = []
     for _ in range(4):
         budget.next_host()
-        kept.append([budget.take("abcdef"), budget.take("gh\x1b"), budget.room])
+        kept.append([budget.take("abcdef"), budget.take("gh\x1b"), budget.remaining])
     assert kept[0][0] == "abcdef"
     assert kept[0][1] == "gh…[+1]"
     assert [room for *_, room in kept] == [0, 0, 0, 0]

@@ -106,9 +106,12 @@ def _service_texts(service: Service | None) -> tuple[str, str]:
     """Return what a probe found: the service in the tool's words, and product and version in the target's."""
     if service is None or service.method != "probed":
         return "", ""
-    name = f"{service.tunnel}/{service.name}" if service.tunnel else service.name
+    probe = service.from_target.version_probe
+    name = service.name or probe.name
+    if service.tunnel:
+        name = f"{service.tunnel}/{name}"
     known = is_service_name(name)
-    words = (service.product, service.version) if known else (name, service.product, service.version)
+    words = (probe.product, probe.version) if known else (name, probe.product, probe.version)
     return name if known else "", _shortened(" ".join(word for word in words if word))
 
 

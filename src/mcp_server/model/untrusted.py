@@ -114,7 +114,7 @@ class TextBudget:
         self._host = self._per_host
 
     @property
-    def room(self) -> int:
+    def remaining(self) -> int:
         """Characters that may still be kept now."""
         return min(self._host, self._call)
 
@@ -125,6 +125,6 @@ class TextBudget:
 
     def take(self, text: str, limit: int = FIELD_LIMIT) -> str:
         """Return ``text`` sanitized, cut to ``limit`` and to what is left, and count it."""
-        out = sanitize(text, min(limit, self.room))
+        out = sanitize(text, min(limit, self.remaining))
         self.spend(len(out))
         return out

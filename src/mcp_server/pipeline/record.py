@@ -13,7 +13,7 @@ from mcp_server.audit import AuditLog
 from mcp_server.errors import NetworkToolsError, PlatformError
 from mcp_server.model.digest import HostDigest
 from mcp_server.model.host import Host
-from mcp_server.model.run import Coverage, Outcome, Run
+from mcp_server.model.run import LOCAL, Coverage, Outcome, Run
 from mcp_server.pipeline.denials import who
 
 if TYPE_CHECKING:
@@ -43,12 +43,9 @@ def new_run(authorized: AuthorizedPlan) -> Run:
         risk=plan.command.risk,
         argv=plan.argv,
         started=datetime.now(UTC),
-        coverage=Coverage(
-            addresses=plan.targets.canonical(),
-            planned=plan.targets.count,
-            ports=plan.command.ports,
-            not_looked_at_count=plan.targets.count,
-        ),
+        outcome=Outcome.RUNNING,
+        vantage=LOCAL,
+        coverage=Coverage.nothing_yet(plan.targets.canonical(), plan.targets.count, plan.command.ports),
     )
 
 

@@ -47,6 +47,7 @@ def conclude(run: Run, plan: Plan, execution: Execution) -> tuple[Run, NetworkTo
     else:
         outcome = Outcome.COMPLETED if coverage.complete else Outcome.PARTIAL
     digest = execution.digest
+    stderr = sanitize_lines(execution.exit.stderr)
     return (
         replace(
             run,
@@ -57,7 +58,7 @@ def conclude(run: Run, plan: Plan, execution: Execution) -> tuple[Run, NetworkTo
             error_message=error.message if error else None,
             coverage=coverage,
             raw=execution.raw,
-            stderr=sanitize_lines(execution.exit.stderr),
+            from_target={"stderr": stderr} if stderr else {},
             tool_version=execution.parsed.version if execution.parsed else "",
             counts=digest.counts if digest else {},
             metadata=run.metadata
@@ -96,6 +97,8 @@ def _plain_coverage(plan: Plan, *, complete: bool) -> Coverage:
         planned=count,
         ports=plan.command.ports,
         looked_at=count if complete else 0,
+        up=0,
+        down=0,
         not_looked_at_count=0 if complete else count,
         complete=complete,
     )

@@ -20,8 +20,7 @@ from pathlib import Path
 
 from mcp_server.errors import ArgumentError, PlatformError
 from mcp_server.model.run import Raw
-from mcp_server.store.failures import explain_os_error, unavailable
-from mcp_server.store.folders import make_private
+from mcp_server.store.files import explain_os_error, make_private, unavailable
 
 SPOOL = Path("raw", "spool")
 """Where raw output lies while its run goes on, below the state folder."""

@@ -32,12 +32,11 @@ from mcp_server.api.rest.admin import ToolName, add_admin_routes
 from mcp_server.api.rest.events import add_event_routes
 from mcp_server.api.rest.health import add_health_routes
 from mcp_server.api.rest.schemas import ConfigReport, Index, RunList, RunPage, ScopeReport, ToolList
-from mcp_server.api.runs import raw_of, reader, run_page
+from mcp_server.api.runs import raw_of, reader, run_page, run_record
 from mcp_server.api.views import tool_output
 from mcp_server.config import describe
 from mcp_server.errors import ArgumentError, NetworkToolsError, NotFoundError, PlatformError
-from mcp_server.model.record import run_record
-from mcp_server.model.run import Outcome
+from mcp_server.model.run import Outcome, RiskName
 from mcp_server.model.untrusted import sanitize
 from mcp_server.observability import tracing
 from mcp_server.pipeline.signals import known_name
@@ -222,7 +221,7 @@ def _add_scope_route(app: FastAPI, server: EnhancedMCPServer) -> None:
                 examples=[["192.168.1.10"]],
             ),
         ] = None,
-        risk: Annotated[scope_api.RiskName | None, Query(description="Ask for this risk")] = None,
+        risk: Annotated[RiskName | None, Query(description="Ask for this risk")] = None,
         tool: Annotated[scope_api.Text | None, Query(description="Plan a call of this tool, on target")] = None,
         parameters: Annotated[
             str | None,
