@@ -5,7 +5,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_network
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcp_server.model.addresses import Address, AddressSet, addresses_text, ranges, runs
+from mcp_server.model.addresses import Address, AddressSet, addresses_text, ranges, spans
 from tests.unit.notation import read_addresses, read_numbers
 
 # Few enough values per octet that ranges, shared octets and shared prefixes really occur.
@@ -48,8 +48,8 @@ def test_the_notation_is_short() -> None:
 
 
 def test_runs_start_at_zero() -> None:
-    assert runs([0, 1, 2, 9]) == [(0, 2), (9, 9)]
-    assert runs([]) == []
+    assert spans([0, 1, 2, 9]) == [(0, 2), (9, 9)]
+    assert spans([]) == []
 
 
 @given(st.lists(st.tuples(st.sampled_from([4, 6]), st.integers(0, 600)), max_size=50))

@@ -50,7 +50,7 @@ SSH = probed("ssh", "OpenSSH", "9.2p1 Debian 2+deb12u3")
 
 def test_a_line_factors_ports_by_service() -> None:
     view = digest_of(up("10.0.0.1", tcp(22, SSH), tcp(80, NGINX), tcp(443, NGINX_TLS), tcp(8080, NGINX))).view(1000)
-    assert view.kind == "hosts"
+    assert view.groups is None
     assert view.hosts == {"10.0.0.1": "22/tcp ssh#1; 80,8080/tcp http#2; 443/tcp ssl/http#2"}
     assert view.texts == {"1": "OpenSSH 9.2p1 Debian 2+deb12u3", "2": "nginx 1.22.1"}
     assert (view.up, view.open_ports, view.timed_out, view.omitted, view.groups) == (1, 4, 0, 0, None)
@@ -168,7 +168,7 @@ def test_the_busy_segment_costs_a_quarter_of_nmaps_own_text() -> None:
         250: [],
     }
     view = digest_of(*(up(f"10.77.1.{octet}", *ports) for octet, ports in lab.items())).view(1090)
-    assert view.kind == "hosts"
+    assert view.groups is None
     assert view.omitted == 0
     assert size(view.hosts) + size(view.texts) <= 900
 
@@ -176,7 +176,7 @@ def test_the_busy_segment_costs_a_quarter_of_nmaps_own_text() -> None:
 def test_two_thousand_hosts_cost_less_than_three_thousand_tokens_and_lose_no_port() -> None:
     hosts = fleet_hosts(2000)
     view = digest_of(*hosts).view(12_000)
-    assert view.kind == "groups"
+    assert view.hosts is None
     assert view.omitted == 0
     assert size(view.groups) <= 12_000
     assert told(view.groups or []) == {
@@ -211,7 +211,7 @@ def test_groups_too_many_to_name_are_counted() -> None:
 
 def test_nothing_found_is_an_empty_view() -> None:
     view = HostDigest().view(100)
-    assert (view.kind, view.hosts, view.omitted) == ("hosts", {}, 0)
+    assert (view.hosts, view.groups, view.omitted) == ({}, None, 0)
     assert HostDigest().groups(100) == ([], 0)
 
 

@@ -34,7 +34,7 @@ def encode(value: Any) -> dict[str, Any]:
 
 
 def encode_json(value: Any) -> str:
-    """Return a dataclass of the model as JSON text. A lone surrogate, which JSON cannot hold, is written as its escape."""
+    """Return a dataclass of the model as JSON text. A lone surrogate, which JSON cannot hold, is escaped."""
     try:
         return _adapter(type(value)).dump_json(value, exclude_defaults=True).decode()
     except PydanticSerializationError:

@@ -47,7 +47,7 @@ class Outcome(StrEnum):
 LOCAL: Final = "local"
 """The vantage of a run that started on this machine."""
 HTTP_INTERFACES: Final = frozenset({"http", "rest"})
-"""Interfaces that identify their caller by a credential. On the others the caller is the user who started the process."""
+"""Interfaces that identify the caller by a credential. Elsewhere the caller is the user who started the process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +87,9 @@ class PortsTested:
 class Coverage:
     """Which addresses and ports a run looked at.
 
-    ``addresses`` are the canonical targets, and ``planned`` is the number of addresses in them. ``looked_at`` counts the
-    addresses that the tool finished with, up or down. ``not_looked_at`` lists at most 256 of the addresses that the
-    tool gave up or never reached; ``not_looked_at_count`` counts all of them. Such an address is never "closed".
+    ``addresses`` are the canonical targets, and ``planned`` is the number of addresses in them. ``looked_at`` counts
+    the addresses that the tool finished with, up or down. ``not_looked_at`` lists at most 256 of the addresses that
+    the tool gave up or never reached; ``not_looked_at_count`` counts all of them. Such an address is never "closed".
     """
 
     addresses: tuple[str, ...]

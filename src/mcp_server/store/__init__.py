@@ -21,10 +21,10 @@ def open_store(
 ) -> Store:
     """Return the store that ``url`` (``database.url``) names. Call its `open` method before any other.
 
-    If ``url`` is None, the store is the SQLite file ``store.db`` in ``state_dir``. ``sqlite:///PATH`` names another file,
-    relative to ``state_dir``, and ``postgresql://…`` a PostgreSQL database. The pool's times are in seconds. Raises
-    ConfigError for any other url. The first call imports SQLAlchemy, which takes about 0.25 s, so call it in a thread
-    if that would delay something.
+    If ``url`` is None, the store is the SQLite file ``store.db`` in ``state_dir``. ``sqlite:///PATH`` names another
+    file, relative to ``state_dir``, and ``postgresql://…`` a PostgreSQL database. The pool's times are in seconds.
+    Raises ConfigError for any other url. The first call imports SQLAlchemy, which takes about 0.25 s, so call it in a
+    thread if that would delay something.
     """
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import ArgumentError as BadUrl

@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Page(Generic[T]):
-    """One page: its items in a stable order, the number of items in the list, and the cursor of the next page or None."""
+    """One page of a list: its items, the number of items in the list, and the cursor of the next page or None."""
 
     items: tuple[T, ...]
     total: int

@@ -1,8 +1,9 @@
 """Runs transactions on one of the databases, and turns failures of the driver into errors of this project.
 
-A piece of work is a function of a SQLAlchemy connection, so it is written once for both databases. SQLite runs the whole
-transaction in a thread; PostgreSQL runs it on the event loop. `sqlite.py` and `postgres.py` each have a subclass that
-connects and explains errors. This module imports SQLAlchemy, so it is imported only when a store is opened.
+A piece of work is a function of a SQLAlchemy connection, so it is written once for both databases. SQLite runs the
+whole transaction in a thread; PostgreSQL runs it on the event loop. `sqlite.py` and `postgres.py` each have a
+subclass that connects and explains errors. This module imports SQLAlchemy, so it is imported only when a store is
+opened.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ logger = logging.getLogger(__name__)
 class Database(ABC):
     """One database. `read` and `write` each run a piece of work in a transaction.
 
-    Work may run in another thread and must not use the event loop. It must have the same effect if it runs twice, because
-    it is tried again on a new connection if the old connection is dead. ``location`` holds no secret.
+    Work may run in another thread and must not use the event loop. It must have the same effect if it runs twice,
+    because it is tried again on a new connection if the old connection is dead. ``location`` holds no secret.
     """
 
     location: str

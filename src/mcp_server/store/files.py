@@ -1,4 +1,4 @@
-"""Files and folders of the store that only their owner may read, and errors for a file, a disk or a database that fails."""
+"""Private files and folders of the store, and its errors for a file, a disk or a database that fails."""
 
 from __future__ import annotations
 

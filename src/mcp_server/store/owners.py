@@ -1,7 +1,7 @@
 """Which process carries a run out: every open store holds a lock file, and a run names the lock of its owner.
 
-The kernel releases an flock when its process ends, so a run is abandoned if its owner's lock can be taken. The lock files
-are in the state folder, which has an id. Only runs that began under the same state folder are checked, because
+The kernel releases an flock when its process ends, so a run is abandoned if its owner's lock can be taken. The lock
+files are in the state folder, which has an id. Only runs that began under the same state folder are checked, because
 the locks of another folder or machine cannot be seen.
 """
 
@@ -18,7 +18,7 @@ from mcp_server.store.files import make_private
 
 
 class Owner:
-    """The lock of this process, made by `claim`: ``id`` is the name of the lock, ``folder`` the id of its state folder."""
+    """The lock of this process, made by `claim`. ``id`` names the lock, ``folder`` its state folder."""
 
     def __init__(self, directory: Path, folder: str, owner_id: str, fd: int) -> None:
         self.id = owner_id

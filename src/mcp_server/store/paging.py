@@ -1,6 +1,7 @@
 """Cursors: the key of the last item of a page, in an opaque form.
 
-A cursor holds a key and not a number of rows, so a page neither repeats nor misses an item if others are added meanwhile.
+A cursor holds a key and not a number of rows, so a page neither repeats nor misses an item if others are added
+meanwhile.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def encode_cursor(kind: str, *key: str) -> str:
 
 
 def decode_cursor(kind: str, cursor: str, parts: int) -> tuple[str, ...]:
-    """Return the key of ``parts`` strings in a cursor; raise ArgumentError unless it is a cursor of that kind of list."""
+    """Return the key in a cursor, which has ``parts`` strings; raise ArgumentError for any other cursor."""
     try:
         found, *key = json.loads(
             urlsafe_b64decode(cursor[:_CURSOR_MAX_CHARS].encode("ascii") + b"=" * (-len(cursor) % 4))

@@ -20,7 +20,7 @@ class SchemaError(PlatformError):
 def newer(location: str, revision: str) -> SchemaError:
     """Return the error for a database at a revision that this version does not know."""
     return SchemaError(
-        f"{location} has schema revision {revision!r}, which is newer than {REVISION!r}, the newest that this version knows.",
+        f"{location} has schema revision {revision!r}, which is newer than this version knows ({REVISION!r}).",
         hint="Run the version of mcp-network-tools that wrote it, or a later one.",
     )
 

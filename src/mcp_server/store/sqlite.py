@@ -1,7 +1,7 @@
 """SQLite: one connection that writes, several that read, and a write-ahead log (WAL).
 
-With a WAL, readers continue while a write is under way. With ``synchronous=NORMAL`` a commit does not wait for the disk:
-a killed process loses nothing, and a power cut at most the last commits (sqlite.org/pragma.html).
+With a WAL, readers continue while a write is under way. With ``synchronous=NORMAL`` a commit does not wait for the
+disk: a killed process loses nothing, and a power cut at most the last commits (sqlite.org/pragma.html).
 """
 
 from __future__ import annotations
