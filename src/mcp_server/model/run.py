@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import Field, PlainSerializer
 
 from mcp_server.model.access import NOBODY, Access
-from mcp_server.model.host import Count
+from mcp_server.model.host import Count, FromTarget
 
 RiskName = Literal["passive", "probe", "scan", "intrusive"]
 
@@ -52,15 +52,13 @@ HTTP_INTERFACES: Final = frozenset({"http", "rest"})
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """The caller, the interface it used (stdio, http, rest or cli), and what it may do.
-
-    ``access`` is not stored. The default allows nothing.
-    """
+    """The caller, and the interface it used: stdio, http, rest or cli."""
 
     name: str
     interface: str
     client: str = ""
     access: Annotated[Access, Field(exclude=True)] = field(default=NOBODY, compare=False, repr=False)
+    """What the actor may do. It is neither stored nor shown."""
 
     @property
     def over_http(self) -> str:
@@ -123,12 +121,7 @@ class Raw:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """The record of one call that was allowed. Times are UTC. Empty fields are left out of JSON.
-
-    ``argv`` is the command line that was executed. ``counts`` holds the totals that the tool reports, by name, for
-    example ``hosts_up`` and ``open_ports``. ``from_target`` holds what the tool wrote on ``stderr``, which may repeat
-    text of the target.
-    """
+    """The record of one call that was allowed. Times are UTC. Empty fields are left out of JSON."""
 
     id: str
     tool: str
@@ -137,7 +130,7 @@ class Run:
     correlation_id: str
     scope_hash: str
     risk: Annotated[Risk, PlainSerializer(str, return_type=RiskName)]
-    argv: tuple[str, ...]
+    argv: Annotated[tuple[str, ...], Field(description="The command line that was executed.")]
     started: datetime
     outcome: Outcome
     vantage: str
@@ -149,11 +142,13 @@ class Run:
     error_message: str | None = None
     coverage: Coverage | None = None
     raw: Raw | None = None
-    from_target: Mapping[str, str] = field(default_factory=dict)
-    counts: Mapping[str, Count] = field(default_factory=dict)
+    from_target: FromTarget = field(default_factory=dict)
+    counts: Annotated[Mapping[str, Count], Field(description="Totals that the tool reports, by name.")] = field(
+        default_factory=dict
+    )
     metadata: dict[str, Any] = field(default_factory=dict)
 
     @property
     def stderr(self) -> str:
-        """What the tool wrote on standard error, sanitized."""
+        """What the tool wrote on standard error, sanitized. It may repeat text of the target."""
         return self.from_target.get("stderr", "")
