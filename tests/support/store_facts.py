@@ -1,4 +1,4 @@
-"""Runs and hosts as the store's tests need them."""
+"""Makes runs and hosts for tests."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NGINX = make_service("http", "nginx", "1.22.1", method="probed", conf=10, cpe=("
 
 
 def make_run(run_id: str, **changes: Any) -> Run:
-    """A run that is about to start."""
+    """Return a run that is about to start."""
     run = Run(
         id=run_id,
         tool="nmap",
@@ -34,12 +34,12 @@ def make_run(run_id: str, **changes: Any) -> Run:
 
 
 def ended(run: Run, **changes: Any) -> Run:
-    """That run, completed."""
+    """Return the run, completed."""
     return replace(run, **{"outcome": Outcome.COMPLETED, "ended": datetime.now(UTC), "returncode": 0, **changes})
 
 
 def full_run(run_id: str) -> Run:
-    """A run with every field away from its default."""
+    """Return a run in which no field has its default value."""
     return ended(
         make_run(run_id),
         outcome=Outcome.PARTIAL,
@@ -68,12 +68,12 @@ def full_run(run_id: str) -> Run:
 
 
 def make_host(address: str, *ports: Port) -> Host:
-    """A host that is up, with those ports or one open web server."""
+    """Return a host that is up, with the given ports or one open web server."""
     return Host(address, "up", "echo-reply", ports=ports or (Port("tcp", 80, "open", "syn-ack", NGINX),))
 
 
 def full_host(address: str) -> Host:
-    """A host with every field away from its default."""
+    """Return a host in which no field has its default value."""
     return Host(
         address,
         "up",
