@@ -58,7 +58,7 @@ def log_notices(config: Config) -> None:
     `load_config` does it once; a server that opens its log after loading may do it again.
     """
     for notice in (*config.clamped, *config.not_yet_used):
-        _logger.warning("%s", notice)
+        _logger.warning(notice)
 
 
 class _Current:

@@ -7,14 +7,15 @@ when what its path leads to has another identity (inode, size, times); what an e
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 from collections.abc import AsyncGenerator, Callable, Collection, Iterable
 from contextlib import aclosing
 from pathlib import Path
 from typing import Final, TypeAlias
 
-logger = logging.getLogger(__name__)
+from mcp_server.logger import get_logger
+
+logger = get_logger(__name__)
 
 QUIET_MS: Final = 250
 """Milliseconds without an event after which a change is whole. Also how often the watching thread wakes up."""
@@ -106,7 +107,7 @@ async def ticks(paths: Callable[[], Collection[Path]], again: asyncio.Event) -> 
             seen = await _settled(seen, paths())
             yield
         except (OSError, RuntimeError) as error:  # what the library raises of its own is a RuntimeError
-            logger.warning("config.not_watched folders=%s: %s", ",".join(sorted(map(str, folders))), error)
+            logger.warning("config.not_watched", folders=",".join(sorted(map(str, folders))), message=str(error))
             await asyncio.sleep(RETRY_SEC)
             yield
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hmac
-import logging
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,8 +12,9 @@ from mcp_server.errors import NetworkToolsError, PlatformError
 from mcp_server.identity.base import Directory, Identity, Rejected
 from mcp_server.identity.key_file import KEY, KEY_FILE, ApiKey, hash_of, read_keys
 from mcp_server.identity.private_file import identity_of
+from mcp_server.logger import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _NOBODYS: Final = "0" * 64
 """What an unknown key is compared with, so that it takes as long as a known one."""
@@ -76,5 +76,5 @@ class ApiKeys:
         except NetworkToolsError as error:
             # Whatever was changed in it may have been a revocation.
             self._keys, self.problem = {}, error.message
-            logger.error("identity.keys_unreadable: %s", error.message)  # noqa: TRY400 - no traceback: the failure is a file
+            logger.error("identity.keys_unreadable", message=error.message)  # noqa: TRY400 - no traceback: the failure is a file
         self._seen = seen

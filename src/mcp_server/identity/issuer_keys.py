@@ -9,7 +9,6 @@ next reading. An issuer that does not answer is no reason to turn its tokens awa
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import os
 import time
@@ -23,8 +22,9 @@ from mcp_server.identity.base import Rejected
 from mcp_server.identity.fetching import fetch
 from mcp_server.identity.jwk_set import MAX_BYTES, JwkSet
 from mcp_server.identity.private_file import identity_of
+from mcp_server.logger import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 FRESH_SEC: Final = 300.0
 KEEP_SEC: Final = 24 * 3600.0
@@ -90,7 +90,7 @@ class FileKeys:
             self._set = await asyncio.to_thread(read_file, self._path)
         except ConfigError as error:
             self.problem = error.message
-            logger.error("identity.issuer_keys_unreadable: %s", error.message)  # noqa: TRY400 - no traceback: the failure is a file
+            logger.error("identity.issuer_keys_unreadable", message=error.message)  # noqa: TRY400 - no traceback: the failure is a file
         else:
             self.problem = None
 
@@ -203,14 +203,14 @@ class UrlKeys:
             self._failed(type(error).__name__)
         else:
             if self.problem is not None:
-                logger.info("identity.issuer_keys_read keys=%d", len(found))
+                logger.info("identity.issuer_keys_read", keys=len(found))
             self._set, self.problem = found, None
             self._read_at, self._read_wall = self._clock(), wall
 
     def _failed(self, why: str) -> None:
         problem = f"the issuer's keys at {self._url} could not be read: {why}"
         if problem != self.problem:
-            logger.error("identity.issuer_keys_unavailable: %s", problem)
+            logger.error("identity.issuer_keys_unavailable", message=problem)
         self.problem = problem
 
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from mcp_server.errors import ConfigError
+from mcp_server.logger import get_logger
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 MAX_BYTES: Final = 256 * 1024
 """Bytes of a set that are read: a hundred keys with certificate chains."""
@@ -87,7 +87,7 @@ def _read(entry: Any) -> _JsonWebKey | None:
     key = _JsonWebKey(identity, algorithm, kind, entry.get("crv"), public)
     fits = next((name for name in _names(key) if key.fits(name)), None)
     if fits is None or _load(key, fits) is None:
-        logger.warning("identity.key_left_out kty=%s: it cannot be used for signatures", kind)
+        logger.warning("identity.key_left_out", kty=kind, message="it cannot be used for signatures")
         return None
     return key
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import threading
 import time
@@ -16,10 +15,11 @@ from weakref import WeakKeyDictionary
 from mcp_server.errors import BusyError
 from mcp_server.limits.admission_forecast import History, expected_waits
 from mcp_server.limits.admission_queue import Caps, Entry, Ticket, Waiting, WaitQueue
+from mcp_server.logger import get_logger
 
 __all__ = ["Admission", "Admitted", "Caps", "Load", "Ticket", "Waiting"]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 STOPPING_RETRY_SEC: Final = 5
 """When to call again at a server that stops: about how long one takes to come back."""
@@ -180,7 +180,7 @@ class Admission:
                 entry.on_wait(Waiting(position, math.ceil(wait)))
             except Exception:
                 # Whoever listens must not decide over the places of others.
-                logger.exception("admission.on_wait_failed tool=%s", tool)
+                logger.exception("admission.on_wait_failed", tool=tool)
                 entry.on_wait = None
 
     def _line(self) -> WaitQueue:

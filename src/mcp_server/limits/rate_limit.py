@@ -6,7 +6,6 @@ Counted in memory, or in a Redis that several servers share. `limits` is importe
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import time
 from collections.abc import Awaitable, Callable
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
 
 from mcp_server.errors import BusyError
+from mcp_server.logger import get_logger
 
 if TYPE_CHECKING:
     from limits.aio.strategies import MovingWindowRateLimiter
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mcp_server.config.sections import RateLimitConfig
     from mcp_server.limits.rate_limit_windows import Counts
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 ANSWER_SEC: Final = 1.0
 """How long a call waits for Redis before it is counted in memory."""
@@ -163,7 +163,7 @@ class RateLimiter:
 
     def _lost(self, error: Exception) -> None:
         if self._problem is None:
-            logger.warning("rate_limit.counting_in_memory reason=%s", _reason(error))
+            logger.warning("rate_limit.counting_in_memory", reason=_reason(error))
         self._problem = f"calls are counted in this process alone: {_reason(error)}"
 
     def _found(self) -> None:

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from mcp_server.errors import PlatformError
+from mcp_server.logger import get_logger
 from mcp_server.netguard import Enforcement
 
 if TYPE_CHECKING:
     from mcp_server.config import Config
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 DEFAULT_USER: Final = "mcp-network-tools"
 """Whom the server becomes in the kernel tier where ``guard.user`` names nobody."""
@@ -31,8 +32,8 @@ class GuardChoice:
         """Say in one line which tier it is; a warning where only arguments are checked and nobody asked for that."""
         unasked = self.enforcement is Enforcement.ARGUMENT and self.reason != _ASKED_FOR
         level = logging.WARNING if unasked else logging.INFO
-        why = f" because {self.reason}" if self.reason else ""
-        logger.log(level, "guard.chosen enforcement=%s%s", self.enforcement.value, why)
+        why = {"message": f"because {self.reason}"} if self.reason else {}
+        logger.log(level, "guard.chosen", enforcement=self.enforcement.value, **why)
 
 
 def choose_guard(config: Config) -> GuardChoice:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import logging
 import os
 import signal
 import socket
@@ -13,13 +12,14 @@ from ipaddress import IPv4Network, IPv6Network
 from typing import TYPE_CHECKING, Any, Final
 
 from mcp_server.errors import PlatformError, TargetError
+from mcp_server.logger import get_logger
 from mcp_server.netguard import Enforcement, GuardReading, channel
 
 if TYPE_CHECKING:
     from mcp_server.model.target import Network, Targets
     from mcp_server.sandbox.executor import Executor
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 ANSWER_SEC: Final = 2.0
 """Seconds a guard helper has to answer; a reading takes it about a millisecond."""
@@ -205,7 +205,7 @@ class KernelGuard:
         except (BlockingIOError, InterruptedError):
             return
         except PlatformError as error:
-            logger.error("guard.nonsense %s", error.message)  # noqa: TRY400 - the traceback says no more
+            logger.error("guard.nonsense", message=error.message)  # noqa: TRY400 - the traceback says no more
             return
         except (OSError, EOFError):
             self._lose()
@@ -224,7 +224,7 @@ class KernelGuard:
         for waiting in self._waiting.values():
             if not waiting.done():
                 waiting.set_exception(_gone("the guard helper has gone"))
-        logger.critical("guard.lost the guard helper has gone: the server ends")
+        logger.critical("guard.lost", message="the guard helper has gone: the server ends")
         os.kill(os.getpid(), signal.SIGTERM)
 
 

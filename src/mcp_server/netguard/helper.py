@@ -7,7 +7,6 @@ to be is a matter of the tier: `kernel` and `rootless`.
 
 from __future__ import annotations
 
-import logging
 import os
 import select
 import signal
@@ -18,6 +17,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mcp_server.errors import NetworkToolsError
+from mcp_server.logger import get_logger
 from mcp_server.netguard import channel
 from mcp_server.netguard.children import ChildSignals, close_all_but, end, exit_code, fork, silence
 from mcp_server.netguard.rules import Link, update
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from mcp_server.netguard.nft import Nft
     from mcp_server.scope.policy import ScopePolicy
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 class GuardHelper(ABC):
@@ -121,8 +121,10 @@ class GuardHelper(ABC):
         self._theirs.close()
         silence()
         if not self.policy.resolvers and any(entry.startswith(".") for entry in self.policy.entries):
-            logger.warning("guard.no_resolvers the policy allows names and has no resolvers: none can be looked up")
-        logger.info("guard.up enforcement=%s policy=%s", self.enforcement.value, self.policy.hash)
+            logger.warning(
+                "guard.no_resolvers", message="the policy allows names and has no resolvers: none can be looked up"
+            )
+        logger.info("guard.up", enforcement=self.enforcement.value, policy=self.policy.hash)
 
     def _attend(self, signals: ChildSignals) -> int:
         server = os.pidfd_open(self.server)
@@ -194,7 +196,7 @@ class GuardHelper(ABC):
         self.nft.run(update(policy.guard_sets(), self.link))
         self.policy = policy
         self.after_swap()
-        logger.info("guard.reloaded policy=%s", policy.hash)
+        logger.info("guard.reloaded", policy=policy.hash)
 
     def description(self) -> dict[str, Any]:
         """What a server, and the owner, is told besides a reading."""

@@ -5,7 +5,6 @@ What it changes on the host is undone however it ends (`state`).
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 import struct
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from mcp_server.config.keys import keys
 from mcp_server.errors import ConfigError, NetworkToolsError, PlatformError
+from mcp_server.logger import get_logger
 from mcp_server.netguard import Enforcement, GuardReading, channel
 from mcp_server.netguard.account import (
     Account,
@@ -64,7 +64,7 @@ if TYPE_CHECKING:
     from mcp_server.config import Config
     from mcp_server.scope.policy import ScopePolicy
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 DEFAULT_STATE_DIR: Final = Path("/var/lib/mcp-network-tools")
 
@@ -345,7 +345,7 @@ class KernelGuardHelper(GuardHelper):
             self._namespace.close()
         if hasattr(self, "_state") and not (self._reaper and self._reaper.finish()):
             for problem in dismantle(self._state):
-                logger.error("guard.left_behind %s", problem)
+                logger.error("guard.left_behind", message=problem)
 
 
 def kernel_missing(config: Config) -> str | None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import logging
 import os
 import re
 import signal
@@ -23,11 +22,12 @@ from pathlib import Path
 from typing import Final
 
 from mcp_server.errors import NetworkToolsError, PlatformError
+from mcp_server.logger import get_logger
 from mcp_server.netguard.children import become_silent
 from mcp_server.netguard.net import ip
 from mcp_server.netguard.nft import Nft
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 RUN: Final = Path("/run/mcp-network-tools")
 """Where guards are listed, mode 0700: one file each, and the socket that ``guard status`` asks."""
@@ -239,7 +239,7 @@ def clear_dead_guards() -> list[int]:
         if not state.alive and state.host == host_namespace():
             problems = dismantle(state)
             for problem in problems:
-                logger.warning("guard.left_behind %s", problem)
+                logger.warning("guard.left_behind", message=problem)
             if not problems:
                 cleared.append(state.helper)
     return cleared

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from mcp_server.config.redact import REDACTED, follows_secret_flag, is_secret_name, without_secrets
 from mcp_server.errors import PlatformError
-from mcp_server.logger import bound, get_logger, structlog
+from mcp_server.logger import get_logger, structlog
 from mcp_server.model.untrusted import sanitize
 from mcp_server.observability import tracing
 
 if TYPE_CHECKING:
     from mcp_server.config.sections import LoggingConfig
 
-__all__ = ["VALUE_LIMIT", "LineFormatter", "bound", "configure_logging"]
+__all__ = ["VALUE_LIMIT", "LineFormatter", "configure_logging"]
 
 VALUE_LIMIT: Final = 8192
 """Characters of one value of a line, and of each line of a traceback."""

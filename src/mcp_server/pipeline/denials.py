@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -11,10 +10,11 @@ from mcp_server.audit.log_rate_limiter import LogRateLimiter
 from mcp_server.audit.records import escape_values
 from mcp_server.config.redact import without_secrets
 from mcp_server.errors import NetworkToolsError
+from mcp_server.logger import get_logger
 from mcp_server.model.run import Actor
 from mcp_server.tools.base import CORRELATION_ID_MAX_CHARS
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 COLLAPSED: Final = frozenset({"rate_limited", "circuit_open", "shutting_down", "insufficient_scope"})
 """Codes whose refusals cost the caller nothing, and would fill the disk if each took a synced record."""
@@ -61,7 +61,7 @@ class Denials:
         try:
             await self._audit.append("decision", **told, **self._terms())
         except NetworkToolsError as failure:
-            logger.error("audit.repeats_not_logged code=%s: %s", fields["code"], failure.message)  # noqa: TRY400 - no traceback: the failure is a disk
+            logger.error("audit.repeats_not_logged", code=fields["code"], message=failure.message)  # noqa: TRY400 - no traceback: the failure is a disk
 
 
 def _fields(actor: Actor, tool: str, arguments: Mapping[str, Any], error: NetworkToolsError) -> dict[str, Any]:

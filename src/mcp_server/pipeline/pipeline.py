@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
@@ -17,10 +16,10 @@ from mcp_server.limits.admission import Admission
 from mcp_server.limits.calls import Calls
 from mcp_server.limits.circuit_breaker import Breakers, Permit
 from mcp_server.limits.rate_limit import RateLimiter
+from mcp_server.logger import bound, get_logger
 from mcp_server.model.access import Access
 from mcp_server.model.run import Actor, Outcome
 from mcp_server.netguard import Guard, GuardReading
-from mcp_server.observability import logs
 from mcp_server.observability.events import EventBus
 from mcp_server.pipeline.admit import AdmissionController, judge
 from mcp_server.pipeline.authorize import AuthorizedPlan, Authorizer, ending, log_not_started
@@ -45,7 +44,7 @@ if TYPE_CHECKING:
     from mcp_server.store.base import Store
     from mcp_server.store.blobs import RawSpool
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 T = TypeVar("T")
 
@@ -106,7 +105,7 @@ class Pipeline:
         tool = known_name(registry, name)
         async with AsyncExitStack() as held:
             held.enter_context(self._invalidating())
-            held.enter_context(logs.bound(actor=actor.name, tool=tool))
+            held.enter_context(bound(actor=actor.name, tool=tool))
             async with self._noting_refusal(name, tool, arguments, actor):
                 with step("validate"):
                     self.calls.check()
@@ -114,7 +113,7 @@ class Pipeline:
                     await self.admission_controller.count(tool, actor)
                     call = _permitted(registry, name, arguments, actor, config)
                     permit = held.enter_context(self.admission_controller.attempt(tool))
-                held.enter_context(logs.bound(run_id=call.id, correlation_id=call.correlation_id))
+                held.enter_context(bound(run_id=call.id, correlation_id=call.correlation_id))
                 with step("plan") as span:
                     planned = await planner.plan(call)
                     span.set(**plan_facts(planned))
@@ -326,7 +325,7 @@ class Pipeline:
             run_, size = await recorder.finish(replace(recorder.run, raw=raw, **why)), raw.size
         except NetworkToolsError as failure:
             # The caller is told what ended the run; its row reads `running` until the store takes its end.
-            logger.error("run.end_not_recorded: %s", failure.message)  # noqa: TRY400 - no traceback: the failure is a disk or a database
+            logger.error("run.end_not_recorded", message=failure.message)  # noqa: TRY400 - no traceback: the failure is a disk or a database
             if recorder.begun:
                 self.unstored.keep(recorder)
         seconds = ((run_.ended or datetime.now(UTC)) - run_.started).total_seconds()

@@ -12,7 +12,6 @@ and keeps what it had → `ended` is set, on which the interfaces close. A secon
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import os
 import threading
@@ -22,11 +21,12 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final
 
 from mcp_server.errors import ExitCode
+from mcp_server.logger import get_logger
 
 if TYPE_CHECKING:
     from mcp_server.limits.calls import Calls
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 CANCEL_SEC: Final = 1.2
 """Seconds cancelled calls get to write what they had: a program has half of one before it is killed."""
@@ -89,7 +89,7 @@ class Lifecycle:
             self._ending = asyncio.create_task(self._end_calls(grace_sec))
         elif time.monotonic() - self._asked > _SAME_SEC and not self.hurried.is_set():
             self.hurried.set()
-            logger.warning("server.hurried calls=%d", self._calls.running)
+            logger.warning("server.hurried", calls=self._calls.running)
 
     def stop_by_signal(self, grace_sec: float) -> None:
         """As `stop`, for a process of the server's own: it ends `OVERDUE_SEC` after the grace period at the latest."""
@@ -126,7 +126,7 @@ class Lifecycle:
             for task in (drained, hurried):
                 task.cancel()
             if (running := self._calls.running) and not await self._calls.end(CANCEL_SEC):
-                logger.error("server.calls_did_not_end calls=%d of=%d", self._calls.running, running)
+                logger.error("server.calls_did_not_end", calls=self._calls.running, of=running)
         finally:
             self.ended.set()
 

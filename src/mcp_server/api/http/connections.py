@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import logging
 import resource
 import socket
 import time
@@ -13,8 +12,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from mcp_server.errors import ConfigError, NetworkToolsError, PlatformError
+from mcp_server.logger import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 HEAD_SEC: Final = 10.0
 """Seconds within which a connection must send the head of a request. Otherwise it is closed."""
@@ -110,7 +110,8 @@ class BoundedSocket(socket.socket):
     """A listening socket that closes a new connection at once while ``limit`` accepted connections are open.
 
     No weaker measure keeps descriptors free. asyncio accepts every waiting connection before it reports the first one.
-    If the system has no descriptor left, it tries again as often as its backlog is long, and logs a traceback each time.
+    If the system has no descriptor left, it tries again as often as its backlog is long, and logs a traceback each
+    time.
     """
 
     def __init__(self, sock: socket.socket, limit: int) -> None:
@@ -159,7 +160,7 @@ class LimitedWarning:
         self._count += 1
         now = time.monotonic()
         if now >= self._next:
-            logger.warning("%s count=%d: %s", self._event, self._count, message)
+            logger.warning(self._event, count=self._count, message=message)
             self._next, self._count = now + WARNING_SEC, 0
 
 

@@ -9,7 +9,6 @@ answered beside the conversation, and the first other request decides.
 from __future__ import annotations
 
 import asyncio
-import logging
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import anyio
@@ -35,11 +34,12 @@ from pydantic import ValidationError
 
 from mcp_server.api.mcp.stdio_streams import private_stdio, read_lines, write_all
 from mcp_server.errors import ArgumentError, NetworkToolsError
+from mcp_server.logger import get_logger
 
 if TYPE_CHECKING:
     from mcp.server.lowlevel import Server
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 MAX_LINE: Final = 4 * 1024 * 1024
 """Bytes of the longest line that is read, its newline not counted. The same bound as an HTTP body."""
@@ -131,7 +131,7 @@ class _Conversation:
             async for line in read_lines(source, max_line):
                 await self._take(line, max_line)
         except OSError as exc:
-            logger.warning("standard input failed, ending: %s", exc)
+            logger.warning("stdio.input_failed", message=str(exc))
 
     @staticmethod
     async def _stop(ended: asyncio.Event, reading: anyio.CancelScope) -> None:
@@ -188,7 +188,7 @@ class _Conversation:
         try:
             self._outbox.send_nowait(SessionMessage(answer))
         except anyio.WouldBlock:
-            logger.warning("dropped a refusal that the client does not read: %s", answer.error.message)
+            logger.warning("stdio.refusal_dropped", message=answer.error.message)
 
     async def _write(self) -> None:
         async with self._outgoing:
@@ -198,7 +198,7 @@ class _Conversation:
                 try:
                     await write_all(self._sink, line)
                 except OSError as exc:
-                    logger.info("the client closed our standard output, ending: %s", exc)
+                    logger.info("stdio.output_closed", message=str(exc))
                     self._tasks.cancel_scope.cancel()
                     return
                 if isinstance(message, JSONRPCResponse | JSONRPCError) and message.id is not None:
