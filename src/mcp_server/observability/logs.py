@@ -129,9 +129,9 @@ def _log_file(path: Path, settings: LoggingConfig) -> logging.Handler:
 
 
 def _add_origin(_logger: Any, _name: str, event: Any) -> Any:
-    """Add the logger's name, the level, and the id of the trace that is being recorded."""
+    """Put the event first, and add the logger's name, the level, and the id of the trace that is being recorded."""
     record = event["_record"]
-    event |= {"logger": record.name, "level": record.levelname.lower()}
+    event = {"event": event.pop("event"), **event, "logger": record.name, "level": record.levelname.lower()}
     if (trace_id := tracing.trace_id()) is not None:
         event.setdefault("trace_id", trace_id)
     return event
