@@ -20,8 +20,8 @@ NO_OWNER: Final = "owner-not-set"
 _SCOPE: Final = "MCP_SECURITY_ALLOWED_TARGETS"
 _PROJECT: Final = tomllib.loads((ROOT / "pyproject.toml").read_text())
 NAME: Final[str] = _PROJECT["project"]["name"]
-FULL_ACCESS: Final[str] = _PROJECT["tool"]["mcp-network-tools"]["owner"]
-REGISTRY_NAME: Final = f"io.github.{FULL_ACCESS}/{NAME}"
+OWNER: Final[str] = _PROJECT["tool"]["mcp-network-tools"]["owner"]
+REGISTRY_NAME: Final = f"io.github.{OWNER}/{NAME}"
 MCP_NAME: Final = f"<!-- mcp-name: {REGISTRY_NAME} -->"
 """The line in README.md by which the registry sees that the package is its owner's."""
 

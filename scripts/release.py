@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from scripts import artifacts, audit, cells, licences, manifests, matrix, smoke
+from scripts import artifacts, audit, cells, licenses, manifests, matrix, smoke
 from scripts.artifacts import NotAsItShouldBeError, run
 from scripts.connect import ROOT
 from scripts.interpreters import Interpreter, NotHadError
@@ -148,14 +148,14 @@ class Release:
             raise NotAsItShouldBeError(f"the SBOM lacks {missing[:3]}")
         return f"{out.name}, {len(listed)} components"
 
-    def step_licences(self) -> str:
-        """The licence of every dependency is on the list, and the page is current."""
-        found = licences.report(str(self.environment / "bin/python") if self.environment else sys.executable)
-        if problems := licences.refused(found):
+    def step_licenses(self) -> str:
+        """The license of every dependency is on the list, and the page is current."""
+        found = licenses.report(str(self.environment / "bin/python") if self.environment else sys.executable)
+        if problems := licenses.refused(found):
             raise NotAsItShouldBeError(f"not on the list: {'; '.join(problems)}")
-        if licences.PAGE.read_text() != licences.page(found):
-            raise NotAsItShouldBeError("docs/licences.md is stale")
-        shutil.copy(licences.PAGE, self.to / "licences.md")
+        if licenses.PAGE.read_text() != licenses.page(found):
+            raise NotAsItShouldBeError("docs/licenses.md is stale")
+        shutil.copy(licenses.PAGE, self.to / "licenses.md")
         return f"{len(found)} packages"
 
     def step_audit(self) -> str:
@@ -174,7 +174,7 @@ class Release:
         if manifests.MCP_NAME not in (ROOT / "README.md").read_text():
             raise NotAsItShouldBeError(f"README.md lacks {manifests.MCP_NAME}")
         shutil.copy(ROOT / "server.json", self.to)
-        if manifests.FULL_ACCESS == manifests.NO_OWNER:
+        if manifests.OWNER == manifests.NO_OWNER:
             raise CouldNotError(
                 "valid, but nobody owns the name yet: set owner in pyproject.toml, [tool.mcp-network-tools]"
             )

@@ -19,11 +19,11 @@ from typing import Any
 import pytest
 from packaging.utils import canonicalize_name
 
-from scripts import artifacts, audit, licences, locked, manifests, release
+from scripts import artifacts, audit, licenses, locked, manifests, release
 from scripts.artifacts import NotAsItShouldBeError
 from tests.support.mcp_wire import ServedProcess, modern
 
-CARRIED_OUT = ("version", "hashes", "build", "contents", "metadata", "sdist", "sbom", "licences", "registry", "bundle")
+CARRIED_OUT = ("version", "hashes", "build", "contents", "metadata", "sdist", "sbom", "licenses", "registry", "bundle")
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def test_a_step_passes(made: tuple[Path, dict[str, release.Told]], step: str) ->
 
 def test_the_registry_entry_is_valid_and_waits_for_an_owner(made: tuple[Path, dict[str, release.Told]]) -> None:
     told = made[1]["registry"]
-    if manifests.FULL_ACCESS == manifests.NO_OWNER:
+    if manifests.OWNER == manifests.NO_OWNER:
         assert told.state == release.COULD_NOT
         assert told.detail.startswith("valid, but nobody owns the name yet")
     else:
@@ -100,7 +100,7 @@ def altered(wheel: Path, folder: Path, change: Callable[[dict[str, bytes]], obje
         ),
         (lambda files: files.pop(next(name for name in files if name.endswith("LICENSE"))), "lacks mcp_network_tools"),
     ],
-    ids=["a secret", "test data", "no py.typed", "no schema", "no migration", "no licence"],
+    ids=["a secret", "test data", "no py.typed", "no schema", "no migration", "no license"],
 )
 def test_a_wheel_with_more_or_less_is_refused(
     made: tuple[Path, dict[str, release.Told]],
@@ -189,17 +189,17 @@ def test_an_entry_that_the_registry_would_refuse_fails(tmp_path: Path, wrong: di
         artifacts.run(skillsaw, *words)
 
 
-# licences
+# licenses
 
 
-def test_the_page_of_licences_is_current_and_every_licence_on_the_list() -> None:
-    found = licences.report()
-    assert licences.refused(found) == []
-    assert licences.PAGE.read_text() == licences.page(found)
+def test_the_page_of_licenses_is_current_and_every_license_on_the_list() -> None:
+    found = licenses.report()
+    assert licenses.refused(found) == []
+    assert licenses.PAGE.read_text() == licenses.page(found)
 
 
 @pytest.mark.parametrize(
-    ("licence", "so"),
+    ("license", "so"),
     [
         ("MIT", True),
         ("Apache-2.0 OR GPL-3.0-only", True),
@@ -214,9 +214,9 @@ def test_the_page_of_licences_is_current_and_every_licence_on_the_list() -> None
         ("MIT OR", False),
     ],
 )
-def test_a_licence_that_is_not_on_the_list_is_refused(licence: str, so: bool) -> None:
-    assert licences.allowed(licence) is so
-    assert bool(licences.refused({"it": ("1", licence)})) is not so
+def test_a_license_that_is_not_on_the_list_is_refused(license: str, so: bool) -> None:
+    assert licenses.allowed(license) is so
+    assert bool(licenses.refused({"it": ("1", license)})) is not so
 
 
 # the audit: the service cannot be reached from everywhere the tests run, so one that speaks its protocol stands in
