@@ -1,4 +1,4 @@
-"""What the lock file of the runtime pins: names, versions and hashes."""
+"""The pins of a lock file: names, versions and hashes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PIN: Final = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Pin:
-    """One pinned package; ``here`` is False where its marker names another platform or Python."""
+    """One pinned package; ``here`` is False if its marker names another platform or Python."""
 
     name: str
     version: str
@@ -28,7 +28,7 @@ class Pin:
 
 
 def pins(lock: Path = RUN_LOCK) -> list[Pin]:
-    """Every pin of a lock file, in its order; a name may stand twice, for different Pythons."""
+    """Return every pin of a lock file, in its order; a name may occur twice, for different Python versions."""
     return [
         Pin(
             canonicalize_name(name),
