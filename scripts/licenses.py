@@ -87,9 +87,7 @@ def _met(part: Any) -> bool:
 
 def refused(found: dict[str, tuple[str, str]]) -> list[str]:
     """Return the packages whose license is not on the list."""
-    return [
-        f"{name} {version}: {expression}" for name, (version, expression) in found.items() if not allowed(expression)
-    ]
+    return [f"{name} {version}: {terms}" for name, (version, terms) in found.items() if not allowed(terms)]
 
 
 def page(found: dict[str, tuple[str, str]]) -> str:
