@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from scripts.locked import RUN_LOCK, pins
+from scripts.locked import RUN_LOCK, locked_packages
 
 CLEAN, VULNERABLE, COULD_NOT_AUDIT = 0, 1, 3
 SERVICES: Final = ("pypi", "osv")
@@ -34,7 +34,7 @@ class Audit:
 
 def audit(lock: Path = RUN_LOCK, services: tuple[str, ...] = SERVICES, osv_url: str = "") -> Audit:
     """Ask each service until one has a result for every pin of this platform. Any vulnerability ends the audit."""
-    wanted = {pin.name: pin.version for pin in pins(lock) if pin.here}
+    wanted = {each.name: each.version for each in locked_packages(lock) if each.here}
     reasons: list[str] = []
     for service in services:
         document, message = _ask(service, lock, osv_url)

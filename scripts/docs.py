@@ -1,4 +1,4 @@
-"""Write the pages of docs/ that are generated from the code; with ``--check``, only list stale pages and exit with 1."""
+"""Write the generated pages of docs/; with ``--check``, only list stale pages and exit with status 1."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from boolean.boolean import ParseError
 from license_expression import ExpressionError, get_spdx_licensing
 from packaging.utils import canonicalize_name
 
-from scripts.locked import ROOT, pins
+from scripts.locked import ROOT, locked_packages
 
 _SPDX_READER: Final = get_spdx_licensing()
 PAGE: Final = ROOT / "docs/licenses.md"
@@ -51,7 +51,7 @@ def report(python: str = sys.executable) -> dict[str, tuple[str, str]]:
 
     Other installed packages are left out, because development tools are in no installation.
     """
-    names = sorted({pin.name for pin in pins() if pin.here})
+    names = sorted({each.name for each in locked_packages() if each.here})
     command = [
         sys.executable,
         "-m",
@@ -91,9 +91,9 @@ def refused(found: dict[str, tuple[str, str]]) -> list[str]:
 
 
 def page(found: dict[str, tuple[str, str]]) -> str:
-    """Return the page: every pin once, and the pins for other platforms."""
+    """Return the page: every package once, and the packages for other platforms."""
     rows = [f"| {name} | {version} | {expression} |" for name, (version, expression) in sorted(found.items())]
-    elsewhere = sorted({pin.name for pin in pins()} - set(found))
+    elsewhere = sorted({each.name for each in locked_packages()} - set(found))
     foot = f"\nPinned only for other platforms: {', '.join(elsewhere)}.\n" if elsewhere else ""
     return _HEAD.format(allowed=", ".join(sorted(ALLOWED))) + "\n".join(rows) + "\n" + foot
 

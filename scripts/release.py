@@ -26,7 +26,7 @@ from scripts import artifacts, audit, cells, licenses, manifests, matrix, smoke
 from scripts.artifacts import CheckFailedError, run
 from scripts.connect import ROOT
 from scripts.interpreters import Interpreter
-from scripts.locked import pins
+from scripts.locked import locked_packages
 
 PASSED, FAILED, COULD_NOT, ANYWAY = "passed", "FAILED", "COULD NOT", "ANYWAY"
 
@@ -75,10 +75,10 @@ class Release:
 
     def step_hashes(self) -> str:
         """Check that every locked package is pinned by hash."""
-        bare = [pin.name for pin in pins() if not pin.hashes]
+        bare = [each.name for each in locked_packages() if not each.hashes]
         if bare:
             raise CheckFailedError(f"without a hash: {', '.join(bare)}")
-        return f"{len(pins())} pins"
+        return f"{len(locked_packages())} packages"
 
     def step_build(self) -> str:
         """Build twice in different folders, and check that the files are identical."""
@@ -144,7 +144,7 @@ class Release:
         interpreter = self.environment / "bin/python"
         run(sys.executable, "-m", "cyclonedx_py", "environment", *options, "--output-file", out, interpreter)
         listed = {each["name"]: each["version"] for each in json.loads(out.read_text())["components"]}
-        wanted = {pin.name: pin.version for pin in pins() if pin.here}
+        wanted = {each.name: each.version for each in locked_packages() if each.here}
         found = {name.lower().replace("_", "-").replace(".", "-"): version for name, version in listed.items()}
         if missing := sorted(wanted.items() - found.items()):
             raise CheckFailedError(f"the SBOM lacks {missing[:3]}")

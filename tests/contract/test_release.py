@@ -70,17 +70,17 @@ def test_the_sbom_names_every_pin_with_its_version(made: tuple[Path, dict[str, r
     assert (document["bomFormat"], document["specVersion"]) == ("CycloneDX", "1.6")
     assert document["metadata"]["component"]["name"] == "mcp-network-tools"
     found = {(canonicalize_name(each["name"]), each["version"]) for each in document["components"]}
-    assert {(pin.name, pin.version) for pin in locked.pins() if pin.here} <= found
+    assert {(each.name, each.version) for each in locked.locked_packages() if each.here} <= found
     assert all(each.get("licenses") for each in document["components"])
 
 
 def test_every_pin_has_hashes_in_both_lock_files() -> None:
     for name in ("run.lock", "dev.lock"):
         path = locked.ROOT / "requirements" / name
-        found = locked.pins(path)
+        found = locked.locked_packages(path)
         lines = re.findall(r"^[a-z0-9._-]+(?:\[[^\]]*\])?==", path.read_text(), re.MULTILINE)
         assert len(found) == len(lines) > 50
-        assert [pin.name for pin in found if not pin.hashes] == []
+        assert [each.name for each in found if not each.hashes] == []
 
 
 # contents and changelog
