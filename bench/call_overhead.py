@@ -7,18 +7,16 @@ and the call. The argv is that of the warm-up call on the audit log, so that all
 from __future__ import annotations
 
 import asyncio
-import json
 import socket
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Final
 
 from bench.result import Range, Result
-from bench.stdio import served
+from bench.stdio import argv_of_last_call, served
 from mcp_server.sandbox.confine import SYSTEM_PATH
 from mcp_server.sandbox.process import ProcessLimits, run_process
 
@@ -42,7 +40,7 @@ def measure() -> list[Result]:
             session.call("nmap", target="127.0.0.1", mode="ports", ports=str(port), extra_args="-sT")
 
         call()
-        argv = _last_argv(state)
+        argv = argv_of_last_call(state)
         ways: dict[str, Callable[[], Any]] = {
             "raw": lambda: _run(argv, home),
             "contained": lambda: loop.run(run_process(argv, ProcessLimits(timeout_sec=600), lambda _: None)),
@@ -61,11 +59,6 @@ def measure() -> list[Result]:
     parts = f"process {inside.median - raw.median:.1f} ms, pipeline and protocol {whole.median - inside.median:.1f} ms"
     notes = (f"the call adds {added}: {parts}",)
     return [Result.of_ratio("a call, one port of loopback", taken["call"], taken["raw"], "ms", RATIO, notes)]
-
-
-def _last_argv(state: Path) -> tuple[str, ...]:
-    records = [json.loads(line) for line in (state / "audit.jsonl").read_text().splitlines()]
-    return tuple([record for record in records if record["event"] == "decision"][-1]["argv"])
 
 
 def _run(argv: Sequence[str], home: str) -> None:
