@@ -28,7 +28,7 @@ WARM_UP: Final = 20
 APPEND_RATIO: Final = 5.0
 RECORDS: Final = 20_000
 VERIFICATIONS: Final = 5
-VERIFY_RATIO: Final = 3.0
+VERIFY_RATIO: Final = 4.0
 
 _ARGV: Final = ["/usr/bin/nmap", "-n", "-oX", "-", "--noninteractive", "-sS", "-p", "1-1024", "10.0.0.0/24"]
 _RECORD: Final[dict[str, Any]] = {

@@ -22,7 +22,7 @@ from mcp_server.sandbox.process import ProcessLimits, run_process
 
 ROUNDS: Final = 40
 WARM_UP: Final = 5
-RATIO: Final = 3.0
+RATIO: Final = 2.5
 _PAUSE_SEC: Final = 0.5
 """Pause before each round, so that caches are as cold as between two calls of an agent."""
 

@@ -20,7 +20,7 @@ NETWORKS: Final = 100_000
 CHECKS: Final = 20_000
 ROUNDS: Final = 5
 LOAD_RATIO: Final = 2.5
-CHECK_RATIO: Final = 10.0
+CHECK_RATIO: Final = 7.0
 
 
 def measure() -> list[Result]:
