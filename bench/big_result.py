@@ -27,7 +27,7 @@ HOSTS: Final = 2048
 NETWORK: Final = IPv4Network("127.0.0.0/21")
 _STEPS: Final = (3, 5, 7)
 _PAUSE_SEC: Final = 1.0
-"""Pause between calls, in which the store projects the hosts of the last one."""
+"""Pause between calls, so that work of the server after a call does not affect the next one."""
 
 
 def measure() -> list[Result]:

@@ -26,7 +26,7 @@ ROUNDS: Final = 40
 WARM_UP: Final = 5
 ADDED_MS: Final = 15.0
 _PAUSE_SEC: Final = 0.5
-"""Pause after each round, because the store projects a finished run after the call and needs the processor for it."""
+"""Pause after each round, so that work of the server after a call does not affect the next one."""
 
 
 def measure() -> list[Result]:

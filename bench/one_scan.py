@@ -19,7 +19,7 @@ ARGV: Final = ("nmap", "-n", "-sT", "-p1-1000", "127.0.0.1")
 SECONDS: Final = 0.25
 CHARACTERS: Final = 600
 _PAUSE_SEC: Final = 0.5
-"""Pause after each round, because the store projects a finished run after the call."""
+"""Pause after each round, so that work of the server after a call does not affect the next one."""
 
 
 def measure() -> list[Result]:
