@@ -23,7 +23,7 @@ from mcp_server.observability.logs import configure_logging
 from mcp_server.pipeline.pipeline import Pipeline
 from mcp_server.pipeline.record import run_facts
 from mcp_server.pipeline.signals import BreakerSignals, show_breakers
-from mcp_server.sandbox.allowed_checksums import forget as forget_files
+from mcp_server.sandbox.allowed_checksums import forget_first_seen
 from mcp_server.sandbox.binaries import invalidate_command_cache
 from mcp_server.server.background import BackgroundTasks
 from mcp_server.server.building import (
@@ -135,7 +135,7 @@ class EnhancedMCPServer:
         await self._take_over(policy, actors)
         if accept_programs:
             invalidate_command_cache()
-            forget_files()
+            forget_first_seen()
         self.config = pipeline.config = config
         pipeline.policy, pipeline.allowed_checksums, pipeline.actors = policy, allowed_checksums, actors
         pipeline.use_registry(registry.with_disabled(pipeline.registry.disabled))
