@@ -1,4 +1,4 @@
-"""Frames for the guard, made byte by byte: what no tool inside the scope may send, and what every tool needs."""
+"""Crafted frames for the guard: those that no tool in scope may send, and those that tools need."""
 
 from __future__ import annotations
 
@@ -86,8 +86,8 @@ def arp(
     )
 
 
-def neighbour(kind: int, wanted: str, *, mac: bytes = MAC, option: int = 1) -> bytes:
-    """A neighbour solicitation (135) or advertisement (136) with its link-layer option."""
+def neighbor(kind: int, wanted: str, *, mac: bytes = MAC, option: int = 1) -> bytes:
+    """A neighbor solicitation (135) or advertisement (136) with its link-layer option."""
     return struct.pack(">BBHI", kind, 0, 0, 0) + IPv6Address(wanted).packed + bytes([option, 1]) + mac
 
 
@@ -100,17 +100,20 @@ def checksum(data: bytes) -> int:
 
 
 def misdirected(frame: bytes, low: bytes) -> tuple[bytes, int, int]:
-    """``frame`` with two bytes that make its checksum ``low``, and where it is written: over half of the target."""
-    start, executor = 20, 30
+    """Change two bytes of ``frame`` so that its checksum is ``low``.
+
+    Return the frame, and the offsets that make the kernel write the checksum over half of the destination.
+    """
+    start, position = 20, 30
     for guess in range(1 << 16):
         tried = frame[:34] + guess.to_bytes(2, "big") + frame[36:]
         if checksum(tried[start:]).to_bytes(2, "big") == low:
-            return tried, start, executor - start
-    raise AssertionError("no two bytes give that checksum")
+            return tried, start, position - start
+    raise AssertionError(f"expected two bytes that give the checksum {low.hex()}, found none")
 
 
 def forbidden_frames() -> dict[str, bytes]:
-    """Frames that no tool inside the scope may send, by name."""
+    """Frames that no tool in scope may send, by name."""
     near, far = ipv4(INSIDE4, udp()), ipv4(OUTSIDE4, udp())
     near6, far6 = ipv6(INSIDE6, udp()), ipv6(OUTSIDE6, udp())
     loose = bytes([0x83, 7, 4]) + IPv4Address(OUTSIDE4).packed + b"\0"
@@ -199,62 +202,62 @@ def forbidden_frames() -> dict[str, bytes]:
         "link-local": ethernet(IPV6, ipv6("fe80::4d:a", udp(), source=LOCAL6)),
         "mapped": ethernet(IPV6, ipv6(f"::ffff:{OUTSIDE4}", udp())),
         "solicitation outside": ethernet(
-            IPV6, ipv6("ff02::1:ff00:10", neighbour(135, OUTSIDE6), following=58, hops=255), to=solicited
+            IPV6, ipv6("ff02::1:ff00:10", neighbor(135, OUTSIDE6), following=58, hops=255), to=solicited
         ),
         "solicitation of an excluded": ethernet(
-            IPV6, ipv6("ff02::1:ff00:5", neighbour(135, EXCLUDED6), following=58, hops=255), to=solicited
+            IPV6, ipv6("ff02::1:ff00:5", neighbor(135, EXCLUDED6), following=58, hops=255), to=solicited
         ),
         "solicitation to all nodes": ethernet(
-            IPV6, ipv6("ff02::1", neighbour(135, INSIDE6), following=58, hops=255), to=bytes.fromhex("333300000001")
+            IPV6, ipv6("ff02::1", neighbor(135, INSIDE6), following=58, hops=255), to=bytes.fromhex("333300000001")
         ),
         "solicitation to a host outside": ethernet(
-            IPV6, ipv6(OUTSIDE6, neighbour(135, INSIDE6), following=58, hops=255)
+            IPV6, ipv6(OUTSIDE6, neighbor(135, INSIDE6), following=58, hops=255)
         ),
         "solicitation with another's MAC": ethernet(
             IPV6,
-            ipv6("ff02::1:ff00:10", neighbour(135, INSIDE6, mac=HOST_MAC), following=58, hops=255),
+            ipv6("ff02::1:ff00:10", neighbor(135, INSIDE6, mac=HOST_MAC), following=58, hops=255),
             to=solicited,
         ),
         "solicitation from afar": ethernet(
-            IPV6, ipv6("ff02::1:ff00:10", neighbour(135, INSIDE6), following=58, hops=64), to=solicited
+            IPV6, ipv6("ff02::1:ff00:10", neighbor(135, INSIDE6), following=58, hops=64), to=solicited
         ),
         "advertisement of another": ethernet(
-            IPV6, ipv6(INSIDE6, neighbour(136, GATEWAY6, option=2), following=58, hops=255)
+            IPV6, ipv6(INSIDE6, neighbor(136, GATEWAY6, option=2), following=58, hops=255)
         ),
         "advertisement to all": ethernet(
             IPV6,
-            ipv6("ff02::1", neighbour(136, OWN6, option=2), following=58, hops=255),
+            ipv6("ff02::1", neighbor(136, OWN6, option=2), following=58, hops=255),
             to=bytes.fromhex("333300000001"),
         ),
         "advertisement to one who did not ask": ethernet(
-            IPV6, ipv6("fe80::4d:bad", neighbour(136, OWN6, option=2), following=58, hops=255, source=LOCAL6)
+            IPV6, ipv6("fe80::4d:bad", neighbor(136, OWN6, option=2), following=58, hops=255, source=LOCAL6)
         ),
         "IPv6 version 5": ethernet(IPV6, ipv6(INSIDE6, udp(), version=5)),
         "solicitation of code 1": ethernet(
             IPV6,
-            ipv6("ff02::1:ff00:10", b"\x87\1" + neighbour(135, INSIDE6)[2:], following=58, hops=255),
+            ipv6("ff02::1:ff00:10", b"\x87\1" + neighbor(135, INSIDE6)[2:], following=58, hops=255),
             to=solicited,
         ),
         "solicitation with two options": ethernet(
             IPV6,
-            ipv6("ff02::1:ff00:10", neighbour(135, INSIDE6) + b"\1\1" + HOST_MAC, following=58, hops=255),
+            ipv6("ff02::1:ff00:10", neighbor(135, INSIDE6) + b"\1\1" + HOST_MAC, following=58, hops=255),
             to=solicited,
         ),
         "solicitation of one to a group": ethernet(
-            IPV6, ipv6(INSIDE6, neighbour(135, INSIDE6), following=58, hops=255), to=solicited
+            IPV6, ipv6(INSIDE6, neighbor(135, INSIDE6), following=58, hops=255), to=solicited
         ),
-        "advertisement from afar": ethernet(IPV6, ipv6(INSIDE6, neighbour(136, OWN6, option=2), following=58)),
+        "advertisement from afar": ethernet(IPV6, ipv6(INSIDE6, neighbor(136, OWN6, option=2), following=58)),
         "advertisement of code 1": ethernet(
-            IPV6, ipv6(INSIDE6, b"\x88\1" + neighbour(136, OWN6, option=2)[2:], following=58, hops=255)
+            IPV6, ipv6(INSIDE6, b"\x88\1" + neighbor(136, OWN6, option=2)[2:], following=58, hops=255)
         ),
         "advertisement with two options": ethernet(
-            IPV6, ipv6(INSIDE6, neighbour(136, OWN6, option=2) + b"\2\1" + HOST_MAC, following=58, hops=255)
+            IPV6, ipv6(INSIDE6, neighbor(136, OWN6, option=2) + b"\2\1" + HOST_MAC, following=58, hops=255)
         ),
         "advertisement with another's MAC": ethernet(
-            IPV6, ipv6(INSIDE6, neighbour(136, OWN6, mac=HOST_MAC, option=2), following=58, hops=255)
+            IPV6, ipv6(INSIDE6, neighbor(136, OWN6, mac=HOST_MAC, option=2), following=58, hops=255)
         ),
         "advertisement of one to a group": ethernet(
-            IPV6, ipv6(INSIDE6, neighbour(136, OWN6, option=2), following=58, hops=255), to=solicited
+            IPV6, ipv6(INSIDE6, neighbor(136, OWN6, option=2), following=58, hops=255), to=solicited
         ),
         "router solicitation": ethernet(
             IPV6, ipv6("ff02::2", icmp(133), following=58, hops=255), to=bytes.fromhex("333300000002")
@@ -276,7 +279,7 @@ def forbidden_frames() -> dict[str, bytes]:
 
 
 def allowed_frames() -> dict[str, bytes]:
-    """Frames that a tool inside the scope needs, by name."""
+    """Frames that a tool in scope needs, by name."""
     solicited = bytes.fromhex("3333ff000010")
     fragment = struct.pack(">BBHI", 17, 0, 0x0001, 9)
     return {
@@ -300,12 +303,12 @@ def allowed_frames() -> dict[str, bytes]:
         "fragment 6": ethernet(IPV6, ipv6(INSIDE6, fragment + udp(), following=44)),
         "dns 6": ethernet(IPV6, ipv6(RESOLVER6, udp(53))),
         "solicitation": ethernet(
-            IPV6, ipv6("ff02::1:ff00:10", neighbour(135, INSIDE6), following=58, hops=255), to=solicited
+            IPV6, ipv6("ff02::1:ff00:10", neighbor(135, INSIDE6), following=58, hops=255), to=solicited
         ),
         "solicitation of the gateway": ethernet(
             IPV6,
-            ipv6("ff02::1:ff00:1", neighbour(135, GATEWAY6), following=58, hops=255),
+            ipv6("ff02::1:ff00:1", neighbor(135, GATEWAY6), following=58, hops=255),
             to=bytes.fromhex("3333ff000001"),
         ),
-        "advertisement": ethernet(IPV6, ipv6(INSIDE6, neighbour(136, OWN6, option=2), following=58, hops=255)),
+        "advertisement": ethernet(IPV6, ipv6(INSIDE6, neighbor(136, OWN6, option=2), following=58, hops=255)),
     }

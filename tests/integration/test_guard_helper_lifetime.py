@@ -78,7 +78,9 @@ def logged(host: World) -> list[dict[str, Any]]:
     """The audit records of the servers so far. Each must match the schema."""
     lines = (host.folder / "state/audit.jsonl").read_text().splitlines()
     records: list[dict[str, Any]] = [json.loads(line) for line in lines]
-    validator = jsonschema.Draft202012Validator(json.loads((ROOT / "src/mcp_server/audit/record.schema.json").read_text()))
+    validator = jsonschema.Draft202012Validator(
+        json.loads((ROOT / "src/mcp_server/audit/record.schema.json").read_text())
+    )
     assert [error.message for record in records for error in validator.iter_errors(record)] == []
     return records
 

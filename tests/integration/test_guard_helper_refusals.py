@@ -167,7 +167,9 @@ def test_an_installation_that_the_user_cannot_run_is_refused(host: World) -> Non
         ({"MCP_GUARD_LINK_NETWORK": "10.99.0.0/30"}, "is in use: eth0 has the address 10.99.0.1"),
     ],
 )
-def test_settings_that_do_not_match_the_hosts_devices_are_refused(host: World, settings: dict[str, str], words: str) -> None:
+def test_settings_that_do_not_match_the_hosts_devices_are_refused(
+    host: World, settings: dict[str, str], words: str
+) -> None:
     code, said = refused(host, **settings)
     assert code == 8, said
     assert words in said

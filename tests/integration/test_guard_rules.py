@@ -19,7 +19,7 @@ from mcp_server.netguard.ruleset import COUNTERS, Link, ruleset, update
 from mcp_server.netguard.self_test import run_self_test
 from mcp_server.scope.guard_sets import GuardSets
 from mcp_server.scope.ranges import merged, without
-from tests.containment.guard_stage import NetNamespace, ip
+from tests.containment.guarded_link import NetNamespace, ip
 from tests.lab.network.programs import find
 
 SETS = GuardSets(
