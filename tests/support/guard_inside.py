@@ -104,7 +104,7 @@ async def obey(guard: PacketGuard) -> None:
 
 
 def run_helper() -> int:
-    from mcp_server.api.http.serve import listen
+    from mcp_server.api.http.connections import listen
     from mcp_server.config import get_config, load_config
     from mcp_server.netguard.kernel import KernelGuardHelper
 

@@ -264,8 +264,8 @@ def world() -> Iterator[World]:
         )  # fmt: skip
         try:
             assert listening.stdout is not None
-            line = listening.stdout.readline()
-            assert line == b"ready\n", f"expected a listener on the machine outside, found {line!r}"
+            started = listening.stdout.readline()
+            assert started == b"ready\n", f"expected a listener on the machine outside, found {started!r}"
             yield made
         finally:
             listening.kill()
