@@ -56,7 +56,7 @@ try "unix", socket(my $u, AF_UNIX, SOCK_STREAM, 0);
 try "packet", socket(my $s, 17, SOCK_RAW, 0);
 try "raw", socket($s, AF_INET, SOCK_RAW, 1);
 try "inet", socket($s, AF_INET, SOCK_STREAM, 0);
-my $room = "\\0" x 120; try "uring", syscall(425, 1, $room) >= 0;
+my $space = "\\0" x 120; try "uring", syscall(425, 1, $space) >= 0;
 try "unshare", syscall(272, 0x10000000) == 0;
 my $c = syscall(56, 0x10000011, 0, 0, 0, 0); exit if !$c; try "clone", $c > 0;
 my $args = pack("Q8", 0x10000000, 0, 0, 0, 17, 0, 0, 0);
@@ -66,7 +66,7 @@ try "setuid", syscall(105, 0) == 0 && $< != 0;
 """
 
 KERNEL_OBJECTS = """
-my ($pair, $room) = ("\\0" x 8, "\\0" x 256);
+my ($pair, $space) = ("\\0" x 8, "\\0" x 256);
 try "pair:$_", syscall(53, 1, $_, 0, $pair) == 0 for 2, 5, 2 | 02000000, 5 | 04000;
 try "stream", syscall(53, 1, 1 | 02000000, 0, $pair) == 0;
 try "pair-family", syscall(53, 30, 1, 0, $pair) == 0;
@@ -75,8 +75,8 @@ for my $family (0 .. 50) {
 }
 try "shmget", syscall(29, 0, 4096, 01666) >= 0; try "shmat", syscall(30, 0, 0, 010000) != -1;
 try "shmctl", syscall(31, 0, 14, 0) >= 0;
-try "msgget", syscall(68, 0, 01666) >= 0; try "msgctl", syscall(71, 0, 12, $room) >= 0;
-try "semget", syscall(64, 0, 1, 01666) >= 0; try "semctl", syscall(66, 0, 0, 19, $room) >= 0;
+try "msgget", syscall(68, 0, 01666) >= 0; try "msgctl", syscall(71, 0, 12, $space) >= 0;
+try "semget", syscall(64, 0, 1, 01666) >= 0; try "semctl", syscall(66, 0, 0, 19, $space) >= 0;
 my $queue = "mcp-test-$$"; try "mq_open", syscall(240, $queue, 0102, 0600, 0) >= 0; syscall(241, $queue);
 try "setpriority", syscall(141, 0, 0, 1) == 0; try "ioprio", syscall(251, 1, 0, 3 << 13) == 0;
 my ($cpus, $none, $attr) = (pack("Q16", 1), pack("l", 0), pack("LLQlLQQQ", 48, 0, 0, 0, 0, 0, 0, 0));
@@ -292,7 +292,7 @@ async def test_nmap_can_read_its_data_and_scripts(executor: Executor) -> None:
 
 
 BOMB = """
-my ($made, $room) = (0, "\\0" x 16); syscall(97, 6, $room); my $limit = unpack("Q", $room);
+my ($made, $space) = (0, "\\0" x 16); syscall(97, 6, $space); my $limit = unpack("Q", $space);
 while (1) {
   my $pid = fork(); if (!defined $pid) { print "$made $limit"; exit } $made++; if (!$pid) { sleep 60; exit }
 }
