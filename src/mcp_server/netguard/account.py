@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import json
 import os
 import shlex
 import signal
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 from mcp_server.config.keys import keys
 from mcp_server.errors import ConfigError, PlatformError
 from mcp_server.netguard import DEFAULT_USER
+from mcp_server.netguard.children import call_in_child
 from mcp_server.sandbox import syscalls
 
 if TYPE_CHECKING:
@@ -144,26 +144,18 @@ def own_descriptors_by(account: Account, make: Callable[[], T]) -> T:
 
 def call_as(account: Account, function: Callable[[], Any]) -> Any:
     """Call ``function`` in a forked process of ``account``, and return its result, which must be valid JSON."""
-    reading, writing = os.pipe()
     parent = os.getpid()
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            os.close(reading)
-            become(account, parent, raw_sockets=False)
-            with os.fdopen(writing, "w") as pipe:
-                json.dump(function(), pipe)
-            status = 0
-        finally:
-            os._exit(status)
-    os.close(writing)
-    with os.fdopen(reading) as pipe:
-        text = pipe.read()
-    _, ended = os.waitpid(child, 0)
-    if ended:
-        raise PlatformError(f"This process cannot become the user {account.name!r}.", code="guard_unavailable")
-    return json.loads(text)
+
+    def call() -> Any:
+        become(account, parent, raw_sockets=False)
+        return function()
+
+    try:
+        return call_in_child(call)
+    except ChildProcessError:
+        raise PlatformError(
+            f"This process cannot become the user {account.name!r}.", code="guard_unavailable"
+        ) from None
 
 
 def server_environment(given: Mapping[str, str], account: Account, config: Config, state_dir: Path) -> dict[str, str]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from mcp_server.errors import ExitCode
 
@@ -25,8 +26,33 @@ def fork(run: Callable[[], None]) -> int:
             signal.signal(number, signal.SIG_DFL)
         run()
     except BaseException as error:  # noqa: BLE001 - the child must not continue as a second guard helper
-        os.write(2, f"guard_unavailable: A guarded process cannot be started: {error}\n".encode())
+        reason = str(error).removesuffix(".")
+        os.write(2, f"guard_unavailable: A guarded process cannot be started: {reason}.\n".encode())
     os._exit(ExitCode.ENVIRONMENT)
+
+
+def call_in_child(function: Callable[[], Any]) -> Any:
+    """Call ``function`` in a forked process and return its result, which must be valid JSON.
+
+    Raises ChildProcessError if it raises an exception.
+    """
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            os.close(reading)
+            with os.fdopen(writing, "w") as pipe:
+                json.dump(function(), pipe)
+            status = 0
+        finally:
+            os._exit(status)
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        text = pipe.read()
+    if os.waitpid(child, 0)[1]:
+        raise ChildProcessError(child)
+    return json.loads(text)
 
 
 def end(pid: int, seconds: float = 5.0) -> None:

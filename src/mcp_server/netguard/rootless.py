@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
-import json
 import os
 import shutil
 import socket
@@ -25,7 +24,7 @@ from typing import ClassVar, Final
 from mcp_server.errors import NetworkToolsError, PlatformError
 from mcp_server.netguard import Enforcement
 from mcp_server.netguard.account import end_with_parent
-from mcp_server.netguard.children import close_all_but, end, fork, silence
+from mcp_server.netguard.children import call_in_child, close_all_but, end, fork, silence
 from mcp_server.netguard.helper import GuardHelper
 from mcp_server.netguard.network import DEVICE, ip
 from mcp_server.netguard.nft import Nft
@@ -241,26 +240,21 @@ def _check_tun() -> None:
 
 def _try_namespaces() -> None:
     """Try what the guard needs in a forked process. Some systems allow the namespaces but no changes in them."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        problem = {"message": "The namespaces cannot be tried.", "hint": ""}
+
+    def attempt() -> dict[str, str]:
         try:
             _enter_namespaces()
-            nft = Nft()
-            nft.run("table netdev t {\n chain c {\n  type filter hook egress device lo priority 0;\n }\n}\n")
-            problem = {}
+            Nft().run("table netdev t {\n chain c {\n  type filter hook egress device lo priority 0;\n }\n}\n")
         except NetworkToolsError as error:
-            problem = {"message": error.message, "hint": error.hint}
-        finally:
-            os.write(writing, json.dumps(problem).encode())
-            os._exit(0)
-    os.close(writing)
-    with os.fdopen(reading, "rb") as pipe:
-        found = json.loads(pipe.read() or b"{}")
-    os.waitpid(child, 0)
-    if found:
-        raise _unavailable(found["message"], found["hint"])
+            return {"message": error.message, "hint": error.hint}
+        return {}
+
+    try:
+        problem = call_in_child(attempt)
+    except ChildProcessError:
+        raise _unavailable("The namespaces cannot be tried.") from None
+    if problem:
+        raise _unavailable(problem["message"], problem["hint"])
 
 
 def _enter_namespaces() -> None:
