@@ -108,7 +108,7 @@ def _no_guard(error: NetworkToolsError) -> Finding:
 
 def describe_guard(config: Config, tier: Enforcement, reason: str = "") -> Finding:
     """What a tier holds, and where it is the weakest and nobody asked for that, how to have a stronger one."""
-    detail = f"enforcement: {tier.value}" + (f", because {reason}" if reason else "")
+    detail = f"enforcement: {tier.value}" + (f" ({reason.removesuffix('.')})" if reason else "")
     if tier is not Enforcement.ARGUMENT:
         return Finding(_OK, f"{detail}; every frame passes the ruleset, raw sockets are available")
     detail += "; addresses are checked before a process is started, and nothing holds packets"

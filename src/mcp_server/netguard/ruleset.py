@@ -1,7 +1,15 @@
-"""The rules of the guard, as nftables reads them. `rules` fills in the names that begin with a dollar sign.
+"""The nftables ruleset that keeps a namespace inside the policy: which bytes a frame that leaves it may have.
 
-Offsets are in bits from the first bit of the frame: destination MAC 0 (its group bit is bit 7), source MAC 48,
-EtherType 96, and then
+Every match reads the frame's own bytes at fixed offsets from its first (`@ll`). What the kernel knows about a packet
+cannot be trusted here: a packet socket tells the kernel the protocol of its frame and where its headers begin, and the
+named matches (`ip daddr`, `arp htype`) rely on that. A match fails for a frame that is too short for it, and the frame
+is dropped at the end.
+
+One lookup in one set decides whether a frame passes. The set has the allowed addresses without the excluded ones. With
+two sets, a frame could meet the old version of one and the new version of the other while both are replaced.
+
+In the template, the names that begin with a dollar sign are filled in by `ruleset`. Offsets are in bits from the first
+bit of the frame: destination MAC 0 (its group bit is bit 7), source MAC 48, EtherType 96, and then:
 
 =====================  ======================  ==========================
 ARP (RFC 826)          IPv4 (RFC 791)          IPv6 (RFC 8200)
@@ -17,9 +25,25 @@ ARP (RFC 826)          IPv4 (RFC 791)          IPv6 (RFC 8200)
 
 from __future__ import annotations
 
+import fcntl
+import re
+import socket
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+from string import Template
 from typing import Final
 
-TEMPLATE: Final = """\
+from mcp_server.errors import PlatformError
+from mcp_server.model.target import Network
+from mcp_server.scope.guard_sets import GuardSets
+from mcp_server.scope.ranges import Span, merged, span, without
+
+TABLE: Final = "mcp_scope"
+"""The guard's table, of the netdev family."""
+
+_TEMPLATE: Final = """\
 table netdev $table { }
 delete table netdev $table
 table netdev $table {
@@ -162,10 +186,10 @@ $counters
     @ll,176,128 @scope6 accept
     @ll,176,128 @resolvers6 @ll,160,8 { 6, 17 } @ll,432,16 53 accept
     @ll,160,8 58 @ll,432,8 { 1, 2, 3, 4 } accept
-    @ll,160,8 58 @ll,432,8 { 135, 136 } goto neighbour6
+    @ll,160,8 58 @ll,432,8 { 135, 136 } goto neighbor6
     counter name quiet_received drop
   }
-  chain neighbour6 {
+  chain neighbor6 {
     @ll,176,128 @gateways6 accept
     @ll,176,128 @resolvers6 accept
     @ll,432,8 136 accept
@@ -173,10 +197,127 @@ $counters
     counter name quiet_received drop
   }
 
-  chain gate {
+  chain hold {
     type filter hook egress device "$device" priority 10; policy drop;
-    counter name gate_held drop
+    counter name held drop
   }
 }
 """
-"""Why each rule is there stands in docs/guard-rules.md."""
+"""docs/guard-rules.md explains each rule."""
+
+COUNTERS: Final = tuple(dict.fromkeys(re.findall(r"counter name (\w+)", _TEMPLATE)))
+"""The counters of the table.
+
+``pass_*`` counts frames that passed. ``drop_*`` counts dropped frames that only a tool sends. ``quiet_*`` counts
+dropped frames that a kernel sends by itself, and received ones. ``held`` counts frames that the chain ``hold`` dropped.
+"""
+
+Address = IPv4Address | IPv6Address
+_SIOCGIFHWADDR: Final = 0x8927
+_ARPHRD_ETHER: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """The device that connects a namespace to the network.
+
+    ``own`` are its addresses, including link-local ones. ``gateways`` are the routers on its network. ``mac`` is its
+    hardware address in the form ``02:00:00:00:00:01``. If it is empty, it is looked up in the network namespace of the
+    calling thread.
+    """
+
+    device: str
+    own: tuple[Address, ...]
+    gateways: tuple[Address, ...] = ()
+    mac: str = ""
+
+    def hardware_address(self) -> str:
+        """Return the MAC address. Raises PlatformError ``guard_unavailable`` if the device has none."""
+        return self.mac or _read_mac(self.device)
+
+
+def ruleset(sets: GuardSets, link: Link) -> str:
+    """Return the script that loads the table in place of an older one. No frame can leave until `release` is run.
+
+    Raises PlatformError ``guard_unavailable`` if the device is missing or has no Ethernet address.
+    """
+    elements = _elements(sets)
+    for version in (4, 6):
+        elements[f"own{version}"] = _single(_of(version, link.own))
+        elements[f"gateways{version}"] = _single(_of(version, link.gateways))
+    return Template(_TEMPLATE).substitute(
+        {name: _braced(members, "elements = ") for name, members in elements.items()},
+        table=TABLE,
+        device=link.device,
+        mac=link.hardware_address().replace(":", ""),
+        counters="\n".join(f"  counter {name} {{ }}" for name in COUNTERS),
+    )
+
+
+def update(sets: GuardSets) -> str:
+    """Return the script that replaces the elements of the sets in one transaction. Rules and counters stay."""
+    lines = []
+    for name, members in _elements(sets).items():
+        lines.append(f"flush set netdev {TABLE} {name}")
+        if members:
+            lines.append(f"add element netdev {TABLE} {name} {_braced(members)}")
+    return "\n".join(lines) + "\n"
+
+
+def release() -> str:
+    """Return the script that removes the chain ``hold``. Until then, it drops what the other rules let pass."""
+    return f"delete chain netdev {TABLE} hold\ndelete counter netdev {TABLE} held\n"
+
+
+def _elements(sets: GuardSets) -> dict[str, list[str]]:
+    """Return the elements of the sets that depend on the policy, by set."""
+    excluded4, excluded6 = _ranges(sets.exclude4), _ranges(sets.exclude6)
+    return {
+        "scope4": _notation(without(_ranges(sets.allow4), excluded4), 8),
+        "scope6": _notation(without(_ranges(sets.allow6), excluded6), 32),
+        "excluded4": _notation(excluded4, 8),
+        "excluded6": _notation(excluded6, 32),
+        "resolvers4": _notation(without(_points(_of(4, sets.resolvers)), excluded4), 8),
+        "resolvers6": _notation(without(_points(_of(6, sets.resolvers)), excluded6), 32),
+    }
+
+
+def _of(version: int, addresses: Iterable[Address]) -> list[Address]:
+    return [address for address in addresses if address.version == version]
+
+
+def _ranges(networks: Iterable[Network]) -> list[Span]:
+    return merged(map(span, networks))
+
+
+def _points(addresses: Iterable[Address]) -> list[Span]:
+    return merged((int(address), int(address)) for address in addresses)
+
+
+def _notation(ranges: Iterable[Span], digits: int) -> list[str]:
+    return [
+        f"0x{first:0{digits}x}" if first == last else f"0x{first:0{digits}x}-0x{last:0{digits}x}"
+        for first, last in ranges
+    ]
+
+
+def _single(addresses: Iterable[Address]) -> list[str]:
+    return sorted({f"0x{int(address):0{address.max_prefixlen // 4}x}" for address in addresses})
+
+
+def _braced(members: list[str], lead: str = "") -> str:
+    return f"{lead}{{ {', '.join(members)} }}" if members else ""
+
+
+def _read_mac(device: str) -> str:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as query:
+        try:
+            reply = fcntl.ioctl(query, _SIOCGIFHWADDR, struct.pack("16s24x", device.encode()[:15]))
+        except OSError as error:
+            raise PlatformError(
+                f"The guard's device {device} has no hardware address: {error.strerror}.", code="guard_unavailable"
+            ) from error
+    kind, mac = struct.unpack_from("=16xH6s", reply)
+    if kind != _ARPHRD_ETHER:
+        raise PlatformError(f"The guard's device {device} is not an Ethernet device.", code="guard_unavailable")
+    return ":".join(f"{octet:02x}" for octet in mac)

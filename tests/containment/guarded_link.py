@@ -1,7 +1,7 @@
-"""Two network namespaces with one link between, the guard on one side of it, and on the other a tap that judges.
+"""Two network namespaces with a link between them: one is guarded, and the other has a tap that checks every frame.
 
-The judge knows nothing of the guard's rules: it reads a frame as a host on the wire does, and asks of each one whether
-an honest tool inside the scope could have sent it.
+The check does not use the guard's rules. It reads a frame as a host on the link does, and decides whether a tool in
+scope could have sent it.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 from pathlib import Path
 from typing import Final
 
-from mcp_server.netguard.canary import prove
 from mcp_server.netguard.nft import Nft
-from mcp_server.netguard.rules import Link, ruleset
+from mcp_server.netguard.ruleset import Link, ruleset
+from mcp_server.netguard.self_test import run_self_test
 from mcp_server.scope.guard_sets import GuardSets
 from tests.containment.frames import (
     ARP,
@@ -68,10 +68,10 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class NetNamespace:
-    """A network namespace without a name, held by a descriptor."""
+    """A network namespace without a name. ``descriptor`` keeps it alive."""
 
     def __init__(self) -> None:
-        with _coming_back():
+        with _returning():
             assert _libc.unshare(CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
             self.descriptor = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
 
@@ -81,14 +81,14 @@ class NetNamespace:
 
     @contextmanager
     def inside(self) -> Iterator[None]:
-        """The calling thread, with the sockets and processes it makes, is in the namespace for a block."""
-        with _coming_back():
+        """Run a block in the namespace, including the sockets and processes that it creates."""
+        with _returning():
             assert _libc.setns(self.descriptor, CLONE_NEWNET) == 0
             yield
 
 
 @contextmanager
-def _coming_back() -> Iterator[None]:
+def _returning() -> Iterator[None]:
     before = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
         yield
@@ -104,7 +104,7 @@ def ip(*lines: str) -> None:
 
 
 class Sender:
-    """Packet sockets of the namespace it was made in. OSError of a sending: the guard's drop is told to the sender."""
+    """Packet sockets in the namespace where this is created. Sending can raise OSError if the guard drops the frame."""
 
     def __init__(self) -> None:
         self._queued = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
@@ -113,11 +113,11 @@ class Sender:
         self._cooked = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0)
 
     def send(self, frame: bytes, *, claimed: int = 0, bypass: bool = False, device: str = "g0") -> None:
-        """Send a frame, saying it is of protocol ``claimed``."""
+        """Send a frame with the protocol ``claimed`` in the address."""
         (self._direct if bypass else self._queued).sendto(frame, (device, claimed))
 
     def send_cooked(self, content: bytes, claimed: int, to: bytes = HOST_MAC) -> None:
-        """Have the kernel make the link header."""
+        """Send a packet to which the kernel adds the link header."""
         self._cooked.sendto(content, ("g0", claimed, 0, 1, to))
 
     def close(self) -> None:
@@ -126,8 +126,8 @@ class Sender:
 
 
 @dataclass
-class Stage:
-    """``inside`` is guarded, ``outside`` is the wire and the hosts on it, and ``tap`` hears all that arrives there."""
+class GuardedLink:
+    """The guarded namespace ``inside``, the namespace ``outside`` with the other hosts, and a tap on their link."""
 
     inside: NetNamespace = field(default_factory=NetNamespace)
     outside: NetNamespace = field(default_factory=NetNamespace)
@@ -164,12 +164,12 @@ class Stage:
                 f"route add default via {GATEWAY4}",
                 f"route add default via {GATEWAY6}",
             )
-            prove(LINK, self.nft)
+            run_self_test(LINK, self.nft)
             self.sender = Sender()
-        self.settled()
+        self.remaining()
 
-    def heard(self) -> list[bytes]:
-        """The frames that came out of the guarded device since the last call; what the wire's own hosts sent is not."""
+    def arrived(self) -> list[bytes]:
+        """Return the frames from the guarded device since the last call, without those of the hosts outside."""
         frames: list[bytes] = []
         while True:
             try:
@@ -179,12 +179,12 @@ class Stage:
             if origin[2] != socket.PACKET_OUTGOING:
                 frames.append(frame)
 
-    def settled(self) -> list[bytes]:
-        """As `heard`, once nothing more is on its way."""
-        frames, still = self.heard(), 0
+    def remaining(self) -> list[bytes]:
+        """Return the frames as `arrived` does, but wait until no more arrive."""
+        frames, still = self.arrived(), 0
         while still < 5:
             time.sleep(0.02)
-            more = self.heard()
+            more = self.arrived()
             still = 0 if more else still + 1
             frames += more
         return frames
@@ -202,26 +202,26 @@ def quiet(name: str) -> None:
         Path(f"/proc/sys/net/ipv6/conf/{name}/{key}").write_text(value)
 
 
-def unguard(nft: Nft) -> None:
-    """Take the rules away, as the control of every test: now the same frames have to arrive."""
+def remove_guard(nft: Nft) -> None:
+    """Remove the rules. Then the same frames must arrive, which shows that a test can fail."""
     nft.run("delete table netdev mcp_scope")
 
 
-def judge(frame: bytes) -> str:
-    """Why a frame must not be on the wire; empty for one that may."""
+def fault_of(frame: bytes) -> str:
+    """Return why a frame must not be on the link; empty if it may."""
     if len(frame) < 34 or frame[6:12] != MAC:
-        return "runt, or another's hardware address"
+        return "too short, or a foreign hardware address"
     kind = int.from_bytes(frame[12:14], "big")
-    reader = {ARP: _judge_arp, IPV4: _judge_ipv4, IPV6: _judge_ipv6}.get(kind)
+    reader = {ARP: _arp_fault, IPV4: _ipv4_fault, IPV6: _ipv6_fault}.get(kind)
     return reader(frame) if reader else f"EtherType {kind:#06x}"
 
 
-def _judge_arp(frame: bytes) -> str:
+def _arp_fault(frame: bytes) -> str:
     fields = struct.unpack_from(">HHBBH6s4s6s4s", frame, 14)
     if fields[:4] != (1, IPV4, 6, 4) or fields[4] not in {1, 2} or len(frame) > 60:
-        return "not an ARP question or answer"
+        return "not an ARP request or reply"
     if fields[5] != MAC or fields[6] != IPv4Address(OWN4).packed:
-        return "ARP in another's name"
+        return "ARP with a foreign sender"
     wanted = IPv4Address(fields[8])
     return "" if _scoped4(wanted) or str(wanted) in {GATEWAY4, RESOLVER4} else f"ARP for {wanted}"
 
@@ -234,43 +234,43 @@ def _scoped6(address: IPv6Address) -> bool:
     return address in _ALLOW6 and str(address) != EXCLUDED6
 
 
-def _judge_ipv4(frame: bytes) -> str:
+def _ipv4_fault(frame: bytes) -> str:
     source, target = IPv4Address(frame[26:30]), IPv4Address(frame[30:34])
     if frame[14] != 0x45 or str(source) != OWN4 or frame[23] not in {1, 6, 17}:
         return f"IPv4 {frame[14]:#x} from {source} of protocol {frame[23]}"
     if frame[0] & 1:
-        return "IPv4 to a group of stations"
+        return "IPv4 to a multicast MAC"
     flags = int.from_bytes(frame[20:22], "big")
     if frame[23] == 1 and not flags & 0x1FFF and frame[34:35] in {b"\x05", b"\x09", b"\x0a"}:
-        return "an order to change a route"
+        return "a message that changes routes"
     if str(target) == RESOLVER4 and frame[23] in {6, 17} and not flags & 0x3FFF and frame[36:38] == b"\0\x35":
         return ""
     return "" if _scoped4(target) else f"IPv4 to {target}"
 
 
-def _judge_ipv6(frame: bytes) -> str:
+def _ipv6_fault(frame: bytes) -> str:
     if len(frame) < 54:
-        return "half an IPv6 header"
+        return "a truncated IPv6 header"
     source, target, following = IPv6Address(frame[22:38]), IPv6Address(frame[38:54]), frame[20]
     if frame[14] >> 4 != 6 or str(source) not in {OWN6, LOCAL6}:
         return f"IPv6 from {source}"
     if following == 58 and frame[54] in {133, 134, 135, 136, 137}:
-        return _judge_neighbour(frame, target)
+        return _neighbor_fault(frame, target)
     if frame[0] & 1:
-        return "IPv6 to a group of stations"
+        return "IPv6 to a multicast MAC"
     if following not in {6, 17, 58, 44} or (following == 44 and frame[54] not in {6, 17, 58}):
         return f"IPv6 with header {following}"
     dns = str(target) == RESOLVER6 and following in {6, 17} and frame[56:58] == b"\0\x35"
     return "" if dns or _scoped6(target) else f"IPv6 to {target}"
 
 
-def _judge_neighbour(frame: bytes, target: IPv6Address) -> str:
+def _neighbor_fault(frame: bytes, target: IPv6Address) -> str:
     if frame[54] not in {135, 136}:
-        return "an order to change a route"
+        return "a message that changes routes"
     if bool(frame[0] & 1) != (target in _SOLICITED) or frame[55] or frame[18:20] not in {b"\0\x18", b"\0\x20"}:
-        return "not neighbour discovery as a host does it"
+        return "invalid neighbor discovery"
     if frame[21] != 255 or frame[80:86] not in {b"", MAC}:
-        return "neighbour discovery in another's name"
+        return "neighbor discovery with a foreign sender"
     wanted = IPv6Address(frame[62:78])
     known = _scoped6(target) or str(target) in {GATEWAY6, RESOLVER6}
     if frame[54] == 136:
@@ -280,7 +280,7 @@ def _judge_neighbour(frame: bytes, target: IPv6Address) -> str:
 
 
 def send_vnet(frame: bytes, start: int, offset: int, *, gso: tuple[int, int, int] = (0, 0, 0)) -> None:
-    """With an order to the kernel to write a checksum; ``gso`` is type, header length and segment size."""
+    """Send a frame and have the kernel write its checksum; ``gso`` is type, header length and segment size."""
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as sender:
         sender.setsockopt(SOL_PACKET, VNET_HDR, 1)
         sender.bind(("g0", IPV4))
@@ -289,14 +289,14 @@ def send_vnet(frame: bytes, start: int, offset: int, *, gso: tuple[int, int, int
 
 
 def resolve_checksums(device: str) -> None:
-    """Have the kernel write checksums before a frame leaves, as for most network cards (ETHTOOL_STXCSUM)."""
-    order = array.array("B", struct.pack("=II", 0x17, 0))
-    with socket.socket() as asking:
-        fcntl.ioctl(asking, 0x8946, struct.pack("16sQ", device.encode(), order.buffer_info()[0]) + bytes(16))
+    """Have the kernel write checksums before a frame leaves the device (ETHTOOL_STXCSUM)."""
+    command = array.array("B", struct.pack("=II", 0x17, 0))
+    with socket.socket() as query:
+        fcntl.ioctl(query, 0x8946, struct.pack("16sQ", device.encode(), command.buffer_info()[0]) + bytes(16))
 
 
 def send_ring(frame: bytes) -> None:
-    """From a ring in memory that the sender and the kernel share."""
+    """Send a frame from a ring buffer that the sender shares with the kernel."""
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as sender:
         sender.setsockopt(SOL_PACKET, TX_RING, struct.pack("=IIII", 4096, 1, 2048, 2))
         sender.bind(("g0", IPV4))
@@ -307,7 +307,7 @@ def send_ring(frame: bytes) -> None:
 
 
 def send_xdp(frame: bytes) -> None:
-    """By an AF_XDP socket in copy mode."""
+    """Send a frame through an AF_XDP socket in copy mode."""
     umem = mmap.mmap(-1, 1 << 16)
     address = ctypes.addressof(ctypes.c_char.from_buffer(umem))
     umem[: len(frame)] = frame
@@ -320,8 +320,8 @@ def send_xdp(frame: bytes) -> None:
         offsets = struct.unpack("=16Q", sender.getsockopt(SOL_XDP, 1, 128))
         producer, descriptors = offsets[4], offsets[6]
         mapped = _libc.mmap(None, descriptors + 256, 3, 0x8001, sender.fileno(), 0x80000000)
-        where = struct.pack("=HHIII", AF_XDP, 2, socket.if_nametoindex("g0"), 0, 0)
-        if _libc.bind(sender.fileno(), where, len(where)):
+        address_of_device = struct.pack("=HHIII", AF_XDP, 2, socket.if_nametoindex("g0"), 0, 0)
+        if _libc.bind(sender.fileno(), address_of_device, len(address_of_device)):
             raise OSError(ctypes.get_errno(), "bind")
         ctypes.memmove(mapped + descriptors, struct.pack("=QII", 0, len(frame), 0), 16)
         ctypes.c_uint32.from_address(mapped + producer).value = 1

@@ -1,9 +1,9 @@
-"""Runs attack programs with no server and no check in their way: bare, or with nothing but the guard around them.
+"""Runs attack programs without a server and without any check of arguments: unguarded, or with only the guard.
 
-As a program, inside the namespace that plays the host: ``cell.py bare|guarded``. Each line of standard input is
-``[seconds, [argv, ...]]`` as JSON; the commands are run at the same time, each for that long at most, and answered
-with a line that is a `Done`. Guarded, they run as an unprivileged user with CAP_NET_RAW in a namespace that is made,
-ruled, proved and opened by the product's own functions in the guard helper's order.
+This is also a program: ``attack_runner.py bare|guarded``, run in the namespace that represents the host. It reads lines
+with ``[seconds, [argv, ...]]`` as JSON from standard input. It runs the commands of a line concurrently, each for at
+most that long, and prints an `AttackResult` as JSON. Guarded commands run as an unprivileged user with CAP_NET_RAW, in
+a namespace that the product's own functions set up in the same order as the guard helper.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import IO
 
-from tests.containment import canaries, ground
-from tests.containment.drive import use_resolver
+from tests.containment import canaries, lab_scope
+from tests.containment.calls import use_resolver
 from tests.lab.network.handle import Lab
 from tests.lab.network.programs import find, uncovered
 
@@ -28,8 +28,8 @@ _NOBODY = 65534
 
 
 @dataclass(frozen=True, slots=True)
-class Done:
-    """Return codes (None: stopped when its time was up) and standard outputs, and what the guard dropped and passed."""
+class AttackResult:
+    """Return codes (None: stopped by the time limit), outputs, and the packets that the guard dropped and passed."""
 
     codes: list[int | None]
     outputs: list[str]
@@ -42,30 +42,31 @@ class Done:
         return sum(self.drops.values())
 
 
-class Cell:
-    """A cell that is up, seen from the test."""
+class AttackRunner:
+    """The test's connection to a running attack runner."""
 
     def __init__(self, stdin: IO[str], stdout: IO[str]) -> None:
         self._stdin = stdin
         self._stdout = stdout
 
-    def run(self, commands: Sequence[Sequence[str]], *, seconds: float) -> Done:
-        """Run every command."""
+    def run(self, commands: Sequence[Sequence[str]], *, seconds: float) -> AttackResult:
+        """Run all commands concurrently."""
         self._stdin.write(json.dumps([seconds, commands]) + "\n")
         self._stdin.flush()
-        return Done(**json.loads(self._stdout.readline()))
+        return AttackResult(**json.loads(self._stdout.readline()))
 
 
 @contextmanager
-def cell(lab: Lab, kind: str) -> Iterator[Cell]:
-    """A cell, bare or guarded, for as long as the block runs."""
-    argv = lab.exec_argv("scan", [sys.executable, "-m", "tests.containment.cell", kind])
+def attack_runner(lab: Lab, kind: str) -> Iterator[AttackRunner]:
+    """Run an attack runner for the length of a block: ``bare`` or ``guarded``."""
+    argv = lab.exec_argv("scan", [sys.executable, "-m", "tests.containment.attack_runner", kind])
     process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=uncovered(), text=True)
     assert process.stdin is not None
     assert process.stdout is not None
     try:
-        assert process.stdout.readline() == "ready\n"
-        yield Cell(process.stdin, process.stdout)
+        line = process.stdout.readline()
+        assert line == "ready\n", f"expected the attack runner to start, found {line!r}"
+        yield AttackRunner(process.stdin, process.stdout)
     finally:
         with process:
             process.stdin.close()
@@ -94,32 +95,32 @@ def _run(argv: Sequence[str], seconds: float) -> tuple[int | None, str]:
     return process.returncode, output
 
 
-def _run_all(seconds: float, commands: Sequence[Sequence[str]]) -> Done:
+def _run_all(seconds: float, commands: Sequence[Sequence[str]]) -> AttackResult:
     with ThreadPoolExecutor(_PARALLEL) as pool:
         ends = list(pool.map(lambda argv: _run(argv, seconds), commands))
-    return Done([code for code, _ in ends], [output for _, output in ends])
+    return AttackResult([code for code, _ in ends], [output for _, output in ends])
 
 
 class _Guarded:
-    """The namespace as the guard helper makes it, and how to get inside."""
+    """A namespace set up like the guard helper does it, and the command that enters it."""
 
     def __init__(self) -> None:
         from mcp_server.config.sections import GuardConfig
-        from mcp_server.netguard.canary import prove
-        from mcp_server.netguard.net import Namespace, make_device, make_plan, open_way
+        from mcp_server.netguard.network import Namespace, connect_device, make_device, make_plan
         from mcp_server.netguard.nft import Nft
-        from mcp_server.netguard.rules import ruleset
+        from mcp_server.netguard.ruleset import ruleset
+        from mcp_server.netguard.self_test import run_self_test
         from mcp_server.scope.policy import ScopePolicy
 
-        policy = ScopePolicy.from_file(ground.write_policy("/run/policy.yaml"))
-        plan = make_plan(GuardConfig(**ground.guard_settings()), os.getpid())
+        policy = ScopePolicy.from_file(lab_scope.write_policy("/run/policy.yaml"))
+        plan = make_plan(GuardConfig(**lab_scope.guard_settings()), os.getpid())
         self.namespace = Namespace()
         make_device(plan, self.namespace)
         with self.namespace.inside():
             self.nft = Nft()
             self.nft.run(ruleset(policy.guard_sets(), plan.link))
-            prove(plan.link, self.nft)
-        open_way(plan, self.namespace)
+            run_self_test(plan.link, self.nft)
+        connect_device(plan, self.namespace)
         capabilities = "-all,+net_raw"
         self.prefix = (
             find("nsenter"),
@@ -136,7 +137,7 @@ class _Guarded:
             "--",
         )
 
-    def run(self, seconds: float, commands: Sequence[Sequence[str]]) -> Done:
+    def run(self, seconds: float, commands: Sequence[Sequence[str]]) -> AttackResult:
         before = self.nft.read()
         done = _run_all(seconds, [[*self.prefix, *argv] for argv in commands])
         after = self.nft.read()
@@ -145,13 +146,13 @@ class _Guarded:
 
 
 def main() -> None:
-    """Answer tasks until standard input ends."""
+    """Run the commands of each line of standard input."""
     use_resolver()
     canaries.lay_out()
     guarded = _Guarded() if sys.argv[1] == "guarded" else None
-    # The commands run as they come, some of them with root's rights: nothing of this machine may change.
+    # The commands are not checked, and some run as root. The root file system must not change.
     subprocess.run([find("mount"), "-o", "remount,bind,ro", "/"], check=True)
-    print("ready", flush=True)  # noqa: T201 - the pipe to the test
+    print("ready", flush=True)  # noqa: T201 - read by the test
     for line in sys.stdin:
         seconds, commands = json.loads(line)
         done = guarded.run(seconds, commands) if guarded else _run_all(seconds, commands)

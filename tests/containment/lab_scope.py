@@ -1,8 +1,8 @@
-"""Where the proof is played: what the owner allows in the lab, what lives just outside, and the resolver that lies.
+"""The scope of the containment tests: what the policy allows in the lab, and the addresses just outside.
 
-The allowed networks are chosen so that every kind of outside is alive and one mistake away: excluded hosts on the
-same link (redis1, udp1), hosts behind the router (web2), and the rest of the fleet. The gateway and the resolver are
-outside too, and may be touched only as what they are.
+Every kind of address outside the scope has a live host close to an allowed one: excluded hosts on the same link
+(redis1, udp1), hosts behind the router (web2), and the rest of the fleet. The gateway and the resolver are outside the
+scope too, and may only be used as such.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Any, Final
 
 ALLOWED: Final = ("10.77.1.8/29", "10.77.1.16/28", "10.78.148.0/24", "fd77:1::8/125", "fd77:1::10/124")
 EXCLUDED: Final = ("10.77.1.12", "10.77.1.19", "fd77:1::c", "fd77:1::13")
-"""redis1 and udp1: inside the allowed networks, alive on the same link, and not to be touched."""
+"""redis1 and udp1: live hosts on the same link, in allowed networks, but excluded."""
 
 RESOLVER: Final = "10.77.1.2"
-"""The test's own name server, on the link and outside of the scope: only questions to its port 53 may reach it."""
+"""The false name server, on the same link and outside the scope. Only queries to its port 53 may reach it."""
 
 INSIDE: Final = "10.77.1.10"
 INSIDE_V6: Final = "fd77:1::a"
@@ -25,12 +25,12 @@ ROUTED_OUT: Final = "10.77.2.10"
 ROUTED_OUT_V6: Final = "fd77:2::a"
 
 HOST: Final = ("10.77.1.250", "fd77:1::fa")
-"""The addresses of the namespace that plays the host."""
+"""The addresses of the namespace that represents the host."""
 HOST_MAC: Final = "02:77:01:00:00:fa"
 GUARDED: Final = ("10.77.1.249", "fd77:1::f9")
-"""The addresses of the namespace that the guard makes."""
+"""The addresses of the guarded namespace."""
 SECOND: Final = ("10.77.1.248", "fd77:1::f8")
-"""Those of a second guard beside it, around the server over stdio."""
+"""The addresses of a second guarded namespace, for the server over stdio."""
 GATEWAYS: Final = ("10.77.1.1", "fd77:1::1")
 
 Network = IPv4Network | IPv6Network
@@ -38,7 +38,7 @@ Address = IPv4Address | IPv6Address
 
 
 def without_exclusions() -> list[str]:
-    """The scope as a plain list of networks, for a server that has no policy file."""
+    """The scope as a list of networks without exclusions."""
     nets: list[Network] = [ip_network(text) for text in ALLOWED]
     for text in EXCLUDED:
         hole = ip_network(text)
@@ -51,7 +51,7 @@ def without_exclusions() -> list[str]:
 
 
 def policy_file() -> str:
-    """The same scope as an owner's policy file."""
+    """The scope as a policy file."""
     lines = ["version: 1", "name: containment", "defaults:", "  max_risk: intrusive", "allow:"]
     lines += [f'  - "{text}"' for text in (*ALLOWED, ".lab.internal")]
     lines += ["exclude:", *(f'  - "{text}"' for text in EXCLUDED), "resolvers:", f'  - "{RESOLVER}"', ""]
@@ -67,7 +67,7 @@ def write_policy(path: str) -> Path:
 
 
 def guard_settings() -> dict[str, Any]:
-    """The section ``guard`` of the configuration: an address of its own on the host's segment."""
+    """The section ``guard`` of the configuration, with the guard's own addresses on the host's network."""
     return {
         "mode": "macvlan",
         "uplink": "eth0",
@@ -77,7 +77,7 @@ def guard_settings() -> dict[str, Any]:
 
 
 def settings() -> dict[str, object]:
-    """What the tap on the wire judges by; it shares no code with the server."""
+    """The settings of the tap on the wire, which shares no code with the server."""
     return {
         "allowed": list(ALLOWED),
         "excluded": list(EXCLUDED),
@@ -88,7 +88,7 @@ def settings() -> dict[str, object]:
     }
 
 
-def inside(address: str) -> bool:
-    """Whether an address may be touched."""
+def in_scope(address: str) -> bool:
+    """Whether an address is in scope."""
     parsed = ip_address(address)
     return any(parsed in ip_network(net) for net in ALLOWED) and str(parsed) not in EXCLUDED

@@ -1,4 +1,4 @@
-"""The namespace that plays the host, made fit for a guarded server: its users, policy file, and settings."""
+"""Prepares the namespace that represents the host for guarded servers: users, policy file and settings."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from tests.containment import ground
+from tests.containment import lab_scope
 from tests.lab.network.programs import ROOT
 from tests.support.guarded import OPEN_FOLDERS, opened
 
@@ -27,9 +27,9 @@ shift
 
 
 def prepare() -> None:
-    """Make the server's user, let it reach the interpreter, and write the policy; in this mount namespace alone."""
+    """Create the server's user, give it access to the interpreter, and write the policy, in this mount namespace."""
     subprocess.run(["/bin/sh", "-ec", _SETUP, "sh", str(SERVER_UID), *opened()], check=True)
-    ground.write_policy(_POLICY)
+    lab_scope.write_policy(_POLICY)
 
 
 def settings(addresses: Sequence[str]) -> dict[str, str]:
@@ -41,7 +41,7 @@ def settings(addresses: Sequence[str]) -> dict[str, str]:
         "MCP_GUARD_MODE": "macvlan",
         "MCP_GUARD_UPLINK": "eth0",
         "MCP_GUARD_ADDRESSES": ",".join(addresses),
-        "MCP_GUARD_GATEWAYS": ",".join(ground.GATEWAYS),
+        "MCP_GUARD_GATEWAYS": ",".join(lab_scope.GATEWAYS),
         "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
         "TOOLS_PACKAGE": "tests.containment.unchecked",
         "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "src"))),
@@ -49,7 +49,7 @@ def settings(addresses: Sequence[str]) -> dict[str, str]:
 
 
 def state_folder(path: str) -> Path:
-    """A state folder that the guard helper gives to its server."""
+    """Create a state folder. The guard helper gives it to its server."""
     made = Path(path)
     made.mkdir(mode=0o700)
     return made

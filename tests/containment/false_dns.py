@@ -1,7 +1,7 @@
-"""A name server that lies: names of the allowed suffix that lead out of the scope, at once or at the second question.
+"""A name server with false records: names of the allowed suffix have addresses outside the scope.
 
-As a program: ``liar.py ADDRESS``; it says "ready" and answers over UDP and TCP until it is ended. Its records are
-`RECORDS`; a name that is not there gets NXDOMAIN, an address asked backwards gets a name of the allowed suffix.
+This is a program: ``false_dns.py ADDRESS`` prints "ready" and answers over UDP and TCP until it is killed. Other names
+than those in its tables get NXDOMAIN. A reverse lookup gets a name of the allowed suffix.
 """
 
 from __future__ import annotations
@@ -55,20 +55,20 @@ REBINDING: Final[dict[str, tuple[str, str]]] = {
     "rebind.lab.internal.": ("10.77.1.10", "10.77.2.10"),
     "rebind-link.lab.internal.": ("10.77.1.11", "10.77.1.12"),
 }
-"""Names whose address is the first at one question and the second at the next."""
+"""Names that have the first address in one answer and the second in the next."""
 
 _MAX_CHAIN = 8
 
 
-class Liar:
-    """The records and how often each rebinding name was asked for."""
+class FalseRecords:
+    """The records, and how often each rebinding name was queried."""
 
     def __init__(self) -> None:
-        self.asked: dict[str, int] = {}
+        self.queried: dict[str, int] = {}
         self.lock = threading.Lock()
 
     def answer(self, wire: bytes) -> bytes:
-        """The response to one query."""
+        """Return the response to one query."""
         query = dns.message.from_wire(wire)
         response = dns.message.make_response(query)
         response.flags |= dns.flags.RA
@@ -93,7 +93,7 @@ class Liar:
             if kind != "A":
                 return ()
             with self.lock:
-                turn = self.asked[name] = self.asked.get(name, -1) + 1
+                turn = self.queried[name] = self.queried.get(name, -1) + 1
             return (f"A {REBINDING[name][turn % 2]}",)
         if name.endswith((".in-addr.arpa.", ".ip6.arpa.")):
             return ("PTR in.lab.internal.",)
@@ -101,8 +101,8 @@ class Liar:
 
 
 def main() -> None:
-    """Serve UDP in this thread and TCP, one connection at a time, in another."""
-    liar, address = Liar(), (sys.argv[1], 53)
+    """Serve UDP in this thread, and TCP in another, one connection at a time."""
+    records, address = FalseRecords(), (sys.argv[1], 53)
     datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     datagrams.bind(address)
     listener = socket.create_server(address)
@@ -113,14 +113,14 @@ def main() -> None:
             with peer:
                 size = peer.recv(2)
                 if len(size) == 2:
-                    response = liar.answer(peer.recv(int.from_bytes(size)))
+                    response = records.answer(peer.recv(int.from_bytes(size)))
                     peer.sendall(len(response).to_bytes(2) + response)
 
     threading.Thread(target=streams, daemon=True).start()
-    print("ready", flush=True)  # noqa: T201 - the pipe to the test
+    print("ready", flush=True)  # noqa: T201 - read by the test
     while True:
         query, sender = datagrams.recvfrom(4096)
-        datagrams.sendto(liar.answer(query), sender)
+        datagrams.sendto(records.answer(query), sender)
 
 
 if __name__ == "__main__":
