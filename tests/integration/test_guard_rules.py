@@ -17,8 +17,8 @@ from mcp_server.netguard import nft as nft_module
 from mcp_server.netguard.canary import prove
 from mcp_server.netguard.nft import Nft
 from mcp_server.netguard.rules import COUNTERS, Link, ruleset, update
+from mcp_server.scope.address_ranges import merged, without
 from mcp_server.scope.guard_sets import GuardSets
-from mcp_server.scope.ranges import merged, without
 from tests.containment.guard_stage import NetNamespace, ip
 from tests.lab.network.programs import find
 

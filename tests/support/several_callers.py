@@ -18,10 +18,10 @@ from typing import Any
 
 import httpx2
 
-from mcp_server.api.http.principals import Principal, with_principal
 from mcp_server.api.http.problems import Receive, Scope, Send, header_values
-from mcp_server.identity.actors import InForce
-from mcp_server.identity.base import bounded
+from mcp_server.api.http.request_identity import with_identity
+from mcp_server.identity.actors import CurrentDirectory
+from mcp_server.identity.base import Identity, bounded
 from mcp_server.model.access import FULL_ACCESS, Permission, Role
 from tests.support.interfaces import environment
 from tests.support.mcp_wire import INITIALIZED, MODERN_META, initialize, request
@@ -63,16 +63,16 @@ def caller_environment(folder: Path, actors: str | None, **extra: str) -> dict[s
     return environment(folder / "state", **own, **extra)
 
 
-def principal(credential: str, directory: InForce) -> Principal:
+def identity(credential: str, directory: CurrentDirectory) -> Identity:
     """Whom a credential of these tests stands for."""
     role, _, name = credential.partition(".")
     if role == "seed":
-        return Principal(f"key:{name}", FULL_ACCESS)
+        return Identity(f"key:{name}", FULL_ACCESS)
     scope = role.removeprefix("only+")
     if scope != role:
         held = bounded(directory.find(f"key:{name}", Role.ADMIN), frozenset({Permission(scope)}))
-        return Principal(f"key:{name}", held)
-    return Principal(f"key:{name}", directory.find(f"key:{name}", Role(role)))
+        return Identity(f"key:{name}", held)
+    return Identity(f"key:{name}", directory.find(f"key:{name}", Role(role)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +163,7 @@ def main() -> None:
         async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
             if scope["type"] == "http":
                 credential = header_values(scope, b"authorization")[0].decode().removeprefix("Bearer ")
-                scope = with_principal(scope, principal(credential, InForce(lambda: self._pipeline.actors)))
+                scope = with_identity(scope, identity(credential, CurrentDirectory(lambda: self._pipeline.actors)))
             await super().__call__(scope, receive, send)
 
     permissions.Permissions = Knowing  # type: ignore[misc]  # the one thing that is changed

@@ -24,12 +24,12 @@ DATABASE_SCHEMES: Final = ("sqlite", "sqlite+aiosqlite", "postgresql", "postgres
 
 def check_scope_entry(entry: str) -> str:
     """Accept what the scope policy reads as an entry, and return its canonical spelling."""
-    from mcp_server.scope.policy import read_entry
+    from mcp_server.scope.entries import read_entry
 
     try:
         return read_entry(entry)[0]
     except ConfigError as error:
-        raise ValueError(f"{error.message.partition(': ')[2]}; {error.hint}") from None
+        raise ValueError(f"{error.message} {error.hint}") from None
 
 
 def check_bind_host(host: str) -> str:

@@ -101,6 +101,11 @@ def escape(text: str) -> str:
     return "".join(char if char == "\n" or not hidden(char) else _escaped(char) for char in text)
 
 
+def quoted(text: str, limit: int = 60) -> str:
+    """Return ``text`` in quotes, as an error message repeats it: escaped, and at most ``limit`` characters of it."""
+    return f"'{sanitize(text, limit)}'"
+
+
 class TextBudget:
     """What is left of the limits per host and per call, while the output of one run is read."""
 

@@ -34,7 +34,7 @@ from mcp_server.pipeline.signals import Signals, known_name, plan_facts, step
 from mcp_server.pipeline.validate import Call, read_call
 from mcp_server.scope.actor_policy import ActorPolicies
 from mcp_server.scope.budget import PacketBudget
-from mcp_server.scope.permission import ALL, require_any_call, require_risk
+from mcp_server.scope.permissions import ALL, require_any_call, require_risk
 from mcp_server.scope.policy import ScopePolicy
 from mcp_server.scope.resolver import Resolver
 from mcp_server.tools.flags import Setting, read
@@ -187,7 +187,7 @@ class Pipeline:
 
     def access_now(self, actor: Actor) -> Access:
         """What an actor may do now: a reload may have drawn it other bounds since it came in."""
-        return self.actors.again(actor.name, actor.access) if actor.access.origin and self.actors else actor.access
+        return self.actors.update(actor.name, actor.access) if actor.access.origin and self.actors else actor.access
 
     def use_registry(self, registry: ToolRegistry) -> None:
         """Offer these tools from here on, and tell the interfaces whose clients keep a list of them."""

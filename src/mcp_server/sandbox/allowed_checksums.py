@@ -18,11 +18,13 @@ from pathlib import Path
 from typing import Final
 
 from mcp_server.errors import ConfigError, PlatformError
+from mcp_server.operator_files.reading import FileRules, read_text_file
 
 Files = Iterable[tuple[str, frozenset[str]]]
 """Entries as `mcp_server.tools.base.Command.files` holds them."""
 
 _LINE: Final = re.compile(r"([0-9a-f]{64}) [ *](?:\./)?([A-Za-z0-9][A-Za-z0-9._/+-]{0,199})")
+_RULES: Final = FileRules("file of allowed checksums", 1024 * 1024, setting="security.allowed_checksums")
 _UPGRADED: Final = "If this was an upgrade, reload or restart the server to accept it; else find out who did it."
 _REVIEW: Final = (
     "Only reviewed versions of it run. To accept this one, read it and add its line of 'sha256sum' to the file that "
@@ -60,12 +62,7 @@ def read_allowed_checksums(path: Path) -> dict[str, frozenset[str]]:
 
     Raises ConfigError for a file that cannot be read, or a line that is not of that form.
     """
-    if path.exists() and not path.is_file():  # a pipe would hold up a reload for ever
-        raise ConfigError(f"security.allowed_checksums: {path} is not a regular file")
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeError) as error:
-        raise ConfigError(f"security.allowed_checksums: {path} cannot be read: {error}") from error
+    lines = read_text_file(path, _RULES).splitlines()
     allowed_checksums: dict[str, frozenset[str]] = {}
     for number, line in enumerate(lines, 1):
         if not line.strip() or line.startswith("#"):
@@ -73,8 +70,8 @@ def read_allowed_checksums(path: Path) -> dict[str, frozenset[str]]:
         match = _LINE.fullmatch(line.rstrip())
         if match is None or ".." in match[2].split("/"):
             raise ConfigError(
-                f"security.allowed_checksums: line {number} of {path} is not 'SHA256  PATH'",
-                hint="Make it in the program's data folder, as: sha256sum scripts/ssl-cert.nse",
+                f"{path}, line {number}: the line is not 'SHA256  PATH'.",
+                hint="Make the line in the program's data folder, for example with 'sha256sum scripts/ssl-cert.nse'.",
             )
         allowed_checksums[match[2]] = allowed_checksums.get(match[2], frozenset()) | {match[1]}
     return allowed_checksums

@@ -46,11 +46,11 @@ class BackgroundTasks:
     def authenticator(self) -> Authenticator:
         """What knows who calls; made when it is first asked for, which over stdio nobody does."""
         if self._authenticator is None:
-            from mcp_server.identity.actors import InForce
+            from mcp_server.identity.actors import CurrentDirectory
             from mcp_server.identity.authenticator import Authenticator
 
             self._authenticator = Authenticator(
-                lambda: self._server.config, directory=InForce(lambda: self._server.pipeline.actors)
+                lambda: self._server.config, directory=CurrentDirectory(lambda: self._server.pipeline.actors)
             )
         return self._authenticator
 

@@ -10,14 +10,15 @@ import pytest
 
 from mcp_server.api.application import build_application
 from mcp_server.api.http.authorization import METHODS, ROUTES, Permissions, route_of, served, step_up
-from mcp_server.api.http.principals import Principal, with_principal
+from mcp_server.api.http.request_identity import with_identity
 from mcp_server.api.mcp.handlers import build_mcp_server
 from mcp_server.api.rest.app import build_rest
 from mcp_server.config import load_config
 from mcp_server.errors import AccessError
+from mcp_server.identity.base import Identity
 from mcp_server.model.access import FULL_ACCESS, NOBODY, Access, Permission, Role
 from mcp_server.model.run import Actor, Risk
-from mcp_server.scope.permission import ALL, NEEDED, insufficient, require_any_call, require_risk
+from mcp_server.scope.permissions import ALL, NEEDED, insufficient, require_any_call, require_risk
 from mcp_server.server import EnhancedMCPServer
 from tests.support.interfaces import environment
 
@@ -73,7 +74,7 @@ def test_the_row_of_a_request(method: str, path: str, row: tuple[str, str] | Non
 
 def test_a_challenge_names_what_is_held_and_what_is_missing() -> None:
     access = Access(frozenset({Permission.RUNS_READ}))
-    scope = with_principal({"type": "http"}, Principal("key:a", access))
+    scope = with_identity({"type": "http"}, Identity("key:a", access))
     name, value = step_up(scope, insufficient([Permission.TOOLS_SCAN], "nmap"))
     assert (name, value) == (b"www-authenticate", b'Bearer error="insufficient_scope", scope="runs:read tools:scan"')
 

@@ -6,8 +6,9 @@ import asyncio
 from typing import Any
 
 from mcp_server.api.http.connections import RequestLimit
-from mcp_server.api.http.principals import Principal, with_principal
 from mcp_server.api.http.problems import Message, Receive, Scope, Send
+from mcp_server.api.http.request_identity import with_identity
+from mcp_server.identity.base import Identity
 from mcp_server.model.access import FULL_ACCESS, Access, Role
 
 LIMIT = 8
@@ -31,7 +32,7 @@ class Crowd:
 
     async def ask(self, name: str, access: Access = VIEWER, path: str = "/runs") -> asyncio.Task[int]:
         scope = {"type": "http", "method": "GET", "path": path, "headers": []}
-        task = asyncio.create_task(self._one(with_principal(scope, Principal(name, access))))
+        task = asyncio.create_task(self._one(with_identity(scope, Identity(name, access))))
         self._tasks.append(task)
         await asyncio.sleep(0.01)
         return task

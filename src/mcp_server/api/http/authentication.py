@@ -9,23 +9,22 @@ from mcp_server import metrics
 from mcp_server.api.http.authorization import ROUTES, route_of
 from mcp_server.api.http.challenges import challenge, with_metadata_url
 from mcp_server.api.http.middleware import CLOSE
-from mcp_server.api.http.principals import Principal, with_principal
 from mcp_server.api.http.problems import ASGIApp, Receive, Scope, Send, header_values, send_problem
+from mcp_server.api.http.request_identity import with_identity
 from mcp_server.api.http.resource_metadata import metadata_url, send_metadata, serves_metadata
 from mcp_server.errors import AccessError, NetworkToolsError
-from mcp_server.identity.base import TOKEN_NAME, Rejected
+from mcp_server.identity.base import TOKEN_NAME, Identity, Rejected
 from mcp_server.model.access import FULL_ACCESS, Permission
 
 if TYPE_CHECKING:
     from mcp_server.api.http.failed_authentications import FailedAuthentications
     from mcp_server.config.auth import AuthConfig
-    from mcp_server.identity.base import Identity
 
-_ANYBODY: Final = Principal(TOKEN_NAME, FULL_ACCESS)
+_ANYBODY: Final = Identity(TOKEN_NAME, FULL_ACCESS)
 
 
 class Authenticates(Protocol):
-    """What knows credentials: `identity.gate.Gate`."""
+    """What knows credentials: `identity.authenticator.Authenticator`."""
 
     async def admit(self, credential: str, peer: str) -> Identity:
         """Who a credential stands for, that came from the address ``peer``; raises Rejected or NetworkToolsError."""
@@ -63,7 +62,7 @@ class BearerAuth:
             return
         scope = with_metadata_url(scope, metadata_url(settings))
         try:
-            principal = await self._principal(scope)
+            identity = await self._identify(scope)
         except Rejected as rejected:
             await self._refuse(scope, receive, send, rejected)
         except NetworkToolsError as error:
@@ -71,17 +70,16 @@ class BearerAuth:
                 await self._note(scope, Rejected("any", "locked_out"))
             await send_problem(scope, receive, send, error, [CLOSE])
         else:
-            await self._app(known(scope, principal), receive, send)
+            await self._app(known(scope, identity), receive, send)
 
-    async def _principal(self, scope: Scope) -> Principal:
+    async def _identify(self, scope: Scope) -> Identity:
         values = header_values(scope, b"authorization")
         if not values:
             raise Rejected("none", "missing")
         scheme, _, credential = values[0].partition(b" ")
         if len(values) != 1 or scheme.lower() != b"bearer":
             raise Rejected("none", "malformed")
-        identity = await self._authenticator.admit(credential.strip(b" ").decode("latin-1"), _peer(scope))
-        return Principal(identity.name, identity.access)
+        return await self._authenticator.admit(credential.strip(b" ").decode("latin-1"), _peer(scope))
 
     async def _refuse(self, scope: Scope, receive: Receive, send: Send, rejected: Rejected) -> None:
         await self._note(scope, rejected)
@@ -111,7 +109,7 @@ class NoAuthentication:
         await self._app(scope if scope["type"] == "lifespan" else known(scope, _ANYBODY), receive, send)
 
 
-def known(scope: Scope, principal: Principal) -> dict[str, Any]:
+def known(scope: Scope, identity: Identity) -> dict[str, Any]:
     """The scope for the apps behind, which says who calls: to this project's interfaces, and to the SDK.
 
     The SDK answers a session's id as an unknown one where another user than the one who opened it sends it
@@ -120,8 +118,8 @@ def known(scope: Scope, principal: Principal) -> dict[str, Any]:
     from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
     from mcp.server.auth.provider import AccessToken
 
-    user = AuthenticatedUser(AccessToken(token="", client_id=principal.name, scopes=[]))
-    return {**with_principal(scope, principal), "user": user}
+    user = AuthenticatedUser(AccessToken(token="", client_id=identity.name, scopes=[]))
+    return {**with_identity(scope, identity), "user": user}
 
 
 def _least_needed(scope: Scope) -> Permission:

@@ -17,14 +17,15 @@ from starlette.routing import compile_path
 
 from mcp_server import metrics
 from mcp_server.api.http.challenges import challenge
-from mcp_server.api.http.principals import Principal, client_of, principal_of
 from mcp_server.api.http.problems import ASGIApp, Message, Receive, Scope, Send, send_problem
+from mcp_server.api.http.request_identity import client_of, identity_of
 from mcp_server.api.http.serve import MCP_PATH
 from mcp_server.api.scope import NAME as SCOPE_TOOL
 from mcp_server.errors import NetworkToolsError, NotFoundError
+from mcp_server.identity.base import Identity
 from mcp_server.model.access import Permission
 from mcp_server.model.run import Actor
-from mcp_server.scope.permission import ALL, NEEDED, require_permission
+from mcp_server.scope.permissions import ALL, NEEDED, require_permission
 
 if TYPE_CHECKING:
     from mcp_server.pipeline.pipeline import Pipeline
@@ -94,16 +95,16 @@ class Permissions:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        principal = principal_of(scope)
+        identity = identity_of(scope)
         refusal: NetworkToolsError | None = None
         route = route_of(scope)
         if scope["path"].endswith("\n"):  # the router would pass over it, and the guards behind would not
             refusal = NotFoundError("no address here ends with a line break", code="not_found")
         elif route is not None:
-            refusal = await self._refusal_of_route(route, scope, principal)
-        if refusal is None and route == ("POST", MCP_PATH) and not _lacks_nothing(principal):
+            refusal = await self._refusal_of_route(route, scope, identity)
+        if refusal is None and route == ("POST", MCP_PATH) and not _lacks_nothing(identity):
             message = await receive()
-            refusal = await self._refusal_of_message(message.get("body", b""), scope, principal)
+            refusal = await self._refusal_of_message(message.get("body", b""), scope, identity)
             receive = _again(message, receive)
         if refusal is None:
             await self._app(scope, receive, send)
@@ -112,14 +113,14 @@ class Permissions:
         await send_problem(scope, receive, send, refusal, stepped)
 
     async def _refusal_of_route(
-        self, route: tuple[str, str], scope: Scope, principal: Principal
+        self, route: tuple[str, str], scope: Scope, identity: Identity
     ) -> NetworkToolsError | None:
-        return await self._missing(ROUTES[route], " ".join(route), principal.actor("rest", client_of(scope)))
+        return await self._missing(ROUTES[route], " ".join(route), identity.actor("rest", client_of(scope)))
 
-    async def _refusal_of_message(self, body: bytes, scope: Scope, principal: Principal) -> NetworkToolsError | None:
+    async def _refusal_of_message(self, body: bytes, scope: Scope, identity: Identity) -> NetworkToolsError | None:
         # By the body and not by the headers Mcp-Method and Mcp-Name: it is what is carried out, in both wire eras. The
         # SDK refuses headers that say something else.
-        actor = principal.actor("http", client_of(scope))
+        actor = identity.actor("http", client_of(scope))
         message = _read(body)
         method, params = (message.get("method"), message.get("params")) if isinstance(message, dict) else (None, None)
         if not isinstance(method, str):
@@ -148,8 +149,8 @@ class Permissions:
         return None
 
 
-def _lacks_nothing(principal: Principal) -> bool:
-    return principal.access.permissions >= ALL | {_RUNS}
+def _lacks_nothing(identity: Identity) -> bool:
+    return identity.access.permissions >= ALL | {_RUNS}
 
 
 def _read(body: bytes) -> Any:
@@ -181,7 +182,7 @@ def step_up(scope: Scope, error: NetworkToolsError) -> tuple[bytes, bytes]:
     Both, because clients ask their issuer for just what stands there, and would lose the rest.
     """
     lacking = {Permission(word) for word in error.details["scope"].split()}
-    return challenge(scope, "insufficient_scope", principal_of(scope).access.permissions | lacking)
+    return challenge(scope, "insufficient_scope", identity_of(scope).access.permissions | lacking)
 
 
 def route_of(scope: Scope) -> tuple[str, str] | None:

@@ -13,8 +13,8 @@ from collections import Counter
 from collections.abc import Collection
 from typing import Any, Final
 
-from mcp_server.api.http.principals import named_in
 from mcp_server.api.http.problems import ASGIApp, Message, Receive, Scope, Send, header_values, send_problem
+from mcp_server.api.http.request_identity import known_identity
 from mcp_server.errors import BusyError
 
 logger = logging.getLogger(__name__)
@@ -240,8 +240,8 @@ class RequestLimit:
 
 def _caller(scope: Scope) -> str | None:
     """Whose share of the places a request takes; None for an admin."""
-    principal = named_in(scope)
-    return None if principal is None or principal.access.sees_all_runs else principal.name
+    identity = known_identity(scope)
+    return None if identity is None or identity.access.sees_all_runs else identity.name
 
 
 def _is_operators(scope: Scope) -> bool:

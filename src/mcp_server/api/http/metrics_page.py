@@ -18,11 +18,11 @@ from mcp_server.api.http.authentication import BearerAuth, NoAuthentication
 from mcp_server.api.http.authorization import step_up
 from mcp_server.api.http.connections import HEAD_SEC, KEEP_ALIVE_SEC, BoundedSocket, RequestLimit, deadline_protocol
 from mcp_server.api.http.middleware import HostGuard
-from mcp_server.api.http.principals import principal_of
 from mcp_server.api.http.problems import ASGIApp, Receive, Scope, Send, send_problem
+from mcp_server.api.http.request_identity import identity_of
 from mcp_server.errors import NetworkToolsError, NotFoundError
 from mcp_server.model.access import Permission
-from mcp_server.scope.permission import require_permission
+from mcp_server.scope.permissions import require_permission
 
 if TYPE_CHECKING:
     from mcp_server.config import Config
@@ -118,7 +118,7 @@ class MetricsPage:
                 raise NotFoundError(f"only {PATH} is here")
             if scope["method"] not in {"GET", "HEAD"}:
                 raise NotFoundError(f"{PATH} is only read", code="method_not_allowed")
-            require_permission(principal_of(scope).access, Permission.TOOLS_READ, f"GET {PATH} was asked for")
+            require_permission(identity_of(scope).access, Permission.TOOLS_READ, f"GET {PATH} was asked for")
             body = await page(self._config())
         except NetworkToolsError as error:
             stepped = [step_up(scope, error)] if error.code == "insufficient_scope" else []

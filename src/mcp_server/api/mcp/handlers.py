@@ -25,7 +25,7 @@ from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS
 
 from mcp_server import __version__
 from mcp_server.api import scope, views
-from mcp_server.api.http.principals import client_name, principal_of
+from mcp_server.api.http.request_identity import client_name, identity_of
 from mcp_server.api.mcp.resources import RunResources
 from mcp_server.api.mcp.tool_lists import ToolLists
 from mcp_server.errors import AccessError, NetworkToolsError, NotFoundError
@@ -290,7 +290,7 @@ def caller_of(ctx: ServerRequestContext[Any], interface: str, user: str) -> Acto
         return Actor(user, interface, _client_name(ctx), FULL_ACCESS)
     if ctx.request is None:
         raise AccessError("nobody has checked who calls")
-    return principal_of(ctx.request.scope).actor(interface, _client_name(ctx))
+    return identity_of(ctx.request.scope).actor(interface, _client_name(ctx))
 
 
 def _client_name(ctx: ServerRequestContext[Any]) -> str:

@@ -17,7 +17,7 @@ from mcp.server.subscriptions import InMemorySubscriptionBus, ListenHandler, Too
 from mcp.shared.exceptions import MCPError
 from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS
 
-from mcp_server.api.http.principals import named_in
+from mcp_server.api.http.request_identity import known_identity
 
 if TYPE_CHECKING:
     from mcp.server.connection import Connection
@@ -45,7 +45,7 @@ class ToolLists:
         self, ctx: ServerRequestContext[Any], params: types.SubscriptionsListenRequestParams
     ) -> types.SubscriptionsListenResult:
         """Serve ``subscriptions/listen``; one caller alone does not get all the places."""
-        caller = None if ctx.request is None else named_in(ctx.request.scope)
+        caller = None if ctx.request is None else known_identity(ctx.request.scope)
         if caller is None or caller.access.sees_all_runs:
             return await self._listen(ctx, params)
         if self._listening[caller.name] >= MOST_OF_ONE:

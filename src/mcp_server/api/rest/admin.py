@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from fastapi import FastAPI, Path, Request
 from fastapi.responses import JSONResponse
 
-from mcp_server.api.http.principals import caller
 from mcp_server.api.http.problems import GUARDED, PROBLEM_JSON, problem_body, problem_responses
+from mcp_server.api.http.request_identity import caller
 from mcp_server.api.rest.schemas import AdminTools, BreakerList, ReloadReport, Switched
 from mcp_server.errors import ConfigError
 from mcp_server.limits.circuit_breaker import BreakerView

@@ -18,7 +18,6 @@ from mcp_server import __version__, metrics
 from mcp_server.api import scope as scope_api
 from mcp_server.api.http import metrics_page
 from mcp_server.api.http.authorization import scopes_of, step_up
-from mcp_server.api.http.principals import caller
 from mcp_server.api.http.problems import (
     GUARDED,
     PROBLEM_JSON,
@@ -27,6 +26,7 @@ from mcp_server.api.http.problems import (
     problem_responses,
     retry_header,
 )
+from mcp_server.api.http.request_identity import caller
 from mcp_server.api.mcp import handlers as mcp_api
 from mcp_server.api.rest.admin import ToolName, add_admin_routes
 from mcp_server.api.rest.events import add_event_routes

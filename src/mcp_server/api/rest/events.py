@@ -12,8 +12,8 @@ from fastapi.sse import format_sse_event
 from pydantic import Field
 
 from mcp_server import metrics
-from mcp_server.api.http.principals import caller
 from mcp_server.api.http.problems import GUARDED, problem_responses
+from mcp_server.api.http.request_identity import caller
 from mcp_server.api.runs import reader
 from mcp_server.observability.events import KINDS, LAGGED, MAX_SUBSCRIBERS, Event, Subscription, read_kinds
 
