@@ -15,7 +15,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from mcp_server.config.auth import AuthConfig
+from mcp_server.config.sections import AuthConfig
 from mcp_server.errors import ConfigError, PlatformError
 from mcp_server.identity.access_tokens import AccessTokens
 from mcp_server.identity.base import Identity, Rejected, RoleDirectory, bounded, subject_name

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from mcp_server.config.auth import AuthConfig
+from mcp_server.config.sections import AuthConfig
 from mcp_server.identity.base import Directory, Identity, Rejected, bounded, subject_name
 from mcp_server.identity.issuer_keys import IssuerKeys, issuer_keys
 from mcp_server.model.access import Permission, Role

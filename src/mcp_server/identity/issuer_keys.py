@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from mcp_server.config.auth import AuthConfig
+from mcp_server.config.sections import AuthConfig
 from mcp_server.errors import ConfigError, NetworkToolsError, PlatformError
 from mcp_server.identity.base import Rejected
 from mcp_server.identity.fetching import fetch

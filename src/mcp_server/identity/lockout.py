@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address, ip_network
 from typing import Final, TypeVar
 
-from mcp_server.config.auth import AuthConfig
+from mcp_server.config.sections import AuthConfig
 from mcp_server.errors import BusyError
 
 MOST_SOURCES: Final = 4096

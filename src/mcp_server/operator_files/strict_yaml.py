@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 class LineError(Exception):
-    """Something is wrong in a line of the file. `read_yaml_file` turns it into a ConfigError that names the file."""
+    """Something is wrong in a line of a file; line 0 means an unknown line. `read_document` adds the name of the file."""
 
     def __init__(self, line: int, message: str, hint: str | None = None) -> None:
         super().__init__(message)
@@ -64,16 +64,22 @@ class Mapping(NamedTuple):
 Node: TypeAlias = Text | Listing | Mapping
 
 
-def read_yaml_file(path: Path, rules: FileRules, read: Callable[[Node | None], T]) -> T:
-    """Read the YAML file ``path`` under ``rules``, and return what ``read`` makes of its document (None if empty).
+def read_document(path: Path, rules: FileRules, read: Callable[[str], T]) -> T:
+    """Read the text file ``path`` under ``rules``, and return what ``read`` makes of its text.
 
-    Raises ConfigError for a file that breaks the rules, for malformed YAML, and for each LineError of ``read``.
+    Raises ConfigError for a file that breaks the rules, and for a LineError of ``read``.
     """
     text = read_text_file(path, rules)
     try:
-        return read(parse(text))
+        return read(text)
     except LineError as error:
-        raise ConfigError(f"{path}, line {error.line}: {error.message}", hint=error.hint or rules.hint) from None
+        where = f"{path}, line {error.line}" if error.line else str(path)
+        raise ConfigError(f"{where}: {error.message}", hint=error.hint or rules.hint) from None
+
+
+def read_yaml_file(path: Path, rules: FileRules, read: Callable[[Node | None], T]) -> T:
+    """As `read_document`, for a YAML file: ``read`` is given its document, or None if it has none."""
+    return read_document(path, rules, lambda text: read(parse(text)))
 
 
 def parse(text: str) -> Node | None:

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from mcp_server import metrics
 from mcp_server.config import READ_SINCE, Config, read_again, replace_config
-from mcp_server.config.pending import Pending, changed, under
-from mcp_server.config.watching import changed_since, identities, ticks
+from mcp_server.config.pending import Pending, apply_live_keys, changed_keys
+from mcp_server.config.watching import changed_since, file_states, watch
 from mcp_server.errors import ConfigError, NetworkToolsError
 from mcp_server.model.access import FULL_ACCESS
 from mcp_server.model.run import Actor
@@ -114,7 +114,7 @@ class Reloader:
         self._lock = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
         self._files = files_of(server.config)
-        self._seen = identities(self._files)
+        self._seen = file_states(self._files)
         # Between the reading of the configuration and this moment, one of its files may have changed.
         self._missed = changed_since(self._files, READ_SINCE)
         self._again = asyncio.Event()
@@ -157,7 +157,7 @@ class Reloader:
         error: NetworkToolsError | None = None
         try:
             new, pending = await asyncio.to_thread(self._read_whole, old, by)
-            keys = changed(old, new)
+            keys = changed_keys(old, new)
             # Before anything changes, as with a call: without a log nothing is done.
             facts = {"changed": list(keys), "restart_needed": [item.key for item in pending]}
             await self._note(actor, "accepted", arguments=facts)
@@ -173,14 +173,14 @@ class Reloader:
 
     def _read_whole(self, running: Config, by: Trigger) -> tuple[Config, tuple[Pending, ...]]:
         # What the files are is noted before they are read: a change in between is then seen as one.
-        self._missed, self._seen = False, identities(self._files)
+        self._missed, self._seen = False, file_states(self._files)
         if by is Trigger.FILE and running.file is not None:
             _refuse_empty(running.file)
         read = self._read()
         # Also those that come into use only now, or will once they are mended.
         self._files = files_of(running) | files_of(read)
-        self._seen = {path: self._seen.get(path, now) for path, now in identities(self._files).items()}
-        return under(running, read)
+        self._seen = {path: self._seen.get(path, now) for path, now in file_states(self._files).items()}
+        return apply_live_keys(running, read)
 
     async def _use(self, old: Config, new: Config, *, accept_programs: bool) -> None:
         inside = self._server.guard.enforcement is not Enforcement.ARGUMENT
@@ -221,14 +221,14 @@ class Reloader:
                 continue
             await asyncio.to_thread(__import__, "watchfiles")
             await self._look()
-            async with aclosing(ticks(self._watched, self._again)) as signs:
+            async with aclosing(watch(self._watched, self._again)) as signs:
                 async for _ in signs:
                     if not self._watched():
                         break
                     await self._look()
 
     async def _look(self) -> None:
-        if self._missed or await asyncio.to_thread(identities, self._files) != self._seen:
+        if self._missed or await asyncio.to_thread(file_states, self._files) != self._seen:
             await self.reload_quietly(Trigger.FILE)
 
 
@@ -241,7 +241,7 @@ def reconfigure(old: Config, new: Config, *, inside: bool) -> None:
     from mcp_server.observability import tracing
     from mcp_server.observability.logs import configure_logging
 
-    sections = {key.partition(".")[0] for key in changed(old, new)}
+    sections = {key.partition(".")[0] for key in changed_keys(old, new)}
     if "logging" in sections:
         configure_logging(new.logging)
     # Inside a guard the scope says whether the collector can be reached.

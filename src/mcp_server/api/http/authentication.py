@@ -18,7 +18,7 @@ from mcp_server.model.access import FULL_ACCESS, Permission
 
 if TYPE_CHECKING:
     from mcp_server.api.http.failed_authentications import FailedAuthentications
-    from mcp_server.config.auth import AuthConfig
+    from mcp_server.config.sections import AuthConfig
 
 _ANYBODY: Final = Identity(TOKEN_NAME, FULL_ACCESS)
 

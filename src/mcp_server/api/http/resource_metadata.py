@@ -10,7 +10,7 @@ from mcp_server.api.http.problems import Scope, Send
 from mcp_server.model.access import Permission
 
 if TYPE_CHECKING:
-    from mcp_server.config.auth import AuthConfig
+    from mcp_server.config.sections import AuthConfig
 
 WELL_KNOWN: Final = "/.well-known/oauth-protected-resource"
 PATHS: Final = frozenset({WELL_KNOWN, f"{WELL_KNOWN}/mcp"})

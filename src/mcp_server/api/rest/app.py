@@ -34,7 +34,6 @@ from mcp_server.api.rest.health import add_health_routes
 from mcp_server.api.rest.schemas import ConfigReport, Index, RunList, RunPage, ScopeReport, ToolList
 from mcp_server.api.runs import raw_of, reader, run_page
 from mcp_server.api.views import tool_output
-from mcp_server.config import describe
 from mcp_server.errors import ArgumentError, NetworkToolsError, NotFoundError, PlatformError
 from mcp_server.model.record import run_record
 from mcp_server.model.run import Outcome
@@ -196,11 +195,9 @@ def _add_server_routes(app: FastAPI, server: EnhancedMCPServer) -> None:
     )
     async def config() -> dict[str, Any]:
         current = server.pipeline.config
-        later = [f"{key.section}.{key.key}" for key in describe(current) if key.status == "later"]
         last = server.reloader.last
         return {
             "config": current.redacted(),
-            "not_used_yet": later,
             "restart_needed": [asdict(item) for item in last.restart_needed] if last else [],
             "last_reload": last.as_dict() if last else None,
         }
