@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from mcp_server.api.http.problems import Message, Receive, Scope, Send
-from mcp_server.api.http.request_identity import identity_of
+from mcp_server.api.http.asgi import Message, Receive, Scope, Send
+from mcp_server.api.http.callers import identity_of
 from mcp_server.errors import ConfigError, PlatformError
 from mcp_server.identity.local_token import load_or_create_token
 from mcp_server.model.access import FULL_ACCESS
@@ -76,7 +76,7 @@ def test_a_file_open_to_others_is_refused(tmp_path: Path, mode: int) -> None:
     unusable(tmp_path / "token", mode=mode)
     with pytest.raises(ConfigError, match=f"is open to other users \\(mode 0{mode:o}\\)") as caught:
         load_or_create_token(tmp_path)
-    assert "Delete the file" in caught.value.hint
+    assert "Delete it" in caught.value.hint
     assert TOKEN not in str(caught.value)
 
 

@@ -22,7 +22,7 @@ from mcp.client.stdio import StdioServerParameters
 from mcp.client.streamable_http import streamable_http_client
 from mcp.shared.exceptions import MCPError
 
-from mcp_server.api.http.request_identity import with_identity
+from mcp_server.api.http.callers import with_identity
 from mcp_server.identity.base import Identity
 from mcp_server.model.access import FULL_ACCESS
 

@@ -18,8 +18,8 @@ from typing import Any
 
 import httpx2
 
-from mcp_server.api.http.problems import Receive, Scope, Send, header_values
-from mcp_server.api.http.request_identity import with_identity
+from mcp_server.api.http.asgi import Receive, Scope, Send, header_values
+from mcp_server.api.http.callers import with_identity
 from mcp_server.identity.actors import CurrentDirectory
 from mcp_server.identity.base import Identity, bounded
 from mcp_server.model.access import FULL_ACCESS, Permission, Role
@@ -159,14 +159,16 @@ def main() -> None:
     """Run the command line, with credentials that say who comes."""
     from mcp_server.api.http import authorization as permissions
 
-    class Knowing(permissions.Permissions):
+    class Knowing(permissions.PermissionMiddleware):
         async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
             if scope["type"] == "http":
                 credential = header_values(scope, b"authorization")[0].decode().removeprefix("Bearer ")
-                scope = with_identity(scope, identity(credential, CurrentDirectory(lambda: self._pipeline.actors)))
+                scope = with_identity(
+                    scope, identity(credential, CurrentDirectory(lambda: self._pipeline.current.value.actors))
+                )
             await super().__call__(scope, receive, send)
 
-    permissions.Permissions = Knowing  # type: ignore[misc]  # the one thing that is changed
+    permissions.PermissionMiddleware = Knowing  # type: ignore[misc]  # the one thing that is changed
     from mcp_server.cli import main as command_line
 
     sys.argv[0] = "mcp-network-tools"

@@ -81,11 +81,11 @@ async def _call(tool: str, parameters: list[str], guard: Guard | None, *, quiet:
     from mcp_server.model.access import FULL_ACCESS
     from mcp_server.model.run import Actor
     from mcp_server.pipeline.validate import user_name
-    from mcp_server.server.enhanced import EnhancedMCPServer
+    from mcp_server.server import EnhancedMCPServer
 
     server = EnhancedMCPServer(guard=guard)
     try:
-        schema = server.pipeline.registry.get(tool).parameters.model_json_schema()
+        schema = server.pipeline.current.value.registry.get(tool).parameters.model_json_schema()
         arguments = read_parameters(parameters, schema)
         bar, progress = _progress_bar(quiet=quiet)
         with bar:
@@ -94,7 +94,7 @@ async def _call(tool: str, parameters: list[str], guard: Guard | None, *, quiet:
             )
         if answer.digest is None:
             return answer, tool_output(answer)
-        page = await (await server.store()).hosts(answer.run.id, limit=ALL_HOSTS)
+        page = await (await server.pipeline.open_store()).hosts(answer.run.id, limit=ALL_HOSTS)
         return answer, tool_output(answer, list(page.items), page.total)
     finally:
         await server.cleanup()

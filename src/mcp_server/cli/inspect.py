@@ -203,11 +203,11 @@ async def _explained(arguments: dict[str, Any], words: list[str]) -> dict[str, A
         allow_intrusive = config.security.allow_intrusive
         return await scope.answer(query, policy, SystemResolver.of(policy), None, allow_intrusive=allow_intrusive)
     from mcp_server.pipeline.validate import user_name
-    from mcp_server.server.enhanced import EnhancedMCPServer
+    from mcp_server.server import EnhancedMCPServer
 
     server = EnhancedMCPServer(config)
     try:
-        schema = server.pipeline.registry.get(tool).parameters.model_json_schema()
+        schema = server.pipeline.current.value.registry.get(tool).parameters.model_json_schema()
         query = scope.read_query(arguments | {"parameters": read_parameters(words, schema)})
         return await scope.ask_pipeline(server.pipeline, query, Actor(user_name(), "cli", access=FULL_ACCESS))
     finally:
@@ -247,9 +247,9 @@ def doctor(as_json: Json = False) -> None:
 async def _look(config: Config) -> SystemHealth:
     from mcp_server.audit import AuditLog
     from mcp_server.errors import NetworkToolsError
+    from mcp_server.server import EnhancedMCPServer
     from mcp_server.server.building import build_registry
     from mcp_server.server.checks import health_of_host
-    from mcp_server.server.enhanced import EnhancedMCPServer
 
     # First, because it makes the state folder where there is none yet. Where that cannot be, it is the finding.
     server: EnhancedMCPServer | NetworkToolsError
@@ -261,9 +261,9 @@ async def _look(config: Config) -> SystemHealth:
     async def open_store() -> Store:
         if isinstance(server, NetworkToolsError):
             raise server
-        return await server.store()
+        return await server.pipeline.open_store()
 
-    audit = AuditLog(config.state_dir, config.audit)
+    audit = AuditLog(config.state_dir, lambda: config.audit)
     manager = health_of_host(config, build_registry(config), open_store, audit)
     try:
         return await manager.check()

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 from mcp_server.model.access import NOBODY, Access, Permission, Role
-from mcp_server.model.run import Actor
 
 TOKEN_NAME: Final = "token"  # noqa: S105 - a name, not a secret
 """The name of the actor that has the local token."""
@@ -26,10 +25,6 @@ class Identity:
 
     name: str
     access: Access
-
-    def actor(self, interface: str, client: str = "") -> Actor:
-        """The actor of a call that this caller makes over ``interface``."""
-        return Actor(self.name, interface, client, self.access)
 
 
 class Rejected(Exception):  # noqa: N818 - a finding, not a failure of the server

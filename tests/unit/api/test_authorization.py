@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from mcp_server.api.application import build_application
-from mcp_server.api.http.authorization import METHODS, ROUTES, Permissions, route_of, served, step_up
-from mcp_server.api.http.request_identity import with_identity
+from mcp_server.api.http.application import build_application
+from mcp_server.api.http.authorization import METHODS, ROUTES, PermissionMiddleware, route_of, served, step_up
+from mcp_server.api.http.callers import with_identity
 from mcp_server.api.mcp.handlers import build_mcp_server
 from mcp_server.api.rest.app import build_rest
 from mcp_server.config import load_config
@@ -20,6 +20,7 @@ from mcp_server.model.access import FULL_ACCESS, NOBODY, Access, Permission, Rol
 from mcp_server.model.run import Actor, Risk
 from mcp_server.scope.permissions import ALL, NEEDED, insufficient, require_any_call, require_risk
 from mcp_server.server import EnhancedMCPServer
+from mcp_server.server.services import rest_services
 from tests.support.interfaces import environment
 
 
@@ -29,7 +30,7 @@ def server(tmp_path: Any) -> EnhancedMCPServer:
 
 
 def test_every_route_that_is_served_has_a_row_and_every_row_a_route(server: EnhancedMCPServer) -> None:
-    routes = {row for row in served(build_rest(server).routes) if row[1] != "/mcp"}
+    routes = {row for row in served(build_rest(rest_services(server.services)).routes) if row[1] != "/mcp"}
     assert routes == {row for row in ROUTES if row[1] != "/mcp"}
     assert {method for method, path in ROUTES if path == "/mcp"} == {"GET", "POST", "DELETE"}
 
@@ -38,8 +39,10 @@ def test_a_route_without_a_row_is_not_served(server: EnhancedMCPServer) -> None:
     async def app(*_: Any) -> None: ...
 
     with pytest.raises(LookupError, match="/new"):
-        Permissions(app, server.pipeline, [SimpleNamespace(path="/new", methods={"GET"})])
-    assert build_application(server) is not None
+        PermissionMiddleware(app, server.pipeline, [SimpleNamespace(path="/new", methods={"GET"})])
+    build_application(
+        rest_services(server.services), server.services.authenticator, server.services.failed_authentications
+    )
 
 
 def test_every_method_with_a_handler_has_a_row(server: EnhancedMCPServer) -> None:

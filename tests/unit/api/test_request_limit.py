@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from mcp_server.api.http.connections import RequestLimit
-from mcp_server.api.http.problems import Message, Receive, Scope, Send
-from mcp_server.api.http.request_identity import with_identity
+from mcp_server.api.http.asgi import Message, Receive, Scope, Send
+from mcp_server.api.http.callers import with_identity
+from mcp_server.api.http.middleware import RequestLimitMiddleware
 from mcp_server.identity.base import Identity
 from mcp_server.model.access import FULL_ACCESS, Access, Role
 
@@ -21,7 +21,7 @@ class Crowd:
     def __init__(self) -> None:
         self.inside: list[str] = []
         self._open = asyncio.Event()
-        self._limit = RequestLimit(self._app, LIMIT)
+        self._limit = RequestLimitMiddleware(self._app, LIMIT)
         self._tasks: list[asyncio.Task[int]] = []
 
     async def _app(self, scope: Scope, _receive: Receive, send: Send) -> None:
