@@ -76,7 +76,7 @@ def test_a_file_open_to_others_is_refused(tmp_path: Path, mode: int) -> None:
     unusable(tmp_path / "token", mode=mode)
     with pytest.raises(ConfigError, match=f"is open to other users \\(mode 0{mode:o}\\)") as caught:
         load_or_create_token(tmp_path)
-    assert "Delete it" in caught.value.hint
+    assert "Delete the file" in caught.value.hint
     assert TOKEN not in str(caught.value)
 
 
