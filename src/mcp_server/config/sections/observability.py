@@ -38,7 +38,8 @@ class MetricsConfig(Section):
         9090,
         ge=1,
         le=65535,
-        description="TCP port of the metrics page over stdio.",
+        description="TCP port of a metrics page on 127.0.0.1. The page is served only if this key is set; over HTTP, the "
+        "metrics are also at /metrics of the server's own port.",
     )
     collection_interval: int = Field(
         15, ge=5, le=300, description="Seconds between measurements of the server process itself."
