@@ -59,204 +59,182 @@ class ErrorSpec:
 
     http: int
     exit: int
-    type: ToolErrorType
-    retryable: bool
     hint: str
+    type: ToolErrorType = ToolErrorType.VALIDATION_ERROR
+    retryable: bool = False
 
 
-_V, _X, _U = ToolErrorType.VALIDATION_ERROR, ToolErrorType.EXECUTION_ERROR, ToolErrorType.UNKNOWN
-_RES = ToolErrorType.RESOURCE_EXHAUSTED
+_EXECUTION, _RESOURCES = ToolErrorType.EXECUTION_ERROR, ToolErrorType.RESOURCE_EXHAUSTED
+_UNKNOWN = ToolErrorType.UNKNOWN
 
 ERRORS: Final[dict[str, ErrorSpec]] = {
     # the call
     "invalid_arguments": ErrorSpec(
-        422,
-        ExitCode.USAGE,
-        _V,
-        False,
-        "Correct the named parameter. The input schema of the tool lists all parameters.",
+        422, ExitCode.USAGE, "Correct the named parameter. The input schema of the tool lists all parameters."
     ),
     "forbidden_characters": ErrorSpec(
-        400, ExitCode.REFUSED, _V, False, "Remove the named character. Parameters are typed values, never shell text."
+        400, ExitCode.REFUSED, "Remove the named character. Parameters are typed values, never shell text."
     ),
     "argument_not_allowed": ErrorSpec(
-        400, ExitCode.REFUSED, _V, False, "Use only flags from the table of the tool, in the exact spelling."
+        400, ExitCode.REFUSED, "Use only flags from the table of the tool, in the exact spelling."
     ),
-    "arguments_too_long": ErrorSpec(
-        400, ExitCode.REFUSED, _V, False, "Shorten the value below the limit in the message."
-    ),
-    "body_too_large": ErrorSpec(413, ExitCode.REFUSED, _V, False, "Send a body of less than 4 MiB."),
+    "arguments_too_long": ErrorSpec(400, ExitCode.REFUSED, "Shorten the value below the limit in the message."),
+    "body_too_large": ErrorSpec(413, ExitCode.REFUSED, "Send a body of less than 4 MiB."),
     "request_timeout": ErrorSpec(
-        408, ExitCode.BUSY, ToolErrorType.TIMEOUT, True, "Send the whole body without long pauses."
+        408, ExitCode.BUSY, "Send the whole body without long pauses.", type=ToolErrorType.TIMEOUT, retryable=True
     ),
-    "unknown_tool": ErrorSpec(404, ExitCode.NOT_FOUND, _V, False, "List the tools, and use one of their names."),
-    "unknown_run": ErrorSpec(404, ExitCode.NOT_FOUND, _V, False, "List the runs, and use one of their ids."),
-    "not_found": ErrorSpec(404, ExitCode.NOT_FOUND, _V, False, "Check the path against the page of the REST API."),
-    "method_not_allowed": ErrorSpec(405, ExitCode.USAGE, _V, False, "Use one of the methods in the Allow header."),
-    "run_not_finished": ErrorSpec(409, ExitCode.BUSY, _V, True, "Wait until the run has ended, and ask again."),
+    "unknown_tool": ErrorSpec(404, ExitCode.NOT_FOUND, "List the tools, and use one of their names."),
+    "unknown_run": ErrorSpec(404, ExitCode.NOT_FOUND, "List the runs, and use one of their ids."),
+    "not_found": ErrorSpec(404, ExitCode.NOT_FOUND, "Check the path against the page of the REST API."),
+    "method_not_allowed": ErrorSpec(405, ExitCode.USAGE, "Use one of the methods in the Allow header."),
+    "run_not_finished": ErrorSpec(409, ExitCode.BUSY, "Wait until the run has ended, and ask again.", retryable=True),
     # the target
     "invalid_target": ErrorSpec(
-        400,
-        ExitCode.REFUSED,
-        _V,
-        False,
-        "Write addresses in canonical form: 10.0.0.1, 10.0.0.0/24, fd00::1 or host.lab.internal.",
+        400, ExitCode.REFUSED, "Write addresses in canonical form: 10.0.0.1, 10.0.0.0/24, fd00::1 or host.lab.internal."
     ),
     "target_out_of_scope": ErrorSpec(
-        400,
-        ExitCode.REFUSED,
-        _V,
-        False,
-        "Choose a target inside the scope. Only the operator can widen the scope, in the configuration.",
+        400, ExitCode.REFUSED, "Choose a target inside the scope. Only the operator can widen the scope."
     ),
-    "target_unresolvable": ErrorSpec(400, ExitCode.REFUSED, _V, True, "Check the name, or give the address."),
-    "too_many_targets": ErrorSpec(400, ExitCode.REFUSED, _V, False, "Split the call into smaller networks."),
+    "target_unresolvable": ErrorSpec(400, ExitCode.REFUSED, "Check the name, or give the address.", retryable=True),
+    "too_many_targets": ErrorSpec(400, ExitCode.REFUSED, "Split the call into smaller networks."),
     # permission
     "unauthorized": ErrorSpec(
-        401,
-        ExitCode.REFUSED,
-        _V,
-        False,
-        "Send 'Authorization: Bearer CREDENTIAL' with the token of the state folder, an API key, or an access token.",
+        401, ExitCode.REFUSED, "Send 'Authorization: Bearer CREDENTIAL' with a valid token or API key."
     ),
     "locked_out": ErrorSpec(
-        429,
-        ExitCode.BUSY,
-        _V,
-        True,
-        "Wait for the time in retry_after, then send a valid credential. A recently valid one is accepted at once.",
+        429, ExitCode.BUSY, "Wait for the time in retry_after, then send a valid credential.", retryable=True
     ),
     "identity_unavailable": ErrorSpec(
         503,
         ExitCode.ENVIRONMENT,
-        _X,
-        True,
         "Try again after the time in retry_after. The operator finds the reason with 'mcp-network-tools doctor'.",
+        type=_EXECUTION,
+        retryable=True,
     ),
-    "forbidden_origin": ErrorSpec(403, ExitCode.REFUSED, _V, False, "Use a Host and an Origin that the server allows."),
+    "forbidden_origin": ErrorSpec(403, ExitCode.REFUSED, "Use a Host and an Origin that the server allows."),
     "insufficient_scope": ErrorSpec(
-        403,
-        ExitCode.REFUSED,
-        _V,
-        False,
-        "Use a credential with the scope listed in details. Ask the administrator for one.",
+        403, ExitCode.REFUSED, "Use a credential with the scope listed in details. Ask the administrator for one."
     ),
     "intrusive_not_allowed": ErrorSpec(
-        403, ExitCode.REFUSED, _V, False, "Ask the operator to set security.allow_intrusive to true."
+        403, ExitCode.REFUSED, "Ask the operator to set security.allow_intrusive to true."
     ),
     "risk_not_allowed": ErrorSpec(
-        403,
-        ExitCode.REFUSED,
-        _V,
-        False,
-        "Ask for less, for example mode discover, or ask the operator to raise max_risk for this target.",
+        403, ExitCode.REFUSED, "Ask for less, for example mode discover, or ask the operator to raise max_risk."
     ),
     "outside_time_window": ErrorSpec(
-        403,
-        ExitCode.BUSY,
-        _V,
-        True,
-        "Call again inside the time window of the policy. 'mcp-network-tools scope check' shows it.",
+        403, ExitCode.BUSY, "Call again inside the time window, which 'scope check' shows.", retryable=True
     ),
     "budget_exceeded": ErrorSpec(
-        429, ExitCode.BUSY, _RES, True, "Ask for fewer addresses or ports, or call again when the budget allows it."
+        429, ExitCode.BUSY, "Ask for fewer addresses or ports, or try again later.", type=_RESOURCES, retryable=True
     ),
     # admission
     "too_many_requests": ErrorSpec(
-        429, ExitCode.BUSY, _RES, True, "Wait until running calls have ended, then try again."
+        429, ExitCode.BUSY, "Wait until running calls have ended, then try again.", type=_RESOURCES, retryable=True
     ),
-    "rate_limited": ErrorSpec(429, ExitCode.BUSY, _RES, True, "Wait for the time in retry_after, then try again."),
+    "rate_limited": ErrorSpec(
+        429, ExitCode.BUSY, "Wait for the time in retry_after, then try again.", type=_RESOURCES, retryable=True
+    ),
     "circuit_open": ErrorSpec(
         503,
         ExitCode.BUSY,
-        ToolErrorType.CIRCUIT_BREAKER_OPEN,
-        True,
         "Wait for the time in retry_after. 'mcp-network-tools doctor' may show why the tool has failed.",
+        type=ToolErrorType.CIRCUIT_BREAKER_OPEN,
+        retryable=True,
     ),
     "tool_disabled": ErrorSpec(
-        409,
-        ExitCode.REFUSED,
-        _X,
-        False,
-        "Use another tool. The operator can enable this tool with POST /admin/tools/NAME/enable.",
+        409, ExitCode.REFUSED, "Use another tool, or ask the operator to enable this one.", type=_EXECUTION
     ),
     "shutting_down": ErrorSpec(
-        503, ExitCode.BUSY, _RES, True, "The server is stopping. Call again when a server is ready."
+        503,
+        ExitCode.BUSY,
+        "The server is stopping. Call again when a server is ready.",
+        type=_RESOURCES,
+        retryable=True,
     ),
     # running
     "binary_not_found": ErrorSpec(
         503,
         ExitCode.ENVIRONMENT,
-        ToolErrorType.NOT_FOUND,
-        False,
         "Install the program. 'mcp-network-tools doctor' prints the command.",
+        type=ToolErrorType.NOT_FOUND,
     ),
     "permission_denied": ErrorSpec(
         503,
         ExitCode.ENVIRONMENT,
-        _X,
-        False,
         "Run 'mcp-network-tools doctor' to see which privilege or folder is missing.",
+        type=_EXECUTION,
     ),
     "binary_changed": ErrorSpec(
         503,
         ExitCode.ENVIRONMENT,
-        _X,
-        False,
         "Find out who replaced the program. If it was an upgrade, reload or restart the server to accept it.",
+        type=_EXECUTION,
     ),
     "guard_unavailable": ErrorSpec(
         503,
         ExitCode.ENVIRONMENT,
-        _X,
-        True,
         "Restart the server to set up the guard. Nothing runs without it. 'mcp-network-tools doctor' shows details.",
+        type=_EXECUTION,
+        retryable=True,
     ),
     "enforcement_too_weak": ErrorSpec(
         503,
         ExitCode.ENVIRONMENT,
-        _X,
-        False,
         "Start 'mcp-network-tools serve --guard kernel' as root, or lower security.require_enforcement.",
+        type=_EXECUTION,
     ),
-    "disk_full": ErrorSpec(507, ExitCode.ENVIRONMENT, _RES, True, "Free space in the state folder, and try again."),
+    "disk_full": ErrorSpec(
+        507, ExitCode.ENVIRONMENT, "Free space in the state folder, and try again.", type=_RESOURCES, retryable=True
+    ),
     "audit_unavailable": ErrorSpec(
-        503, ExitCode.ENVIRONMENT, _X, True, "Make the audit log in the state folder writable. Nothing runs without it."
+        503,
+        ExitCode.ENVIRONMENT,
+        "Make the audit log in the state folder writable. Nothing runs without it.",
+        type=_EXECUTION,
+        retryable=True,
     ),
     "store_unavailable": ErrorSpec(
         503,
         ExitCode.ENVIRONMENT,
-        _X,
-        True,
         "Make the store reachable and writable. 'mcp-network-tools doctor' shows where it is.",
+        type=_EXECUTION,
+        retryable=True,
     ),
     "timeout": ErrorSpec(
-        504, ExitCode.INCOMPLETE, ToolErrorType.TIMEOUT, True, "Raise timeout_sec, or scan fewer addresses or ports."
+        504,
+        ExitCode.INCOMPLETE,
+        "Raise timeout_sec, or scan fewer addresses or ports.",
+        type=ToolErrorType.TIMEOUT,
+        retryable=True,
     ),
     "tool_failed": ErrorSpec(
-        502, ExitCode.TOOL_FAILED, _X, False, "Read stderr in the result. The raw output is kept with the run."
+        502, ExitCode.TOOL_FAILED, "Read stderr in the result. The raw output is kept with the run.", type=_EXECUTION
     ),
     "output_exceeded": ErrorSpec(
         502,
         ExitCode.INCOMPLETE,
-        _RES,
-        False,
         "Ask for less at once, or ask the operator to raise limits.max_raw_bytes.",
+        type=_RESOURCES,
     ),
-    "cancelled": ErrorSpec(499, ExitCode.INCOMPLETE, _X, True, "Call again. The results so far are kept with the run."),
+    "cancelled": ErrorSpec(
+        499,
+        ExitCode.INCOMPLETE,
+        "Call again. The results so far are kept with the run.",
+        type=_EXECUTION,
+        retryable=True,
+    ),
     "internal_error": ErrorSpec(
-        500, ExitCode.INTERNAL, _U, False, "This is a defect of the server. Its log has the details."
+        500, ExitCode.INTERNAL, "This is a defect of the server. Its log has the details.", type=_UNKNOWN
     ),
     "audit_broken": ErrorSpec(
         500,
         ExitCode.TOOL_FAILED,
-        _U,
-        False,
         "Keep the files, compare them with a checkpoint that is kept elsewhere, and find out who changed them.",
+        type=_UNKNOWN,
     ),
     # configuration
     "config_invalid": ErrorSpec(
-        500, ExitCode.CONFIG, _V, False, "Correct the named key. 'mcp-network-tools config check' tests a file."
+        500, ExitCode.CONFIG, "Correct the named key. 'mcp-network-tools config check' tests a file."
     ),
 }
 """The row of each code. `docs/errors.md` has a line for each row, and a test compares them."""

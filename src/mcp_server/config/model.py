@@ -8,26 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, PrivateAttr
 
+from mcp_server.config import sections
 from mcp_server.config.base import RESTART, FilePath, Section, Source
 from mcp_server.config.effective import EffectiveLimits, effective_limits
 from mcp_server.config.redact import redact_tree
-from mcp_server.config.sections import (
-    AdmissionConfig,
-    AuditConfig,
-    AuthConfig,
-    CircuitBreakerConfig,
-    DatabaseConfig,
-    GuardConfig,
-    HealthConfig,
-    LimitsConfig,
-    LoggingConfig,
-    MetricsConfig,
-    RateLimitConfig,
-    SecurityConfig,
-    ServerConfig,
-    ToolConfig,
-    TracingConfig,
-)
 
 if TYPE_CHECKING:
     from mcp_server.scope.policy import ScopePolicy
@@ -70,21 +54,21 @@ class Config(Section):
         "which the server was started.",
         json_schema_extra={**RESTART, "default_text": "the platform's state folder of this user"},
     )
-    server: ServerConfig = Field(default_factory=ServerConfig)
-    auth: AuthConfig = Field(default_factory=AuthConfig)
-    security: SecurityConfig = Field(default_factory=SecurityConfig)
-    guard: GuardConfig = Field(default_factory=GuardConfig)
-    audit: AuditConfig = Field(default_factory=AuditConfig)
-    admission: AdmissionConfig = Field(default_factory=AdmissionConfig)
-    rate_limit: RateLimitConfig = Field(default_factory=RateLimitConfig)
-    circuit_breaker: CircuitBreakerConfig = Field(default_factory=CircuitBreakerConfig)
-    health: HealthConfig = Field(default_factory=HealthConfig)
-    metrics: MetricsConfig = Field(default_factory=MetricsConfig)
-    tracing: TracingConfig = Field(default_factory=TracingConfig)
-    logging: LoggingConfig = Field(default_factory=LoggingConfig)
-    tool: ToolConfig = Field(default_factory=ToolConfig)
-    database: DatabaseConfig = Field(default_factory=DatabaseConfig)
-    limits: LimitsConfig = Field(default_factory=LimitsConfig)
+    server: sections.ServerConfig = Field(default_factory=sections.ServerConfig)
+    auth: sections.AuthConfig = Field(default_factory=sections.AuthConfig)
+    security: sections.SecurityConfig = Field(default_factory=sections.SecurityConfig)
+    guard: sections.GuardConfig = Field(default_factory=sections.GuardConfig)
+    audit: sections.AuditConfig = Field(default_factory=sections.AuditConfig)
+    admission: sections.AdmissionConfig = Field(default_factory=sections.AdmissionConfig)
+    rate_limit: sections.RateLimitConfig = Field(default_factory=sections.RateLimitConfig)
+    circuit_breaker: sections.CircuitBreakerConfig = Field(default_factory=sections.CircuitBreakerConfig)
+    health: sections.HealthConfig = Field(default_factory=sections.HealthConfig)
+    metrics: sections.MetricsConfig = Field(default_factory=sections.MetricsConfig)
+    tracing: sections.TracingConfig = Field(default_factory=sections.TracingConfig)
+    logging: sections.LoggingConfig = Field(default_factory=sections.LoggingConfig)
+    tool: sections.ToolConfig = Field(default_factory=sections.ToolConfig)
+    database: sections.DatabaseConfig = Field(default_factory=sections.DatabaseConfig)
+    limits: sections.LimitsConfig = Field(default_factory=sections.LimitsConfig)
 
     _clamped: tuple[ClampedValue, ...] = PrivateAttr(default=())
     _file: Path | None = PrivateAttr(default=None)

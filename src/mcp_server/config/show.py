@@ -28,6 +28,32 @@ tool:
 """
 """The example on the page of documentation. A test loads it."""
 
+_HEAD = f"""\
+# Configuration
+
+Values come from the defaults, then from a file, then from the environment. For each key, a later source takes
+precedence over an earlier one.
+
+- `{FILE_VARIABLE}` names the file. It has sections with keys, and 256 KiB at most. It is read as JSON if its name ends
+  in `.json`, and as YAML otherwise. In YAML, anchors, aliases, tags and merge keys are refused, and `0x10`, `1_000` and
+  `22:00` are texts.
+- Every key has a variable `MCP_<SECTION>_<KEY>`. Some keys have a short name as well; if both are set, the long one
+  takes precedence. Lists in variables are comma-separated, and an empty variable is an empty list.
+- A number outside its range is moved to the nearest bound and logged (`config.value_clamped`).
+- An unknown section, key or `MCP_` variable is an error (`config_invalid`). So is a value of the wrong type.
+- If keys of several sections set the same limit, `security` takes precedence over `limits`, and `limits` over `tool`,
+  whatever source the values came from.
+- A [reload](reload.md) applies every key, except the keys marked *restart*, which are read at the start.
+- Passwords in URLs, and keys named token, secret, password or key, are shown as `***`.
+- [Differences from the specification](differences.md) lists the keys, limits and defaults that differ from it.
+"""
+_CLIENTS = """
+## Variables of clients
+
+These variables begin with `MCP_` too. They belong to clients that pass their environment to the servers they start,
+and they are ignored.
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class KeyInfo:
@@ -82,46 +108,11 @@ def configuration_table() -> str:
 
 
 def _page() -> Iterator[str]:
-    yield from (
-        "# Configuration",
-        "",
-        "Values come from the defaults, then from a file, then from the environment. For each key, a later source takes",
-        "precedence over an earlier one.",
-        "",
-        f"- `{FILE_VARIABLE}` names the file. It has sections with keys, and 256 KiB at most. It is read as JSON if its",
-        "  name ends in `.json`, and as YAML otherwise. In YAML, anchors, aliases, tags and merge keys are refused, and",
-        "  `0x10`, `1_000` and `22:00` are texts.",
-        "- Every key has a variable `MCP_<SECTION>_<KEY>`. Some keys have a short name as well; if both are set, the long",
-        "  one takes precedence. Lists in variables are comma-separated, and an empty variable is an empty list.",
-        "- A number outside its range is moved to the nearest bound and logged (`config.value_clamped`).",
-        "- An unknown section, key or `MCP_` variable is an error (`config_invalid`), and so is a value of the wrong type.",
-        "- If keys of several sections set the same limit, `security` takes precedence over `limits`, and `limits` over",
-        "  `tool`, whatever source the values came from.",
-        "- A [reload](reload.md) applies every key, except the keys marked *restart*, which are read at the start.",
-        "- Passwords in URLs, and keys named token, secret, password or key, are shown as `***`.",
-        "- [Differences from the specification](differences.md) lists the keys, limits and defaults that differ from it.",
-        "",
-        "```yaml",
-        *EXAMPLE.splitlines(),
-        "```",
-        "",
-        "## Top level",
-        "",
-        *_table(""),
-    )
+    yield from (*_HEAD.splitlines(), "```yaml", *EXAMPLE.splitlines(), "```", "", "## Top level", "", *_table(""))
     for section in sections():
         kind = Config.model_fields[section].annotation
         yield from ("", f"## {section}", "", (kind.__doc__ or "").strip().replace("``", "`"), "", *_table(section))
-    yield from (
-        "",
-        "## Variables of clients",
-        "",
-        "These variables begin with `MCP_` too. They belong to clients that pass their environment to the servers they",
-        "start, and they are ignored.",
-        "",
-        ", ".join(f"`{name}`" for name in sorted(CLIENT_VARIABLES)),
-        "",
-    )
+    yield from (*_CLIENTS.splitlines(), ", ".join(f"`{name}`" for name in sorted(CLIENT_VARIABLES)), "")
 
 
 def _table(section: str) -> Iterator[str]:

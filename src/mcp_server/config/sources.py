@@ -1,4 +1,4 @@
-"""Read the values that the operator gave, in a YAML or JSON file and in the environment. Only names are checked here."""
+"""Read the values of a YAML or JSON file and of the environment. Only names are checked here."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def from_file(path: Path) -> list[GivenValue]:
 def from_env(env: Mapping[str, str]) -> list[GivenValue]:
     """Read the environment. The long name of a variable (MCP_LOGGING_LEVEL) takes precedence over its short one.
 
-    Raises ConfigError for a variable that begins with ``MCP_`` and belongs neither to this server nor to a known client.
+    Raises ConfigError for a variable that begins with ``MCP_`` and belongs neither to this server nor to a client.
     """
     known = {name for key in keys().values() for name in key.env}
     for name in env:

@@ -17,10 +17,11 @@ from mcp_server.model.untrusted import quoted
 from mcp_server.operator_files.reading import OTHERS_WRITE, FileRules
 from mcp_server.operator_files.schema import (
     describe,
-    did_you_mean,
+    read_choice,
     read_list,
     read_mapping,
     read_text,
+    read_top,
     read_whole_number,
     refuse,
 )
@@ -59,14 +60,7 @@ def read_actors_file(path: Path) -> Actors:
 
 
 def _read(root: Node | None) -> Actors:
-    if root is None or (isinstance(root, Text) and root.is_null):
-        raise LineError(1, "the file is empty.", "docs/actors.md has an example to begin with.")
-    top = read_mapping(root, "an actors file", _TOP)
-    version = top.get("version")
-    if not isinstance(version, Text) or version.text != "1":
-        refuse(version or root, "an actors file must begin with 'version: 1'.", "The version says how it is read.")
-    if "actors" not in top:
-        refuse(root, "there is no key 'actors'.", "Write actors: [] for no actors.")
+    top = read_top(root, "an actors file", _TOP, "actors")
     nodes = read_list(top["actors"], "actors")
     if len(nodes) > MAX_ACTORS:
         refuse(nodes[MAX_ACTORS], f"there are more than {MAX_ACTORS} actors.")
@@ -125,10 +119,7 @@ def _bounds(keys: dict[str, Node], name: str) -> Bounds:
     role = networks = calls = packets = None
     tools: tuple[str, ...] = ("*",)
     if (node := keys.get("role")) is not None:
-        word = read_text(node, "role", 20)
-        if word not in _ROLES:
-            refuse(node, f"role must be one of {', '.join(_ROLES)}, not {quoted(word)}.", did_you_mean(word, _ROLES))
-        role = Role(word)
+        role = Role(read_choice(node, "role", _ROLES))
     if (node := keys.get("networks")) is not None:
         networks = _networks(node)
     if (node := keys.get("tools")) is not None:

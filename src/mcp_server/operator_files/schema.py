@@ -73,6 +73,27 @@ def read_list(node: Node | None, what: str) -> list[Node]:
     return node.nodes
 
 
+def read_top(root: Node | None, what: str, known: tuple[str, ...], required: str) -> dict[str, Node]:
+    """The keys of a whole file, which must have ``version: 1`` and the list ``required``."""
+    if root is None or (isinstance(root, Text) and root.is_null):
+        raise LineError(1, "the file is empty.")
+    top = read_mapping(root, what, known)
+    version = top.get("version")
+    if not isinstance(version, Text) or version.text != "1":
+        refuse(version or root, f"{what} must begin with 'version: 1'.", "The version says how the file is read.")
+    if required not in top:
+        refuse(root, f"there is no key '{required}'.", f"Write {required}: [] for an empty list.")
+    return top
+
+
+def read_choice(node: Node, key: str, known: Sequence[str]) -> str:
+    """One of the words ``known``."""
+    word = read_text(node, key, 64)
+    if word not in known:
+        refuse(node, f"{key} must be one of {', '.join(known)}, not {quoted(word)}.", did_you_mean(word, known))
+    return word
+
+
 def read_text(node: Node, what: str, limit: int) -> str:
     """A text of at most ``limit`` printable characters."""
     if not isinstance(node, Text) or node.is_null:

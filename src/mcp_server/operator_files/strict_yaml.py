@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 class LineError(Exception):
-    """Something is wrong in a line of a file; line 0 means an unknown line. `read_document` adds the name of the file."""
+    """A line of a file is wrong; line 0 means that the line is unknown. `read_document` adds the name of the file."""
 
     def __init__(self, line: int, message: str, hint: str | None = None) -> None:
         super().__init__(message)

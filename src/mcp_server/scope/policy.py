@@ -206,22 +206,12 @@ class ScopePolicy:
         holder, inside = self._touching(version, first, last)
         if not inside and holder is not None:
             entry = self._allow.at(holder)
-            return Verdict(
-                True,
-                lambda: f"{network_text(network)} is allowed by {entry.text}.",
-                allowed_by=entry.text,
-                entries=(entry,),
-            )
+            return _allowance(lambda: network_text(network), entry.text, (entry,))
         found = dict.fromkeys([position for _, _, position in cut(first, last, holder, inside)])
         positions = [position for position in found if position is not None]
         if None not in found:
             texts = _listed([self._allow.spellings[each] for each in positions[:ENTRIES_SHOWN]], len(positions))
-            return Verdict(
-                True,
-                lambda: f"{network_text(network)} is allowed by {texts}.",
-                allowed_by=texts,
-                entries=self._deciding(positions),
-            )
+            return _allowance(lambda: network_text(network), texts, self._deciding(positions))
         where = "only partly in" if positions else "outside"
         return _refusal(
             lambda: f"{network_text(network)} is {where} {self._called}; allowed: {self.summary()}.",
@@ -248,7 +238,7 @@ class ScopePolicy:
                 lambda: f"The name {quoted(name)} is under no suffix of {self._called}; allowed: {self.summary()}."
             )
         entry = self._allow.at(position)
-        return Verdict(True, lambda: f"{name} is allowed by {entry.text}.", allowed_by=entry.text, entries=(entry,))
+        return _allowance(lambda: name, entry.text, (entry,))
 
     def check_alias(self, name: str) -> Verdict:
         """Judge a name from a CNAME record. It is refused only if it is excluded, because its addresses are judged."""
@@ -367,6 +357,10 @@ class ScopePolicy:
             terms = {self._allow.terms[position]: position for position in reversed(positions)}
             chosen |= dict.fromkeys(terms.values())
         return tuple(self._allow.at(position) for position in chosen)
+
+
+def _allowance(target: Callable[[], str], allowed_by: str, entries: tuple[PolicyEntry, ...]) -> Verdict:
+    return Verdict(True, lambda: f"{target()} is allowed by {allowed_by}.", allowed_by=allowed_by, entries=entries)
 
 
 def _refusal(

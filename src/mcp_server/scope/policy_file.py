@@ -20,11 +20,13 @@ from mcp_server.operator_files.reading import OTHERS_WRITE, FileRules
 from mcp_server.operator_files.schema import (
     describe,
     did_you_mean,
+    read_choice,
     read_list,
     read_mapping,
     read_named,
     read_rate,
     read_text,
+    read_top,
     read_whole_number,
     refuse,
 )
@@ -147,14 +149,7 @@ class _Reader:
     def _terms(self, keys: dict[str, Node], above: Terms) -> Terms:
         risk, per_second, windows = above.max_risk, above.packets_per_second, above.windows
         if (node := keys.get("max_risk")) is not None:
-            word = read_text(node, "max_risk", 20)
-            if word not in _RISKS:
-                refuse(
-                    node,
-                    f"max_risk must be one of {', '.join(_RISKS)}, not {quoted(word)}.",
-                    did_you_mean(word, _RISKS),
-                )
-            risk = Risk[word.upper()]
+            risk = Risk[read_choice(node, "max_risk", _RISKS).upper()]
         if (node := keys.get("packets_per_second")) is not None:
             per_second = read_rate(node)
         if (node := keys.get("windows")) is not None:
@@ -178,14 +173,7 @@ class _Reader:
 
 
 def _top(root: Node | None) -> dict[str, Node]:
-    if root is None or (isinstance(root, Text) and root.is_null):
-        raise LineError(1, "the file is empty.", "docs/policy.md has an example to begin with.")
-    found = read_mapping(root, "a policy", _TOP)
-    version = found.get("version")
-    if not isinstance(version, Text) or version.text != "1":
-        refuse(version or root, "a policy must begin with 'version: 1'.", "The version says how the file is read.")
-    if "allow" not in found:
-        refuse(root, "there is no key 'allow'.", "Write allow: [] for a policy that allows nothing.")
+    found = read_top(root, "a policy", _TOP, "allow")
     # A section may have all its lines commented out. An empty value inside a section is an error, though.
     return {key: node for key, node in found.items() if key == "allow" or not (isinstance(node, Text) and node.is_null)}
 

@@ -1,4 +1,4 @@
-"""The sections with limits of runs and calls: ``limits``, ``tool``, ``admission``, ``rate_limit``, ``circuit_breaker``."""
+"""The sections ``limits``, ``tool``, ``admission``, ``rate_limit`` and ``circuit_breaker``."""
 
 from typing import Annotated, ClassVar
 

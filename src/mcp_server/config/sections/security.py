@@ -1,4 +1,4 @@
-"""The sections ``security`` and ``guard``."""
+"""The sections ``security``, ``guard`` and ``audit``."""
 
 from typing import Annotated, ClassVar, Literal
 
@@ -6,7 +6,7 @@ from pydantic import AfterValidator, Field
 
 from mcp_server.config import checks
 from mcp_server.config.base import RESTART, OptionalPath, Section, Strings, each
-from mcp_server.config.sections.limits import MIB
+from mcp_server.config.sections.limits import GIB, MIB
 
 
 class SecurityConfig(Section):
@@ -21,8 +21,8 @@ class SecurityConfig(Section):
     )
     policy_file: OptionalPath = Field(
         None,
-        description="Policy file (YAML) that defines the scope instead of allowed_targets: networks, names, exclusions, "
-        "risk tiers, budgets, time windows, resolvers. It is an error to set both.",
+        description="Policy file (YAML) that defines the scope instead of allowed_targets: networks, names, "
+        "exclusions, risk tiers, budgets, time windows, resolvers. It is an error to set both.",
     )
     allowed_checksums: OptionalPath = Field(
         None,
@@ -89,8 +89,8 @@ class GuardConfig(Section):
     )
     mode: Literal["auto", "macvlan", "nat"] = Field(
         "auto",
-        description="macvlan: tools have their own address on the uplink's segment, and ARP discovery works. nat: tools "
-        "use the address of this host. auto: macvlan if addresses is set, or else nat.",
+        description="macvlan: tools have their own address on the uplink's segment, and ARP discovery works. nat: "
+        "tools use the address of this host. auto: macvlan if addresses is set, or else nat.",
         json_schema_extra=RESTART,
     )
     uplink: Annotated[str, AfterValidator(checks.check_device)] = Field(
@@ -112,4 +112,25 @@ class GuardConfig(Section):
         "198.18.77.0/30",
         description="IPv4 network of four addresses between the host and the namespace in nat mode.",
         json_schema_extra=RESTART,
+    )
+
+
+class AuditConfig(Section):
+    """The audit log: how often a checkpoint is signed, where checkpoints are sent, and the size of a file."""
+
+    section: ClassVar[str] = "audit"
+
+    checkpoint_interval: int = Field(
+        300, ge=1, le=86400, description="Seconds after which a signed checkpoint covers new records."
+    )
+    ship_to: Annotated[str, AfterValidator(checks.check_shipment)] = Field(
+        "",
+        description="Where checkpoints are sent besides the state folder: syslog, an absolute path, or empty for "
+        "nowhere. Only a copy that this server cannot change reveals a truncated or rewritten log.",
+    )
+    max_file_size: int = Field(
+        100 * MIB,
+        ge=64 * 1024,
+        le=GIB,
+        description="Bytes after which a new audit file begins; the hash chain continues.",
     )

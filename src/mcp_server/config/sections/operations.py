@@ -1,11 +1,11 @@
-"""The sections ``health``, ``metrics``, ``tracing`` and ``logging``."""
+"""The sections ``health``, ``metrics``, ``tracing``, ``logging`` and ``database``."""
 
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
 from mcp_server.config import checks
-from mcp_server.config.base import OptionalPath, Section, Strings, any_case
+from mcp_server.config.base import RESTART, OptionalPath, Section, Strings, any_case
 from mcp_server.config.sections.limits import MIB
 
 
@@ -38,7 +38,7 @@ class MetricsConfig(Section):
         9090,
         ge=1,
         le=65535,
-        description="TCP port of a metrics page on 127.0.0.1. The page is served only if this key is set; over HTTP, the "
+        description="TCP port of a metrics page on 127.0.0.1, which is served only if this key is set. Over HTTP, the "
         "metrics are also at /metrics of the server's own port.",
     )
     collection_interval: int = Field(
@@ -88,3 +88,31 @@ class LoggingConfig(Section):
         10 * MIB, ge=1024, le=100 * MIB, description="Bytes after which the log file is rotated."
     )
     backup_count: int = Field(5, ge=0, le=100, description="Rotated log files that are kept.")
+
+
+class DatabaseConfig(Section):
+    """Where runs and observations are stored."""
+
+    section: ClassVar[str] = "database"
+
+    url: Annotated[str | None, AfterValidator(checks.check_database_url)] = Field(
+        None,
+        description="SQLAlchemy URL of the store (sqlite or postgresql). Empty: SQLite in the state folder.",
+        json_schema_extra=RESTART,
+    )
+    pool_size: int = Field(
+        10, ge=1, le=100, description="Connections that stay open (Postgres).", json_schema_extra=RESTART
+    )
+    max_overflow: int = Field(
+        20, ge=0, le=100, description="Additional connections under load (Postgres).", json_schema_extra=RESTART
+    )
+    pool_timeout: int = Field(
+        30, ge=1, le=300, description="Seconds to wait for a connection (Postgres).", json_schema_extra=RESTART
+    )
+    pool_recycle: int = Field(
+        3600,
+        ge=60,
+        le=7200,
+        description="Seconds after which a connection is replaced (Postgres).",
+        json_schema_extra=RESTART,
+    )
