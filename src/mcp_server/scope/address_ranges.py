@@ -20,12 +20,8 @@ WIDTHS: Final = {4: 32, 6: 128}
 
 def span(network: Network) -> Span:
     """The first and the last address of a network, as integers."""
-    return prefix_span(network.version, int(network.network_address), network.prefixlen)
-
-
-def prefix_span(version: int, first: int, length: int) -> Span:
-    """The first and the last address of a prefix that begins at ``first``."""
-    return first, first | ((1 << (WIDTHS[version] - length)) - 1)
+    first = int(network.network_address)
+    return first, first | ((1 << (WIDTHS[network.version] - network.prefixlen)) - 1)
 
 
 def network_of(version: int, first: int, length: int) -> Network:

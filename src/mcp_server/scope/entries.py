@@ -15,7 +15,7 @@ from mcp_server.errors import ConfigError, RefusedError
 from mcp_server.model.run import Risk
 from mcp_server.model.target import Network
 from mcp_server.model.untrusted import quoted
-from mcp_server.scope.address_ranges import WIDTHS, Span, network_text, prefix_span
+from mcp_server.scope.address_ranges import WIDTHS, Span, network_text
 from mcp_server.scope.radix import Prefix
 from mcp_server.scope.reading import MAPPED, read_target
 from mcp_server.scope.special_networks import WELL_KNOWN
@@ -130,7 +130,8 @@ class Entries:
 
     def spans(self, version: int) -> Iterator[Span]:
         """The address ranges of all networks of one IP version, in their order."""
-        return (prefix_span(version, first, length) for first, length, _ in self.networks[version])
+        width = WIDTHS[version]
+        return ((first, first | ((1 << (width - length)) - 1)) for first, length, _ in self.networks[version])
 
     def _take(self, spelling: str, position: int, *parts: str) -> bool:
         if self._positions.setdefault(spelling, position) != position:
