@@ -236,7 +236,7 @@ async def test_the_text_says_what_the_structure_says(interfaces: Interfaces) -> 
     assert block.type == "text"
     lines = block.text.splitlines()
     assert lines[0] == "allowed: 127.0.9.1: 127.0.9.1 is allowed by 127.0.9.0/24; up to scan; line 8"
-    assert lines[1].startswith("refused: 8.8.8.8: 8.8.8.8 is outside the scope; allowed: 127.0.0.0/8,")
+    assert lines[1].startswith("refused: 8.8.8.8: 8.8.8.8 is outside the scope. Allowed: 127.0.0.0/8,")
     assert lines[2].startswith("plan nmap: refused: ")
     assert result.structured_content is not None
     jsonschema.validate(result.structured_content, describe_scope().output_schema or {})

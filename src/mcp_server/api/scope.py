@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mcp_server.errors import AccessError, ArgumentError, NetworkToolsError, NotFoundError, RefusedError
 from mcp_server.model.access import FULL_ACCESS, Access, Permission
-from mcp_server.model.run import Actor, Risk
+from mcp_server.model.run import Actor, Risk, RiskName
 from mcp_server.model.untrusted import sanitize
 from mcp_server.pipeline.denials import who
 from mcp_server.scope.permissions import require_permission
@@ -36,7 +36,6 @@ ENTRIES_SHOWN: Final = 100
 MAX_TARGETS: Final = 64
 MAX_CHARS: Final = 1024
 
-RiskName = Literal["passive", "probe", "scan", "intrusive"]
 Text = Annotated[str, Field(max_length=MAX_CHARS)]
 """A target or the name of a tool, as it is asked about."""
 

@@ -47,6 +47,7 @@ def conclude(run: Run, plan: Plan, execution: Execution) -> tuple[Run, NetworkTo
     else:
         outcome = Outcome.COMPLETED if coverage.complete else Outcome.PARTIAL
     digest = execution.digest
+    stderr = sanitize_lines(execution.exit.stderr)
     return (
         replace(
             run,
@@ -57,10 +58,9 @@ def conclude(run: Run, plan: Plan, execution: Execution) -> tuple[Run, NetworkTo
             error_message=error.message if error else None,
             coverage=coverage,
             raw=execution.raw,
-            stderr=sanitize_lines(execution.exit.stderr),
+            from_target={"stderr": stderr} if stderr else {},
             tool_version=execution.parsed.version if execution.parsed else "",
-            hosts_up=digest.up if digest else 0,
-            open_ports=digest.open_ports if digest else 0,
+            counts=digest.counts if digest else {},
             metadata=run.metadata
             | ({"warnings": list(execution.parsed.warnings)} if execution.parsed and execution.parsed.warnings else {}),
         ),
@@ -97,6 +97,8 @@ def _plain_coverage(plan: Plan, *, complete: bool) -> Coverage:
         planned=count,
         ports=plan.command.ports,
         looked_at=count if complete else 0,
+        up=0,
+        down=0,
         not_looked_at_count=0 if complete else count,
         complete=complete,
     )

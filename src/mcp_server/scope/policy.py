@@ -214,7 +214,7 @@ class ScopePolicy:
             return _allowance(lambda: network_text(network), texts, self._deciding(positions))
         where = "only partly in" if positions else "outside"
         return _refusal(
-            lambda: f"{network_text(network)} is {where} {self._called}; allowed: {self.summary()}.",
+            lambda: f"{network_text(network)} is {where} {self._called}. Allowed: {self.summary()}.",
             hint=(lambda: self._allowed_part(network)) if positions else None,
         )
 
@@ -235,7 +235,7 @@ class ScopePolicy:
         position = next((names[form] for form in _forms(name) if form in names), None)
         if position is None:
             return _refusal(
-                lambda: f"The name {quoted(name)} is under no suffix of {self._called}; allowed: {self.summary()}."
+                lambda: f"The name {quoted(name)} is under no suffix of {self._called}. Allowed: {self.summary()}."
             )
         entry = self._allow.at(position)
         return _allowance(lambda: name, entry.text, (entry,))

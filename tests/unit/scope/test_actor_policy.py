@@ -41,14 +41,14 @@ def test_what_is_outside_is_the_actors_line_and_what_is_inside_the_policys(polic
     assert (inside.allowed, list(map(str, inside.entries))) == (True, ["10.1.0.0/16 (line 5)"])
     outside = own.check_network(ip_network("192.168.1.1"))
     assert outside.reason == (
-        "192.168.1.1 is outside the networks of this caller; allowed: 10.1.0.0/16, 172.16.0.0/12, .build.lab.internal."
+        "192.168.1.1 is outside the networks of this caller. Allowed: 10.1.0.0/16, 172.16.0.0/12, .build.lab.internal."
     )
     assert outside.code == "target_out_of_scope"
     assert "192.168" not in str(own.check_network(ip_network("10.2.0.0/16")).reason)
     excluded = own.check_network(ip_network("10.1.5.1"))
     assert excluded.reason == "10.1.5.1 is excluded by 10.1.5.0/24 (line 10)."
     theirs = own.check_network(ip_network("172.16.0.1"))
-    assert theirs.reason.startswith("172.16.0.1 is outside the scope; allowed: 10.1.0.0/16, 172.16.0.0/12")
+    assert theirs.reason.startswith("172.16.0.1 is outside the scope. Allowed: 10.1.0.0/16, 172.16.0.0/12")
     assert "192.168" not in theirs.reason
     assert not own.check_network(ip_network("169.254.169.254")).allowed
 

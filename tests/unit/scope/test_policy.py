@@ -51,7 +51,7 @@ def test_one_address_beyond_rfc1918_is_not(text: str) -> None:
 
 def test_a_refusal_names_the_target_and_lists_the_scope() -> None:
     verdict = ScopePolicy.from_entries(DEFAULT).check_network(ip_network("8.8.8.8"))
-    assert verdict.reason == "8.8.8.8 is outside the scope; allowed: RFC1918, .lab.internal."
+    assert verdict.reason == "8.8.8.8 is outside the scope. Allowed: RFC1918, .lab.internal."
     assert (verdict.allowed, verdict.code, verdict.allowed_by) == (False, "target_out_of_scope", None)
     with pytest.raises(TargetError, match="RFC1918") as caught:
         verdict.require()
@@ -160,7 +160,7 @@ def test_a_suffix_does_not_allow_any_address() -> None:
 
 def test_an_empty_scope_allows_nothing_and_says_so() -> None:
     policy = ScopePolicy.from_entries([])
-    assert policy.check_network(ip_network("10.0.0.1")).reason == "10.0.0.1 is outside the scope; allowed: nothing."
+    assert policy.check_network(ip_network("10.0.0.1")).reason == "10.0.0.1 is outside the scope. Allowed: nothing."
     assert not policy.check_name("a.lab.internal").allowed
 
 

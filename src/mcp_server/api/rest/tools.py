@@ -16,6 +16,7 @@ from mcp_server.api.mcp.descriptions import describe
 from mcp_server.api.rest.schemas import ScopeReport, ToolList
 from mcp_server.api.views import tool_output
 from mcp_server.errors import ArgumentError, NetworkToolsError
+from mcp_server.model.run import RiskName
 from mcp_server.observability import tracing
 from mcp_server.pipeline.signals import known_name
 from mcp_server.scope.reading import MAX_CHARS
@@ -157,7 +158,7 @@ def add_scope_route(app: FastAPI, pipeline: Pipeline) -> None:
                 examples=[["192.168.1.10"]],
             ),
         ] = None,
-        risk: Annotated[scope_api.RiskName | None, Query(description="Ask for this risk")] = None,
+        risk: Annotated[RiskName | None, Query(description="Ask for this risk")] = None,
         tool: Annotated[scope_api.Text | None, Query(description="Plan a call of this tool, on target")] = None,
         parameters: Annotated[
             str | None,
