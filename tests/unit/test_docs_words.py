@@ -272,7 +272,7 @@ def test_every_code_on_the_page_of_troubleshooting_exists() -> None:
 
 @pytest.mark.parametrize("message", [message for _, message in messages()], ids=lambda message: message[:40])
 def test_every_message_that_is_quoted_is_one_of_the_program(message: str) -> None:
-    assert not unwritten(message)
+    assert not unwritten(message) or not unwritten(message.removesuffix("."))
 
 
 def test_a_message_with_another_word_is_noticed() -> None:
