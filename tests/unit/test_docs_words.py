@@ -125,6 +125,10 @@ def test_a_command_line_that_is_wrong_is_noticed() -> None:
         parse(["serve", "--gard"], whole=False)
 
 
+NOT_HERE = {"server.workers", "MCP_SERVER_WORKERS"}
+"""Names of the specification that the page of differences lists because they do not exist here."""
+
+
 @cache
 def variables() -> set[str]:
     """Every variable that the server or a script of the project reads."""
@@ -136,6 +140,7 @@ def variables() -> set[str]:
 def test_every_variable_exists(page: Path) -> None:
     text = page.read_text()
     named = set(re.findall(r"\bMCP_[A-Z0-9_]+[A-Z0-9]\b", text)) - set(re.findall(r"\$\{env:(\w+)\}", text))
+    named -= NOT_HERE if page.name == "differences.md" else set()
     assert named <= variables(), f"{page.name}: {sorted(named - variables())}"
 
 
@@ -150,6 +155,7 @@ def test_every_setting_exists(page: Path) -> None:
         and not page.name.startswith("00")
     }
     # An event of the log is written alike; its template stands in the source.
+    known |= NOT_HERE if page.name == "differences.md" else set()
     unknown = {name for name in found - known if name not in source() and not (ROOT / "src/mcp_server" / name).exists()}
     assert not unknown, f"{page.name}: {sorted(unknown)}"
 
@@ -266,7 +272,7 @@ def test_every_code_on_the_page_of_troubleshooting_exists() -> None:
 
 @pytest.mark.parametrize("message", [message for _, message in messages()], ids=lambda message: message[:40])
 def test_every_message_that_is_quoted_is_one_of_the_program(message: str) -> None:
-    assert not unwritten(message)
+    assert not unwritten(message) or not unwritten(message.removesuffix("."))
 
 
 def test_a_message_with_another_word_is_noticed() -> None:

@@ -16,7 +16,7 @@ from mcp_server.model.access import FULL_ACCESS, Access, Permission
 from mcp_server.model.run import Actor, Risk, RiskName
 from mcp_server.model.untrusted import sanitize
 from mcp_server.pipeline.denials import who
-from mcp_server.scope.permission import require_permission
+from mcp_server.scope.permissions import require_permission
 
 if TYPE_CHECKING:
     from mcp_server.model.target import Evidence
@@ -236,7 +236,7 @@ def lines(body: Mapping[str, Any]) -> list[str]:
         cost = ", ".join(
             f"{key} {planned[key]}" for key in ("risk", "addresses", "ports", "probes", "seconds") if key in planned
         )
-        state = "would run" if planned["allowed"] else f"refused: {planned['reason']}. {planned['hint']}"
+        state = "would run" if planned["allowed"] else f"refused: {planned['reason']} {planned['hint']}"
         found.append(f"plan {planned['tool']}: {state}{f' ({cost})' if cost else ''}")
     if (policy := body.get("policy")) is not None:
         found += _policy_lines(policy)
@@ -249,12 +249,13 @@ def lines(body: Mapping[str, Any]) -> list[str]:
 def _target_line(each: Mapping[str, Any]) -> str:
     text = f"{'allowed' if each['allowed'] else 'refused'}: {each['target']}: {each['reason']}"
     if not each["allowed"]:
-        text += f". {each['hint']}"
+        text += f" {each['hint']}"
+    text = text.removesuffix(".")
     if "max_risk" in each:
         text += f"; up to {each['max_risk']}"
     if "packets_per_second" in each:
         text += f", {_number(each['packets_per_second'])} packets/s"
-    numbers = [str(line["line"]) for line in each.get("lines", ()) if "line" in line]
+    numbers = [str(line["line"]) for line in each.get("policy_entries", ()) if "line" in line]
     if numbers:
         text += f"; line {', '.join(numbers)}"
     for window in each.get("windows", ()):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from mcp_server.model.target import Network
-from mcp_server.scope.ranges import Span, merged, span
+from mcp_server.scope.address_ranges import Span, merged, span
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,8 +19,9 @@ from mcp_server.pipeline.denials import who
 from mcp_server.pipeline.guard_watch import read_guard
 from mcp_server.pipeline.plan import Plan
 from mcp_server.scope.budget import PacketBudget, Reservation
-from mcp_server.scope.permission import require_risk
-from mcp_server.scope.policy import Grant, ScopePolicy
+from mcp_server.scope.grant import Grant
+from mcp_server.scope.permissions import require_risk
+from mcp_server.scope.policy import ScopePolicy
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,7 @@ class Authorizer:
             own_limit=actor.access.packets_per_hour,
         )
         try:
-            await self._log(plan, grant.entries, reading)
+            await self._log(plan, tuple(map(str, grant.entries)), reading)
         except BaseException:
             self.budget.release(reservation)
             raise

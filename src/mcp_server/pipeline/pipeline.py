@@ -35,7 +35,7 @@ from mcp_server.pipeline.signals import Signals, known_name, plan_facts, step
 from mcp_server.pipeline.validate import Call, read_call
 from mcp_server.scope.actor_policy import ActorPolicies
 from mcp_server.scope.budget import PacketBudget
-from mcp_server.scope.permission import ALL, require_any_call, require_risk
+from mcp_server.scope.permissions import ALL, require_any_call, require_risk
 from mcp_server.scope.policy import ScopePolicy
 from mcp_server.scope.resolver import Resolver
 from mcp_server.tools.flags import Setting, read
@@ -197,7 +197,7 @@ class Pipeline:
     def access_now(self, actor: Actor) -> Access:
         """What an actor may do now: a reload may have changed its limits since the call came in."""
         actors = self.current.value.actors
-        return actors.again(actor.name, actor.access) if actor.access.origin and actors else actor.access
+        return actors.update(actor.name, actor.access) if actor.access.origin and actors else actor.access
 
     async def close(self) -> None:
         """Write what the log still lacks; for the end, when no call is under way."""

@@ -16,9 +16,9 @@ from mcp_server.pipeline.validate import Call
 from mcp_server.sandbox.binaries import Binary, find_binary
 from mcp_server.sandbox.process import ProcessLimits
 from mcp_server.sandbox.sandbox import Sandbox
-from mcp_server.scope import permission
+from mcp_server.scope import permissions
+from mcp_server.scope.pinning import pin_targets
 from mcp_server.scope.policy import ScopePolicy
-from mcp_server.scope.resolve import pin_targets
 from mcp_server.scope.resolver import Resolver
 from mcp_server.tools.base import Command, MCPBaseTool
 from mcp_server.tools.flags import Setting, read
@@ -126,8 +126,8 @@ class Planner:
 def check_permission(call: Call, settings: tuple[Setting, ...]) -> None:
     """Raise AccessError ``insufficient_scope`` where the actor may not make this call, by what its parameters say."""
     held = call.actor.access
-    if not held.permissions >= permission.ALL:  # reading the parameters twice costs what it tells
-        permission.require_risk(held, call.tool.risk_of(call.parameters, settings), call.tool.tool_name())
+    if not held.permissions >= permissions.ALL:  # reading the parameters twice costs what it tells
+        permissions.require_risk(held, call.tool.risk_of(call.parameters, settings), call.tool.tool_name())
 
 
 def _data_folder(tool: MCPBaseTool, binary: Binary) -> Path | None:

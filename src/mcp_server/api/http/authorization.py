@@ -23,7 +23,7 @@ from mcp_server.api.scope import NAME as SCOPE_TOOL
 from mcp_server.errors import NetworkToolsError, NotFoundError
 from mcp_server.model.access import Permission
 from mcp_server.model.run import Actor
-from mcp_server.scope.permission import ALL, NEEDED, require_permission
+from mcp_server.scope.permissions import ALL, NEEDED, require_permission
 
 if TYPE_CHECKING:
     from mcp_server.identity.base import Identity

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from mcp_server.config.watching import identities
+from mcp_server.config.watching import file_states
 from mcp_server.errors import BusyError, NetworkToolsError
 from mcp_server.health import Finding, HealthCheckPriority, HealthStatus
 from mcp_server.model.untrusted import sanitize
@@ -259,7 +259,7 @@ class ScopeCheck:
         present = (
             security.policy_file,
             security.allowed_targets,
-            identities([security.policy_file] if security.policy_file else []),
+            file_states([security.policy_file] if security.policy_file else []),
         )
         if present != self._seen:
             self._finding, self._seen = self._read(config), present

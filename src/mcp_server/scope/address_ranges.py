@@ -1,7 +1,7 @@
-"""Address ranges as pairs of integers: merging, subtracting, and writing them as networks.
+"""Address ranges as pairs of integers: join them, subtract them, and write them as networks.
 
-A span is ``(first, last)``, both inclusive, of one IP version. A list of spans is *merged* when it is sorted and no
-two of them touch.
+A span is ``(first, last)``, both inclusive, of one IP version. A list of spans is *merged* if it is sorted and no two
+of them overlap or touch.
 """
 
 from __future__ import annotations
@@ -24,8 +24,18 @@ def span(network: Network) -> Span:
     return first, first | ((1 << (WIDTHS[network.version] - network.prefixlen)) - 1)
 
 
+def network_of(version: int, first: int, length: int) -> Network:
+    """The network of a prefix."""
+    return IPv4Network((first, length)) if version == 4 else IPv6Network((first, length))
+
+
+def network_text(network: Network) -> str:
+    """The canonical spelling of a network; a network of one address is written as an address."""
+    return str(network.network_address) if network.num_addresses == 1 else str(network)
+
+
 def merged(spans: Iterable[Span]) -> list[Span]:
-    """Spans in any order, as few merged ones."""
+    """Spans in any order, as a merged list."""
     found: list[Span] = []
     for first, last in sorted(spans):
         if found and first <= found[-1][1] + 1:
@@ -37,7 +47,7 @@ def merged(spans: Iterable[Span]) -> list[Span]:
 
 
 def without(spans: Iterable[Span], holes: Iterable[Span]) -> list[Span]:
-    """What is left of merged spans when merged ``holes`` are cut out."""
+    """Merged spans minus merged ``holes``."""
     left: list[Span] = []
     rest = iter(holes)
     hole = next(rest, None)
@@ -47,7 +57,7 @@ def without(spans: Iterable[Span], holes: Iterable[Span]) -> list[Span]:
             if hole[0] > at:
                 left.append((at, hole[0] - 1))
             at = max(at, hole[1] + 1)
-            if hole[1] > last:  # it may reach into the next span too
+            if hole[1] > last:  # the hole may reach into the next span
                 break
             hole = next(rest, None)
         if at <= last:
@@ -56,12 +66,12 @@ def without(spans: Iterable[Span], holes: Iterable[Span]) -> list[Span]:
 
 
 def prefixes(spans: Iterable[Span], version: int) -> Iterator[tuple[int, int]]:
-    """The fewest networks that hold exactly these merged spans, each as first address and prefix length."""
+    """The fewest prefixes that cover exactly these merged spans, each as first address and prefix length."""
     width = WIDTHS[version]
     for first, last in spans:
         at = first
         while at <= last:
-            # As wide as the alignment of its first address and what is left of the span allow.
+            # As wide as the alignment of the first address and the rest of the span allow.
             bits = (last - at + 1).bit_length() - 1
             if at:
                 bits = min(bits, (at & -at).bit_length() - 1)
@@ -70,10 +80,10 @@ def prefixes(spans: Iterable[Span], version: int) -> Iterator[tuple[int, int]]:
 
 
 def ipv4_networks(spans: Iterable[Span]) -> tuple[IPv4Network, ...]:
-    """The fewest IPv4 networks that hold exactly these merged spans."""
+    """The fewest IPv4 networks that cover exactly these merged spans."""
     return tuple(IPv4Network(prefix) for prefix in prefixes(spans, 4))
 
 
 def ipv6_networks(spans: Iterable[Span]) -> tuple[IPv6Network, ...]:
-    """The fewest IPv6 networks that hold exactly these merged spans."""
+    """The fewest IPv6 networks that cover exactly these merged spans."""
     return tuple(IPv6Network(prefix) for prefix in prefixes(spans, 6))
