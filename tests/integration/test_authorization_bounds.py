@@ -21,6 +21,7 @@ from mcp_server.scope.resolver import SystemResolver
 from mcp_server.server import EnhancedMCPServer
 from tests.support.cli import batch
 from tests.support.interfaces import environment, http_server, log_records
+from tests.support.resolvers import use_resolver
 from tests.support.several_callers import MODULE, Rest, caller_environment, coming_as
 from tests.unit.scope.loopback_dns import Zone, serve
 
@@ -40,7 +41,7 @@ async def named(tmp_path: Path, **records: list[str]) -> AsyncIterator[tuple[Enh
     server = EnhancedMCPServer(load_config(env=environment(tmp_path / "state")))
     async with serve() as zone:
         zone.records |= {name.replace("_", "."): values for name, values in records.items()}
-        server.pipeline.resolver = SystemResolver(["127.0.0.1"], port=zone.port, hosts_file=None)
+        use_resolver(server.pipeline, SystemResolver(["127.0.0.1"], port=zone.port, hosts_file=None))
         yield server, zone
     await server.cleanup()
 
@@ -161,8 +162,8 @@ async def test_a_call_that_waits_is_judged_by_the_bounds_of_the_moment_it_begins
     config = load_config(env=environment(tmp_path / "state", **own))
     server = EnhancedMCPServer(config)
     pipeline = server.pipeline
-    assert pipeline.actors is not None
-    asking = Actor("key:a", "rest", "", pipeline.actors.find("key:a", Role.OPERATOR))
+    assert pipeline.current.value.actors is not None
+    asking = Actor("key:a", "rest", "", pipeline.current.value.actors.find("key:a", Role.OPERATOR))
     arguments = {"target": "127.0.0.1", "mode": "ports", "ports": "1", "extra_args": "--scan-delay 2s"}
     first = asyncio.create_task(pipeline.call("nmap", arguments, asking))
     second = asyncio.create_task(pipeline.call("nmap", arguments, asking))

@@ -283,12 +283,12 @@ async def test_a_process_is_held_to_its_memory_and_descriptors(tmp_path: Path, s
 @changes("tool.include_patterns", "tool.exclude_patterns", "tool.packages")
 async def test_which_tools_there_are(tmp_path: Path, site: SiteTools) -> None:
     async with serving(tmp_path, site) as server:
-        assert list(server.pipeline.registry.tools) == ["nmap", "probe", "single"]
+        assert list(server.pipeline.current.value.registry.tools) == ["nmap", "probe", "single"]
     async with serving(tmp_path, site, TOOL_INCLUDE="n*,probe") as server:
-        assert list(server.pipeline.registry.tools) == ["nmap", "probe"]
+        assert list(server.pipeline.current.value.registry.tools) == ["nmap", "probe"]
     async with serving(tmp_path, site, TOOL_EXCLUDE="nmap") as server:
         with pytest.raises(NotFoundError):
-            server.pipeline.registry.get("nmap")
+            server.pipeline.current.value.registry.get("nmap")
 
 
 @changes("logging.level", "logging.format", "logging.file_path", "logging.max_file_size", "logging.backup_count")

@@ -16,6 +16,7 @@ from mcp_server.model.run import Actor
 from mcp_server.model.target import Evidence
 from mcp_server.server import EnhancedMCPServer
 from tests.support.interfaces import environment
+from tests.support.resolvers import use_resolver
 
 NAME = "shop.lab.internal"
 
@@ -52,7 +53,7 @@ def web() -> Iterator[tuple[int, list[str]]]:
 
 async def test_the_name_is_the_host_header_and_never_an_address_to_resolve(tmp_path: Path) -> None:
     server = EnhancedMCPServer(load_config(env=environment(tmp_path / "state")))
-    server.pipeline.resolver = Here()
+    use_resolver(server.pipeline, Here())
     try:
         with web() as (port, hosts):
             arguments = {"target": NAME, "mode": "services", "ports": str(port), "scripts": ["http-title"]}

@@ -33,6 +33,7 @@ from tests.support.interfaces import (
     mcp_client,
     rest_client,
 )
+from tests.support.resolvers import use_resolver
 from tests.unit.scope.loopback_dns import serve
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -272,14 +273,14 @@ async def test_a_name_is_asked_once_also_where_its_call_is_planned(tmp_path: Pat
     async with serve() as zone:
         zone.records["host.lab.internal"] = []
         zone.changing["host.lab.internal.", "A"] = [["A 127.0.9.1"], ["A 8.8.8.8"]]
-        server.pipeline.resolver = SystemResolver(["127.0.0.1"], port=zone.port, hosts_file=None)
+        use_resolver(server.pipeline, SystemResolver(["127.0.0.1"], port=zone.port, hosts_file=None))
         query = read_query({"target": "host.lab.internal", "tool": "nmap", "parameters": {"ports": "1"}})
         body = await ask_pipeline(server.pipeline, query, Actor("me", "test", access=FULL_ACCESS))
         assert sorted(zone.questions) == [("host.lab.internal.", "A"), ("host.lab.internal.", "AAAA")]
     (target,) = body["targets"]
     assert (target["allowed"], target["addresses"], target["resolved"]["ttl"]) == (True, ["127.0.9.1"], 60)
     assert (body["plan"]["allowed"], body["plan"]["addresses"]) == (True, 1)
-    assert body["scope_hash"] == server.pipeline.policy.hash
+    assert body["scope_hash"] == server.pipeline.current.value.policy.hash
     await server.cleanup()
 
 
@@ -287,7 +288,7 @@ async def test_every_question_to_a_name_server_is_on_the_log(tmp_path: Path) -> 
     server = EnhancedMCPServer(load_config(env=environment(tmp_path / "state")))
     try:
         query = read_query({"target": ["nowhere.lab.internal", "127.0.0.1"]})
-        server.pipeline.resolver = SystemResolver([])
+        use_resolver(server.pipeline, SystemResolver([]))
         await ask_pipeline(server.pipeline, query, Actor("tester", "test", access=FULL_ACCESS))
     finally:
         await server.cleanup()

@@ -87,7 +87,7 @@ async def test_a_run_whose_end_cannot_be_stored_is_told_as_failed(
 async def test_a_reload_whose_policy_cannot_be_logged_leaves_the_old_one_in_force(
     server: EnhancedMCPServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    audit, before = server.pipeline.audit, server.pipeline.policy.hash
+    audit, before = server.pipeline.audit, server.pipeline.current.value.policy.hash
     append = audit.append
 
     async def unless_policy(event: str, /, **fields: Any) -> Any:
@@ -99,14 +99,14 @@ async def test_a_reload_whose_policy_cannot_be_logged_leaves_the_old_one_in_forc
     wider = load_config(env=environment(server.config.state_dir, MCP_SECURITY_ALLOWED_TARGETS="loopback,10.0.0.0/8"))
     with pytest.raises(NetworkToolsError):
         await server.reload(wider)
-    assert server.pipeline.policy.hash == before
+    assert server.pipeline.current.value.policy.hash == before
     assert "10.0.0.0/8" not in server.config.security.allowed_targets
 
 
 async def test_a_policy_that_the_guard_does_not_take_is_followed_on_the_log_by_the_old_one(
     server: EnhancedMCPServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    before = server.pipeline.policy.hash
+    before = server.pipeline.current.value.policy.hash
 
     async def refuse(_: str) -> None:
         raise PlatformError("the guard helper read another policy", code="guard_unavailable")
@@ -117,4 +117,4 @@ async def test_a_policy_that_the_guard_does_not_take_is_followed_on_the_log_by_t
         await server.reload(other)
     policies = [each["scope_hash"] for each in log_records(tmp_path / "state") if each["event"] == "policy"]
     assert policies == [other.scope_policy().hash, before]
-    assert server.pipeline.policy.hash == before
+    assert server.pipeline.current.value.policy.hash == before

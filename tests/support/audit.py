@@ -63,13 +63,13 @@ def rechain(folder: Path) -> None:
 
 
 async def _append_many(folder: Path, who: str, count: int, pad: int) -> None:
-    log = AuditLog(folder, SMALL)
+    log = AuditLog(folder, lambda: SMALL)
     for number in range(count):
         await log.append("decision", who=who, number=number, pad="p" * pad)
 
 
 async def _append_and_acknowledge(folder: Path, pad: int) -> None:
-    log = AuditLog(folder, SMALL)
+    log = AuditLog(folder, lambda: SMALL)
     while True:
         receipt = await log.append("decision", pad="p" * pad)
         os.write(1, f"{receipt.seq} {receipt.hash}\n".encode())
@@ -95,7 +95,7 @@ def _kill_writers(folder: Path, tries: int) -> None:
 
 async def _until_refused(folder: Path) -> None:
     """Append until that fails; print how many records were acknowledged, and the error's code."""
-    log = AuditLog(folder, AuditConfig())
+    log = AuditLog(folder)
     for number in range(100_000):
         try:
             await log.append("decision", number=number, pad="p" * 3000)

@@ -204,7 +204,7 @@ def test_a_note_that_a_crash_cut_off_is_left_behind(tmp_path: Path) -> None:
 
 
 async def test_it_is_sealed_at_the_interval_and_at_the_end(tmp_path: Path) -> None:
-    log = AuditLog(tmp_path, AuditConfig(checkpoint_interval=1))
+    log = AuditLog(tmp_path, lambda: AuditConfig(checkpoint_interval=1))
     await log.start()
     await log.start()
     await log.append("decision")

@@ -157,7 +157,7 @@ def test_a_full_file_goes_on_in_the_next(tmp_path: Path) -> None:
 
 
 async def test_a_record_larger_than_a_file_has_one_to_itself(tmp_path: Path) -> None:
-    log = AuditLog(tmp_path, SMALL)
+    log = AuditLog(tmp_path, lambda: SMALL)
     for number in range(3):
         await log.append("decision", number=number, argv=["a" * 50_000, "b" * 50_000])
     assert len(files_of(tmp_path)) == 3
@@ -196,7 +196,7 @@ async def _replace_end(folder: Path) -> None:
 async def _replace_end_in_full_files(folder: Path) -> None:
     _cut(folder)
     for number in range(4):
-        await AuditLog(folder, SMALL).append("decision", number=number, argv=["a" * 50_000])
+        await AuditLog(folder, lambda: SMALL).append("decision", number=number, argv=["a" * 50_000])
 
 
 async def _replace_file(folder: Path) -> None:
@@ -217,7 +217,7 @@ async def test_records_replaced_by_another_process_stop_a_running_server(tmp_pat
 
 
 async def test_two_processes_go_on_over_full_files(tmp_path: Path) -> None:
-    one, other = AuditLog(tmp_path, SMALL), AuditLog(tmp_path, SMALL)
+    one, other = AuditLog(tmp_path, lambda: SMALL), AuditLog(tmp_path, lambda: SMALL)
     await one.append("decision")
     for _ in range(4):
         await other.append("decision", argv=["a" * 50_000])

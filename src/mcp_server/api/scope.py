@@ -6,7 +6,6 @@ It starts nothing and is no run; a name is looked up once, also where a plan is 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
@@ -104,12 +103,12 @@ async def ask_pipeline(pipeline: Pipeline, query: ScopeQuery, actor: Actor) -> d
     require_permission(actor.access, Permission.TOOLS_READ, "the scope is shown to callers that may read of the tools")
 
     async def plan(resolver: Resolver, tool: str, arguments: Mapping[str, Any]) -> Plan:
-        return await replace(pipeline, resolver=resolver).plan(tool, arguments, actor)
+        return await pipeline.plan(tool, arguments, actor, resolver=resolver)
 
     if any(_is_name(target) for target in query.targets or ()):
         # What is asked of a name server leaves this host, and is on the log: as often as a tool may be called.
         await pipeline.admission_controller.count(NAME, actor)
-    allow_intrusive, policy = pipeline.config.security.allow_intrusive, pipeline.policy_of(actor.access)
+    allow_intrusive, policy = pipeline.current.value.config.security.allow_intrusive, pipeline.policy_of(actor.access)
     logged = _Logged(pipeline, actor)
     body = await answer(query, policy, logged, plan, allow_intrusive=allow_intrusive, access=actor.access)
     return body if query.targets or actor.access == FULL_ACCESS else body | {"caller": _caller(actor)}
@@ -141,7 +140,7 @@ class _Logged:
     """A resolver whose every question is on the decision log before it is asked: a name may carry data out."""
 
     def __init__(self, pipeline: Pipeline, actor: Actor) -> None:
-        self._resolver, self._audit = pipeline.resolver, pipeline.audit
+        self._resolver, self._audit = pipeline.current.value.resolver, pipeline.audit
         self._fields = who(actor) | pipeline.terms()
 
     async def lookup(self, name: str) -> Evidence:

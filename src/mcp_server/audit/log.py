@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -27,14 +28,14 @@ LOOK_SEC: Final = 5.0
 
 
 class AuditLog:
-    """The decision log in a state folder; a reload replaces ``settings``.
+    """The decision log in a state folder. ``settings`` is called each time, so that a reload takes effect.
 
     ``append`` works without `start`. A process that called `start` seals the log at the configured interval and at
     `close`; one that did not (a single command) seals it at `close` if it wrote to it and the interval is over.
     """
 
-    def __init__(self, state_dir: Path, settings: AuditConfig | None = None) -> None:
-        self.settings = settings or AuditConfig()
+    def __init__(self, state_dir: Path, settings: Callable[[], AuditConfig] = AuditConfig) -> None:
+        self._settings = settings
         self.problem: str | None = None
         """Why the log cannot be sealed or is no longer what was sealed, for health; None while all is well."""
         self.unwritable: str | None = None
@@ -70,7 +71,7 @@ class AuditLog:
         kept = cleaned(fields)
         started = time.perf_counter()
         try:
-            receipt = await asyncio.to_thread(self._writer.append, event, kept, self.settings.max_file_size)
+            receipt = await asyncio.to_thread(self._writer.append, event, kept, self._settings().max_file_size)
         except NetworkToolsError as error:
             self.unwritable = error.message
             metrics.count("mcp_audit_failures_total", code=error.code)
@@ -115,7 +116,7 @@ class AuditLog:
 
         if self._sealer is None:
             self._sealer = Sealer(self._folder)
-        ship_to = self.settings.ship_to
+        ship_to = self._settings().ship_to
         return self._sealer.seal(ship_to) if self._sealer.pending(ship_to) else None
 
     def _seal_is_due(self) -> bool:
@@ -125,14 +126,14 @@ class AuditLog:
             sealed = (self._folder / CHECKPOINTS).lstat().st_mtime
         except OSError:
             return True
-        return not 0 <= time.time() - sealed < self.settings.checkpoint_interval
+        return not 0 <= time.time() - sealed < self._settings().checkpoint_interval
 
     async def _keep_sealing(self) -> None:
         sealed = time.monotonic()
         while True:
             # Asked again every few seconds: a reload may have made the interval shorter.
-            await asyncio.sleep(min(self.settings.checkpoint_interval, LOOK_SEC))
-            if time.monotonic() - sealed >= self.settings.checkpoint_interval:
+            await asyncio.sleep(min(self._settings().checkpoint_interval, LOOK_SEC))
+            if time.monotonic() - sealed >= self._settings().checkpoint_interval:
                 sealed = time.monotonic()
                 await self.seal()
 

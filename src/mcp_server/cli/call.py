@@ -85,7 +85,7 @@ async def _call(tool: str, parameters: list[str], guard: Guard | None, *, quiet:
 
     server = EnhancedMCPServer(guard=guard)
     try:
-        schema = server.pipeline.registry.get(tool).parameters.model_json_schema()
+        schema = server.pipeline.current.value.registry.get(tool).parameters.model_json_schema()
         arguments = read_parameters(parameters, schema)
         bar, progress = _progress_bar(quiet=quiet)
         with bar:

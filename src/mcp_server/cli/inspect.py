@@ -209,7 +209,7 @@ async def _explained(arguments: dict[str, Any], words: list[str]) -> dict[str, A
 
     server = EnhancedMCPServer(config)
     try:
-        schema = server.pipeline.registry.get(tool).parameters.model_json_schema()
+        schema = server.pipeline.current.value.registry.get(tool).parameters.model_json_schema()
         query = scope.read_query(arguments | {"parameters": read_parameters(words, schema)})
         return await scope.ask_pipeline(server.pipeline, query, Actor(user_name(), "cli", access=FULL_ACCESS))
     finally:
@@ -265,7 +265,7 @@ async def _look(config: Config) -> SystemHealth:
             raise server
         return await server.store()
 
-    audit = AuditLog(config.state_dir, config.audit)
+    audit = AuditLog(config.state_dir, lambda: config.audit)
     manager = health_of_host(config, build_registry(config), open_store, audit)
     try:
         return await manager.check()

@@ -111,7 +111,7 @@ def _logged(config: Config, action: str, key: ApiKey, change: Callable[[], Any])
     who = {"actor": user_name(), "interface": "cli", "action": action, "arguments": facts, **_terms(config)}
 
     async def make() -> None:
-        audit = AuditLog(config.state_dir, config.audit)
+        audit = AuditLog(config.state_dir, lambda: config.audit)
         try:
             await audit.append("admin", result="accepted", **who)
             try:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -24,6 +24,7 @@ from mcp_server.observability import logs, tracing
 from mcp_server.observability.events import EventBus
 from mcp_server.pipeline.admit import AdmissionController, judge
 from mcp_server.pipeline.authorize import AuthorizedPlan, Authorizer, ending, log_not_started
+from mcp_server.pipeline.current import Current, Snapshot
 from mcp_server.pipeline.denials import Denials, given_id
 from mcp_server.pipeline.execute import Execution, Progress, ProgressUpdate, run
 from mcp_server.pipeline.guard_watch import difference, read_guard
@@ -41,7 +42,6 @@ from mcp_server.tools.flags import Setting, read
 from mcp_server.tools.registry import ToolRegistry
 
 if TYPE_CHECKING:
-    from mcp_server.identity.actors import Actors
     from mcp_server.store.base import Store
     from mcp_server.store.blobs import RawSpool
 
@@ -50,47 +50,47 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-@dataclass(slots=True)
 class Pipeline:
-    """Everything the steps need; a reload replaces ``config``, ``policy``, ``registry``, ``pins`` and ``actors`` for
-    later calls.
+    """Takes calls through the steps. Every interface of a server uses the same pipeline.
 
-    ``pins`` are hashes of scripts that the owner accepts besides the reviewed ones; ``actors`` are the bounds that the
-    owner drew around single ones, None where there is no such file.
+    ``current`` holds what a reload replaces. ``invalidate`` is called if something of this host failed a call: health
+    results are out of date then.
     """
 
-    config: Config
-    policy: ScopePolicy
-    registry: ToolRegistry
-    resolver: Resolver
-    guard: Guard
-    admission: Admission
-    breakers: Breakers
-    limiter: RateLimiter
-    audit: AuditLog
-    open_store: Callable[[], Awaitable[Store]]
-    allowed_checksums: Mapping[str, frozenset[str]] = field(default_factory=dict)
-    events: EventBus = field(default_factory=EventBus)
-    budget: PacketBudget = field(default_factory=PacketBudget)
-    calls: Calls = field(default_factory=Calls)
-    unstored: Unstored = field(default_factory=Unstored)
-    actors: Actors | None = None
-    actor_policies: ActorPolicies = field(default_factory=ActorPolicies)
-    invalidate: Callable[[], None] = field(default=lambda: None)
-    on_tools_changed: list[Callable[[], None]] = field(default_factory=list)
-    signals: Signals = field(init=False)
-    admission_controller: AdmissionController = field(init=False)
-    denials: Denials = field(init=False)
-
-    def __post_init__(self) -> None:
-        """Put together what lets calls in, and what tells of them."""
-        self.signals = Signals(self.events, self.admission)
-        self.admission_controller = AdmissionController(self.limiter, self.breakers, self.admission, self.signals)
-        self.denials = Denials(self.audit, self.terms)
+    def __init__(
+        self,
+        current: Current,
+        *,
+        guard: Guard,
+        audit: AuditLog,
+        open_store: Callable[[], Awaitable[Store]],
+        admission: Admission,
+        breakers: Breakers,
+        limiter: RateLimiter,
+        calls: Calls,
+        events: EventBus,
+        invalidate: Callable[[], None],
+    ) -> None:
+        self.current = current
+        self.guard = guard
+        self.audit = audit
+        self.open_store = open_store
+        self.admission = admission
+        self.breakers = breakers
+        self.limiter = limiter
+        self.calls = calls
+        self.events = events
+        self.invalidate = invalidate
+        self.budget = PacketBudget()
+        self.unstored = Unstored()
+        self.actor_policies = ActorPolicies()
+        self.signals = Signals(events, admission)
+        self.admission_controller = AdmissionController(limiter, breakers, admission, self.signals)
+        self.denials = Denials(audit, self.terms)
 
     def terms(self) -> dict[str, str]:
-        """What is in force at this moment, for records of the log: the policy's hash and how it is enforced."""
-        return {"scope_hash": self.policy.hash, "enforcement": self.guard.enforcement.value}
+        """The hash of the policy in force and how it is enforced, for records of the decision log."""
+        return {"scope_hash": self.current.value.policy.hash, "enforcement": self.guard.enforcement.value}
 
     async def call(
         self, name: str, arguments: Mapping[str, Any], actor: Actor, progress: Progress | None = None
@@ -100,9 +100,10 @@ class Pipeline:
         Returns an `Answer`, also for a run that failed or was cut short (its ``error`` says why). Raises
         RefusedError or PlatformError where nothing was started; every such refusal is on the decision log.
         """
-        # One set of these for the whole call: a reload in between must not mix two of the owner's minds.
-        config, registry = self.config, self.registry_for(actor)
-        planner, authorizer = self._planner(actor.access), self._authorizer(actor.access)
+        # One snapshot for the whole call, so that a reload cannot mix old and new settings.
+        current = self.current.value
+        config, registry = current.config, current.registry.seen_by(actor.access.tools)
+        planner, authorizer = self._planner(current, actor.access), self._authorizer(current, actor.access)
         tool = known_name(registry, name)
         async with AsyncExitStack() as held:
             held.enter_context(self._invalidating())
@@ -126,10 +127,10 @@ class Pipeline:
                     slot = await held.enter_async_context(self.admission_controller.slot(authorized, progress))
                     span.set(**{"mcp_network_tools.waited_sec": slot.waited})
                     permit.confirm()
-                # It may have waited long: the owner's mind, the hour or the guard may be another by now.
-                access = self.access_now(actor)
-                self.registry.seen_by(access.tools).get(tool)
-                authorized = self._authorizer(access).confirm(authorized, access)
+                # The call may have waited long. Settings, time windows and the guard may have changed meanwhile.
+                now, access = self.current.value, self.access_now(actor)
+                now.registry.seen_by(access.tools).get(tool)
+                authorized = self._authorizer(now, access).confirm(authorized, access)
                 store = await self.open_store()
                 before = await read_guard(self.guard)
                 prepared = self._prepare(authorized, store, config, slot.waited)
@@ -144,10 +145,18 @@ class Pipeline:
             self.invalidate()
             raise
 
-    async def plan(self, name: str, arguments: Mapping[str, Any], actor: Actor) -> Plan:
-        """Plan a call without running it: what would be done, and what it would cost."""
-        call = _permitted(self.registry_for(actor), name, arguments, actor, self.config)
-        return await self._planner(actor.access).plan(call)
+    async def plan(
+        self, name: str, arguments: Mapping[str, Any], actor: Actor, *, resolver: Resolver | None = None
+    ) -> Plan:
+        """Plan a call without running it: what would be done, and what it would cost.
+
+        Names are looked up with ``resolver`` if it is given, else with the resolver in force.
+        """
+        current = self.current.value
+        if resolver is not None:
+            current = replace(current, resolver=resolver)
+        call = _permitted(self.registry_for(actor), name, arguments, actor, current.config)
+        return await self._planner(current, actor.access).plan(call)
 
     def foresee(self, name: str, arguments: Mapping[str, Any], actor: Actor) -> AccessError | None:
         """The refusal of a call for want of a permission, as far as its parameters tell; None where there is none.
@@ -158,8 +167,9 @@ class Pipeline:
         if actor.access.permissions >= ALL:
             return None
         try:
-            call = _permitted(self.registry_for(actor), name, arguments, actor, self.config)
-            check_permission(call, _settings(call, self.config))
+            config = self.current.value.config
+            call = _permitted(self.registry_for(actor), name, arguments, actor, config)
+            check_permission(call, _settings(call, config))
         except NetworkToolsError as error:
             return error if isinstance(error, AccessError) and error.code == "insufficient_scope" else None
         return None
@@ -179,32 +189,29 @@ class Pipeline:
 
     def registry_for(self, actor: Actor) -> ToolRegistry:
         """The tools there are for an actor."""
-        return self.registry.seen_by(actor.access.tools)
+        return self.current.value.registry.seen_by(actor.access.tools)
 
     def policy_of(self, access: Access) -> ScopePolicy:
         """The policy as an actor with these bounds may use it."""
-        return self.actor_policies.of(self.policy, access.networks)
+        return self.actor_policies.of(self.current.value.policy, access.networks)
 
     def access_now(self, actor: Actor) -> Access:
-        """What an actor may do now: a reload may have drawn it other bounds since it came in."""
-        return self.actors.again(actor.name, actor.access) if actor.access.origin and self.actors else actor.access
-
-    def use_registry(self, registry: ToolRegistry) -> None:
-        """Offer these tools from here on, and tell the interfaces whose clients keep a list of them."""
-        self.registry = registry
-        for notify in self.on_tools_changed:
-            notify()
+        """What an actor may do now: a reload may have changed its limits since the call came in."""
+        actors = self.current.value.actors
+        return actors.again(actor.name, actor.access) if actor.access.origin and actors else actor.access
 
     async def close(self) -> None:
         """Write what the log still lacks; for the end, when no call is under way."""
         await self.denials.close()
         await self.unstored.close()
 
-    def _planner(self, access: Access) -> Planner:
-        return Planner(self.config, self.policy_of(access), self.resolver, self.guard, self.allowed_checksums)
+    def _planner(self, current: Snapshot, access: Access) -> Planner:
+        policy = self.actor_policies.of(current.policy, access.networks)
+        return Planner(current.config, policy, current.resolver, self.guard, current.allowed_checksums)
 
-    def _authorizer(self, access: Access) -> Authorizer:
-        return Authorizer(self.config, self.policy_of(access), self.guard, self.budget, self.audit)
+    def _authorizer(self, current: Snapshot, access: Access) -> Authorizer:
+        policy = self.actor_policies.of(current.policy, access.networks)
+        return Authorizer(current.config, policy, self.guard, self.budget, self.audit)
 
     @asynccontextmanager
     async def _noting_refusal(
@@ -214,7 +221,7 @@ class Pipeline:
 
         async def note(error: NetworkToolsError) -> None:
             self.signals.refused(tool, actor, error, given_id(arguments))
-            hidden = error.code == "unknown_tool" and known_name(self.registry, name) != tool
+            hidden = error.code == "unknown_tool" and known_name(self.current.value.registry, name) != tool
             reason = f"the tools of {actor.name} do not include this one" if hidden else None
             await self.denials.log(actor, name, tool, arguments, error, reason=reason)
 

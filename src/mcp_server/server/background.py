@@ -50,7 +50,7 @@ class BackgroundTasks:
             from mcp_server.identity.authenticator import Authenticator
 
             self._authenticator = Authenticator(
-                lambda: self._server.config, directory=InForce(lambda: self._server.pipeline.actors)
+                lambda: self._server.config, directory=InForce(lambda: self._server.pipeline.current.value.actors)
             )
         return self._authenticator
 
@@ -78,7 +78,7 @@ class BackgroundTasks:
 
     async def prepare(self) -> None:
         """What comes before the first request; raises ConfigError for tracing that is not installed."""
-        config, policy = self._server.config, self._server.pipeline.policy
+        config, policy = self._server.config, self._server.pipeline.current.value.policy
         self._use_metrics()
         if config.tracing.endpoint:
             await asyncio.to_thread(tracing.configure, config.tracing, inside=policy if self._guarded else None)
@@ -104,7 +104,7 @@ class BackgroundTasks:
         self.invalidate()
 
     def _use_metrics(self) -> None:
-        config, offered = self._server.config, self._server.pipeline.registry.offered
+        config, offered = self._server.config, self._server.pipeline.current.value.registry.offered
         metrics.configure(enabled=config.metrics.enabled)
         metrics.prepare(offered)
         tier = self._server.guard.enforcement.value

@@ -15,11 +15,14 @@ from mcp_server.audit import AuditLog
 from mcp_server.config import Config, get_config, log_notices
 from mcp_server.errors import NetworkToolsError, PlatformError
 from mcp_server.limits.admission import Admission
+from mcp_server.limits.calls import Calls
 from mcp_server.limits.circuit_breaker import Breakers
 from mcp_server.limits.rate_limit import RateLimiter
 from mcp_server.netguard.choice import GuardChoice, require
 from mcp_server.netguard.client import ArgumentGuard
+from mcp_server.observability.events import EventBus
 from mcp_server.observability.logs import configure_logging
+from mcp_server.pipeline.current import Current, Snapshot
 from mcp_server.pipeline.pipeline import Pipeline
 from mcp_server.pipeline.record import run_facts
 from mcp_server.pipeline.signals import BreakerSignals, show_breakers
@@ -73,34 +76,48 @@ class EnhancedMCPServer:
 
         Raises ConfigError for a policy that cannot be used, PlatformError ``enforcement_too_weak``.
         """
-        self.config = config or get_config()
+        started_with = config or get_config()
         self.guard: Guard = guard or ArgumentGuard()
-        require(self.config, GuardChoice(self.guard.enforcement))
+        require(started_with, GuardChoice(self.guard.enforcement))
         self._listener = listener
-        policy = self.config.scope_policy()
-        prepare_state_dir(self.config)
+        policy = started_with.scope_policy()
+        prepare_state_dir(started_with)
         self._store: Store | None = None
         self._store_closed = False
         self._opening = asyncio.Lock()
+        self.current = Current(
+            Snapshot(
+                config=started_with,
+                policy=policy,
+                registry=build_registry(started_with, self.guard),
+                resolver=make_resolver(policy, self.guard),
+                allowed_checksums=read_allowed_checksums(started_with),
+                actors=read_actors(started_with, policy),
+            )
+        )
+        admission = Admission(caps(lambda: self.config, lambda: self.current.value.registry))
+        self.current.observe(admission.refresh)
         self.pipeline = Pipeline(
-            config=self.config,
-            policy=policy,
-            registry=build_registry(self.config, self.guard),
-            resolver=make_resolver(policy, self.guard),
+            self.current,
             guard=self.guard,
-            admission=Admission(caps(lambda: self.config, lambda: self.pipeline.registry)),
+            audit=AuditLog(self.config.state_dir, lambda: self.config.audit),
+            open_store=self.store,
+            admission=admission,
             breakers=Breakers(lambda: self.config.circuit_breaker, observer=BreakerSignals()),
             limiter=RateLimiter(lambda: self.config.rate_limit),
-            audit=AuditLog(self.config.state_dir, self.config.audit),
-            open_store=self.store,
-            allowed_checksums=read_allowed_checksums(self.config),
-            actors=read_actors(self.config, policy),
+            calls=Calls(),
+            events=EventBus(),
+            invalidate=lambda: self.background.invalidate(),
         )
         show_breakers(self.pipeline.breakers)
         self.lifecycle = Lifecycle(self.pipeline.calls, self._notify)
         self.background = BackgroundTasks(self)
-        self.pipeline.invalidate = self.background.invalidate
         self._releasing = asyncio.Lock()
+
+    @property
+    def config(self) -> Config:
+        """The configuration in force."""
+        return self.current.value.config
 
     @property
     def ready(self) -> bool:
@@ -125,7 +142,6 @@ class EnhancedMCPServer:
         pinned again. Tools that an operator has switched off stay off.
         """
         require(config, GuardChoice(self.guard.enforcement))
-        pipeline = self.pipeline
         # A policy may have 100,000 lines, and a package of tools may take its time to import.
         policy, allowed_checksums = await asyncio.to_thread(
             lambda: (config.scope_policy(), read_allowed_checksums(config))
@@ -136,17 +152,23 @@ class EnhancedMCPServer:
         if accept_programs:
             invalidate_command_cache()
             forget_files()
-        self.config = pipeline.config = config
-        pipeline.policy, pipeline.allowed_checksums, pipeline.actors = policy, allowed_checksums, actors
-        pipeline.use_registry(registry.with_disabled(pipeline.registry.disabled))
-        pipeline.resolver, pipeline.audit.settings = make_resolver(policy, self.guard), config.audit
-        pipeline.admission.refresh()
+        before = self.current.value
+        self.current.swap(
+            Snapshot(
+                config=config,
+                policy=policy,
+                registry=registry.with_disabled(before.registry.disabled),
+                resolver=make_resolver(policy, self.guard),
+                allowed_checksums=allowed_checksums,
+                actors=actors,
+            )
+        )
         self.background.follow()
         metrics.gauge("mcp_server_ready", float(self.ready))  # they may only be counted from here on
 
     async def _take_over(self, policy: ScopePolicy, actors: Actors | None) -> None:
         """Put policy and actors on the log, then have the guard enforce the one; nothing is left where either fails."""
-        before, actors_before = self.pipeline.policy, self.pipeline.actors
+        before, actors_before = self.pipeline.current.value.policy, self.pipeline.current.value.actors
         is_new = (policy.hash, actors and actors.hash) != (before.hash, actors_before and actors_before.hash)
         if is_new:
             await self._log_policy(policy, actors)
@@ -235,7 +257,7 @@ class EnhancedMCPServer:
             except (NetworkToolsError, TimeoutError) as error:
                 logger.error("store.not_open_yet: %s", str(error) or f"no answer within {OPEN_SEC:g} s")  # noqa: TRY400 - no traceback: the failure is a disk or a database
         # Nothing runs without a log, and a start that could not be logged is none.
-        await self._log_policy(self.pipeline.policy, self.pipeline.actors)
+        await self._log_policy(self.pipeline.current.value.policy, self.pipeline.current.value.actors)
         await self.pipeline.audit.start()
         await self.background.prepare()
 

@@ -80,9 +80,13 @@ class Reloaded:
 class Reloadable(Protocol):
     """What a reload needs of a server."""
 
-    config: Config
     guard: Guard
     pipeline: Pipeline
+
+    @property
+    def config(self) -> Config:
+        """The configuration in force."""
+        ...
 
     async def reload(self, config: Config, *, accept_programs: bool) -> None:
         """Use ``config`` for all that comes after, or raise NetworkToolsError and use nothing of it.
@@ -167,7 +171,9 @@ class Reloader:
             with suppress(NetworkToolsError):  # the server's own log has it all the same
                 await self._note(actor, "kept", code=error.code, reason=error.message)
         self._again.set()
-        self.last = Reloaded(by, datetime.now(UTC), self._server.pipeline.policy.hash, keys, pending, error)
+        self.last = Reloaded(
+            by, datetime.now(UTC), self._server.pipeline.current.value.policy.hash, keys, pending, error
+        )
         self._notify(self.last)
         return self.last
 

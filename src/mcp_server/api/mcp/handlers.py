@@ -59,7 +59,7 @@ _LEAST_PROGRESS = 1e-6
 def build_mcp_server(pipeline: Pipeline, interface: str) -> Server[Any]:
     """Build the MCP server of one interface (``stdio`` or ``http``) over ``pipeline``."""
     lists = ToolLists()
-    pipeline.on_tools_changed.append(lists.changed)
+    pipeline.current.observe(lists.changed)
     handlers = _Handlers(pipeline, interface, lists)
     resources = RunResources(pipeline.open_store, handlers.caller, pipeline.invalidate)
     server = _Server(
@@ -191,7 +191,9 @@ class _Handlers:
             return _crashed()
         _notify(answer.error, answer)
         body, view = views.structured(answer)
-        full = self._pipeline.config.server.answer_text == "full" or ctx.protocol_version < _STRUCTURED_SINCE
+        full = (
+            self._pipeline.current.value.config.server.answer_text == "full" or ctx.protocol_version < _STRUCTURED_SINCE
+        )
         return _result(views.text(answer, view, full=full), body, is_error=answer.error is not None)
 
     async def _explain(self, arguments: dict[str, Any], actor: Actor) -> types.CallToolResult:
@@ -214,7 +216,7 @@ class _Handlers:
                 method = tracing.OTHER
             if method == "tools/call":
                 given = str((ctx.params or {}).get("name"))
-                tool = given if given == scope.NAME else known_name(self._pipeline.registry, given)
+                tool = given if given == scope.NAME else known_name(self._pipeline.current.value.registry, given)
                 span.set(**{"gen_ai.tool.name": tool})
                 span.rename(f"{method} {tool}")
             else:

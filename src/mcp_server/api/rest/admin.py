@@ -6,7 +6,7 @@ the audit log before it is done.
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -59,7 +59,7 @@ def _add_tools(app: FastAPI, server: EnhancedMCPServer) -> None:
         responses=problem_responses(*GUARDED) | {200: {"model": AdminTools}},
     )
     async def tools() -> dict[str, Any]:
-        registry, admission = server.pipeline.registry, server.pipeline.admission
+        registry, admission = server.pipeline.current.value.registry, server.pipeline.admission
         rows = []
         for name, tool in registry.offered.items():
             load = admission.load(name)
@@ -91,13 +91,15 @@ async def switch_tool(server: EnhancedMCPServer, name: str, *, enable: bool, act
     Raises NotFoundError for a tool that the owner's files do not offer, PlatformError where the log cannot be written.
     """
     pipeline = server.pipeline
-    own = pipeline.registry.find(name).tool_name()
-    if (own not in pipeline.registry.disabled) is enable:
+    registry = pipeline.current.value.registry
+    own = registry.find(name).tool_name()
+    if (own not in registry.disabled) is enable:
         return {"name": own, "enabled": enable, "changed": False}
     await _note(server, actor, f"tool.{'enable' if enable else 'disable'}", own)
     # Only now, and in one step: another request, or a reload, may have been here during the writing.
-    disabled = pipeline.registry.disabled - {own} if enable else pipeline.registry.disabled | {own}
-    pipeline.use_registry(pipeline.registry.with_disabled(disabled))
+    current = pipeline.current.value
+    disabled = current.registry.disabled - {own} if enable else current.registry.disabled | {own}
+    pipeline.current.swap(replace(current, registry=current.registry.with_disabled(disabled)))
     pipeline.events.publish(f"tool.{'enabled' if enable else 'disabled'}", {"tool": own, "actor": actor.name})
     return {"name": own, "enabled": enable, "changed": True}
 
@@ -118,7 +120,7 @@ def _add_breakers(app: FastAPI, server: EnhancedMCPServer) -> None:
     )
     async def force(request: Request, tool_name: ToolName, action: Literal["open", "close", "reset"]) -> dict[str, Any]:
         # A name that no tool has would make a breaker of its own, and be a label of the figures.
-        name = server.pipeline.registry.find(tool_name).tool_name()
+        name = server.pipeline.current.value.registry.find(tool_name).tool_name()
         await _note(server, caller(request), f"breaker.{action}", name)
         breaker = server.pipeline.breakers.of(name)
         {"open": breaker.force_open, "close": breaker.force_close, "reset": breaker.reset}[action]()

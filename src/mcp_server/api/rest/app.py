@@ -195,7 +195,7 @@ def _add_server_routes(app: FastAPI, server: EnhancedMCPServer) -> None:
         responses=problem_responses(*GUARDED) | {200: {"model": ConfigReport}},
     )
     async def config() -> dict[str, Any]:
-        current = server.pipeline.config
+        current = server.pipeline.current.value.config
         later = [f"{key.section}.{key.key}" for key in describe(current) if key.status == "later"]
         last = server.reloader.last
         return {

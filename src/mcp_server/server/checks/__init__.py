@@ -33,11 +33,11 @@ def health_of_server(pipeline: Pipeline, authenticator: Authenticator | None = N
 
     ``gate`` is what its HTTP interfaces ask who calls; None for a server that has none.
     """
-    manager = HealthCheckManager(lambda: pipeline.config.health)
+    manager = HealthCheckManager(lambda: pipeline.current.value.config.health)
     manager.observe(log_changes)
 
     async def guard() -> Finding:
-        return await service.check_guard(pipeline.config, pipeline.guard)
+        return await service.check_guard(pipeline.current.value.config, pipeline.guard)
 
     async def engine() -> Finding:
         return await service.check_engine(pipeline.guard)
@@ -46,15 +46,15 @@ def health_of_server(pipeline: Pipeline, authenticator: Authenticator | None = N
         return load.check_breakers(pipeline.breakers.snapshot())
 
     async def queue() -> Finding:
-        return load.check_queue(pipeline.admission.snapshot(), pipeline.config.admission.max_waiting)
+        return load.check_queue(pipeline.admission.snapshot(), pipeline.current.value.config.admission.max_waiting)
 
     async def rate_limit() -> Finding:
         return load.check_rate_limit(await pipeline.limiter.check())
 
     _register_service(
         manager,
-        lambda: pipeline.config,
-        lambda: pipeline.registry,
+        lambda: pipeline.current.value.config,
+        lambda: pipeline.current.value.registry,
         pipeline.open_store,
         pipeline.audit,
         guard,
@@ -66,9 +66,9 @@ def health_of_server(pipeline: Pipeline, authenticator: Authenticator | None = N
     manager.register("breakers", _IMPORTANT, breakers)
     manager.register("queue", _IMPORTANT, queue)
     manager.register("rate limit", _IMPORTANT, rate_limit)
-    if authenticator is not None and pipeline.config.server.auth == "token":
-        manager.register("identity", _IMPORTANT, lambda: check_identity(pipeline.config, authenticator))
-    _register_dependencies(manager, lambda: pipeline.config)
+    if authenticator is not None and pipeline.current.value.config.server.auth == "token":
+        manager.register("identity", _IMPORTANT, lambda: check_identity(pipeline.current.value.config, authenticator))
+    _register_dependencies(manager, lambda: pipeline.current.value.config)
     return manager
 
 
