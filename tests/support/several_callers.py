@@ -163,7 +163,9 @@ def main() -> None:
         async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
             if scope["type"] == "http":
                 credential = header_values(scope, b"authorization")[0].decode().removeprefix("Bearer ")
-                scope = with_principal(scope, principal(credential, InForce(lambda: self._pipeline.current.value.actors)))
+                scope = with_principal(
+                    scope, principal(credential, InForce(lambda: self._pipeline.current.value.actors))
+                )
             await super().__call__(scope, receive, send)
 
     permissions.Permissions = Knowing  # type: ignore[misc]  # the one thing that is changed

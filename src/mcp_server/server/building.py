@@ -12,7 +12,7 @@ from mcp_server.limits.admission import Caps
 from mcp_server.netguard import Enforcement
 from mcp_server.sandbox.privilege import can_open_raw_sockets
 from mcp_server.scope.resolver import SystemResolver
-from mcp_server.tools.base import ToolPolicy
+from mcp_server.tools.base import MCPBaseTool, ToolPolicy
 from mcp_server.tools.registry import ToolRegistry, discover
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def caps(config: Callable[[], Config], registry: Callable[[], ToolRegistry]) -> 
     def per_tool(name: str) -> int:
         # One that waits may be of a tool that a reload has taken away since.
         tool = registry().offered.get(name)
-        return config().effective.concurrency_for(tool.concurrency if tool else None)
+        return config().effective.concurrency_for(tool.concurrency if isinstance(tool, MCPBaseTool) else None)
 
     return Caps(
         total=lambda: config().admission.max_running,

@@ -23,8 +23,8 @@ from mcp_server.netguard.client import ArgumentGuard
 from mcp_server.observability.events import EventBus
 from mcp_server.observability.logs import configure_logging
 from mcp_server.pipeline.current import Current, Snapshot
+from mcp_server.pipeline.log_fields import run_facts
 from mcp_server.pipeline.pipeline import Pipeline
-from mcp_server.pipeline.record import run_facts
 from mcp_server.pipeline.signals import BreakerSignals, show_breakers
 from mcp_server.sandbox.allowed_checksums import forget as forget_files
 from mcp_server.sandbox.binaries import invalidate_command_cache

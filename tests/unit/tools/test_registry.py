@@ -90,9 +90,9 @@ def test_a_package_gives_its_tools_beside_the_built_in_ones(package: str, caplog
     with caplog.at_level("INFO"):
         registry = discover(ToolPolicy(), packages=[package])
     assert list(registry.tools) == sorted(registry.tools)
-    assert registry.get("echo").command_name == "echo"
+    assert registry.programs["echo"].command_name == "echo"
     assert registry.get("EchoTool") is registry.get("echo")
-    assert registry.get("nmap").command_name == "nmap"
+    assert registry.programs["nmap"].command_name == "nmap"
     reasons = {item.name.rpartition(".")[2]: item.reason for item in registry.left_out}
     assert "a_module_that_is_not_there" in reasons["broken"]
     assert reasons["NmapTool"] == "another tool is already called 'nmap'"
@@ -168,7 +168,7 @@ def test_a_class_that_cannot_be_built_costs_only_itself(
 
 
 def test_a_class_called_tool_has_no_name() -> None:
-    assert "left" in (why_left_out(named("Tool"), ["*"], []) or "")
+    assert "only 'Tool'" in (why_left_out(named("Tool"), ["*"], []) or "")
 
 
 def test_a_module_that_leaves_does_not_take_the_server_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,33 +179,35 @@ def test_a_module_that_leaves_does_not_take_the_server_along(tmp_path: Path, mon
     assert "nmap" in registry.tools
 
 
-def test_a_name_that_the_server_answers_itself_is_no_tool() -> None:
-    class ScopeTool(MCPBaseTool):
-        command_name = "true"
-
-    reason = why_left_out(ScopeTool, ("*",), ())
-    assert reason is not None
-    assert "the server answers itself" in reason
+def test_a_tool_that_runs_no_program_is_an_entry_that_patterns_do_not_remove() -> None:
+    registry = discover(ToolPolicy(), include=["n*"], exclude=["*"])
+    assert (list(registry.tools), registry.programs) == (["scope"], {})
+    assert list(discover(ToolPolicy()).seen_by(("no*",)).tools) == ["scope"]
+    assert registry.is_server_tool("scope")
+    assert registry.is_server_tool("ScopeTool")
+    assert not discover(ToolPolicy()).is_server_tool("nmap")
+    with pytest.raises(ConflictError, match="scope is disabled"):
+        registry.with_disabled({"scope"}).get("scope")
 
 
 def test_a_disabled_tool_is_taken_away_and_can_be_given_back() -> None:
     whole = discover(ToolPolicy())
     without = whole.with_disabled({"nmap"})
-    assert (list(without.tools), list(without.offered)) == ([], ["nmap"])
+    assert (list(without.tools), list(without.offered)) == (["scope"], ["nmap", "scope"])
     for name in ("nmap", "NmapTool"):
-        with pytest.raises(ConflictError, match="nmap is switched off") as caught:
+        with pytest.raises(ConflictError, match="nmap is disabled") as caught:
             without.get(name)
         assert (caught.value.code, caught.value.details) == ("tool_disabled", {"tool": "nmap"})
         assert without.find(name) is whole.get(name), "what runs still knows its tool"
     assert without.with_disabled(()).get("nmap") is whole.get("nmap")
-    assert list(whole.tools) == ["nmap"], "the registry of calls under way is as it was"
+    assert list(whole.programs) == ["nmap"], "the registry of calls under way is as it was"
 
 
 def test_disabling_never_offers_what_the_owner_does_not() -> None:
     none = discover(ToolPolicy(), exclude=["nmap"]).with_disabled(())
-    assert none.tools == {}
+    assert none.programs == {}
     with pytest.raises(NotFoundError) as caught:
         none.with_disabled({"nmap"}).get("nmap")
     assert caught.value.code == "unknown_tool"
     back = discover(ToolPolicy()).with_disabled(none.with_disabled({"nmap"}).disabled)
-    assert back.tools == {}, "it stays off when a reload offers it again"
+    assert back.programs == {}, "it stays off when a reload offers it again"

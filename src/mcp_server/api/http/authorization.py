@@ -20,7 +20,6 @@ from mcp_server.api.http.challenges import challenge
 from mcp_server.api.http.principals import Principal, client_of, principal_of
 from mcp_server.api.http.problems import ASGIApp, Message, Receive, Scope, Send, send_problem
 from mcp_server.api.http.serve import MCP_PATH
-from mcp_server.api.scope import NAME as SCOPE_TOOL
 from mcp_server.errors import NetworkToolsError, NotFoundError
 from mcp_server.model.access import Permission
 from mcp_server.model.run import Actor
@@ -28,6 +27,7 @@ from mcp_server.scope.permission import ALL, NEEDED, require_permission
 
 if TYPE_CHECKING:
     from mcp_server.pipeline.pipeline import Pipeline
+    from mcp_server.pipeline.validate import ValidatedRequest
 
 _READ, _RUNS, _ADMIN = Permission.TOOLS_READ, Permission.RUNS_READ, Permission.ADMIN
 
@@ -72,6 +72,8 @@ METHODS: Final[Mapping[str, Permission | None]] = {
 }
 """Permission that an MCP method needs; what is not here has no handler, and is refused as unknown."""
 
+_VALIDATED: Final = "mcp_network_tools.validated"
+
 # The router's own expressions, because what it takes for a route must be one here: its ``$`` passes over a line break.
 _PATTERNS: Final = [(method, compile_path(path)[0], path) for method, path in ROUTES]
 
@@ -103,6 +105,7 @@ class Permissions:
             refusal = await self._refusal_of_route(route, scope, principal)
         if refusal is None and route == ("POST", MCP_PATH) and not _lacks_nothing(principal):
             message = await receive()
+            scope = {**scope, _VALIDATED: None}
             refusal = await self._refusal_of_message(message.get("body", b""), scope, principal)
             receive = _again(message, receive)
         if refusal is None:
@@ -130,10 +133,8 @@ class Permissions:
         arguments = given if isinstance(given, dict) else {}
         if not isinstance(name, str):
             return None
-        if name == SCOPE_TOOL:
-            return await self._missing(_READ, f"tools/call {SCOPE_TOOL}", actor)
-        refusal = self._pipeline.foresee(name, arguments, actor)
-        return None if refusal is None else await self._pipeline.refuse(name, arguments, actor, refusal)
+        request = scope[_VALIDATED] = self._pipeline.validate(name, arguments, actor)
+        return await self._pipeline.refuse(request) if request.lacks_permission else None
 
     async def _missing(self, needed: Permission | None, what: str, actor: Actor) -> NetworkToolsError | None:
         """The refusal of an actor without ``needed``, after it was put on the log; ``what`` is a row of the tables."""
@@ -146,6 +147,11 @@ class Permissions:
             await self._pipeline.denials.log(actor, what, what, {}, refusal)
             return refusal
         return None
+
+
+def validated_of(scope: Scope) -> ValidatedRequest | None:
+    """Return the tool call of this request as it was validated here. None if nothing was validated."""
+    return scope.get(_VALIDATED)
 
 
 def _lacks_nothing(principal: Principal) -> bool:

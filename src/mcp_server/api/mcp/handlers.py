@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
-from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -24,7 +23,8 @@ from mcp_types.methods import SPEC_CLIENT_METHODS, SPEC_CLIENT_NOTIFICATION_METH
 from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS
 
 from mcp_server import __version__
-from mcp_server.api import scope, views
+from mcp_server.api import views
+from mcp_server.api.http.authorization import validated_of
 from mcp_server.api.http.principals import client_name, principal_of
 from mcp_server.api.mcp.resources import RunResources
 from mcp_server.api.mcp.tool_lists import ToolLists
@@ -33,7 +33,9 @@ from mcp_server.model.access import FULL_ACCESS
 from mcp_server.model.run import Actor, Risk
 from mcp_server.observability import tracing
 from mcp_server.pipeline.signals import known_name
-from mcp_server.pipeline.validate import user_name
+from mcp_server.pipeline.validate import ValidatedRequest, user_name
+from mcp_server.tools.base import ServerTool, ToolAnswer
+from mcp_server.tools.registry import RegisteredTool
 
 if TYPE_CHECKING:
     from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
@@ -41,7 +43,6 @@ if TYPE_CHECKING:
     from mcp_server.pipeline.execute import Progress
     from mcp_server.pipeline.pipeline import Pipeline
     from mcp_server.pipeline.respond import CallResult
-    from mcp_server.tools.base import MCPBaseTool
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -81,7 +82,7 @@ def build_mcp_server(pipeline: Pipeline, interface: str) -> Server[Any]:
     return server
 
 
-_described: WeakKeyDictionary[MCPBaseTool, types.Tool] = WeakKeyDictionary()
+_described: WeakKeyDictionary[RegisteredTool, types.Tool] = WeakKeyDictionary()
 """The SDK asks for the list at every call over HTTP, and a schema takes pydantic milliseconds."""
 
 
@@ -95,16 +96,21 @@ class _Server(Server[Any]):
         return super().create_initialization_options(options, *args, **named)
 
 
-def describe(tool: MCPBaseTool) -> types.Tool:
+def describe(tool: RegisteredTool) -> types.Tool:
     """The `tools/list` entry of a tool, without the titles pydantic repeats for every property."""
     if (known := _described.get(tool)) is not None:
         return known
+    if isinstance(tool, ServerTool):
+        description, output_schema = tool.description, tool.output_schema
+    else:
+        description = tool.description or f"Runs {tool.command_name} on one target inside the scope."
+        output_schema = views.output_schema(parsed=tool.has_parser)
     entry = _described[tool] = types.Tool(
         name=tool.tool_name(),
         title=tool.title or tool.tool_name(),
-        description=tool.description or f"Runs {tool.command_name} on one target inside the scope.",
+        description=description,
         input_schema=compact_schema(tool.parameters.model_json_schema()),
-        output_schema=views.output_schema(parsed=tool.has_parser),
+        output_schema=output_schema,
         annotations=types.ToolAnnotations(
             read_only_hint=tool.risk < Risk.INTRUSIVE,
             destructive_hint=tool.risk >= Risk.INTRUSIVE,
@@ -113,21 +119,6 @@ def describe(tool: MCPBaseTool) -> types.Tool:
         ),
     )
     return entry
-
-
-@cache
-def describe_scope() -> types.Tool:
-    """The `tools/list` entry of the tool that explains the scope."""
-    return types.Tool(
-        name=scope.NAME,
-        title=scope.TITLE,
-        description=scope.DESCRIPTION,
-        input_schema=compact_schema(scope.ScopeQuery.model_json_schema()),
-        output_schema=scope.OUTPUT_SCHEMA,
-        annotations=types.ToolAnnotations(
-            read_only_hint=True, destructive_hint=False, idempotent_hint=True, open_world_hint=True
-        ),
-    )
 
 
 def compact_schema(schema: dict[str, Any]) -> dict[str, Any]:
@@ -167,45 +158,38 @@ class _Handlers:
     ) -> types.ListToolsResult:
         self._lists.given_to(ctx)
         seen = self._pipeline.registry_for(self.caller(ctx)).tools
-        tools = [describe(tool) for name, tool in seen.items() if name != scope.NAME]
-        return types.ListToolsResult(tools=[*tools, describe_scope()])
+        return types.ListToolsResult(tools=[describe(tool) for tool in seen.values()])
 
     async def call_tool(
         self, ctx: ServerRequestContext[Any], params: types.CallToolRequestParams
     ) -> types.CallToolResult:
-        actor = self.caller(ctx)
-        if params.name == scope.NAME:
-            return await self._explain(params.arguments or {}, actor)
+        arguments, actor = params.arguments or {}, self.caller(ctx)
         try:
             answer = await _with_cleanup(
-                self._pipeline.call(params.name, params.arguments or {}, actor, _progress(ctx))
+                self._pipeline.handle(
+                    params.name,
+                    arguments,
+                    actor,
+                    _progress(ctx),
+                    validated=validated_request(ctx, params.name, arguments),
+                )
             )
-        except NotFoundError as error:
-            _notify(error)
-            raise MCPError(code=types.INVALID_PARAMS, message=error.message, data=error.as_dict()) from None
         except NetworkToolsError as error:
             _notify(error)
+            if isinstance(error, NotFoundError) and "parameter" not in error.details:
+                raise MCPError(code=types.INVALID_PARAMS, message=error.message, data=error.as_dict()) from None
             return _result(views.error_text(error), views.refusal(error), is_error=True)
         except Exception:
             logger.exception("call.crashed tool=%s", params.name[:64])
             return _crashed()
+        if isinstance(answer, ToolAnswer):
+            return _result(answer.text, views.compact(answer.body), is_error=False)
         _notify(answer.error, answer)
         body, view = views.structured(answer)
         full = (
             self._pipeline.current.value.config.server.answer_text == "full" or ctx.protocol_version < _STRUCTURED_SINCE
         )
         return _result(views.text(answer, view, full=full), body, is_error=answer.error is not None)
-
-    async def _explain(self, arguments: dict[str, Any], actor: Actor) -> types.CallToolResult:
-        try:
-            body = await scope.ask_pipeline(self._pipeline, scope.read_query(arguments), actor)
-        except NetworkToolsError as error:
-            _notify(error)
-            return _result(views.error_text(error), views.refusal(error), is_error=True)
-        except Exception:
-            logger.exception("scope.crashed")
-            return _crashed()
-        return _result("\n".join(scope.lines(body)), scope.compact(body), is_error=False)
 
     async def describe_span(self, ctx: ServerRequestContext[Any], call_next: CallNext) -> HandlerResult:
         """Complete the SDK's span by the semantic conventions, and take out of it what only the caller has said."""
@@ -216,7 +200,7 @@ class _Handlers:
                 method = tracing.OTHER
             if method == "tools/call":
                 given = str((ctx.params or {}).get("name"))
-                tool = given if given == scope.NAME else known_name(self._pipeline.current.value.registry, given)
+                tool = known_name(self._pipeline.current.value.registry, given)
                 span.set(**{"gen_ai.tool.name": tool})
                 span.rename(f"{method} {tool}")
             else:
@@ -293,6 +277,12 @@ def caller_of(ctx: ServerRequestContext[Any], interface: str, user: str) -> Acto
     if ctx.request is None:
         raise AccessError("nobody has checked who calls")
     return principal_of(ctx.request.scope).actor(interface, _client_name(ctx))
+
+
+def validated_request(ctx: ServerRequestContext[Any], name: str, arguments: dict[str, Any]) -> ValidatedRequest | None:
+    """Return this request as the HTTP authorization validated it. None if it did not, or validated another one."""
+    validated = None if ctx.request is None else validated_of(ctx.request.scope)
+    return validated if validated and (validated.name, validated.arguments) == (name, arguments) else None
 
 
 def _client_name(ctx: ServerRequestContext[Any]) -> str:

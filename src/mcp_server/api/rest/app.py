@@ -15,7 +15,6 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
 from mcp_server import __version__, metrics
-from mcp_server.api import scope as scope_api
 from mcp_server.api.http import metrics_page
 from mcp_server.api.http.authorization import scopes_of, step_up
 from mcp_server.api.http.principals import caller
@@ -33,7 +32,7 @@ from mcp_server.api.rest.events import add_event_routes
 from mcp_server.api.rest.health import add_health_routes
 from mcp_server.api.rest.schemas import ConfigReport, Index, RunList, RunPage, ScopeReport, ToolList
 from mcp_server.api.runs import raw_of, reader, run_page
-from mcp_server.api.views import tool_output
+from mcp_server.api.views import answer_output, tool_output
 from mcp_server.config import describe
 from mcp_server.errors import ArgumentError, NetworkToolsError, NotFoundError, PlatformError
 from mcp_server.model.record import run_record
@@ -42,7 +41,8 @@ from mcp_server.model.untrusted import sanitize
 from mcp_server.observability import tracing
 from mcp_server.pipeline.signals import known_name
 from mcp_server.scope.reading import MAX_CHARS
-from mcp_server.tools.base import ToolOutput
+from mcp_server.tools.base import MCPBaseTool, ToolAnswer, ToolOutput
+from mcp_server.tools.scope_tool import MAX_TARGETS, QueryText, RiskName, ScopeTool
 
 if TYPE_CHECKING:
     from mcp_server.pipeline.respond import CallResult
@@ -215,15 +215,15 @@ def _add_scope_route(app: FastAPI, server: EnhancedMCPServer) -> None:
     async def scope(
         request: Request,
         target: Annotated[
-            list[scope_api.Text] | None,
+            list[QueryText] | None,
             Query(
-                max_length=scope_api.MAX_TARGETS,
+                max_length=MAX_TARGETS,
                 description="Address, CIDR or name; repeat it for several",
                 examples=[["192.168.1.10"]],
             ),
         ] = None,
-        risk: Annotated[scope_api.RiskName | None, Query(description="Ask for this risk")] = None,
-        tool: Annotated[scope_api.Text | None, Query(description="Plan a call of this tool, on target")] = None,
+        risk: Annotated[RiskName | None, Query(description="Ask for this risk")] = None,
+        tool: Annotated[QueryText | None, Query(description="Plan a call of this tool, on target")] = None,
         parameters: Annotated[
             str | None,
             Query(
@@ -233,8 +233,8 @@ def _add_scope_route(app: FastAPI, server: EnhancedMCPServer) -> None:
         ] = None,
     ) -> dict[str, Any]:
         given = {"target": target, "risk": risk, "tool": tool, "parameters": _json_object(parameters)}
-        query = scope_api.read_query({key: value for key, value in given.items() if value is not None})
-        return await scope_api.ask_pipeline(server.pipeline, query, caller(request))
+        arguments = {key: value for key, value in given.items() if value is not None}
+        return (await server.pipeline.answer(ScopeTool.tool_name(), arguments, caller(request))).body
 
 
 def _json_object(text: str | None) -> Any:
@@ -256,7 +256,11 @@ def _add_tool_routes(app: FastAPI, server: EnhancedMCPServer) -> None:
         return {
             "tools": [
                 mcp_api.describe(tool).model_dump(by_alias=True, mode="json", exclude_none=True)
-                | {"class": type(tool).__name__, "command": tool.command_name, "flags": sorted(tool.flags())}
+                | {
+                    "class": type(tool).__name__,
+                    "command": tool.command_name if isinstance(tool, MCPBaseTool) else None,
+                    "flags": sorted(tool.flags()) if isinstance(tool, MCPBaseTool) else [],
+                }
                 for tool in server.pipeline.registry_for(caller(request)).tools.values()
             ]
         }
@@ -282,10 +286,13 @@ def _add_tool_routes(app: FastAPI, server: EnhancedMCPServer) -> None:
         }
         with tracing.request("POST", "/tools/{tool_name}/execute", request.headers, **named) as span:
             try:
-                answer = await _unless_disconnected(request, server.pipeline.call(tool_name, arguments, actor))
+                answer = await _unless_disconnected(request, server.pipeline.handle(tool_name, arguments, actor))
             except NetworkToolsError as error:
                 span.set(**{"http.response.status_code": error.spec.http})
                 raise
+            if isinstance(answer, ToolAnswer):
+                span.set(**{"http.response.status_code": 200})
+                return answer_output(answer)
             span.set(
                 **{
                     "http.response.status_code": answer.error.spec.http if answer.error else 200,
