@@ -187,8 +187,8 @@ def test_the_call_takes_them_and_says_where_one_does_nothing() -> None:
     args = build_command_of(PLAIN, ("127.0.0.1",), parameters).args
     assert args[args.index("--script-args") + 1] == 'http-title.url="/x",http.useragent="me"'
     for changed, why in (
-        ({"scripts": ["banner"]}, "is read by none"),
-        ({"scripts": None, "mode": "ports"}, "is read by none"),
+        ({"scripts": ["banner"]}, "No script of this call reads"),
+        ({"scripts": None, "mode": "ports"}, "No script of this call reads"),
         ({"scripts": None, "mode": "discover"}, "contradict"),
         ({"script_args": {"http-title.url": "x"}}, "script_args: http-title.url does not take 'x'"),
         ({"script_args": {"script-args-file": "/etc/passwd"}}, "is not a script argument"),

@@ -45,7 +45,8 @@ def build_command_of(
 ) -> Command:
     """Build the command of a call as the plan step does, with raw sockets if the policy has them."""
     prepared = prepare(policy, networks, parameters)
-    conditions = RunConditions(timeout_sec=600, raw_sockets=policy.raw_sockets, max_rate=max_rate)
+    timeout = parameters.get("timeout_sec", NmapTool.default_timeout_sec)
+    conditions = RunConditions(timeout_sec=timeout, raw_sockets=policy.raw_sockets, max_rate=max_rate)
     return NmapTool(policy).build_command(prepared, pin(*networks), conditions)
 
 

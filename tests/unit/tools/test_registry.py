@@ -121,7 +121,7 @@ def test_an_unknown_tool_is_refused_with_the_names_there_are() -> None:
 
 
 def test_a_policy_without_intrusive_lets_no_intrusive_flag_through() -> None:
-    allowing, refusing = (discover(ToolPolicy(allow_intrusive=allow)).get("nmap") for allow in (True, False))
+    allowing, refusing = (discover(ToolPolicy(allow_intrusive=allow)).programs["nmap"] for allow in (True, False))
     assert [setting.flag.name for setting in read("-A", allowing.flags(), max_length=99)] == ["-A"]
     with pytest.raises(AccessError) as caught:
         read("-A", refusing.flags(), max_length=99)
@@ -131,7 +131,7 @@ def test_a_policy_without_intrusive_lets_no_intrusive_flag_through() -> None:
 
 def test_building_the_registry_again_starts_from_the_base_list() -> None:
     def table(*, allow: bool) -> dict[str, Flag]:
-        return discover(ToolPolicy(allow_intrusive=allow)).get("nmap").flags()
+        return discover(ToolPolicy(allow_intrusive=allow)).programs["nmap"].flags()
 
     before = [flag for flag in NmapTool.allowed_flags if isinstance(flag, Flag)]
     first, second, third, fourth = (table(allow=allow) for allow in (True, False, True, False))
@@ -161,7 +161,7 @@ def test_a_class_that_cannot_be_built_costs_only_itself(
     )
     monkeypatch.syspath_prepend(tmp_path)
     registry = discover(ToolPolicy(), packages=[name])
-    assert list(registry.tools) == ["nmap", "right"]
+    assert list(registry.programs) == ["nmap", "right"]
     (item,) = registry.left_out
     assert item.name == f"{name}.WrongTool"
     assert reason in item.reason
