@@ -42,12 +42,13 @@ def document() -> dict[str, Any]:
     from mcp_server.api.rest.app import build_rest
     from mcp_server.config import load_config
     from mcp_server.server import EnhancedMCPServer
+    from mcp_server.server.services import rest_services
 
     async def build() -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
             server = EnhancedMCPServer(load_config(env={"MCP_STATE_DIR": str(Path(folder) / "state")}))
             try:
-                return build_rest(server).openapi()
+                return build_rest(rest_services(server.services)).openapi()
             finally:
                 await server.cleanup()
 

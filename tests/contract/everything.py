@@ -19,7 +19,9 @@ from mcp.server.lowlevel import Server
 from mcp.server.subscriptions import ListenHandler
 from mcp.shared.exceptions import MCPError
 
-from mcp_server.api.http.serve import compose, listen, mcp_app, serve_http
+from mcp_server.api.http.application import compose, mcp_app
+from mcp_server.api.http.connections import listen
+from mcp_server.api.http.uvicorn_server import serve_http
 from mcp_server.api.mcp.stdio import serve_stdio
 from mcp_server.config.sections import ServerConfig
 from tests.contract import wire_tools

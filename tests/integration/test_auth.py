@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from mcp_server.api.http.principals import principal_of
-from mcp_server.api.http.problems import Message, Receive, Scope, Send
+from mcp_server.api.http.asgi import Message, Receive, Scope, Send
+from mcp_server.api.http.callers import identity_of
 from mcp_server.errors import ConfigError, PlatformError
 from mcp_server.identity.local_token import load_or_create_token
 from mcp_server.model.access import FULL_ACCESS
@@ -144,7 +144,7 @@ def test_a_full_disk_is_named_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
-    principal = principal_of(scope)
+    principal = identity_of(scope)
     assert (principal.name, principal.access) == ("token", FULL_ACCESS)
     await send({"type": "http.response.start", "status": 204, "headers": []})
 

@@ -18,6 +18,7 @@ from mcp_server.model.access import Access, Permission, Role
 from mcp_server.model.run import Actor
 from mcp_server.scope.resolver import SystemResolver
 from mcp_server.server import EnhancedMCPServer
+from mcp_server.server.applying import apply
 from tests.support.cli import batch
 from tests.support.interfaces import environment, http_server, log_records
 from tests.support.resolvers import use_resolver
@@ -170,7 +171,7 @@ async def test_a_call_that_waits_is_judged_by_the_bounds_of_the_moment_it_begins
         while not pipeline.admission.load("nmap").waiting:
             await asyncio.sleep(0.02)
     path.write_text(text.replace("operator", "viewer"))
-    await server.reload(config)
+    await apply(server.pipeline, config)
     ends = await asyncio.gather(first, second, return_exceptions=True)
     await server.cleanup()
     refusals = [end for end in ends if isinstance(end, AccessError)]

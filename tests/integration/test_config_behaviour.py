@@ -33,6 +33,7 @@ from mcp_server.model.run import Actor
 from mcp_server.pipeline.respond import CallResult
 from mcp_server.sandbox.binaries import invalidate_command_cache
 from mcp_server.server import EnhancedMCPServer
+from mcp_server.server.applying import apply
 from tests.support.interfaces import environment, free_port, http_server, open_interfaces
 from tests.support.site_tools import SiteTools, make_site_tools
 
@@ -255,7 +256,7 @@ async def test_only_so_many_run_at_once(tmp_path: Path, site: SiteTools, name: s
     for limit, expected in (("1", 1), ("3", 3)):
         async with serving(tmp_path / limit, site, **{name: limit}) as server:
             calls = [asyncio.create_task(probe(server, "sleep", timeout_sec=2)) for _ in range(4)]
-            store = await server.store()
+            store = await server.pipeline.open_store()
             await asyncio.sleep(1)
             assert (await store.list_runs()).total == expected
             for call in calls:
@@ -343,12 +344,12 @@ async def test_a_policy_file_draws_the_scope(tmp_path: Path, site: SiteTools) ->
             await probe(server, "nothing", target="127.0.0.2")
         policy.write_text("version: 1\nallow: [127.0.0.2]\n")
         assert (await probe(server, "nothing")).error is None, "only a reload brings a change into force"
-        await server.reload(load_config(env=env))
+        await apply(server.pipeline, load_config(env=env))
         with pytest.raises(TargetError):
             await probe(server, "nothing")
         policy.write_text("version: 1\nallow: [127.0.0.1\n")
         with pytest.raises(ConfigError):
-            await server.reload(load_config(env=env))
+            await apply(server.pipeline, load_config(env=env))
         assert (await probe(server, "nothing", target="127.0.0.2")).error is None, "a bad file leaves the old in force"
     finally:
         await server.cleanup()
@@ -472,13 +473,13 @@ async def test_a_tool_that_fails_is_left_alone_for_a_while(tmp_path: Path, site:
 async def test_health_is_what_the_owner_calls_healthy(tmp_path: Path) -> None:
     strict = {f"MCP_HEALTH_{key}_THRESHOLD": "0" for key in ("MEMORY", "DISK")}
     async with serving(tmp_path, None, MCP_HEALTH_DEPENDENCIES="json,no_such_module_here", **strict) as server:
-        found = {result.name: result for result in (await server.health.check()).results}
+        found = {result.name: result for result in (await server.services.health().check()).results}
         unwell = {name for name, result in found.items() if result.status is not HealthStatus.HEALTHY}
         assert {"memory", "disk"} <= unwell
         assert any("no_such_module_here" in str(result) for name, result in found.items() if name in unwell)
     lax = {f"MCP_HEALTH_{key}_THRESHOLD": "100" for key in ("CPU", "MEMORY", "DISK")}
     async with serving(tmp_path / "lax", None, MCP_HEALTH_DEPENDENCIES="json", **lax) as server:
-        found = {result.name: result for result in (await server.health.check()).results}
+        found = {result.name: result for result in (await server.services.health().check()).results}
         assert {name for name in ("cpu", "memory", "disk") if found[name].status is not HealthStatus.HEALTHY} == set()
 
 

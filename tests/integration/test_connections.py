@@ -21,10 +21,11 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Route
 
-from mcp_server.api.http.connections import AcceptErrors, BoundedSocket
-from mcp_server.api.http.middleware import SMALL_BODY, BodyLimit
-from mcp_server.api.http.problems import ASGIApp
-from mcp_server.api.http.serve import compose, listen, mcp_app, serve_http
+from mcp_server.api.http.application import compose, mcp_app
+from mcp_server.api.http.asgi import ASGIApp
+from mcp_server.api.http.connections import AcceptErrorHandler, BoundedSocket, listen
+from mcp_server.api.http.middleware import SMALL_BODY, BodyLimitMiddleware
+from mcp_server.api.http.uvicorn_server import serve_http
 from tests.support.callers import token_only
 from tests.support.clock import SOON
 from tests.support.interfaces import environment, http_server
@@ -91,7 +92,7 @@ async def test_without_a_descriptor_a_listener_rests_and_says_so_once(caplog: py
         writer.close()
 
     loop = asyncio.get_running_loop()
-    loop.set_exception_handler(AcceptErrors())
+    loop.set_exception_handler(AcceptErrorHandler())
     listening = BoundedSocket(socket.create_server(("127.0.0.1", 0)), 1000)
     server = await asyncio.start_server(none, sock=listening, backlog=100)
     clients = [socket.socket() for _ in range(5)]
@@ -268,11 +269,11 @@ def bounded(**bounds: Any) -> Callable[[set[str]], ASGIApp]:
         body = (await receive())["body"]
         await PlainTextResponse(str(len(body)))(scope, receive, send)
 
-    return lambda _: BodyLimit(app, **bounds)
+    return lambda _: BodyLimitMiddleware(app, **bounds)
 
 
 async def test_a_body_that_stalls_or_trickles_is_given_up() -> None:
-    async with served(bounded(body_sec=0.5, least_rate=1000)) as port:
+    async with served(bounded(body_sec=0.5, min_bytes_per_sec=1000)) as port:
         stalled = post(port, b"", headers={"Content-Length": "100"}) + b"{"
         answer = await exchange(port, stalled)
         assert (answer.status, answer.headers["connection"]) == (408, "close")
@@ -290,7 +291,7 @@ async def test_a_body_that_stalls_or_trickles_is_given_up() -> None:
 
 
 async def test_a_body_that_comes_slowly_but_steadily_is_taken() -> None:
-    async with served(bounded(body_sec=0.5, least_rate=1000)) as port:
+    async with served(bounded(body_sec=0.5, min_bytes_per_sec=1000)) as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(post(port, b"", headers={"Content-Length": "3000", "Connection": "close"}))
         for _ in range(10):

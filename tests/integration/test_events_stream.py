@@ -236,9 +236,8 @@ class Parts(SimpleNamespace):
 @asynccontextmanager
 async def parts(bus: EventBus | None = None, protocol: Any = None, **options: float) -> AsyncIterator[Parts]:
     bus = bus or EventBus()
-    config = SimpleNamespace(server=SimpleNamespace(max_connections=100))
     app = FastAPI()
-    add_event_routes(app, SimpleNamespace(pipeline=SimpleNamespace(events=bus), config=config), **options)  # type: ignore[arg-type]  # the two parts of a server it uses
+    add_event_routes(app, bus, lambda: 100, **options)
     sock = socket.create_server(("127.0.0.1", 0))
     settings = uvicorn.Config(
         owned(app), http=protocol or deadline_protocol(), log_config=None, ws="none", lifespan="off", access_log=False

@@ -14,7 +14,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from mcp_server.api.http.serve import MAX_SESSIONS
+from mcp_server.api.http.application import MAX_SESSIONS
 from mcp_server.api.mcp.tool_lists import MAX_STREAMS, MOST_OF_ONE
 from mcp_server.observability.events import MAX_SUBSCRIBERS
 from tests.support import cli

@@ -21,6 +21,7 @@ from mcp_server.errors import BusyError, PlatformError, TargetError
 from mcp_server.model.access import FULL_ACCESS
 from mcp_server.model.run import Actor, Outcome
 from mcp_server.server import EnhancedMCPServer
+from mcp_server.server.applying import apply
 from tests.support.clock import within_a_second
 from tests.support.interfaces import accepted, environment, log_records
 from tests.support.scans import scanners, started
@@ -43,7 +44,7 @@ async def server(tmp_path: Path) -> AsyncIterator[EnhancedMCPServer]:
 
 async def test_a_whole_run_is_remembered_with_its_raw_bytes(server: EnhancedMCPServer) -> None:
     answer = await server.pipeline.call("nmap", {"target": "127.0.0.1", "mode": "ports", "ports": "1-3"}, ACTOR)
-    store = await server.store()
+    store = await server.pipeline.open_store()
     run = await store.get_run(answer.run.id)
     assert run == answer.run
     assert (run.outcome, run.returncode, run.tool_version) == (Outcome.COMPLETED, 0, "7.93")
@@ -76,7 +77,7 @@ async def test_without_a_writable_log_nothing_runs(server: EnhancedMCPServer) ->
     with pytest.raises(Exception, match="decision log") as caught:
         await server.pipeline.call("nmap", {"target": "127.0.0.1", "mode": "discover"}, ACTOR)
     assert getattr(caught.value, "code", "") == "audit_unavailable"
-    assert (await (await server.store()).list_runs()).total == 0
+    assert (await (await server.pipeline.open_store()).list_runs()).total == 0
 
 
 async def test_a_time_out_gives_the_hosts_so_far(server: EnhancedMCPServer) -> None:
@@ -90,13 +91,13 @@ async def test_a_time_out_gives_the_hosts_so_far(server: EnhancedMCPServer) -> N
     assert not run.coverage.complete
     assert 0 < run.coverage.looked_at < 128
     assert run.coverage.not_looked_at_count == 128 - run.coverage.looked_at
-    page = await (await server.store()).hosts(run.id)
+    page = await (await server.pipeline.open_store()).hosts(run.id)
     assert page.total == run.coverage.looked_at == run.hosts_up
 
 
 async def test_a_cancelled_call_leaves_no_process_and_keeps_what_it_had(server: EnhancedMCPServer) -> None:
     task = asyncio.create_task(server.pipeline.call("nmap", SLOW, ACTOR))
-    store = await server.store()
+    store = await server.pipeline.open_store()
     async with asyncio.timeout(20):
         while not (runs := await store.list_runs()).items or not (await store.hosts(runs.items[0].id)).total:
             await asyncio.sleep(0.2)
@@ -115,7 +116,7 @@ async def test_a_cancelled_call_leaves_no_process_and_keeps_what_it_had(server: 
 
 async def test_a_call_that_waited_is_judged_by_the_policy_of_the_day(server: EnhancedMCPServer) -> None:
     first = asyncio.create_task(server.pipeline.call("nmap", SLOW, ACTOR))
-    store = await server.store()
+    store = await server.pipeline.open_store()
     async with asyncio.timeout(30):
         while not (await store.list_runs()).total:
             await asyncio.sleep(0.05)
@@ -124,7 +125,7 @@ async def test_a_call_that_waited_is_judged_by_the_policy_of_the_day(server: Enh
         while len(accepted(server.config.state_dir)) < 2:
             await asyncio.sleep(0.05)
     narrow = environment(server.config.state_dir, MCP_SECURITY_ALLOWED_TARGETS="127.0.0.0/25")
-    await server.reload(load_config(env=narrow))
+    await apply(server.pipeline, load_config(env=narrow))
     first.cancel()
     with pytest.raises(TargetError):
         await waiting
@@ -141,7 +142,7 @@ async def test_kill_9_in_the_middle_reads_interrupted_at_the_next_start(tmp_path
     )
     try:
         watcher = make_server(tmp_path / "state")
-        store = await watcher.store()
+        store = await watcher.pipeline.open_store()
         async with asyncio.timeout(30):
             while not (runs := await store.list_runs()).items or not (await store.hosts(runs.items[0].id)).total:
                 await asyncio.sleep(0.2)
@@ -156,7 +157,7 @@ async def test_kill_9_in_the_middle_reads_interrupted_at_the_next_start(tmp_path
         await asyncio.sleep(0.05)
     assert not scanners("127.0.0.0/25")
     after = make_server(tmp_path / "state")
-    store = await after.store()
+    store = await after.pipeline.open_store()
     run = await store.get_run(runs.items[0].id)
     page = await store.hosts(run.id)
     await after.cleanup()
@@ -216,7 +217,7 @@ async def test_a_term_signal_ends_a_stdio_server_with_its_scan(tmp_path: Path) -
     assert await asyncio.wait_for(process.wait(), 10) == 0
     assert not scanners("127.0.0.0/25")
     after = make_server(tmp_path / "state")
-    (run,) = (await (await after.store()).list_runs()).items
+    (run,) = (await (await after.pipeline.open_store()).list_runs()).items
     await after.cleanup()
     assert run.outcome is Outcome.CANCELLED
 
@@ -225,7 +226,7 @@ async def test_a_scope_that_was_reloaded_holds_for_the_next_call(server: Enhance
     arguments = {"target": "127.0.0.1", "mode": "discover"}
     assert (await server.pipeline.call("nmap", arguments, ACTOR)).error is None
     narrow = environment(server.config.state_dir, MCP_SECURITY_ALLOWED_TARGETS="RFC1918")
-    await server.reload(load_config(env=narrow))
+    await apply(server.pipeline, load_config(env=narrow))
     with pytest.raises(TargetError):
         await server.pipeline.call("nmap", arguments, ACTOR)
 
@@ -241,11 +242,11 @@ async def test_calls_over_the_queue_are_refused_at_once(server: EnhancedMCPServe
 
 
 async def test_cleanup_twice_is_harmless_and_nothing_is_opened_afterwards(server: EnhancedMCPServer) -> None:
-    await server.store()
+    await server.pipeline.open_store()
     await server.cleanup()
     await server.cleanup()
     with pytest.raises(PlatformError, match="has stopped"):
-        await server.store()
+        await server.pipeline.open_store()
 
 
 async def test_every_acceptance_has_its_end_on_the_log(server: EnhancedMCPServer) -> None:
@@ -265,7 +266,7 @@ async def test_every_acceptance_has_its_end_on_the_log(server: EnhancedMCPServer
 
 
 async def test_a_call_that_finds_no_room_for_its_output_has_its_end_on_the_log(server: EnhancedMCPServer) -> None:
-    await server.store()
+    await server.pipeline.open_store()
     raw = server.config.state_dir / "spool"
     for folder in (server.config.state_dir / "raw", raw):
         shutil.rmtree(folder, ignore_errors=True)

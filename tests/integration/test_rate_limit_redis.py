@@ -229,7 +229,7 @@ async def test_the_health_of_a_server_that_nobody_calls_says_that_redis_is_away(
     server = EnhancedMCPServer(load_config(env=environment(tmp_path / "state", MCP_RATE_LIMIT_STORAGE_URL=redis.url)))
     redis.stop()
     try:
-        found = {result.name: result for result in (await server.health.check()).results}["rate limit"]
+        found = {result.name: result for result in (await server.services.health().check()).results}["rate limit"]
         assert found.status is HealthStatus.DEGRADED
         assert "Redis failed" in found.detail
     finally:

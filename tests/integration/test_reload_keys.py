@@ -16,13 +16,14 @@ from mcp_server import metrics
 from mcp_server.config import Config, load_config
 from mcp_server.config.base import Section
 from mcp_server.config.keys import Key, keys
+from mcp_server.config.reload_result import Trigger
 from mcp_server.errors import BusyError, PlatformError
 from mcp_server.identity.base import Rejected
 from mcp_server.model.access import FULL_ACCESS
 from mcp_server.model.run import Actor
 from mcp_server.observability import tracing
 from mcp_server.server import EnhancedMCPServer
-from mcp_server.server.reloading import Reloader, Trigger, reconfigure
+from mcp_server.server.reloading import Reloader, reconfigure
 from tests.support.interfaces import environment
 from tests.support.issuer import RESOURCE, claims, jwks
 from tests.support.issuer import Key as SigningKey
@@ -107,11 +108,11 @@ async def test_every_live_key_is_read_from_the_configuration_in_force(
     soon |= {"MCP_AUTH_ISSUER": ISSUER, "MCP_AUTH_AUDIENCE": RESOURCE, "MCP_AUTH_JWKS_FILE": str(issuer_keys)}
     env = environment(tmp_path / "state", TOOLS_PACKAGE=site.package, MCP_SERVER_TRANSPORT="http", **soon)
     server = EnhancedMCPServer(load_config(env=env))
-    reloader = Reloader(server, publish=server.pipeline.events.publish, read=lambda: load_config(env=env))
+    reloader = Reloader(server.pipeline, read=lambda: load_config(env=env))
     old = server.config
     try:
         await server.pipeline.audit.start()
-        server.background.start()
+        server.services.background.start()
         reloader.start()
         await use(server)  # whatever could remember something has had its chance
         readings.on = True
@@ -141,9 +142,9 @@ async def use(server: EnhancedMCPServer) -> None:
             await pipeline.call("single", {"target": "127.0.0.1", "extra_args": "--do fail"}, ACTOR)
     for credential in ("wrong", SIGNER.sign(claims(ISSUER, roles=None))):
         with suppress(Rejected):
-            await server.background.authenticator.admit(credential, "127.0.0.1")
+            await server.services.authenticator().admit(credential, "127.0.0.1")
     await pipeline.audit.seal()
-    await server.health.check()
+    await server.services.health().check()
     await asyncio.sleep(1.5)  # the log is sealed and the loop looked at once a second, and the breaker is half-open
     await pipeline.call("single", {"target": "127.0.0.1"}, ACTOR)
 
@@ -178,7 +179,7 @@ async def test_metrics_are_switched_with_a_configuration_that_is_used_and_with_n
     env = environment(tmp_path / "state")
     server = EnhancedMCPServer(load_config(env=env))
     said = dict(env)
-    reloader = Reloader(server, publish=server.pipeline.events.publish, read=lambda: load_config(env=said))
+    reloader = Reloader(server.pipeline, read=lambda: load_config(env=said))
     try:
         said["MCP_METRICS_ENABLED"] = "false"
         await reloader.reload(Trigger.REQUEST, ACTOR)

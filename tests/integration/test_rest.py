@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
@@ -17,8 +18,11 @@ import httpx2
 import jsonschema  # type: ignore[import-untyped]  # it ships no types
 import pytest
 
+from mcp_server.config import load_config
 from mcp_server.errors import ERRORS
 from mcp_server.metrics import METRICS
+from mcp_server.server import EnhancedMCPServer
+from mcp_server.server.services import rest_services
 from tests.support.clock import SOON
 from tests.support.interfaces import ROOT, environment, http_server, log_records, owned, rest_client
 from tests.support.scans import gone, own_network, scanners, slow_scan, started
@@ -425,17 +429,17 @@ async def test_a_store_that_is_away_is_503_and_no_secret_is_shown(tmp_path: Path
     assert [each["decision"] for each in audit if each["event"] == "decision"] == ["accept"]
 
 
-async def test_a_defect_is_500_without_internals() -> None:
+async def test_a_defect_is_500_without_internals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mcp_server.api.rest.app import build_rest
 
-    class Broken:
-        config = property(lambda _self: (_ for _ in ()).throw(RuntimeError("secret internals")))
-        pipeline = property(lambda _self: (_ for _ in ()).throw(RuntimeError("secret internals")))
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("secret internals")
 
-        async def store(self) -> Any:
-            raise RuntimeError("secret internals")
-
-    transport = httpx2.ASGITransport(owned(build_rest(Broken())), raise_app_exceptions=False)  # type: ignore[arg-type]  # broken on purpose
+    server = EnhancedMCPServer(load_config(env=environment(tmp_path / "state")))
+    monkeypatch.setattr(server.pipeline, "open_store", broken)
+    monkeypatch.setattr(server.pipeline, "registry_for", broken)
+    services = replace(rest_services(server.services), health=broken, last_reload=broken)
+    transport = httpx2.ASGITransport(owned(build_rest(services)), raise_app_exceptions=False)
     async with httpx2.AsyncClient(transport=transport, base_url="http://test") as client:
         for path in ("/runs", "/tools", "/config", "/health", "/runs/x/raw"):
             response = await client.get(path)

@@ -15,7 +15,7 @@ import pytest_asyncio
 from mcp import Client
 from mcp.client.stdio import StdioServerParameters
 
-from mcp_server.api.mcp.handlers import describe
+from mcp_server.api.mcp.descriptions import describe
 from mcp_server.api.views import compact
 from mcp_server.config import load_config
 from mcp_server.model.access import FULL_ACCESS

@@ -15,6 +15,7 @@ from mcp_server.errors import NetworkToolsError, PlatformError
 from mcp_server.model.access import FULL_ACCESS
 from mcp_server.model.run import Actor, Outcome
 from mcp_server.server import EnhancedMCPServer
+from mcp_server.server.applying import apply
 from tests.support.interfaces import environment, log_records
 from tests.support.scans import own_network, slow_scan, started
 
@@ -60,7 +61,7 @@ async def test_a_call_that_is_given_up_in_line_has_its_end_told(server: Enhanced
 async def test_a_run_whose_end_cannot_be_stored_is_told_as_failed(
     server: EnhancedMCPServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = await server.store()
+    store = await server.pipeline.open_store()
 
     async def lost(*_: Any) -> None:
         raise PlatformError("the store is away", code="store_unavailable")
@@ -98,7 +99,7 @@ async def test_a_reload_whose_policy_cannot_be_logged_leaves_the_old_one_in_forc
     monkeypatch.setattr(audit, "append", unless_policy)
     wider = load_config(env=environment(server.config.state_dir, MCP_SECURITY_ALLOWED_TARGETS="loopback,10.0.0.0/8"))
     with pytest.raises(NetworkToolsError):
-        await server.reload(wider)
+        await apply(server.pipeline, wider)
     assert server.pipeline.current.value.policy.hash == before
     assert "10.0.0.0/8" not in server.config.security.allowed_targets
 
@@ -111,10 +112,10 @@ async def test_a_policy_that_the_guard_does_not_take_is_followed_on_the_log_by_t
     async def refuse(_: str) -> None:
         raise PlatformError("the guard helper read another policy", code="guard_unavailable")
 
-    monkeypatch.setattr(server.guard, "reload", refuse)
+    monkeypatch.setattr(server.pipeline.guard, "reload", refuse)
     other = load_config(env=environment(server.config.state_dir, MCP_SECURITY_ALLOWED_TARGETS="loopback"))
     with pytest.raises(PlatformError):
-        await server.reload(other)
+        await apply(server.pipeline, other)
     policies = [each["scope_hash"] for each in log_records(tmp_path / "state") if each["event"] == "policy"]
     assert policies == [other.scope_policy().hash, before]
     assert server.pipeline.current.value.policy.hash == before

@@ -72,7 +72,7 @@ async def test_the_keys_reach_the_pool(server: PostgresServer, tmp_path: Path) -
         "MCP_DATABASE_POOL_RECYCLE": "66",
     }
     made = EnhancedMCPServer(load_config(env=environment(tmp_path / "state", **keys)))
-    store = await made.store()
+    store = await made.pipeline.open_store()
     pool = store._database._opened().pool  # type: ignore[attr-defined]  # the pool is what is looked at
     assert (pool.size(), pool._max_overflow, pool._timeout, pool._recycle) == (3, 4, 5, 66)
     await made.cleanup()

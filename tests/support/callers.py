@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from mcp_server.api.http.authentication import BearerAuth, NoAuthentication
-from mcp_server.api.http.problems import ASGIApp
+from mcp_server.api.http.asgi import ASGIApp
+from mcp_server.api.http.authentication import BearerMiddleware, NoAuthenticationMiddleware
 from mcp_server.config.auth import AuthConfig
 from mcp_server.identity.base import Identity
 from mcp_server.identity.local_token import LocalToken
@@ -22,5 +22,5 @@ class _OneToken:
 def token_only(token: str | None) -> Callable[[ASGIApp], ASGIApp]:
     """What `compose` takes, where one token opens everything; None: nobody is asked for one."""
     if token is None:
-        return NoAuthentication
-    return lambda app: BearerAuth(app, _OneToken(token), AuthConfig)
+        return NoAuthenticationMiddleware
+    return lambda app: BearerMiddleware(app, _OneToken(token), AuthConfig)

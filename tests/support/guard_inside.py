@@ -100,7 +100,7 @@ async def obey(guard: KernelGuard) -> None:
 
 
 def be_helper() -> int:
-    from mcp_server.api.http.serve import listen
+    from mcp_server.api.http.connections import listen
     from mcp_server.config import get_config, load_config
     from mcp_server.netguard.kernel import KernelGuardHelper
 

@@ -22,7 +22,8 @@ from mcp.client.stdio import StdioServerParameters
 from mcp.client.streamable_http import streamable_http_client
 from mcp.shared.exceptions import MCPError
 
-from mcp_server.api.http.principals import Principal, with_principal
+from mcp_server.api.http.callers import with_identity
+from mcp_server.identity.base import Identity
 from mcp_server.model.access import FULL_ACCESS
 
 SCOPE = "loopback,RFC1918,.lab.internal"
@@ -207,7 +208,7 @@ def owned(app: Any) -> Any:
     """``app`` as its owner sees it."""
 
     async def known(scope: Any, receive: Any, send: Any) -> None:
-        await app(with_principal(scope, Principal("token", FULL_ACCESS)), receive, send)
+        await app(with_identity(scope, Identity("token", FULL_ACCESS)), receive, send)
 
     return known
 

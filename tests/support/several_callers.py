@@ -18,10 +18,10 @@ from typing import Any
 
 import httpx2
 
-from mcp_server.api.http.principals import Principal, with_principal
-from mcp_server.api.http.problems import Receive, Scope, Send, header_values
+from mcp_server.api.http.asgi import Receive, Scope, Send, header_values
+from mcp_server.api.http.callers import with_identity
 from mcp_server.identity.actors import InForce
-from mcp_server.identity.base import bounded
+from mcp_server.identity.base import Identity, bounded
 from mcp_server.model.access import FULL_ACCESS, Permission, Role
 from tests.support.interfaces import environment
 from tests.support.mcp_wire import INITIALIZED, MODERN_META, initialize, request
@@ -63,16 +63,16 @@ def caller_environment(folder: Path, actors: str | None, **extra: str) -> dict[s
     return environment(folder / "state", **own, **extra)
 
 
-def principal(credential: str, directory: InForce) -> Principal:
+def identity(credential: str, directory: InForce) -> Identity:
     """Whom a credential of these tests stands for."""
     role, _, name = credential.partition(".")
     if role == "seed":
-        return Principal(f"key:{name}", FULL_ACCESS)
+        return Identity(f"key:{name}", FULL_ACCESS)
     scope = role.removeprefix("only+")
     if scope != role:
         held = bounded(directory.find(f"key:{name}", Role.ADMIN), frozenset({Permission(scope)}))
-        return Principal(f"key:{name}", held)
-    return Principal(f"key:{name}", directory.find(f"key:{name}", Role(role)))
+        return Identity(f"key:{name}", held)
+    return Identity(f"key:{name}", directory.find(f"key:{name}", Role(role)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,16 +159,14 @@ def main() -> None:
     """Run the command line, with credentials that say who comes."""
     from mcp_server.api.http import authorization as permissions
 
-    class Knowing(permissions.Permissions):
+    class Knowing(permissions.PermissionMiddleware):
         async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
             if scope["type"] == "http":
                 credential = header_values(scope, b"authorization")[0].decode().removeprefix("Bearer ")
-                scope = with_principal(
-                    scope, principal(credential, InForce(lambda: self._pipeline.current.value.actors))
-                )
+                scope = with_identity(scope, identity(credential, InForce(lambda: self._pipeline.current.value.actors)))
             await super().__call__(scope, receive, send)
 
-    permissions.Permissions = Knowing  # type: ignore[misc]  # the one thing that is changed
+    permissions.PermissionMiddleware = Knowing  # type: ignore[misc]  # the one thing that is changed
     from mcp_server.cli import main as command_line
 
     sys.argv[0] = "mcp-network-tools"

@@ -84,7 +84,7 @@ async def _call(
     from mcp_server.model.access import FULL_ACCESS
     from mcp_server.model.run import Actor
     from mcp_server.pipeline.validate import user_name
-    from mcp_server.server.enhanced import EnhancedMCPServer
+    from mcp_server.server import EnhancedMCPServer
     from mcp_server.tools.base import ToolAnswer
 
     server = EnhancedMCPServer(guard=guard)
@@ -100,7 +100,7 @@ async def _call(
             return None, answer_output(answer)
         if answer.digest is None:
             return answer, tool_output(answer)
-        page = await (await server.store()).hosts(answer.run.id, limit=ALL_HOSTS)
+        page = await (await server.pipeline.open_store()).hosts(answer.run.id, limit=ALL_HOSTS)
         return answer, tool_output(answer, list(page.items), page.total)
     finally:
         await server.cleanup()

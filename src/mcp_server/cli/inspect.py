@@ -206,7 +206,7 @@ async def _explained(arguments: dict[str, Any], words: list[str]) -> ToolAnswer:
     from mcp_server.model.access import FULL_ACCESS
     from mcp_server.model.run import Actor
     from mcp_server.pipeline.validate import user_name
-    from mcp_server.server.enhanced import EnhancedMCPServer
+    from mcp_server.server import EnhancedMCPServer
     from mcp_server.tools.scope_tool import ScopeTool
 
     config = get_config()
@@ -280,9 +280,9 @@ def doctor(as_json: Json = False) -> None:
 async def _look(config: Config) -> SystemHealth:
     from mcp_server.audit import AuditLog
     from mcp_server.errors import NetworkToolsError
+    from mcp_server.server import EnhancedMCPServer
     from mcp_server.server.building import build_registry
     from mcp_server.server.checks import health_of_host
-    from mcp_server.server.enhanced import EnhancedMCPServer
 
     # First, because it makes the state folder where there is none yet. Where that cannot be, it is the finding.
     server: EnhancedMCPServer | NetworkToolsError
@@ -294,7 +294,7 @@ async def _look(config: Config) -> SystemHealth:
     async def open_store() -> Store:
         if isinstance(server, NetworkToolsError):
             raise server
-        return await server.store()
+        return await server.pipeline.open_store()
 
     audit = AuditLog(config.state_dir, lambda: config.audit)
     manager = health_of_host(config, build_registry(config), open_store, audit)

@@ -23,11 +23,11 @@ Cursor = Annotated[str | None, typer.Option(help="Go on from the cursor of the p
 
 
 async def _with_store(work: Callable[[Store], Awaitable[T]]) -> T:
-    from mcp_server.server.enhanced import EnhancedMCPServer
+    from mcp_server.server import EnhancedMCPServer
 
     server = EnhancedMCPServer()
     try:
-        return await work(await server.store())
+        return await work(await server.pipeline.open_store())
     finally:
         await server.cleanup()
 

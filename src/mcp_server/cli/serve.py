@@ -85,7 +85,7 @@ def _run(config: Config, choice: GuardChoice | None, *, as_json: bool, **guarded
     import asyncio
     import json
 
-    from mcp_server.server.enhanced import EnhancedMCPServer
+    from mcp_server.server import EnhancedMCPServer
 
     def ready(url: str) -> None:
         if choice is not None:
@@ -120,7 +120,7 @@ def _guard(config: Config, choice: GuardChoice, *, as_json: bool) -> int:
         return run_guarded(config, choice, words)
 
     def bind() -> socket.socket:
-        from mcp_server.api.http.serve import listen
+        from mcp_server.api.http.connections import listen
 
         return listen(settings.host, settings.port).sock
 

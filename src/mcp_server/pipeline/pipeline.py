@@ -77,7 +77,6 @@ class Pipeline:
         self.open_store = open_store
         self.admission = admission
         self.breakers = breakers
-        self.limiter = limiter
         self.calls = calls
         self.events = events
         self.invalidate = invalidate

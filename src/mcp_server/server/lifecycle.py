@@ -64,6 +64,11 @@ class Lifecycle:
         self._overdue: threading.Timer | None = None
 
     @property
+    def ready(self) -> bool:
+        """Whether calls are taken: the server has started, and is not stopping."""
+        return self.phase is Phase.READY
+
+    @property
     def left(self) -> float:
         """Seconds that whatever is no call has until it is cut off; the grace period's rest, and a moment at least."""
         return _LEAST_LEFT_SEC if self.hurried.is_set() else max(self._until - time.monotonic(), _LEAST_LEFT_SEC)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mcp_server.api.mcp.handlers import describe
+from mcp_server.api.mcp.descriptions import describe
 from mcp_server.base_tool import Command, RunConditions, ToolPolicy
 from mcp_server.errors import AccessError, ArgumentError
 from mcp_server.model.run import PortsTested, Risk

@@ -110,8 +110,8 @@ class AdminTools(BaseModel):
     left_out: list[LeftOutTool]
 
 
-class Switched(BaseModel):
-    """A tool after it was switched; ``changed`` is false where it was so before."""
+class ToolSwitch(BaseModel):
+    """A tool after it was enabled or disabled. ``changed`` is false if it already was."""
 
     name: str
     enabled: bool
