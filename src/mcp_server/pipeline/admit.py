@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import Final
 
 from mcp_server.errors import BusyError, NetworkToolsError
-from mcp_server.limits.admission import Admission, Admitted, Ticket, Waiting
+from mcp_server.limits.admission import Admission, Admitted, QueuePosition, Ticket
 from mcp_server.limits.circuit_breaker import Breakers, Permit
 from mcp_server.limits.rate_limit import RateLimiter
 from mcp_server.model.run import Actor
@@ -73,10 +73,10 @@ class AdmissionController:
             estimate_sec=plan.command.estimate.seconds,
         )
 
-        def on_wait(waiting: Waiting) -> None:
-            self._signals.queued(call, waiting)
+        def on_wait(at: QueuePosition) -> None:
+            self._signals.queued(call, at)
             if progress is not None:
-                sentence = f"{ticket.tool}: position {waiting.position} in the queue, about {waiting.expected_sec} s"
+                sentence = f"{ticket.tool}: position {at.position} in the queue, about {at.expected_sec} s"
                 task = asyncio.create_task(_notify(progress, sentence))
                 self._notifying.add(task)
                 task.add_done_callback(self._notifying.discard)

@@ -19,7 +19,7 @@ from mcp_server.pipeline.validate import Call
 from mcp_server.tools.registry import ToolRegistry
 
 if TYPE_CHECKING:
-    from mcp_server.limits.admission import Admission, Waiting
+    from mcp_server.limits.admission import Admission, QueuePosition
     from mcp_server.limits.circuit_breaker import Breakers, Result, State
     from mcp_server.observability.events import EventBus
 
@@ -79,10 +79,10 @@ class Signals:
             ports=plan.ports,
         )
 
-    def queued(self, call: Call, waiting: Waiting) -> None:
+    def queued(self, call: Call, at: QueuePosition) -> None:
         """A call waits in the queue."""
         self._load(call.tool.tool_name())
-        self._publish("run.queued", call, position=waiting.position, wait_sec=waiting.expected_sec)
+        self._publish("run.queued", call, position=at.position, wait_sec=at.expected_sec)
 
     def admitted(self, call: Call, waited_sec: float) -> None:
         """A call got its slot."""
