@@ -209,8 +209,7 @@ def answer_output(answer: ToolAnswer) -> ToolOutput:
 
 def tool_output(answer: CallResult, hosts: list[Host] | None = None, hosts_total: int | None = None) -> ToolOutput:
     """The `ToolOutput` of an answer, with a page of typed hosts where the tool has them."""
-    from mcp_server.model.codec import to_dict
-    from mcp_server.model.record import host_record
+    from mcp_server.model.encoding import encode
 
     run = answer.run
     return ToolOutput(
@@ -232,7 +231,7 @@ def tool_output(answer: CallResult, hosts: list[Host] | None = None, hosts_total
         },
         run_id=run.id,
         outcome=run.outcome.value,
-        coverage=to_dict(run.coverage) if run.coverage else None,
-        hosts=[host_record(host) for host in hosts] if hosts is not None else None,
+        coverage=encode(run.coverage) if run.coverage else None,
+        hosts=[encode(host) for host in hosts] if hosts is not None else None,
         hosts_total=hosts_total,
     )

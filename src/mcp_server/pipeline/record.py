@@ -13,7 +13,7 @@ from mcp_server.audit import AuditLog
 from mcp_server.errors import NetworkToolsError, PlatformError
 from mcp_server.model.digest import HostDigest
 from mcp_server.model.host import Host
-from mcp_server.model.run import Coverage, Outcome, Run
+from mcp_server.model.run import LOCAL, Coverage, Outcome, Run
 from mcp_server.pipeline.authorize import AuthorizedPlan
 from mcp_server.pipeline.log_fields import run_facts
 
@@ -43,12 +43,9 @@ def new_run(authorized: AuthorizedPlan) -> Run:
         risk=plan.risk,
         argv=plan.argv,
         started=datetime.now(UTC),
-        coverage=Coverage(
-            addresses=plan.targets.canonical(),
-            planned=plan.targets.count,
-            ports=plan.command.ports,
-            not_looked_at_count=plan.targets.count,
-        ),
+        outcome=Outcome.RUNNING,
+        vantage=LOCAL,
+        coverage=Coverage.nothing_yet(plan.targets.canonical(), plan.targets.count, plan.command.ports),
     )
 
 
@@ -103,7 +100,7 @@ class Recorder:
 
     def cut_short(self, coverage: Coverage, digest: HostDigest) -> None:
         """Note what a run that ends early has covered."""
-        self.run = replace(self.run, coverage=coverage, hosts_up=digest.up, open_ports=digest.open_ports)
+        self.run = replace(self.run, coverage=coverage, counts=digest.counts)
 
     async def finish(self, run: Run, process: Mapping[str, Any] | None = None) -> Run:
         """Write the last hosts, the end of the run, and its record on the decision log.
