@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mcp_server.model.run import Actor
     from mcp_server.scope.policy import ScopePolicy
     from mcp_server.store.base import Store
-    from mcp_server.tools.base import ToolAnswer
+    from mcp_server.tools.context import ToolAnswer
     from mcp_server.tools.registry import RegisteredTool
 
 config_app = typer.Typer(help="The configuration in force, and a check of a file.", no_args_is_help=True)
@@ -227,7 +227,7 @@ async def _explained_without_plan(config: Config, actor: Actor, arguments: dict[
     """Answer a query that plans no call. This needs no server, and no state folder."""
     from mcp_server.pipeline.validate import Query, validate
     from mcp_server.scope.resolver import CachingResolver, SystemResolver
-    from mcp_server.tools.base import Assessment, ToolContext
+    from mcp_server.tools.context import Assessment, ToolContext
     from mcp_server.tools.registry import ToolRegistry
     from mcp_server.tools.scope_tool import ScopeTool
 

@@ -7,11 +7,11 @@ from datetime import UTC, datetime
 from functools import cached_property
 
 from mcp_server.errors import NetworkToolsError, PlatformError, ToolError
-from mcp_server.model.digest import HostDigest
 from mcp_server.model.run import Coverage, Outcome, Run
 from mcp_server.model.untrusted import sanitize
 from mcp_server.pipeline.execute import Execution
 from mcp_server.pipeline.plan import Plan
+from mcp_server.tools.results import Digest
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class CallResult:
     """The result of a call that became a run: the finished run, its digest, bounded output, and the error if any."""
 
     run: Run
-    digest: HostDigest | None = None
+    digest: Digest | None = None
     output: bytes = field(default=b"", repr=False)
     truncated_stdout: bool = False
     truncated_stderr: bool = False

@@ -104,7 +104,8 @@ class Signals:
             "done": round(update.share, 3),
             "elapsed_sec": round(update.elapsed),
         }
-        fields |= {} if update.up is None else {"hosts_up": update.up}
+        if (hosts_up := update.counts.get("hosts_up")) is not None:
+            fields["hosts_up"] = hosts_up
         self._events.publish("run.progress", fields, about=run.actor.over_http)
 
     def ended(self, run: Run, seconds: float, bytes_out: int, error: NetworkToolsError | None) -> None:

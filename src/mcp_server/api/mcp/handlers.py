@@ -33,7 +33,7 @@ from mcp_server.model.run import Actor
 from mcp_server.observability import tracing
 from mcp_server.pipeline.signals import known_name
 from mcp_server.pipeline.validate import ValidatedRequest, user_name
-from mcp_server.tools.base import ToolAnswer
+from mcp_server.tools.context import ToolAnswer
 
 if TYPE_CHECKING:
     from mcp.server.context import CallNext, HandlerResult, ServerRequestContext

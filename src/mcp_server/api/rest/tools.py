@@ -19,7 +19,8 @@ from mcp_server.model.run import RiskName
 from mcp_server.observability import tracing
 from mcp_server.pipeline.signals import known_name
 from mcp_server.scope.reading import MAX_CHARS
-from mcp_server.tools.base import MCPBaseTool, ToolAnswer, ToolOutput
+from mcp_server.tools.base import MCPBaseTool, ToolOutput
+from mcp_server.tools.context import ToolAnswer
 from mcp_server.tools.scope_tool import MAX_TARGETS, QueryText, ScopeTool
 
 if TYPE_CHECKING:
