@@ -1,4 +1,4 @@
-"""The reader of ``extra_args``: a table of what it takes and refuses, and properties over arbitrary text.
+"""The reader of ``extra_args``: tables of what it accepts and refuses, and properties over arbitrary text.
 
 `check_all` runs the whole table in-process on any copy of the package; test_flags_mutation.py gives it broken ones.
 """
@@ -231,7 +231,7 @@ def check_bad(pkg: Any, case: Bad) -> None:
 
 
 def check_details(pkg: Any) -> None:
-    """Assert what the rows cannot say: typed values, details of errors, and locked flags under either policy."""
+    """Assert what the rows cannot express: typed values, details of errors, and locked flags under both policies."""
     table = build_table(pkg)
     read = pkg.read("-c 7 -W 2s -i 0.5 -F -T3 -n", table, max_length=MAX_LENGTH)
     assert [(each.flag.name, each.given) for each in read] == [
@@ -276,7 +276,7 @@ def check_all(pkg: Any) -> None:
 
 
 @pytest.mark.parametrize(("text", "words"), GOOD, ids=[repr(row[0])[:40] for row in GOOD])
-def test_good_text_is_read_and_spelled_again_canonically(text: str, words: list[str]) -> None:
+def test_good_text_is_read_and_written_in_its_canonical_spelling(text: str, words: list[str]) -> None:
     check_good(flags, text, words)
 
 
@@ -285,11 +285,11 @@ def test_bad_text_is_refused_with_its_reason(case: Bad) -> None:
     check_bad(flags, case)
 
 
-def test_details() -> None:
+def test_typed_values_error_details_and_locked_flags() -> None:
     check_details(flags)
 
 
-def test_exactly_the_plain_ascii_characters_may_occur() -> None:
+def test_only_plain_ascii_characters_are_allowed() -> None:
     refused = set()
     for code in range(0x250):
         try:
@@ -308,7 +308,7 @@ CANONICAL = {
     "WORD": r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}",
     "CHOICE": r"a|b",
 }
-"""The one spelling of each value type, written independently of its class."""
+"""The canonical spelling of each value type, written independently of its class."""
 
 _PIECES = [*TABLE, "1", "100", "0.5", "30s", "1500ms", "a", "b", "-T3", "-T", "--rate=7", "-c", "3", "@x", "-A", "/x"]
 _texts = st.one_of(
@@ -319,7 +319,7 @@ _texts = st.one_of(
 
 
 @given(_texts)
-def test_whatever_is_accepted_is_a_fixpoint_and_made_of_the_table_alone(text: str) -> None:
+def test_accepted_text_is_a_fixpoint_and_holds_only_what_the_table_lists(text: str) -> None:
     try:
         settings = flags.read(text, TABLE, max_length=MAX_LENGTH)
     except RefusedError:
@@ -362,11 +362,11 @@ def _values(flag: flags.Flag) -> st.SearchStrategy[Any]:
 
 
 @given(st.lists(_typed, max_size=8, unique_by=lambda setting: setting.flag.name))
-def test_every_typed_value_within_bounds_survives_being_spelled_and_read(settings: list[flags.Setting]) -> None:
+def test_every_typed_value_within_bounds_is_the_same_after_writing_and_reading(settings: list[flags.Setting]) -> None:
     text = " ".join(flags.emit(settings))
     assert flags.read(text, TABLE, max_length=10_240) == tuple(settings)
 
 
-def test_the_package_is_what_the_cases_run_on() -> None:
+def test_the_cases_run_on_the_package_itself() -> None:
     assert isinstance(flags, ModuleType)
     assert flags.read is reader_module.read

@@ -111,7 +111,7 @@ def test_usage_shows_the_notation_that_declares_it(value: flags.Value | None, la
     assert flags.table([usage])["-x"] == flag
 
 
-def test_a_joined_flag_is_shown_and_spelled_as_one_word() -> None:
+def test_a_joined_flag_is_shown_and_written_as_one_word() -> None:
     flag = Flag("-T", value=IntValue(0, 4), joined=True)
     assert flag.usage == "-TINT 0-4"
     assert flags.Setting(flag, 3).words() == ["-T3"]
@@ -122,7 +122,7 @@ class FlaggedTool(MCPBaseTool):
     allowed_flags = ("-n", Flag("-A", intrusive=True))
 
 
-def test_a_tool_rebuilds_its_table_for_its_policy_and_keeps_nothing() -> None:
+def test_a_tool_builds_its_table_for_its_policy_and_never_changes_the_base_list() -> None:
     base = tuple(FlaggedTool.allowed_flags)
     for allow, locked in [(False, True), (True, False), (False, True)]:
         tool = FlaggedTool(ToolPolicy(allow_intrusive=allow))

@@ -1,4 +1,4 @@
-"""Whatever the parameters, the argv passes a checker that knows nothing of the code that built it."""
+"""For any parameters, the argv passes a checker that is independent of the code that built it."""
 
 from __future__ import annotations
 
@@ -204,7 +204,7 @@ def test_the_checker_itself_refuses_what_it_should() -> None:
             check_argv(broken, ("127.0.0.1",))
 
 
-def test_the_reader_of_the_table_is_a_fixpoint_for_every_flag_of_nmap() -> None:
+def test_reading_and_writing_is_a_fixpoint_for_every_flag_of_nmap() -> None:
     table = {flag.name: flag for flag in FLAGS}
     samples = {
         IntValue: "1",

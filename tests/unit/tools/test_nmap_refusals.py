@@ -16,7 +16,7 @@ from tests.unit.tools.test_nmap_tool import ALL, LOCAL, OPEN, PLAIN, RAW, build_
 
 @dataclass(frozen=True)
 class Bad:
-    """Parameters that are refused while compiling: the error's class, code and a fragment of its message."""
+    """Parameters that are refused: the class and the code of the error, and a fragment of its message."""
 
     error: type[NetworkToolsError]
     code: str

@@ -1,4 +1,4 @@
-"""NmapTool: exact argv for good parameters, the ports and cost known beforehand, and what the schema costs."""
+"""NmapTool: the exact argv for good parameters, the ports and the estimated cost, and the size of the schema."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ GOOD = [
     Good("-T4 -sn", {"template": "discovery"}, risk=Risk.PROBE),
     Good("-T4 -sT --top-ports 100 -sV --version-intensity 9 --max-hostgroup 16", {"template": "version"}),
     Good(f"-T4 -sT --top-ports 1000 -sV --script {DEFAULT_SCRIPTS} --max-hostgroup 16", {"template": "script"}),
-    # what is written wins over the template, and a template's value that does not apply is dropped
+    # what the caller wrote overrides the template, and a value of the template that does not apply is ignored
     Good(
         "-T2 -sT -p 22 -sV --max-hostgroup 16",
         {"template": "quick", "mode": "services", "ports": "22", "timing": 2},
@@ -117,7 +117,7 @@ GOOD = [
         f"-T3 -sT -p 80 --script {SAFE_SCRIPTS} --max-hostgroup 16",
         {"mode": "ports", "ports": "80", "scripts": ["safe"]},
     ),
-    # extra flags, each to its field
+    # extra flags, one for each field
     Good("-T3 -sn", flags("-sn"), risk=Risk.PROBE),
     Good("-T3 -sT -p 1-10 -sV --max-hostgroup 16", flags("-sT -p 1-10 -sV")),
     Good("-T3 -sS -p 1-65535 -sV --max-hostgroup 16", flags("-sS -p all"), policy=RAW),
@@ -150,13 +150,13 @@ GOOD = [
         ),
     ),
     Good("-T3 -sT --top-ports 1000 -sV --max-hostgroup 16 --max-retries 0", flags("--max-retries 0")),
-    # the same thing said twice in two ways
+    # the same value written in two ways
     Good("-T3 -sT -p 80 --max-hostgroup 64", {"mode": "ports", "ports": "80", **flags("-p http")}),
     Good(
         "-T4 -sT --top-ports 1000 -sV --max-hostgroup 16 --host-timeout 30s",
         {"timing": 4, "host_timeout_sec": 30, **flags("-T4 --host-timeout 30s")},
     ),
-    # what the owner allowed
+    # what the operator allows
     Good(
         f"-T3 -sS --top-ports 1000 -sV -O --script {DEFAULT_SCRIPTS} --max-hostgroup 16",
         flags("-A"),
@@ -207,12 +207,12 @@ def test_good_parameters_give_exactly_this_argv(case: Good) -> None:
     assert command.needs_raw_sockets == bool({"-sS", "-sU", "-O"}.intersection(command.args))
 
 
-def test_parameters_left_out_and_null_mean_the_same() -> None:
+def test_a_parameter_that_is_null_means_the_same_as_one_left_out() -> None:
     nulls = {"template": None, "ports": None, "timing": None, "host_timeout_sec": None, "scripts": None}
     assert build_command_of(PLAIN, (LOCAL,), nulls) == build_command_of(PLAIN, (LOCAL,), {})
 
 
-def test_targets_are_taken_as_one_or_as_a_list() -> None:
+def test_targets_may_be_a_string_or_a_list() -> None:
     tool = NmapTool()
     assert tool.targets_of(NmapInput(target="10.0.0.1")) == ("10.0.0.1",)
     assert tool.targets_of(NmapInput(target=["10.0.0.1", "fd00::/120"])) == ("10.0.0.1", "fd00::/120")
@@ -231,7 +231,7 @@ def test_targets_are_taken_as_one_or_as_a_list() -> None:
         ),
     ],
 )
-def test_the_ports_that_will_be_tested_are_known_exactly(
+def test_the_command_states_the_tested_ports_exactly(
     parameters: dict[str, Any], ports: tuple[PortsTested, ...]
 ) -> None:
     assert build_command_of(RAW, (LOCAL,), parameters).ports == ports
@@ -256,7 +256,7 @@ def test_the_estimate_grows_with_addresses_ports_and_detail() -> None:
     assert build_command_of(PLAIN, (LOCAL,), {}).estimate.seconds > one.seconds
 
 
-def test_the_tables_are_rebuilt_for_each_policy_and_never_grow() -> None:
+def test_the_table_is_built_for_each_policy_from_the_same_flags() -> None:
     before = tuple(NmapTool.allowed_flags)
     names = [flag.name for flag in before]
     for policy in (PLAIN, ALL, PLAIN, ALL, PLAIN):
@@ -268,13 +268,13 @@ def test_the_tables_are_rebuilt_for_each_policy_and_never_grow() -> None:
         build_command_of(PLAIN, (LOCAL,), {"scripts": ["vuln"]})
 
 
-def test_a_flag_without_a_field_is_refused_rather_than_dropped() -> None:
+def test_a_flag_without_a_field_is_refused() -> None:
     stray = (Setting(Flag("-x")),)
     with pytest.raises(ArgumentError, match="-x sets nothing"):
         NmapTool().prepare(NmapInput(target=LOCAL), stray)
 
 
-def test_every_parser_is_a_fresh_one() -> None:
+def test_every_run_gets_a_new_parser() -> None:
     tool = NmapTool()
     prepared, command = prepare(PLAIN, (LOCAL,), {}), build_command_of(PLAIN, (LOCAL,), {})
     first, second = (tool.parser(prepared, pin(LOCAL), command) for _ in range(2))
@@ -282,12 +282,12 @@ def test_every_parser_is_a_fresh_one() -> None:
     assert not first.close().complete
 
 
-def test_the_tool_is_called_nmap_and_bounded_as_documented() -> None:
+def test_the_tool_is_called_nmap_and_has_its_documented_limits() -> None:
     assert NmapTool.tool_name() == NmapTool.command_name == "nmap"
     assert (NmapTool.max_addresses, NmapTool.concurrency, NmapTool.default_timeout_sec) == (1024, 1, 600.0)
 
 
-def test_what_an_agent_reads_to_choose_the_tool_is_short_and_whole() -> None:
+def test_the_description_for_an_agent_is_short_and_complete() -> None:
     entry = describe(NmapTool()).model_dump(mode="json", by_alias=True, exclude_none=True)
     assert len(json.dumps(entry)) <= 4 * 1200
     assert entry["title"] == "Nmap scan"
