@@ -1,4 +1,4 @@
-"""docs/tools/nmap.md has a line for every parameter, mode, template, flag and script, and none too many."""
+"""docs/tools/nmap.md has a line for every parameter, mode, template, flag and script, and no others."""
 
 from __future__ import annotations
 
