@@ -324,12 +324,12 @@ async def test_refusals_are_on_the_log_with_the_bounds_they_were_judged_by(serve
         assert (await Rest(client).tool("passive", "127.0.0.9")).outcome == "unknown_tool"
         assert (await Rest(client).ask("POST", "/admin/reload")).outcome == "insufficient_scope"
         said = await Rest(client).tool("scanning", "127.0.0.1")
-        assert "outside the networks of this caller; allowed: 127.0.0.8/29" in said.body["message"]
+        assert "outside the networks of this caller. Allowed: 127.0.0.8/29" in said.body["message"]
     records = [record for record in log_records(served.state) if record.get("actor") == "key:bounded"]
     by_code = {record.get("code"): record for record in records}
     assert {"target_out_of_scope", "unknown_tool", "insufficient_scope"} <= set(by_code)
     hidden = {record.get("reason") for record in records if record.get("tool") == "passive"}
-    assert "the tools of key:bounded do not include this one" in hidden, "the owner reads why; the caller did not"
+    assert "The tools of key:bounded do not include this one." in hidden, "the owner reads why; the caller did not"
     assert all(re.fullmatch("[0-9a-f]{64}", by_code[code]["actors_hash"]) for code in by_code if code)
     accepted = next(r for r in records if r.get("decision") == "accept" and "actors_hash" in r)
     assert accepted["actors_hash"] == by_code["unknown_tool"]["actors_hash"]

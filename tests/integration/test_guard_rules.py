@@ -17,8 +17,8 @@ from mcp_server.netguard import nft as nft_module
 from mcp_server.netguard.nft import Nft
 from mcp_server.netguard.ruleset import COUNTERS, Link, ruleset, update
 from mcp_server.netguard.self_test import run_self_test
+from mcp_server.scope.address_ranges import merged, without
 from mcp_server.scope.guard_sets import GuardSets
-from mcp_server.scope.ranges import merged, without
 from tests.containment.guarded_link import NetNamespace, ip
 from tests.lab.network.programs import find
 

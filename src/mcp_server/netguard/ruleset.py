@@ -37,8 +37,8 @@ from typing import Final
 
 from mcp_server.errors import PlatformError
 from mcp_server.model.target import Network
+from mcp_server.scope.address_ranges import Span, merged, span, without
 from mcp_server.scope.guard_sets import GuardSets
-from mcp_server.scope.ranges import Span, merged, span, without
 
 TABLE: Final = "mcp_scope"
 """The guard's table, of the netdev family."""

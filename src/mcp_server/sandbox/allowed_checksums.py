@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import Final
 
 from mcp_server.errors import ConfigError, PlatformError
+from mcp_server.operator_files.reading import FileRules, read_text_file
 from mcp_server.sandbox.file_hash import hash_file
 
 Files = Iterable[tuple[str, frozenset[str]]]
 """Entries in the form of `mcp_server.tools.base.Command.files`."""
 
 _LINE: Final = re.compile(r"([0-9a-f]{64}) [ *](?:\./)?([A-Za-z0-9][A-Za-z0-9._/+-]{0,199})")
+_RULES: Final = FileRules("file of allowed checksums", 1024 * 1024, setting="security.allowed_checksums")
 _UPGRADED: Final = "If you upgraded the program, reload or restart the server. If not, find out who changed the file."
 _REVIEW: Final = (
     "Only reviewed versions of this file are run. To allow this version, review it and add its 'sha256sum' line to the "
@@ -58,12 +60,7 @@ def read_allowed_checksums(path: Path) -> dict[str, frozenset[str]]:
 
     Lines that start with ``#`` are comments. Raises ConfigError if the file cannot be read or a line has another form.
     """
-    if path.exists() and not path.is_file():  # reading a FIFO would block a reload
-        raise ConfigError(f"security.allowed_checksums: {path} is not a regular file.")
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeError) as error:
-        raise ConfigError(f"security.allowed_checksums: {path} cannot be read: {error}.") from error
+    lines = read_text_file(path, _RULES).splitlines()
     allowed_checksums: dict[str, frozenset[str]] = {}
     for number, line in enumerate(lines, 1):
         if not line.strip() or line.startswith("#"):
@@ -71,8 +68,8 @@ def read_allowed_checksums(path: Path) -> dict[str, frozenset[str]]:
         match = _LINE.fullmatch(line.rstrip())
         if match is None or ".." in match[2].split("/"):
             raise ConfigError(
-                f"security.allowed_checksums: line {number} of {path} is not 'SHA256  PATH'.",
-                hint="Create the line in the program's data folder, for example with 'sha256sum scripts/ssl-cert.nse'.",
+                f"{path}, line {number}: the line is not 'SHA256  PATH'.",
+                hint="Make the line in the program's data folder, for example with 'sha256sum scripts/ssl-cert.nse'.",
             )
         allowed_checksums[match[2]] = allowed_checksums.get(match[2], frozenset()) | {match[1]}
     return allowed_checksums

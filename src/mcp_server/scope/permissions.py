@@ -1,4 +1,4 @@
-"""Which permission a call needs, by its risk; and the refusal of whoever does not hold it."""
+"""Which permission a call needs for its risk, and the error for a caller who does not have it."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ NEEDED: Final = {
     Risk.SCAN: Permission.TOOLS_SCAN,
     Risk.INTRUSIVE: Permission.TOOLS_INTRUSIVE,
 }
-"""One for each risk: a higher one holds no lower one, so that a credential says all that it can be used for."""
+"""The permission for each risk. A permission does not include lower ones, so a credential lists all it can do."""
 
 ALL: Final = frozenset(NEEDED.values())
-"""Whoever holds these lacks nothing for any call."""
+"""The permissions that together allow any call."""
 
 
 def require_risk(access: Access, risk: Risk, what: str) -> None:
-    """Raise AccessError ``insufficient_scope`` unless ``access`` covers a call of this risk; ``what`` names it."""
+    """Raise AccessError ``insufficient_scope`` unless ``access`` allows this risk; ``what`` names the call."""
     if NEEDED[risk] not in access.permissions:
-        raise insufficient([NEEDED[risk]], f"{what}: this call is {risk}")
+        raise insufficient([NEEDED[risk]], f"{what}: the risk of this call is {risk}")
 
 
 def require_any_call(access: Access) -> None:
-    """Raise AccessError for whoever may call nothing at all, and so does not even learn which tools there are."""
+    """Raise AccessError for a caller who may make no call at all, and so must not learn which tools exist."""
     if not access.permissions & ALL:
-        raise insufficient([Permission.TOOLS_READ], "a tool was called")
+        raise insufficient([Permission.TOOLS_READ], "A tool was called")
 
 
 def require_permission(access: Access, permission: Permission, what: str) -> None:
-    """Raise AccessError ``insufficient_scope`` unless ``access`` holds ``permission``; ``what`` begins the sentence."""
+    """Raise AccessError ``insufficient_scope`` unless ``access`` has ``permission``; ``what`` begins the sentence."""
     if permission not in access.permissions:
         raise insufficient([permission], what)
 
 
 def insufficient(needed: Iterable[Permission], what: str) -> AccessError:
-    """The refusal of a caller that does not hold ``needed``; its details name them as one OAuth ``scope``."""
+    """The error for a caller without the permissions ``needed``; its details hold them as one OAuth ``scope``."""
     scope = " ".join(sorted(permission.value for permission in needed))
-    return AccessError(f"{what}, and needs the scope {scope}", code="insufficient_scope", scope=scope)
+    return AccessError(f"{what}, and needs the scope {scope}.", code="insufficient_scope", scope=scope)

@@ -1,4 +1,4 @@
-"""Networks with a meaning of their own: the words that stand for some, and the ranges no policy can allow."""
+"""Networks with a special meaning: the words that stand for networks, and the ranges that no policy can allow."""
 
 from __future__ import annotations
 
@@ -6,15 +6,19 @@ from ipaddress import IPv4Network, IPv6Network
 from typing import Final
 
 from mcp_server.model.target import Network
+from mcp_server.scope.address_ranges import Span, span
 from mcp_server.scope.reading import MAPPED
 
 WELL_KNOWN: Final[dict[str, tuple[Network, ...]]] = {
     "RFC1918": (IPv4Network("10.0.0.0/8"), IPv4Network("172.16.0.0/12"), IPv4Network("192.168.0.0/16")),
     "loopback": (IPv4Network("127.0.0.0/8"), IPv6Network("::1/128")),
 }
-"""Entries that stand for networks; read without regard to case."""
+"""Policy entries that stand for networks, in any case of letters."""
 
-# The deprecated IPv4-compatible addresses (RFC 4291 section 2.5.5.1) without ::1, which loopback may name.
+LOOPBACK: Final[dict[int, Span]] = {network.version: span(network) for network in WELL_KNOWN["loopback"]}
+"""The loopback addresses, by IP version."""
+
+# The deprecated IPv4-compatible addresses (RFC 4291 section 2.5.5.1) without ::1, which is a loopback address.
 _COMPATIBLE = tuple(IPv6Network("::/96").address_exclude(IPv6Network("::1/128")))
 
 ALWAYS_REFUSED: Final[tuple[tuple[Network, str], ...]] = (
@@ -32,5 +36,7 @@ ALWAYS_REFUSED: Final[tuple[tuple[Network, str], ...]] = (
     (IPv6Network("fe80::/10"), "fe80::/10 (link-local, RFC 4291)"),
     (IPv6Network("ff00::/8"), "ff00::/8 (multicast)"),
 )
-"""Ranges no entry can lift, each with the words a refusal uses. IPv6 forms that carry an IPv4 address are among
-them because a gateway would deliver to the address inside."""
+"""Ranges that no entry can allow, each with the text that a refusal shows.
+
+The IPv6 ranges that embed an IPv4 address are in the list because a gateway would deliver to that IPv4 address.
+"""

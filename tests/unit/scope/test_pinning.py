@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from mcp_server.errors import ArgumentError, RefusedError, TargetError
 from mcp_server.model.target import Evidence, Targets
+from mcp_server.scope.pinning import LOOKUPS_AT_ONCE, pin_targets
 from mcp_server.scope.policy import ScopePolicy
-from mcp_server.scope.resolve import LOOKUPS_AT_ONCE, SystemResolver, pin_targets
+from mcp_server.scope.resolver import SystemResolver
 from tests.unit.scope.loopback_dns import Zone
 
 HOST = "host.lab.internal"
@@ -122,7 +123,7 @@ async def test_a_silent_server_is_given_up_in_time(zone: Zone, policy: ScopePoli
     error = await refusal(policy, resolver, HOST)
     assert 0.25 < time.monotonic() - start < 3
     assert error.code == "target_unresolvable"
-    assert error.message == f"{HOST} cannot be resolved: no name server answered in time"
+    assert error.message == f"{HOST} cannot be resolved: no name server answered in time."
     assert error.retryable
 
 
@@ -138,7 +139,7 @@ async def test_half_an_answer_is_not_the_host(kind: str, zone: Zone) -> None:
     zone.silent.clear()
     zone.broken.add((f"{HOST}.", kind))
     error = await refusal(policy, resolver, HOST)
-    assert error.message == f"{HOST} cannot be resolved: the name servers gave no usable answer"
+    assert error.message == f"{HOST} cannot be resolved: the name servers gave no usable answer."
 
 
 async def test_rebinding_changes_nothing_that_is_pinned(
@@ -251,7 +252,7 @@ async def test_more_names_than_addresses_allowed_are_not_asked(
     zone: Zone, policy: ScopePolicy, resolver: SystemResolver
 ) -> None:
     error = await refusal(policy, resolver, *[f"h{n}.lab.internal" for n in range(9)], limit=8)
-    assert error.message == "the targets hold 9 names; the limit for this call is 8"
+    assert error.message == "The targets contain 9 names; the limit for this call is 8."
     assert zone.questions == []
 
 
@@ -359,7 +360,7 @@ async def test_the_limit_counts_addresses_after_collapsing(
     assert (await pin(policy, resolver, "10.0.0.0/24", "10.0.0.7", limit=256)).count == 256
     error = await refusal(policy, resolver, "10.0.0.0/24", "10.0.1.0", limit=256)
     assert error.code == "too_many_targets"
-    assert error.message == "the targets hold 257 addresses; the limit for this call is 256"
+    assert error.message == "The targets contain 257 addresses; the limit for this call is 256."
     assert (error.details["count"], error.details["limit"]) == (257, 256)
     zone.records[HOST] = ["A 10.77.0.5", "A 10.77.0.6"]
     error = await refusal(policy, resolver, HOST, limit=1)

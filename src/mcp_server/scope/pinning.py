@@ -1,4 +1,4 @@
-"""Pinning: the texts of a call become the numeric targets a tool is given, and nothing is resolved again later."""
+"""Pin targets: turn the texts of a call into the numeric targets that a tool is given. Nothing is resolved later."""
 
 from __future__ import annotations
 
@@ -13,24 +13,23 @@ from mcp_server.errors import TargetError
 from mcp_server.model.target import Evidence, Network, Target, Targets
 from mcp_server.scope.policy import ScopePolicy
 from mcp_server.scope.reading import ParsedTarget, read_target
-from mcp_server.scope.resolver import Resolver, SystemResolver
-
-__all__ = ["Resolver", "SystemResolver", "pin_targets"]
+from mcp_server.scope.resolver import Resolver
 
 _JUDGED_OF_TOO_MANY: Final = 8
 LOOKUPS_AT_ONCE: Final = 16
-"""Names asked in one batch; the first batch with a failure ends the call, so a dead server costs one lifetime."""
+"""Names per batch. The first batch with a failure ends the call, so a dead name server costs one lifetime."""
 
 
 async def pin_targets(texts: Sequence[str], policy: ScopePolicy, resolver: Resolver, *, max_addresses: int) -> Targets:
     """Read, judge, resolve and count the targets of one call.
 
-    Every text is read, judged and counted before the first lookup, so a call that is refused leaks no question. Each
-    name is looked up once and *all* its addresses are pinned: a tool that takes only the first would report on
-    another host than was asked for. One address out of scope, or one excluded alias, refuses the whole call.
+    Every text is read, judged and counted before the first look-up, so a refused call sends no question to a name
+    server. Each name is looked up once and *all* its addresses are pinned: a tool that takes only the first one would
+    report about another host than the caller asked for. One address out of scope, or one excluded alias, refuses the
+    whole call.
 
-    No address occurs twice in the result. A network that another one holds is left out of its target; such a
-    target stays in ``items`` with empty ``networks``.
+    No address occurs twice in the result. A network inside another network is left out of its target. Such a target
+    stays in ``items`` with empty ``networks``.
 
     Raises:
         ArgumentError: a text is unsafe or too long.
@@ -38,16 +37,16 @@ async def pin_targets(texts: Sequence[str], policy: ScopePolicy, resolver: Resol
     """
     parsed = [read_target(text) for text in texts]
     if not parsed:
-        raise TargetError("no target was given", parameter="target")
+        raise TargetError("The call has no target.", parameter="target")
     names = list(dict.fromkeys(target.name for target in parsed if target.name is not None))
     given = _without_overlaps([_literal(target) for target in parsed])
     distinct = list({target.name or target.network: target for target in parsed}.values())
     too_many = len(names) > max_addresses or _size(given) > max_addresses
-    # Judging a wide network takes long where the policy has many entries: of too many, a few tell enough.
+    # Judging a wide network takes long if the policy has many entries. Of too many targets, judge only the first few.
     for target in distinct[:_JUDGED_OF_TOO_MANY] if too_many else distinct:
-        await asyncio.sleep(0)  # what else the server does goes on in between
+        await asyncio.sleep(0)  # let other tasks run in between
         _judge(target, policy)
-    _check_count(len(names), max_addresses, "names")  # this also bounds the lookups
+    _check_count(len(names), max_addresses, "names")  # this also limits the number of look-ups
     _check_count(_size(given), max_addresses)
 
     answers: dict[str, Evidence] = {}
@@ -86,15 +85,15 @@ def _networks(found: Evidence) -> tuple[Network, ...]:
 
 
 async def _resolve_all(names: list[str], policy: ScopePolicy, resolver: Resolver) -> dict[str, Evidence]:
-    """Resolve names side by side; where several fail, the one given first is reported."""
+    """Resolve names concurrently. If several fail, the error is that of the first one given."""
     answers = await asyncio.gather(*(resolver.lookup(name) for name in names), return_exceptions=True)
     result: dict[str, Evidence] = {}
     for name, answer in zip(names, answers, strict=True):
         if isinstance(answer, BaseException):
             raise answer
         if not answer.addresses:
-            raise TargetError(f"{name} has no address", code="target_unresolvable", parameter="target")
-        # Servers rotate their answers; sorted, the same answer always makes the same plan.
+            raise TargetError(f"{name} has no address.", code="target_unresolvable", parameter="target")
+        # Name servers rotate their answers. Sort them, so that the same answer always makes the same plan.
         ordered = tuple(sorted(set(answer.addresses), key=lambda a: (a.version, int(a))))
         for verdict in (*map(policy.check_alias, answer.aliases), *map(policy.check_address, ordered)):
             if not verdict.allowed:
@@ -106,9 +105,9 @@ async def _resolve_all(names: list[str], policy: ScopePolicy, resolver: Resolver
 
 
 def _without_overlaps(groups: Sequence[tuple[Network, ...]]) -> list[tuple[Network, ...]]:
-    """Leave each address in one network only: the widest that holds it, the first of equals.
+    """Leave each address in one network only: the widest that contains it, and the first of equal networks.
 
-    CIDR networks are disjoint or nested, so nothing needs to be cut.
+    CIDR networks are disjoint or nested, so no network has to be split.
     """
     seen: set[Network] = set()
     given = {network for group in groups for network in group}
@@ -117,14 +116,14 @@ def _without_overlaps(groups: Sequence[tuple[Network, ...]]) -> list[tuple[Netwo
     for group in groups:
         kept: list[Network] = []
         for network in group:
-            if network not in seen and not _held_by_wider(network, given, prefixes):
+            if network not in seen and not _inside_wider(network, given, prefixes):
                 kept.append(network)
             seen.add(network)
         result.append(tuple(kept))
     return result
 
 
-def _held_by_wider(network: Network, given: set[Network], prefixes: set[tuple[int, int]]) -> bool:
+def _inside_wider(network: Network, given: set[Network], prefixes: set[tuple[int, int]]) -> bool:
     return any(
         network.supernet(new_prefix=prefix) in given
         for version, prefix in prefixes
@@ -139,7 +138,7 @@ def _size(groups: Iterable[tuple[Network, ...]]) -> int:
 def _check_count(count: int, limit: int, what: str = "addresses") -> None:
     if count > limit:
         raise TargetError(
-            f"the targets hold {count} {what}; the limit for this call is {limit}",
+            f"The targets contain {count} {what}; the limit for this call is {limit}.",
             code="too_many_targets",
             parameter="target",
             count=count,
