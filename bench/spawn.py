@@ -54,7 +54,7 @@ async def _measure() -> list[Result]:
             shell,
             "ms",
             RATIO,
-            (f"tier {found.tier}, Landlock ABI {found.landlock_abi}",),
+            (f"tier {found.tier}, files confined: {found.files_confined}",),
         ),
         Result.of_ratio("a process start in the sandbox by a server of 1 GB", large, shell_large, "ms", RATIO),
     ]

@@ -23,7 +23,7 @@ from tests.support.cli import batch
 from tests.support.interfaces import ROOT, http_server, log_records
 from tests.support.mcp_wire import call as modern_call
 from tests.support.several_callers import MODULE, Mcp, Rest, Said, caller_environment, coming_as
-from tests.support.streams import Told, follow
+from tests.support.streams import Event, follow
 
 ACTORS = """
 version: 1
@@ -305,7 +305,7 @@ async def test_a_stream_tells_of_the_readers_own_runs(served: Served, credential
             async with coming_as(served.base, f"seed.{name}") as client:
                 await Rest(client).tool("nothing", "127.0.0.9")
                 last = (await Rest(client).tool("scanning", "127.0.0.9")).body["run_id"]
-        seen: list[Told] = []
+        seen: list[Event] = []
         while not (seen and seen[-1].kind == "run.ended" and seen[-1].data["run_id"] == last):
             event = await stream.next()
             assert event is not None
@@ -324,12 +324,12 @@ async def test_refusals_are_on_the_log_with_the_bounds_they_were_judged_by(serve
         assert (await Rest(client).tool("passive", "127.0.0.9")).outcome == "unknown_tool"
         assert (await Rest(client).ask("POST", "/admin/reload")).outcome == "insufficient_scope"
         said = await Rest(client).tool("scanning", "127.0.0.1")
-        assert "outside the networks of this caller; allowed: 127.0.0.8/29" in said.body["message"]
+        assert "outside the networks of this caller. Allowed: 127.0.0.8/29" in said.body["message"]
     records = [record for record in log_records(served.state) if record.get("actor") == "key:bounded"]
     by_code = {record.get("code"): record for record in records}
     assert {"target_out_of_scope", "unknown_tool", "insufficient_scope"} <= set(by_code)
     hidden = {record.get("reason") for record in records if record.get("tool") == "passive"}
-    assert "the tools of key:bounded do not include this one" in hidden, "the owner reads why; the caller did not"
+    assert "The tools of key:bounded do not include this one." in hidden, "the owner reads why; the caller did not"
     assert all(re.fullmatch("[0-9a-f]{64}", by_code[code]["actors_hash"]) for code in by_code if code)
     accepted = next(r for r in records if r.get("decision") == "accept" and "actors_hash" in r)
     assert accepted["actors_hash"] == by_code["unknown_tool"]["actors_hash"]

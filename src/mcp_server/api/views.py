@@ -7,17 +7,19 @@ and in the text only in lines that begin with ``|`` or, where they are numbered,
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from mcp_server.errors import NetworkToolsError, RefusedError
 from mcp_server.model.run import Coverage, Outcome, Run
-from mcp_server.model.untrusted import FROM_TARGET, VERSION_PROBE
+from mcp_server.model.untrusted import FROM_TARGET
 from mcp_server.tools.base import ToolOutput
+from mcp_server.tools.context import ToolAnswer
 
 if TYPE_CHECKING:
-    from mcp_server.model.digest import DigestView
     from mcp_server.model.host import Host
     from mcp_server.pipeline.respond import CallResult
+    from mcp_server.tools.results import DigestView
 
 STRUCTURE_BUDGET = 11_000
 """Characters of hosts or groups in one answer: with its frame it stays under 3,000 tokens."""
@@ -26,7 +28,7 @@ INLINE_TEXT = 400
 STDOUT_BUDGET = 8_000
 STDERR_BUDGET = 600
 """What a failed tool said last is what it failed of: the end of standard error goes with the error."""
-UNTRUSTED_HEAD = "From the hosts, untrusted (version_probe):"
+UNTRUSTED_HEAD = "From the hosts, untrusted"
 UNTRUSTED_OUTPUT = ("stdout", "stderr")
 """Fields of a `ToolOutput` that hold what a program wrote; ``metadata.untrusted`` names them with the result."""
 
@@ -55,30 +57,9 @@ _FRAME: dict[str, Any] = {
 }
 
 
-def output_schema(*, parsed: bool) -> dict[str, Any]:
-    """The JSON Schema of `structured`, for tools with and without typed results."""
-    own: dict[str, Any] = (
-        {
-            "up": {"type": "integer"},
-            "open_ports": {"type": "integer"},
-            "hosts": {
-                "type": "object",
-                "additionalProperties": {"type": "string"},
-                "description": "Address: open ports and services; #N is text N of from_target.version_probe",
-            },
-            "groups": {
-                "type": "array",
-                "items": {"type": "object"},
-                "description": "Instead of hosts when there are many: addresses by the ports they have open",
-            },
-            "omitted": {"type": "integer", "description": "Hosts not shown here"},
-        }
-        if parsed
-        else {
-            "returncode": {"type": "integer"},
-            "truncated": {"type": "boolean"},
-        }
-    )
+def output_schema(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The JSON Schema of `structured`. ``fields`` are those of the tool's digest, empty for a tool without one."""
+    own = fields or {"returncode": {"type": "integer"}, "truncated": {"type": "boolean"}}
     return {"type": "object", "properties": {**_FRAME, **own}, "required": ["outcome"]}
 
 
@@ -100,17 +81,9 @@ def structured(answer: CallResult) -> tuple[dict[str, Any], DigestView | None]:
         body[FROM_TARGET] = {"stdout": answer.stdout[:STDOUT_BUDGET], **said}
         return body, None
     view = answer.digest.view(STRUCTURE_BUDGET)
-    body |= {"up": view.up, "open_ports": view.open_ports}
-    if view.hosts is not None:
-        body["hosts"] = view.hosts
-    if view.groups is not None:
-        body["groups"] = view.groups
-    if view.omitted:
-        body["omitted"] = view.omitted
-    if view.texts:
-        said = {VERSION_PROBE: view.texts, **said}
-    if said:
-        body[FROM_TARGET] = said
+    body |= view.fields()
+    if from_target := {**view.from_target(), **said}:
+        body[FROM_TARGET] = from_target
     return body, view
 
 
@@ -152,9 +125,7 @@ def text(answer: CallResult, view: DigestView | None, *, full: bool) -> str:
     run, coverage = answer.run, answer.run.coverage
     head = f"{run.tool} {run.outcome.value}"
     if view is not None:
-        head += f": {view.up} up, {view.open_ports} open"
-        if view.timed_out:
-            head += f", {view.timed_out} given up"
+        head += f": {view.summary}"
     if coverage:
         head += f"; looked at {coverage.looked_at} of {coverage.planned}"
     parts = [f"{head}. run://{run.id}"]
@@ -176,21 +147,29 @@ def error_text(error: NetworkToolsError) -> str:
 
 
 def _lines(view: DigestView) -> str:
-    if view.hosts is not None:
-        lines = [f"{address} {ports}".rstrip() for address, ports in view.hosts.items()]
-    else:
-        lines = [f"{group['ports']}: {group['addresses']}" for group in view.groups or []]
-    if view.omitted:
-        lines.append(f"({view.omitted} hosts more)")
-    if view.texts:
-        lines.append(UNTRUSTED_HEAD)
-        lines += [f"#{number} {text}" for number, text in view.texts.items()]
+    lines = view.lines()
+    for source, texts in view.from_target().items():
+        lines.append(f"{UNTRUSTED_HEAD} ({source}):")
+        lines += [f"#{number} {text}" for number, text in texts.items()]
     return "\n".join(lines)
 
 
 def _quoted(output: str) -> str:
     """Mark every line of a program's output, so that none of them can pass for one of ours."""
     return "\n".join(f"| {line}" for line in output.rstrip().split("\n")) if output.rstrip() else ""
+
+
+def compact(value: Any) -> Any:
+    """Leave out None, empty texts, lists and mappings, which tell an agent nothing. False and 0 are kept."""
+    if isinstance(value, Mapping):
+        pairs = ((key, compact(each)) for key, each in value.items())
+        return {key: each for key, each in pairs if each not in (None, "", [], {})}
+    return [compact(each) for each in value] if isinstance(value, (list, tuple)) else value
+
+
+def answer_output(answer: ToolAnswer) -> ToolOutput:
+    """The `ToolOutput` of a tool that runs no program."""
+    return ToolOutput(stdout=answer.text, answer=answer.body)
 
 
 def tool_output(answer: CallResult, hosts: list[Host] | None = None, hosts_total: int | None = None) -> ToolOutput:

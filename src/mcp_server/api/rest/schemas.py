@@ -62,7 +62,6 @@ class ConfigReport(BaseModel):
     """The configuration in force, and what of the files is not."""
 
     config: dict[str, dict[str, Any] | str] = Field(description="By section and key; secrets are redacted.")
-    not_used_yet: list[str] = Field(description="Keys that nothing reads yet.")
     restart_needed: list[Pending]
     last_reload: ReloadReport | None
 
@@ -77,7 +76,7 @@ class ToolReport(BaseModel):
     output_schema: dict[str, Any] = Field(alias="outputSchema", description="What MCP answers; REST: ToolOutput.")
     annotations: dict[str, Any]
     class_name: str = Field(alias="class")
-    command: str
+    command: str | None = Field(description="Its program. None if it runs no program.")
     flags: list[str]
 
 
@@ -92,7 +91,7 @@ class AdminTool(BaseModel):
 
     name: str
     class_name: str = Field(alias="class")
-    command: str
+    command: str | None
     enabled: bool
     running: int = Field(ge=0)
     waiting: int = Field(ge=0)

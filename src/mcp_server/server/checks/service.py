@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from mcp_server.config.watching import identities
+from mcp_server.config.watching import file_states
 from mcp_server.errors import BusyError, NetworkToolsError
 from mcp_server.health import Finding, HealthCheckPriority, HealthStatus
 from mcp_server.model.untrusted import sanitize
@@ -49,17 +49,18 @@ def check_tools(registry: ToolRegistry) -> list[Finding]:
 
     Only where no tool has its program is that the end of the service.
     """
-    if not registry.tools:
+    programs = registry.programs
+    if not programs:
         remedy = (
             "enable one of them: POST /admin/tools/NAME/enable"
-            if registry.offered
+            if registry.disabled
             else "widen tool.include_patterns or tool.exclude_patterns"
         )
         critical = HealthCheckPriority.CRITICAL
         return [Finding(_FAILED, "no tool is offered", _READING, remedy, priority=critical), *_left_out(registry)]
     broken: dict[str, NetworkToolsError] = {}
     found: dict[str, str] = {}
-    for name, tool in registry.tools.items():
+    for name, tool in programs.items():
         try:
             path = resolve_binary(tool.command_name).path
             version = version_of(path, tuple(tool.version_args))
@@ -72,7 +73,7 @@ def check_tools(registry: ToolRegistry) -> list[Finding]:
         Finding(_OK, found[name], name=f"tool {name}")
         if name in found
         else Finding(state, broken[name].message, works, broken[name].hint, f"tool {name}", priority)
-        for name in registry.tools
+        for name in programs
     ] + _left_out(registry)
 
 
@@ -108,7 +109,7 @@ def _no_guard(error: NetworkToolsError) -> Finding:
 
 def describe_guard(config: Config, tier: Enforcement, reason: str = "") -> Finding:
     """What a tier holds, and where it is the weakest and nobody asked for that, how to have a stronger one."""
-    detail = f"enforcement: {tier.value}" + (f", because {reason}" if reason else "")
+    detail = f"enforcement: {tier.value}" + (f" ({reason.removesuffix('.')})" if reason else "")
     if tier is not Enforcement.ARGUMENT:
         return Finding(_OK, f"{detail}; every frame passes the ruleset, raw sockets are available")
     detail += "; addresses are checked before a process is started, and nothing holds packets"
@@ -259,7 +260,7 @@ class ScopeCheck:
         present = (
             security.policy_file,
             security.allowed_targets,
-            identities([security.policy_file] if security.policy_file else []),
+            file_states([security.policy_file] if security.policy_file else []),
         )
         if present != self._seen:
             self._finding, self._seen = self._read(config), present
