@@ -1,7 +1,7 @@
-"""The decision log: what a synced record costs over a bare write and sync, and how long verifying takes.
+"""Measure the audit log: the cost of a synced record over a plain write and sync, and the time of a verification.
 
-A record like that of an accepted call is appended in turns with as many bytes written and synced to a file beside it,
-so that both meet the same disk at the same time.
+Appends of a record alternate with plain writes of as many bytes to another file, so that both use the disk under the
+same conditions. The record is like that of an allowed call.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from bench.result import Result, Spread
+from bench.result import Range, Result
 from mcp_server.audit import AuditLog
 from mcp_server.audit.checkpoint import Sealer
 from mcp_server.audit.records import ChainHead, cleaned, line_of
@@ -52,7 +52,7 @@ _RECORD: Final[dict[str, Any]] = {
 
 
 def measure() -> list[Result]:
-    """The median of an append, of the first checkpoint of many records, and of verifying them."""
+    """Measure an append, and the first checkpoint and the verification of many records."""
     with tempfile.TemporaryDirectory(prefix="mcp-bench-") as folder:
         return [asyncio.run(_append(Path(folder))), *_verify(Path(folder) / "many")]
 
@@ -61,8 +61,8 @@ async def _append(folder: Path) -> Result:
     log = AuditLog(folder)
     await log.append("decision", **_RECORD)
     line = log.path.read_bytes()
-    appended, bare = [], []
-    descriptor = os.open(folder / "bare", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    appended, plain = [], []
+    descriptor = os.open(folder / "plain", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:
         for turn in range(WARM_UP + ROUNDS):
             started = time.perf_counter()
@@ -73,18 +73,18 @@ async def _append(folder: Path) -> Result:
             ended = time.perf_counter()
             if turn >= WARM_UP:
                 appended.append(1000 * (between - started))
-                bare.append(1000 * (ended - between))
+                plain.append(1000 * (ended - between))
     finally:
         os.close(descriptor)
-    figure, floor = Spread.of(appended, "ms"), Spread.of(bare, "ms")
+    append, floor = Range.of(appended, "ms"), Range.of(plain, "ms")
     return Result(
         "an audit record, synced",
-        str(figure),
+        str(append),
         f"<= {APPEND_MS:g} ms",
-        figure.median <= APPEND_MS,
+        append.median <= APPEND_MS,
         floor=str(floor),
-        ratio=figure.median / floor.median,
-        notes=(f"{len(line)} bytes; the floor is a bare write and fdatasync of as many, in turns",),
+        ratio=append.median / floor.median,
+        notes=(f"{len(line)} bytes; the floor is a plain write and fdatasync of as many bytes",),
     )
 
 
@@ -101,13 +101,13 @@ def _verify(folder: Path) -> list[Result]:
     report = verify(folder)
     verified = time.perf_counter() - sealed
     if report.broken is not None or report.size != RECORDS:
-        raise RuntimeError(f"the log does not verify: {report}")
+        raise RuntimeError(f"The log fails verification: {report}")
     return [
         Result(
             f"verifying {RECORDS:,} records",
             f"{verified:.2f} s",
             f"<= {VERIFY_SEC:g} s",
             verified <= VERIFY_SEC,
-            notes=(f"{size / 1e6:.0f} MB; the first checkpoint over all of them took {sealed - started:.2f} s",),
+            notes=(f"{size / 1e6:.0f} MB; the first checkpoint of all records took {sealed - started:.2f} s",),
         )
     ]

@@ -1,7 +1,7 @@
-"""How long after the end of nmap a result of 2,048 hosts is in the client's hands, over MCP stdio.
+"""Measure the time from the end of nmap until the client has a result of 2,048 hosts, over MCP stdio.
 
-The hosts are those of 127.0.0.0/21, which are all this machine. The moment of nmap's end is taken from the
-kernel by the client, which has nothing else to do until the answer comes.
+The hosts are those of 127.0.0.0/21, which are all this machine. The client learns the end of nmap from the kernel, and
+is otherwise idle until the result arrives.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from contextlib import ExitStack, contextmanager
 from ipaddress import IPv4Network
 from typing import Any, Final
 
-from bench.descendants import EndOf
-from bench.result import Result, Spread
+from bench.descendants import ProcessEnd
+from bench.result import Range, Result
 from bench.stdio import MODULE, Session, served
-from bench.tokens import answer_tokens
+from bench.tokens import result_tokens
 
 ROUNDS: Final = 9
 WARM_UP: Final = 1
@@ -27,25 +27,25 @@ HOSTS: Final = 2048
 NETWORK: Final = IPv4Network("127.0.0.0/21")
 _STEPS: Final = (3, 5, 7)
 _PAUSE_SEC: Final = 1.0
-"""Between calls: the store folds what the last one saw, in its one lane."""
+"""Pause between calls, so that work of the server after a call does not affect the next one."""
 
 
 def measure() -> list[Result]:
-    """The time from the end of nmap to the answer, and what that answer costs."""
+    """Measure the time from the end of nmap to the result, and the cost of the result."""
     with _listeners() as ports, served(MODULE, tools_package="bench.tools") as (session, _):
         taken = [_after_nmap(session, ports) for _ in range(WARM_UP + ROUNDS)][WARM_UP:]
-    after = Spread.of([1000 * seconds for seconds, _ in taken], "ms")
+    after = Range.of([1000 * seconds for seconds, _ in taken], "ms")
     answer = taken[-1][1]
-    tokens = answer_tokens(answer)
+    tokens = result_tokens(answer)
     return [
         Result(f"{HOSTS} hosts after nmap's end", str(after), f"<= {AFTER_MS:g} ms", after.median <= AFTER_MS),
-        Result(f"answer of {HOSTS} hosts", f"{tokens:,.0f} tokens", f"<= {TOKENS}", tokens <= TOKENS),
+        Result(f"result of {HOSTS} hosts", f"{tokens:,.0f} tokens", f"<= {TOKENS}", tokens <= TOKENS),
     ]
 
 
 def _after_nmap(session: Session, ports: Sequence[int]) -> tuple[float, dict[str, Any]]:
     time.sleep(_PAUSE_SEC)
-    end = EndOf("nmap", below=session.process.pid)
+    end = ProcessEnd("nmap", below=session.process.pid)
     answer = session.call("wide_nmap", target=str(NETWORK), mode="ports", ports=",".join(map(str, ports)))
     answered = time.perf_counter()
     if answer["structuredContent"]["up"] != HOSTS:
@@ -55,7 +55,7 @@ def _after_nmap(session: Session, ports: Sequence[int]) -> tuple[float, dict[str
 
 @contextmanager
 def _listeners() -> Iterator[list[int]]:
-    """Three ports, each open on every third, fifth or seventh address: eight kinds of host."""
+    """Open three ports, on every third, fifth and seventh address: this gives eight kinds of host."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 4096)), hard))
     with ExitStack() as opened:

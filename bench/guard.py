@@ -1,8 +1,9 @@
-"""What guard and sandbox add together, under the kernel tier: to a spawn, and to the scan of a /24.
+"""Measure what guard and sandbox together add in the kernel tier: to a process start, and to the scan of a /24.
 
-The host is a namespace made for this, with a machine outside of it (`tests.support.guarded`). A spawn is a run as the
-road makes it (a reading of the guard, the sandboxed program, a reading) against asyncio's bare subprocess, in turns
-in one process. The scan is ``nmap -sS`` of the segment inside the guard against the same words on the bare host.
+The host is a namespace created for this, with a machine outside it (`tests.support.guarded`). A start is a run as in
+the pipeline (a reading of the guard, the sandboxed program, a reading). It alternates with a plain asyncio subprocess
+in one process. The scan is ``nmap -sS`` of the segment inside the guard, compared with the same command without the
+guard.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import time
 from typing import Final
 
-from bench.result import Result, Spread
+from bench.result import Range, Result
 from tests.support.guarded import Inside, World, inside, policy, world
 from tests.support.processes import binary
 
@@ -23,23 +24,23 @@ _PORT: Final = 8299
 
 
 def measure() -> list[Result]:
-    """The medians of what is added."""
+    """Measure what is added to a process start and to a scan."""
     with world() as host, inside(host, _PORT, rules=policy(_NETWORK)) as made:
         return [_spawns(made), _scans(host, made)]
 
 
 def _spawns(made: Inside) -> Result:
     bare, guarded = made.ask("spawns", program="/bin/true", rounds=ROUNDS)
-    added = Spread.of([mine - raw for mine, raw in zip(guarded, bare, strict=True)], "ms")
-    floor, whole = Spread.of(bare, "ms"), Spread.of(guarded, "ms")
+    added = Range.of([mine - raw for mine, raw in zip(guarded, bare, strict=True)], "ms")
+    floor, whole = Range.of(bare, "ms"), Range.of(guarded, "ms")
     return Result(
-        "guard and sandbox add to a spawn",
+        "guard and sandbox add to a process start",
         str(added),
         f"<= {ADDED_MS:g} ms",
         added.median <= ADDED_MS,
         floor=str(floor),
         ratio=whole.median / floor.median,
-        notes=(f"two readings of the guard and the sandboxed program {whole}",),
+        notes=(f"two readings of the guard and the sandboxed program take {whole}",),
     )
 
 
@@ -65,7 +66,7 @@ def _scans(host: World, made: Inside) -> Result:
         if turn:
             bare.append(middle - started)
             guarded.append(time.perf_counter() - middle)
-        assert "2222/tcp open" in ended["output"], "the scan must have seen the machine outside"
-    floor, whole = Spread.of(bare, "s"), Spread.of(guarded, "s")
+        assert "2222/tcp open" in ended["output"], "the scan did not find the machine outside"
+    floor, whole = Range.of(bare, "s"), Range.of(guarded, "s")
     ratio = whole.median / floor.median
     return Result("a scan of a /24 inside the guard", str(whole), f"<= {SHARE:g} x", ratio <= SHARE, str(floor), ratio)

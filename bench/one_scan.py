@@ -1,7 +1,7 @@
-"""The scan that other MCP servers for nmap were measured with: 1,000 TCP ports of loopback by connections.
+"""Measure the scan that other MCP servers for nmap were measured with: a connect scan of 1,000 TCP ports of loopback.
 
-Two ways alternate: nmap alone with its normal output, and the call over MCP stdio. What an agent is sent is counted in
-characters, text and structure together.
+Two runs alternate: nmap alone with its normal output, and the call over MCP stdio. The result is counted in characters,
+text and structured content together.
 """
 
 from __future__ import annotations
@@ -10,20 +10,20 @@ import subprocess
 import time
 from typing import Any, Final
 
-from bench.result import Result, Spread
+from bench.result import Range, Result
 from bench.stdio import served
-from bench.tokens import answer_tokens
+from bench.tokens import result_tokens
 
 ROUNDS: Final = 11
 ARGV: Final = ("nmap", "-n", "-sT", "-p1-1000", "127.0.0.1")
 SECONDS: Final = 0.25
 CHARACTERS: Final = 600
 _PAUSE_SEC: Final = 0.5
-"""After each round: the store folds a finished run behind the call."""
+"""Pause after each round, so that work of the server after a call does not affect the next one."""
 
 
 def measure() -> list[Result]:
-    """The median time of a call, and what it sends."""
+    """Measure the time of a call and the size of its result."""
     taken: dict[str, list[float]] = {"raw": [], "call": []}
     answer: dict[str, Any] = {}
     with served() as (session, _):
@@ -36,8 +36,8 @@ def measure() -> list[Result]:
             if turn:  # the first call opens the store
                 taken["raw"].append(1000 * (between - started))
                 taken["call"].append(1000 * (time.perf_counter() - between))
-    alone, call = Spread.of(taken["raw"], "ms"), Spread.of(taken["call"], "ms")
-    characters = round(4 * answer_tokens(answer))
+    alone, call = Range.of(taken["raw"], "ms"), Range.of(taken["call"], "ms")
+    characters = round(4 * result_tokens(answer))
     return [
         Result(
             "1,000 ports of loopback",
@@ -48,7 +48,7 @@ def measure() -> list[Result]:
             ratio=call.median / alone.median,
         ),
         Result(
-            "1,000 ports of loopback, the answer",
+            "1,000 ports of loopback, size of the result",
             f"{characters} characters",
             f"<= {CHARACTERS}",
             characters <= CHARACTERS,

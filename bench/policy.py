@@ -1,4 +1,4 @@
-"""A policy of 100,000 networks: from the file to its first answer, and what one check costs."""
+"""Measure a policy of 100,000 networks: reading the file, and one check."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import yaml
 
-from bench.result import Result, Spread
+from bench.result import Range, Result
 from mcp_server.model.target import Network
 from mcp_server.scope.policy import ScopePolicy
 
@@ -24,7 +24,7 @@ CHECK_US: Final = 10.0
 
 
 def measure() -> list[Result]:
-    """Loading with the hash, against PyYAML's C loader alone on the same file; checks of addresses and of /24s."""
+    """Measure reading with the hash, compared with PyYAML's C loader alone, and checks of addresses and /24s."""
     networks = _networks()
     with tempfile.TemporaryDirectory(prefix="mcp-bench-") as folder:
         plain, rich = Path(folder, "plain.yaml"), Path(folder, "rich.yaml")
@@ -32,14 +32,14 @@ def measure() -> list[Result]:
         rich.write_text(
             "version: 1\nallow:\n" + "".join(f"  - {{network: '{net}', max_risk: probe}}\n" for net in networks)
         )
-        # In turn, so that whatever else the machine does falls on both.
+        # The runs alternate, so that other load of the machine affects all of them.
         taken: dict[str, list[float]] = {"floor": [], "plain": [], "rich": []}
         for _ in range(ROUNDS):
             taken["floor"].append(_seconds(lambda: yaml.load(plain.read_text(), yaml.CSafeLoader)))
             taken["plain"].append(_seconds(lambda: ScopePolicy.from_file(plain).hash))
             taken["rich"].append(_seconds(lambda: ScopePolicy.from_file(rich).hash))
         policy = ScopePolicy.from_file(plain)
-    floor, load, own_terms = (Spread.of(taken[key], "s") for key in ("floor", "plain", "rich"))
+    floor, load, own_terms = (Range.of(taken[key], "s") for key in ("floor", "plain", "rich"))
     return [
         Result(
             f"policy of {NETWORKS:,} networks, file to hash",
@@ -48,7 +48,7 @@ def measure() -> list[Result]:
             load.median <= LOAD_SEC,
             floor=str(floor),
             ratio=load.median / floor.median,
-            notes=(f"with a mapping and a risk for each network {own_terms}; the floor is yaml.CSafeLoader alone",),
+            notes=(f"{own_terms} if each network is a mapping with a risk; the floor is yaml.CSafeLoader alone",),
         ),
         _checks("addresses in them", policy, [ip_network(net.network_address) for net in networks]),
         _checks(
@@ -61,12 +61,12 @@ def measure() -> list[Result]:
 
 
 def _checks(what: str, policy: ScopePolicy, networks: list[Network]) -> Result:
-    asked = random.Random(2).sample(networks, min(CHECKS, len(networks)))  # noqa: S311 - no secret
-    # A set of texts is the least that could know an address at all.
-    known = {str(net) for net in asked}
+    sample = random.Random(2).sample(networks, min(CHECKS, len(networks)))  # noqa: S311 - no secret
+    # A set of texts is the simplest structure that can find an address.
+    known = {str(net) for net in sample}
     check, floor = (
-        Spread.of(_each(policy.check_network, asked), "µs"),
-        Spread.of(_each(lambda net: str(net) in known, asked), "µs"),
+        Range.of(_each(policy.check_network, sample), "µs"),
+        Range.of(_each(lambda net: str(net) in known, sample), "µs"),
     )
     return Result(
         f"check, {what}",
@@ -78,14 +78,14 @@ def _checks(what: str, policy: ScopePolicy, networks: list[Network]) -> Result:
     )
 
 
-def _each(do: Callable[[Network], Any], asked: list[Network]) -> list[float]:
-    """Microseconds for each of them, in every round."""
+def _each(check: Callable[[Network], Any], networks: list[Network]) -> list[float]:
+    """Return the microseconds per network of every round."""
 
     def once() -> None:
-        for network in asked:
-            do(network)
+        for network in networks:
+            check(network)
 
-    return [_seconds(once) / len(asked) * 1e6 for _ in range(ROUNDS)]
+    return [_seconds(once) / len(networks) * 1e6 for _ in range(ROUNDS)]
 
 
 def _seconds(do: Callable[[], Any]) -> float:
@@ -95,7 +95,7 @@ def _seconds(do: Callable[[], Any]) -> float:
 
 
 def _networks() -> list[Network]:
-    """A fifth IPv6, most IPv4 ones small, many nested."""
+    """Return random networks: a fifth IPv6, most IPv4 ones small, many nested."""
     draw = random.Random(1)  # noqa: S311 - no secret
     found: dict[Network, None] = {}
     while len(found) < NETWORKS:

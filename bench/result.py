@@ -1,4 +1,4 @@
-"""What a benchmark hands back, and how it is printed."""
+"""The results of benchmarks, and the table that shows them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Spread:
-    """The median of repeated measurements with the lowest and the highest, in ``unit``: ``3 ms (2 .. 9)``."""
+class Range:
+    """The median, lowest and highest value of repeated measurements: ``3 ms (2 .. 9)``."""
 
     median: float
     low: float
@@ -18,8 +18,8 @@ class Spread:
     count: int
 
     @classmethod
-    def of(cls, values: Sequence[float], unit: str) -> Spread:
-        """The spread of at least one value."""
+    def of(cls, values: Sequence[float], unit: str) -> Range:
+        """Return the range of at least one value."""
         return cls(statistics.median(values), min(values), max(values), unit, len(values))
 
     def __str__(self) -> str:
@@ -30,14 +30,14 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One line of the table: what was measured, what it is compared with, and whether the bound holds.
+    """One row of the table: the measured value, the floor it is compared with, and whether the bound is met.
 
-    ``figure`` and ``floor`` are already text with their unit; ``ratio`` is figure over floor where that means
-    something. ``notes`` are printed below the table.
+    ``measured`` and ``floor`` are texts with a unit. ``ratio`` is the measured value divided by the floor, if that is
+    meaningful. ``notes`` are printed below the table.
     """
 
     name: str
-    figure: str
+    measured: str
     bound: str
     within: bool
     floor: str = ""
@@ -46,13 +46,13 @@ class Result:
 
 
 def table(results: Iterable[Result]) -> str:
-    """The results as an aligned table, with the notes below it."""
+    """Return the results as an aligned table with the notes below it."""
     results = list(results)
-    rows = [("", "figure", "floor", "ratio", "bound", "")]
+    rows = [("", "measured", "floor", "ratio", "bound", "")]
     rows += [
         (
             result.name,
-            result.figure,
+            result.measured,
             result.floor or "-",
             "-" if result.ratio is None else f"{result.ratio:.2f}",
             result.bound,
@@ -67,5 +67,5 @@ def table(results: Iterable[Result]) -> str:
 
 
 def _short(value: float) -> str:
-    """Three significant digits, without an exponent."""
+    """Return a number with three significant digits, without an exponent."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"

@@ -1,7 +1,7 @@
-"""What the sandbox adds to starting a program: `run_process` against asyncio's bare subprocess, both with ``true``.
+"""Measure what the sandbox adds to a process start: `run_process` compared with a plain asyncio subprocess.
 
-Both ways alternate in one process, first as it is and then with a gigabyte held in memory: a spawn must not depend on
-the server's size.
+Both start ``true`` and alternate in one process, first as it is and then with a gigabyte in memory, because a start
+must not depend on the size of the server.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-from bench.result import Result, Spread
+from bench.result import Range, Result
 from mcp_server.sandbox.containment import containment
 from mcp_server.sandbox.executor import Executor
 from mcp_server.sandbox.process import ProcessLimits, run_process
@@ -26,7 +26,7 @@ _GIB: Final = 1 << 30
 
 
 def measure() -> list[Result]:
-    """The median of what is added, and of what a server of a gigabyte adds to that."""
+    """Measure what the sandbox adds, and what a server of a gigabyte adds to that."""
     return asyncio.run(_measure())
 
 
@@ -44,12 +44,12 @@ async def _measure() -> list[Result]:
         assert len(ballast) == _GIB
     finally:
         executor.close()
-    added = Spread.of([mine - raw for mine, raw in zip(small, bare, strict=True)], "ms")
-    raw, whole, heavy = (Spread.of(values, "ms") for values in (bare, small, large))
+    added = Range.of([mine - raw for mine, raw in zip(small, bare, strict=True)], "ms")
+    raw, whole, heavy = (Range.of(values, "ms") for values in (bare, small, large))
     found = containment()
     return [
         Result(
-            "the sandbox adds to a spawn",
+            "the sandbox adds to a process start",
             str(added),
             f"<= {ADDED_MS:g} ms",
             added.median <= ADDED_MS,
@@ -58,13 +58,13 @@ async def _measure() -> list[Result]:
             notes=(f"run_process {whole}; tier {found.tier}, Landlock ABI {found.landlock_abi}",),
         ),
         Result(
-            "a spawn by a server of 1 GB",
+            "a process start by a server of 1 GB",
             str(heavy),
             f"<= {GROWTH_MS:g} ms more",
             heavy.median - whole.median <= GROWTH_MS,
             floor=str(whole),
             ratio=heavy.median / whole.median,
-            notes=(f"asyncio's bare subprocess then takes {Spread.of(bare_large, 'ms')}",),
+            notes=(f"a plain asyncio subprocess then takes {Range.of(bare_large, 'ms')}",),
         ),
     ]
 
@@ -81,7 +81,7 @@ async def _bare() -> None:
 
 
 async def _alternate(*ways: Callable[[], Awaitable[Any]]) -> list[list[float]]:
-    """The milliseconds of each way, in turns."""
+    """Run the functions in turns and return the milliseconds of each."""
     taken: list[list[float]] = [[] for _ in ways]
     for turn in range(WARM_UP + ROUNDS):
         for way, values in zip(ways, taken, strict=True):

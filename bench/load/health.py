@@ -1,4 +1,4 @@
-"""Whether ``/health`` stays quick while twenty scans run."""
+"""Check that ``/health`` stays fast while twenty scans run."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from bench.stdio import ROOT
 
 SCANS: Final = 20
 RATE: Final = 200
-"""Packets a second of each scan. Loopback answers at once: without a bound nmap does not wait for the network, as it
-does elsewhere, but for the processor, and twenty on two cores make any server wait 12 to 28 ms at p99."""
-ASKED: Final = 600
+"""Packets per second of each scan. Loopback responses at once, so without a limit nmap would wait for the processor and
+not for the network. Twenty such scans on two cores make any server wait 12 to 28 ms at p99."""
+REQUESTS: Final = 600
 _PAUSE_SEC: Final = 0.02
 BOUND_MS: Final = 10.0
 
 
 def while_scans_run() -> list[Result]:
-    """The p99 of ``/health`` while twenty scans of loopback are under way, each at a rate as on a network."""
+    """Measure the p99 of ``/health`` while twenty scans of loopback run, each at the rate of a scan on a network."""
     with served(TOOLS_PACKAGE="bench.load.tools", PYTHONPATH=str(ROOT), MCP_ADMISSION_MAX_RUNNING="50") as server:
         return asyncio.run(_measure(server))
 
@@ -31,12 +31,12 @@ async def _measure(server: Served) -> list[Result]:
     connection = Connection(server.port, server.token)
     await asyncio.sleep(3)
     taken = []
-    for _ in range(ASKED):
-        answer = await connection.get("/health")
-        assert answer.status == 200, answer.body
-        taken.append(1000 * answer.seconds)
+    for _ in range(REQUESTS):
+        response = await connection.get("/health")
+        assert response.status == 200, response.body
+        taken.append(1000 * response.seconds)
         await asyncio.sleep(_PAUSE_SEC)
-    fewest = await _running(server)
+    running = await _running(server)
     for scan in scans:
         scan.cancel()
     await asyncio.gather(*scans, return_exceptions=True)
@@ -46,14 +46,14 @@ async def _measure(server: Served) -> list[Result]:
             f"/health while {SCANS} scans run, p99",
             f"{worst:.1f} ms",
             f"<= {BOUND_MS:g} ms",
-            worst <= BOUND_MS and fewest == SCANS,
-            notes=(f"median {statistics.median(taken):.1f} ms; {fewest} scans were running at the end",),
+            worst <= BOUND_MS and running == SCANS,
+            notes=(f"median {statistics.median(taken):.1f} ms; {running} scans were running at the end",),
         )
     ]
 
 
 async def _running(server: Served) -> int:
-    """How many scans run, as the server's own figures say; none has ended where it is still all of them."""
+    """Return the number of running scans, from the metrics of the server."""
     page = (await Connection(server.port, server.token).get("/metrics")).body.decode()
     line = next(line for line in page.splitlines() if line.startswith('mcp_tool_active{tool="many"}'))
     return int(float(line.split()[-1]))

@@ -23,7 +23,7 @@ from tests.support.cli import batch
 from tests.support.interfaces import ROOT, http_server, log_records
 from tests.support.mcp_wire import call as modern_call
 from tests.support.several_callers import MODULE, Mcp, Rest, Said, caller_environment, coming_as
-from tests.support.streams import Told, follow
+from tests.support.streams import Event, follow
 
 ACTORS = """
 version: 1
@@ -305,7 +305,7 @@ async def test_a_stream_tells_of_the_readers_own_runs(served: Served, credential
             async with coming_as(served.base, f"seed.{name}") as client:
                 await Rest(client).tool("nothing", "127.0.0.9")
                 last = (await Rest(client).tool("scanning", "127.0.0.9")).body["run_id"]
-        seen: list[Told] = []
+        seen: list[Event] = []
         while not (seen and seen[-1].kind == "run.ended" and seen[-1].data["run_id"] == last):
             event = await stream.next()
             assert event is not None

@@ -1,4 +1,4 @@
-"""What the benchmarks conclude from their figures, and that the page on performance names each of them."""
+"""The verdicts of the benchmarks, and the page on performance, which must list every benchmark."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from bench.__main__ import NAMES
-from bench.load.clients import Seen, Storm, p99
+from bench.load.clients import LoadResult, Responses, p99
 from bench.load.soak import INTENDED, LEAST_SAMPLES, Sample, grown, unintended, verdict
-from bench.memory import Held
+from bench.memory import ResourceUse
 
 PAGE = Path(__file__).resolve().parents[2] / "docs/performance.md"
 FLAT = [Sample(resident_mb=100.0, files=20.0, threads=8.0, tasks=20.0, children=0.0)] * 60
@@ -19,7 +19,7 @@ GOOD = dict.fromkeys(INTENDED, 3)
 
 
 def rows_under(head: str) -> list[str]:
-    """The rows of the table whose first row begins with ``head``: only those that Markdown takes for its rows."""
+    """Return the rows of the table whose first row begins with ``head``, as Markdown sees them."""
     table = PAGE.read_text().partition(f"\n{head}")[2].partition("\n\n")[0]
     return table.splitlines()[2:]
 
@@ -29,7 +29,7 @@ def test_the_page_on_performance_has_a_row_for_every_benchmark() -> None:
     assert sorted(named) == sorted(NAMES)
 
 
-def test_what_stays_the_same_has_not_grown() -> None:
+def test_equal_samples_have_not_grown() -> None:
     assert grown(FLAT) == {}
 
 
@@ -42,9 +42,7 @@ def test_what_stays_the_same_has_not_grown() -> None:
         ("children", 0.0, 1.0, 2.0),
     ],
 )
-def test_a_figure_has_grown_once_it_is_above_its_slack(
-    name: str, early: float, allowed: float, too_much: float
-) -> None:
+def test_a_value_has_grown_if_it_is_above_its_slack(name: str, early: float, allowed: float, too_much: float) -> None:
     def ending_with(value: float) -> list[Sample]:
         return [*FLAT[:30], *[changed(FLAT[0], name, value)] * 30]
 
@@ -59,45 +57,45 @@ def test_a_slow_leak_is_seen_and_a_peak_is_not() -> None:
     assert grown(peak) == {}
 
 
-def test_what_fills_in_the_first_fifth_is_no_growth() -> None:
+def test_growth_in_the_first_fifth_is_ignored() -> None:
     filling = [changed(FLAT[0], "resident_mb", 50.0 + 50 * min(turn / 12, 1)) for turn in range(60)]
     assert grown(filling) == {}
 
 
-def test_a_soak_ends_with_what_it_found() -> None:
+def test_the_verdict_of_a_soak_has_a_status_and_its_reasons() -> None:
     leak = [changed(FLAT[0], "files", float(turn)) for turn in range(60)]
     assert verdict(FLAT, GOOD) == (0, ["flat"])
-    assert verdict(FLAT[: LEAST_SAMPLES - 1], GOOD) == (2, ["too short to say whether it grows"])
+    assert verdict(FLAT[: LEAST_SAMPLES - 1], GOOD) == (2, ["too short for a comparison"])
     assert verdict(leak, GOOD) == (1, ["GROWN: files from 17.5 to 53.5", "not flat"])
 
 
 @pytest.mark.parametrize("what", ["/health 503", "/runs lost", "scan 429", "scan late", "refused 200", "events 401"])
-def test_a_soak_names_an_answer_that_was_not_intended(what: str) -> None:
-    answers = GOOD | {what: 2}
-    assert unintended(answers) == {what: 2}
-    assert verdict(FLAT, answers) == (1, [f"NOT INTENDED: {what} x2", "flat"])
-    assert verdict(FLAT[:2], answers)[0] == 1
+def test_a_soak_names_unintended_responses(what: str) -> None:
+    responses = GOOD | {what: 2}
+    assert unintended(responses) == {what: 2}
+    assert verdict(FLAT, responses) == (1, [f"NOT INTENDED: {what} x2", "flat"])
+    assert verdict(FLAT[:2], responses)[0] == 1
 
 
-def test_a_storm_names_what_was_not_intended() -> None:
-    held = Held(1, 1, 0)
-    seen = {
-        "read": Seen(statuses=Counter({200: 5, 500: 1})),
-        "scan": Seen(statuses=Counter({200: 1, 429: 1})),
-        "health": Seen(lost=2),
+def test_a_load_result_names_unintended_responses() -> None:
+    used = ResourceUse(1, 1, 0)
+    responses = {
+        "read": Responses(statuses=Counter({200: 5, 500: 1})),
+        "scan": Responses(statuses=Counter({200: 1, 429: 1})),
+        "health": Responses(lost=2),
     }
-    storm = Storm(seen, held, held)
-    assert storm.wrong() == {"read": {500: 1}}
-    assert storm.lost == 2
-    assert storm.unanswered() == ["health"]
+    result = LoadResult(responses, used, used)
+    assert result.wrong() == {"read": {500: 1}}
+    assert result.lost == 2
+    assert result.unanswered() == ["health"]
 
 
-def test_p99_is_what_one_in_a_hundred_exceeds() -> None:
+def test_p99_is_exceeded_by_one_value_in_a_hundred() -> None:
     assert p99([float(each) for each in range(1, 101)]) == 99.0
     assert p99([float(each) for each in range(1, 201)]) == 198.0
     assert p99([7.0]) == 7.0
 
 
 def changed(sample: Sample, name: str, value: float) -> Sample:
-    figures = {each: getattr(sample, each) for each in Sample.__slots__} | {name: value}
-    return Sample(**figures)
+    values = {each: getattr(sample, each) for each in Sample.__slots__} | {name: value}
+    return Sample(**values)

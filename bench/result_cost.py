@@ -1,7 +1,8 @@
-"""What an answer costs a model, in tokens of four characters, against nmap's own normal output of the same scan.
+"""Measure the cost of a result in tokens (four characters each), compared with the normal output of nmap.
 
-Text and structure are counted together. The scans run in the lab, the server in the scanner's namespace. That
-nothing is lost is checked against nmap's normal output and, for the fleet, against the lab's ground truth.
+Text and structured content are counted together. The scans run in the lab, with the server in the namespace of the
+scanner. The benchmark checks that nothing is lost: it compares results with the normal output of nmap and, for the
+fleet, with the truth of the lab.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any, Final
 
 from bench.result import Result
 from bench.stdio import MODULE, Session, child_environment
-from bench.tokens import answer_tokens
+from bench.tokens import result_tokens
 from mcp_server.api import views
 from mcp_server.model.digest import HostDigest
 from mcp_server.model.host import Host, Port
@@ -39,7 +40,7 @@ _OPEN_LINE: Final = re.compile(r"(?P<port>\d+)/tcp +open +(?P<service>\S+) *(?P<
 
 
 def measure() -> list[Result]:
-    """The two /24s of the lab that hold most, and 2,000 hosts."""
+    """Measure the two fullest /24s of the lab, and 2,000 hosts."""
     with Lab.start(fleet=FLEET) as lab:
         real = _compare(lab, SEGMENT, {"target": SEGMENT})
         busiest = lab.truth.busiest_network()
@@ -48,7 +49,7 @@ def measure() -> list[Result]:
 
 
 def _compare(lab: Lab, name: str, arguments: dict[str, Any]) -> Result:
-    """One call, and nmap with the argv of that call and its own output; both at once, since neither is timed."""
+    """Run one call, and at the same time nmap with the same argv and its normal output; neither is timed."""
     with tempfile.TemporaryDirectory(prefix="mcp-bench-") as folder, ThreadPoolExecutor(1) as pool:
         session = Session(lab.exec_argv("scan", MODULE), child_environment(folder, "RFC1918"))
         try:
@@ -60,21 +61,21 @@ def _compare(lab: Lab, name: str, arguments: dict[str, Any]) -> Result:
         finally:
             session.close()
     lost = list(_lost(normal, answer["structuredContent"]))
-    ours, theirs = answer_tokens(answer), len(normal) / 4
+    tokens, nmap_tokens = result_tokens(answer), len(normal) / 4
     up, ports = answer["structuredContent"]["up"], answer["structuredContent"]["open_ports"]
     return Result(
-        f"answer, {name} {arguments.get('mode', 'services')}",
-        f"{ours:,.0f} tokens",
+        f"result, {name} {arguments.get('mode', 'services')}",
+        f"{tokens:,.0f} tokens",
         f"ratio <= {RATIO}, none lost",
-        ours <= RATIO * theirs and not lost,
-        floor=f"{theirs:,.0f} tokens",
-        ratio=ours / theirs,
+        tokens <= RATIO * nmap_tokens and not lost,
+        floor=f"{nmap_tokens:,.0f} tokens",
+        ratio=tokens / nmap_tokens,
         notes=(f"{up} hosts, {ports} open ports; lost: {', '.join(lost) or 'nothing'}",),
     )
 
 
 def _argv_of(state: Path) -> tuple[str, ...]:
-    """The argv on the decision log, as soon as it is there."""
+    """Wait for the argv on the audit log and return it."""
     log = state / "audit.jsonl"
     until = time.monotonic() + _CALL_SEC
     while time.monotonic() < until:
@@ -82,11 +83,11 @@ def _argv_of(state: Path) -> tuple[str, ...]:
             if "argv" in (record := json.loads(line)):
                 return tuple(record["argv"])
         time.sleep(0.02)
-    raise TimeoutError("the call was never decided on")
+    raise TimeoutError("The audit log has no decision on the call.")
 
 
 def _lost(normal: str, body: dict[str, Any]) -> Iterator[str]:
-    """The open ports, and the versions, that nmap's normal output has and the answer has not."""
+    """Yield the open ports and versions that are in the normal output of nmap but not in the result."""
     texts = body.get("from_target", {}).get("version_probe", {})
     hosts = {key: _POINTER.sub(lambda match: f" {texts[match[1]]}", line) for key, line in body["hosts"].items()}
     shown = {str(address): line for key, line in hosts.items() for address in read_addresses(key)}
@@ -94,16 +95,15 @@ def _lost(normal: str, body: dict[str, Any]) -> Iterator[str]:
         address, *lines = block.splitlines()
         parts = shown.get(address, "").split("; ")
         for match in filter(None, map(_OPEN_LINE.match, lines)):
-            version = (
-                match["version"].partition(" (")[0].strip()
-            )  # what stands in brackets is neither product nor version
+            # Text in brackets is neither product nor version.
+            version = match["version"].partition(" (")[0].strip()
             port = ("tcp", int(match["port"]))
             if not any(port in read_ports(part) and version in part for part in parts):
                 yield f"{address} {match[0].strip()}"
 
 
 def _fleet_of_2000() -> Result:
-    """The lab's fleet as a scan would report it; every host that is shown must have exactly its open ports."""
+    """Measure the fleet of the lab as a scan would report it; every host shown must have exactly its open ports."""
     fleet = make_fleet(FLEET)
     digest = HostDigest()
     for host in fleet.values():
@@ -135,7 +135,7 @@ def _fleet_of_2000() -> Result:
     answer = CallResult(run, digest)
     body, view = views.structured(answer)
     text = views.text(answer, view, full=False)
-    tokens = answer_tokens({"structuredContent": body, "content": [{"text": text}]})
+    tokens = result_tokens({"structuredContent": body, "content": [{"text": text}]})
     shown, wrong = 0, 0
     for group in body["groups"]:
         addresses, _ = read_cut(group["addresses"])
@@ -143,7 +143,7 @@ def _fleet_of_2000() -> Result:
         shown += len(addresses)
         wrong += sum(ports != {("tcp", port) for port in fleet[str(address)].tcp} for address in addresses)
     return Result(
-        f"answer of {FLEET} mixed hosts",
+        f"result with {FLEET} mixed hosts",
         f"{tokens:,.0f} tokens",
         f"<= {TOKENS}, none wrong",
         tokens <= TOKENS and not wrong and shown + body.get("omitted", 0) == FLEET,

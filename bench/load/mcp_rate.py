@@ -1,4 +1,4 @@
-"""Calls a second over MCP and HTTP, against the smallest server that the same SDK can make."""
+"""Measure MCP calls per second over HTTP, compared with the smallest server that the SDK can make."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 from bench.load.http import Connection, served
-from bench.result import Result, Spread
+from bench.result import Range, Result
 from bench.stdio import ROOT
 
 ROUNDS: Final = 5
@@ -26,22 +26,22 @@ _META: Final = {
 
 
 def calls_per_second() -> list[Result]:
-    """Our `scope` tool, which starts no process, against a tool that returns its argument; 2026-07-28 wire."""
-    with served() as ours, _floor() as floor:
+    """Compare the tool `scope`, which starts no process, with a tool that returns its argument."""
+    with served() as server, _floor() as floor_port:
         ways: dict[str, tuple[int, str, str, dict[str, Any]]] = {
-            "ours": (ours.port, ours.token, "scope", {"target": ["127.0.0.1"]}),
-            "floor": (floor, "none", "echo", {"text": "127.0.0.1"}),
+            "server": (server.port, server.token, "scope", {"target": ["127.0.0.1"]}),
+            "floor": (floor_port, "none", "echo", {"text": "127.0.0.1"}),
         }
         rates: dict[str, list[float]] = {name: [] for name in ways}
         for turn in range(ROUNDS + 1):
             for name, way in ways.items():
-                rate = asyncio.run(_rate(*way))
+                measured = asyncio.run(_rate(*way))
                 if turn:
-                    rates[name].append(rate)
-    mine, bare = (Spread.of(rates[name], "calls/s") for name in ways)
-    ratio = mine.median / bare.median
+                    rates[name].append(measured)
+    rate, floor = (Range.of(rates[name], "calls/s") for name in ways)
+    ratio = rate.median / floor.median
     return [
-        Result("MCP calls over HTTP", str(mine), f"ratio >= {SHARE:g}", ratio >= SHARE, floor=str(bare), ratio=ratio)
+        Result("MCP calls over HTTP", str(rate), f"ratio >= {SHARE:g}", ratio >= SHARE, floor=str(floor), ratio=ratio)
     ]
 
 
@@ -58,10 +58,10 @@ async def _rate(port: int, token: str, tool: str, arguments: dict[str, Any]) -> 
     async def work() -> None:
         connection = Connection(port, token)
         for _ in range(CALLS // WORKERS):
-            answer = await connection.post("/mcp", body, headers)
-            assert answer.status == 200, answer
-            assert b'"isError":true' not in answer.body, answer
-            assert b"127.0.0.1" in answer.body, answer
+            response = await connection.post("/mcp", body, headers)
+            assert response.status == 200, response
+            assert b'"isError":true' not in response.body, response
+            assert b"127.0.0.1" in response.body, response
         await connection.close()
 
     started = time.perf_counter()
