@@ -55,7 +55,7 @@ async def _measure() -> list[Result]:
             added.median <= ADDED_MS,
             floor=str(raw),
             ratio=whole.median / raw.median,
-            notes=(f"run_process {whole}; tier {found.tier}, Landlock ABI {found.landlock_abi}",),
+            notes=(f"run_process {whole}; tier {found.tier}, files confined: {found.files_confined}",),
         ),
         Result(
             "a process start by a server of 1 GB",

@@ -76,7 +76,7 @@ def test_a_file_open_to_others_is_refused(tmp_path: Path, mode: int) -> None:
     unusable(tmp_path / "token", mode=mode)
     with pytest.raises(ConfigError, match=f"is open to other users \\(mode 0{mode:o}\\)") as caught:
         load_or_create_token(tmp_path)
-    assert "Delete it" in caught.value.hint
+    assert "Delete the file" in caught.value.hint
     assert TOKEN not in str(caught.value)
 
 
@@ -144,8 +144,8 @@ def test_a_full_disk_is_named_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
-    principal = identity_of(scope)
-    assert (principal.name, principal.access) == ("token", FULL_ACCESS)
+    identity = identity_of(scope)
+    assert (identity.name, identity.access) == ("token", FULL_ACCESS)
     await send({"type": "http.response.start", "status": 204, "headers": []})
 
 

@@ -324,7 +324,7 @@ async def test_refusals_are_on_the_log_with_the_bounds_they_were_judged_by(serve
         assert (await Rest(client).tool("passive", "127.0.0.9")).outcome == "unknown_tool"
         assert (await Rest(client).ask("POST", "/admin/reload")).outcome == "insufficient_scope"
         said = await Rest(client).tool("scanning", "127.0.0.1")
-        assert "outside the networks of this caller; allowed: 127.0.0.8/29" in said.body["message"]
+        assert "outside the networks of this caller. Allowed: 127.0.0.8/29" in said.body["message"]
     records = [record for record in log_records(served.state) if record.get("actor") == "key:bounded"]
     by_code = {record.get("code"): record for record in records}
     assert {"target_out_of_scope", "unknown_tool", "insufficient_scope"} <= set(by_code)

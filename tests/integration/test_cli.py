@@ -100,7 +100,7 @@ async def test_what_the_commands_say(env: dict[str, str], a_run: dict[str, Any])
     sources = {f"{key['section']}.{key['key']}": (key["source"], key["status"]) for key in config["keys"]}
     assert sources["security.allowed_targets"] == ("env", "live")
     assert sources["circuit_breaker.failure_threshold"] == ("default", "live")
-    assert sources["server.workers"] == ("default", "later")
+    assert sources["server.port"] == ("default", "restart")
     assert set(version) == {"version", "python", "platform"}
     assert set(raw) == {"sha256", "size", "stored", "truncated"}
 

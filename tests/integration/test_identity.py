@@ -329,7 +329,7 @@ def test_health_and_doctor_say_when_the_issuer_is_gone(tmp_path: Path) -> None:
         checks = httpx2.get(f"{base}/health", headers={"Authorization": f"Bearer {token}"}, timeout=30).json()["checks"]
         found = next(check for check in checks if check["name"] == "identity")
         assert found["state"] == "degraded"
-        assert "http://127.0.0.1:1/jwks could not be read" in found["detail"]
+        assert "http://127.0.0.1:1/jwks cannot be fetched" in found["detail"]
         honest = FIRST.sign(claims("http://127.0.0.1:1"))
         answer = httpx2.get(f"{base}/tools", headers={"Authorization": f"Bearer {honest}"})
         assert (answer.status_code, answer.json()["code"], answer.json()["retryable"]) == (
@@ -339,7 +339,7 @@ def test_health_and_doctor_say_when_the_issuer_is_gone(tmp_path: Path) -> None:
         )
         assert int(answer.headers["retry-after"]) >= 1
     said = cli.run("doctor", env=gone).stdout
-    assert re.search(r"degraded +identity: the issuer's keys at http://127\.0\.0\.1:1/jwks could not be read", said)
+    assert re.search(r"degraded +identity: the issuer's keys at http://127\.0\.0\.1:1/jwks cannot be fetched", said)
 
 
 def test_guessers_are_locked_out_and_those_who_were_in_are_not(tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ async def test_every_interface_gives_the_same_explanation(interfaces: Interfaces
     body = await everywhere(interfaces, target=targets)
     found = dict(zip(targets, body["targets"], strict=True))
     assert (found["127.0.9.1"]["allowed"], found["127.0.9.1"]["max_risk"]) == (True, "scan")
-    assert found["127.0.9.1"]["lines"] == [{"entry": "127.0.9.0/24", "line": 8, "max_risk": "scan"}]
+    assert found["127.0.9.1"]["policy_entries"] == [{"entry": "127.0.9.0/24", "line": 8, "max_risk": "scan"}]
     assert "127.0.0.13, which the policy excludes in line 12" in found["127.0.0.8/29"]["reason"]
     assert found["127.0.0.8/29"]["hint"] == "Allowed of it: 127.0.0.8/30, 127.0.0.12, 127.0.0.14/31."
     closed = found["10.9.0.1"]
@@ -156,7 +156,7 @@ async def test_a_plan_has_a_cost_and_a_decision_and_is_not_run(interfaces: Inter
     assert plan["seconds"] > 0
     refused = (await everywhere(interfaces, target="127.0.9.0/28", tool="nmap", parameters={"ports": "1-100"}))["plan"]
     assert (refused["allowed"], refused["code"]) == (False, "budget_exceeded")
-    assert "16 addresses x 100 ports are 1600; the policy allows 500 a call" in refused["reason"]
+    assert "16 addresses x 100 ports are 1600; the policy allows 500 per call" in refused["reason"]
     tier = (await everywhere(interfaces, target="127.0.0.1", tool="nmap", parameters={"ports": "1"}))["plan"]
     assert (tier["allowed"], tier["code"]) == (False, "risk_not_allowed")
     both = await everywhere(interfaces, target=["127.0.9.1", "8.8.8.8"], tool="nmap")
@@ -237,7 +237,7 @@ async def test_the_text_has_the_same_content_as_the_structure(interfaces: Interf
     assert block.type == "text"
     lines = block.text.splitlines()
     assert lines[0] == "allowed: 127.0.9.1: 127.0.9.1 is allowed by 127.0.9.0/24; up to scan; line 8"
-    assert lines[1].startswith("refused: 8.8.8.8: 8.8.8.8 is outside the scope; allowed: 127.0.0.0/8,")
+    assert lines[1].startswith("refused: 8.8.8.8: 8.8.8.8 is outside the scope. Allowed: 127.0.0.0/8,")
     assert lines[2].startswith("plan nmap: refused: ")
     assert result.structured_content is not None
     jsonschema.validate(result.structured_content, describe(ScopeTool()).output_schema or {})
@@ -261,7 +261,7 @@ async def test_config_check_also_reads_the_policy_file(interfaces: Interfaces, t
     bad.write_text("version: 1\nalow: []\n")
     both = interfaces.env | {"MCP_SECURITY_ALLOWED_TARGETS": "RFC1918"}
     for env, words in (
-        (interfaces.env | {"MCP_SECURITY_POLICY_FILE": str(bad)}, "bad.yaml, line 2: unknown key 'alow'"),
+        (interfaces.env | {"MCP_SECURITY_POLICY_FILE": str(bad)}, "bad.yaml, line 2: a policy has no key 'alow'"),
         (both, "security.policy_file and security.allowed_targets are both set"),
     ):
         ((status, _, err),) = await batch(env, ["config", "check"])

@@ -1,4 +1,4 @@
-"""Test nmap through the whole pipeline, from an MCP client in the lab, and compare the results with the truth."""
+"""nmap through the complete pipeline, from an MCP client in the scanner's namespace, compared with the lab's truth."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PORTS_2 = (22, 80, 2323, 8080, 9000)
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """The result of one call: structured content and text sent to the agent, and all hosts of the record."""
+    """The answer to one call: the structure and text that the agent got, and every host of the record."""
 
     structure: dict[str, Any]
     text: str
@@ -77,12 +77,12 @@ def segment_1(lab: Lab) -> Scan:
 def test_every_open_port_of_the_real_services_is_found_with_its_version(lab: Lab, segment_1: Scan) -> None:
     live = [address for address in lab.truth.live(SEGMENT_1) if address not in SCANNERS]
     others = [host.address for host in segment_1.hosts if host.address not in live]
-    assert set(others) <= SCANNERS, "the result has ports that are not open"
+    assert set(others) <= SCANNERS, "no port may be invented"
     hosts = [host for host in segment_1.hosts if host.address not in SCANNERS]
     assert_true(lab.truth, hosts, addresses=live, tested=PORTS_1, services=True)
 
 
-def test_the_whole_segment_is_covered(segment_1: Scan) -> None:
+def test_the_segment_is_covered_completely(segment_1: Scan) -> None:
     coverage = segment_1.run["coverage"]
     assert not segment_1.is_error, segment_1.text
     assert segment_1.run["outcome"] == "completed"
@@ -91,7 +91,7 @@ def test_the_whole_segment_is_covered(segment_1: Scan) -> None:
     assert [ports["count"] for ports in coverage["ports"]] == [len(PORTS_1)]
 
 
-def test_the_result_for_the_agent_has_every_open_port_and_version(segment_1: Scan) -> None:
+def test_the_answer_to_the_agent_has_every_open_port_and_version(segment_1: Scan) -> None:
     sent = json.dumps(segment_1.structure)
     for host in segment_1.hosts:
         for port in host.ports:
@@ -105,7 +105,7 @@ def test_the_result_for_the_agent_has_every_open_port_and_version(segment_1: Sca
 
 async def test_hosts_on_the_same_link_are_discovered_by_arp(lab: Lab) -> None:
     found = await scan(lab, target=SEGMENT_1, mode="discover")
-    # A device on an interface of the host cannot reach the host through it.
+    # A macvlan device of a host cannot reach that host.
     assert set(missing_hosts(lab.truth, found.hosts, SEGMENT_1)) <= SCANNERS
     assert set(invented_hosts(lab.truth, found.hosts, SEGMENT_1)) <= SCANNERS
     assert found.at("10.77.1.10").mac.lower() == lab.truth["web1"].mac
@@ -125,7 +125,7 @@ async def test_udp_services_are_found(lab: Lab) -> None:
     arguments = {"target": targets, "transport": "udp", "timing": 4}
     found = await scan(lab, mode="services", ports="53,123,161", **arguments)
     assert_true(lab.truth, found.hosts, addresses=targets, tested=(53, 123, 161), transport="udp", services=True)
-    # TFTP answers from another port, so nmap cannot know: a version scan would take minutes.
+    # TFTP answers from another port, so a version scan would try it for minutes.
     found = await scan(lab, mode="ports", ports="69", **arguments)
     assert_true(lab.truth, found.hosts, addresses=targets, tested=(69,), transport="udp")
 
@@ -153,7 +153,7 @@ async def test_unusual_hosts_are_reported_correctly(lab: Lab) -> None:
     assert found.structure["coverage"]["looked_at"] == len(targets)
 
 
-async def test_a_silent_host_is_down_unless_ping_is_false(lab: Lab) -> None:
+async def test_a_silent_host_is_down_unless_discovery_is_off(lab: Lab) -> None:
     found = await scan(lab, target="10.77.2.21", mode="ports", ports="22")
     assert (found.structure["up"], found.structure["open_ports"]) == (0, 0)
     assert found.run["coverage"]["down"] == 1
@@ -165,7 +165,7 @@ async def test_slow_and_rate_limited_hosts_keep_their_open_ports(lab: Lab) -> No
     assert_true(lab.truth, found.hosts, addresses=targets, tested=(22, 80, 443))
 
 
-async def test_ports_of_a_host_that_timed_out_are_not_reported_as_closed(lab: Lab) -> None:
+async def test_a_host_that_timed_out_is_not_reported_as_closed(lab: Lab) -> None:
     found = await scan(
         lab, target=["10.77.2.21", "10.77.2.27"], mode="ports", ports="1-2000", ping=False,
         host_timeout_sec=2, timing=3,
@@ -218,7 +218,7 @@ async def test_the_operating_system_is_guessed(lab: Lab) -> None:
     assert any("Linux" in match.name for match in found.at("10.77.1.20").os)
 
 
-async def test_a_name_outside_the_scope_sends_nothing(lab: Lab) -> None:
+async def test_a_name_outside_the_scope_is_refused(lab: Lab) -> None:
     async with scanner(lab) as client:
         for target in ("8.8.8.8", "nowhere.lab.internal", "web1.example.com", "10.77.1.0/7"):
             result = await client.call_tool("nmap", {"target": target})

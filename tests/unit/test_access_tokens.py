@@ -15,11 +15,11 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from mcp_server.config.auth import AuthConfig
+from mcp_server.config.sections import AuthConfig
 from mcp_server.errors import ConfigError, PlatformError
 from mcp_server.identity.access_tokens import AccessTokens
 from mcp_server.identity.base import Identity, Rejected, RoleDirectory, bounded, subject_name
-from mcp_server.identity.issuer_keys import FileKeys, read_file
+from mcp_server.identity.issuer_keys import FileKeys, read_jwks_file
 from mcp_server.identity.jwk_set import MAX_KEYS, JwkSet
 from mcp_server.model.access import NOBODY, Access, Permission, Role
 from tests.support.issuer import RESOURCE, Key, assembled, claims, jwks
@@ -38,7 +38,7 @@ def settings(tmp_path: Path) -> AuthConfig:
 
 
 async def ask(settings: AuthConfig, token: str) -> Identity:
-    tokens = AccessTokens(lambda: settings, RoleDirectory)
+    tokens = AccessTokens(lambda: settings, RoleDirectory())
     if not tokens.claims(token):
         raise Rejected("token", "no form of a JWT")
     return await tokens.check(token)
@@ -240,7 +240,7 @@ async def test_no_issuer_no_tokens(settings: AuthConfig) -> None:
 
 
 async def test_the_file_of_keys_is_read_again_when_it_changes(settings: AuthConfig, tmp_path: Path) -> None:
-    tokens = AccessTokens(lambda: settings, RoleDirectory)
+    tokens = AccessTokens(lambda: settings, RoleDirectory())
     assert await tokens.check(EC.sign(claims(ISSUER)))
     fresh = tmp_path / "fresh"
     fresh.write_text(json.dumps(jwks(OTHER)))
@@ -252,7 +252,7 @@ async def test_the_file_of_keys_is_read_again_when_it_changes(settings: AuthConf
 
 
 async def test_a_file_that_became_bad_leaves_the_keys_that_were_known(settings: AuthConfig, tmp_path: Path) -> None:
-    tokens = AccessTokens(lambda: settings, RoleDirectory)
+    tokens = AccessTokens(lambda: settings, RoleDirectory())
     assert await tokens.check(EC.sign(claims(ISSUER)))
     (tmp_path / "jwks.json").write_text("{")
     assert await tokens.check(EC.sign(claims(ISSUER)))
@@ -292,8 +292,8 @@ def test_a_file_without_a_usable_key_is_named(tmp_path: Path, content: str) -> N
     path = tmp_path / "keys.json"
     path.write_text(content)
     path.chmod(0o600)
-    with pytest.raises(ConfigError, match=r"auth\.jwks_file"):
-        read_file(path)
+    with pytest.raises(ConfigError, match=r"keys\.json"):
+        read_jwks_file(path)
 
 
 def test_of_a_private_key_only_the_public_half_is_kept() -> None:
@@ -308,14 +308,14 @@ def test_a_file_that_others_could_write_is_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps(jwks(EC)))
     path.chmod(0o664)
     with pytest.raises(ConfigError, match="can be written by others"):
-        read_file(path)
+        read_jwks_file(path)
     with pytest.raises(ConfigError, match="cannot be read"):
-        read_file(tmp_path / "none")
+        read_jwks_file(tmp_path / "none")
 
 
 async def test_a_missing_file_is_a_problem_and_not_a_wrong_token(tmp_path: Path) -> None:
     keys = FileKeys(tmp_path / "none")
-    with pytest.raises(PlatformError, match="cannot be had"):
+    with pytest.raises(PlatformError, match="not available"):
         await keys.find("ec", "ES256", time.time())
     assert keys.known == 0
 

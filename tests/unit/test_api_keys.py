@@ -31,7 +31,7 @@ def made(state: Path, name: str = "ci", role: Role = Role.OPERATOR, expires: dat
 
 
 def keys_in(state: Path) -> ApiKeys:
-    return ApiKeys(state, RoleDirectory)
+    return ApiKeys(state, RoleDirectory())
 
 
 async def reason(keys: ApiKeys, credential: str) -> str:
@@ -165,7 +165,7 @@ async def test_a_link_in_its_place_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["", " ", "a b", "-a", "a:b", "ä", "a" * 65, "a\n", "../a", "a\0"])
 def test_a_name_is_a_word(name: str) -> None:
-    with pytest.raises(ArgumentError, match="no name of a key"):
+    with pytest.raises(ArgumentError, match="not a name for an API key"):
         new_key(name, Role.VIEWER, None)
 
 
@@ -181,7 +181,7 @@ def test_an_unknown_id_is_told(tmp_path: Path) -> None:
 def test_dead_keys_make_room_and_valid_ones_do_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(key_file, "MOST_KEYS", 3)
     first = [made(tmp_path, name) for name in "abc"]
-    with pytest.raises(ArgumentError, match="3 API keys are valid"):
+    with pytest.raises(ArgumentError, match="There are 3 valid API keys"):
         made(tmp_path, "d")
     revoke_key(tmp_path, first[0].split("_")[1])
     made(tmp_path, "d")
@@ -282,7 +282,7 @@ async def test_the_directory_has_the_last_word(tmp_path: Path) -> None:
         def find(self, name: str, role: Role) -> Access:
             return Access(role.permissions, networks=("10.0.0.0/8",)) if name == "key:ci" else NOBODY
 
-    authenticator, _ = authenticator_of(tmp_path)
-    authenticator.directory = Owners()
+    config = Config(state_dir=tmp_path)
+    authenticator = Authenticator(lambda: config, Owners())
     assert (await authenticator.admit(made(tmp_path), "127.0.0.1")).access.networks == ("10.0.0.0/8",)
     assert (await authenticator.admit(made(tmp_path, "other"), "127.0.0.1")).access == NOBODY

@@ -9,6 +9,7 @@ import pytest
 
 from mcp_server.config import ClampedValue, Config, load_config
 from mcp_server.config.keys import keys
+from mcp_server.config.show import describe
 from mcp_server.errors import ConfigError
 
 MIB = 1024 * 1024
@@ -34,7 +35,6 @@ ROWS = [
     Row("server", "host", "127.0.0.1", status=RESTART),
     Row("server", "port", 8080, 1, 65535, status=RESTART),
     Row("server", "transport", "stdio", status=RESTART),
-    Row("server", "workers", 1, 1, 16, status="later"),
     Row("server", "max_connections", 100, 1, 10000, status=RESTART),
     Row("server", "shutdown_grace_period", 30, 0, 300),
     Row("server", "auth", "token", status=RESTART),
@@ -206,7 +206,7 @@ def test_the_table_holds_every_key() -> None:
 
 @pytest.mark.parametrize("row", ROWS, ids=name)
 def test_default_range_names_and_status(row: Row) -> None:
-    info = next(i for i in load_config(env={}).describe() if (i.section, i.key) == (row.section, row.key))
+    info = next(i for i in describe(load_config(env={})) if (i.section, i.key) == (row.section, row.key))
     value = value_of(load_config(env={}), row)
     assert value == row.default
     assert type(value) is type(row.default)
@@ -280,15 +280,6 @@ def test_the_wrong_type_is_refused_by_name(row: Row, tmp_path: Path) -> None:
     file.write_text(json.dumps({row.section: {row.key: {"not": "this"}}}))
     with pytest.raises(ConfigError, match=rf"^{name(row)}: "):
         load_config(file, env={})
-
-
-@pytest.mark.parametrize("row", ROWS, ids=name)
-def test_keys_without_a_reader_are_flagged_when_set(row: Row, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING, logger="mcp_server.config"):
-        config = load_config(env={row.env: other_value(row)[0]} | company_env(row))
-    expected = [] if row.status != "later" else [f"config.not_yet_used section={row.section} key={row.key}"]
-    assert [str(key) for key in config.not_yet_used] == expected
-    assert [record.getMessage() for record in caplog.records] == expected
 
 
 def test_state_dir_is_the_platforms_or_the_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,6 @@ from mcp_server.config import (
     reset_config,
     set_config,
 )
-from mcp_server.config.model import UnusedKey
 from mcp_server.errors import ConfigError
 
 MIB = 1024 * 1024
@@ -194,12 +193,10 @@ def test_a_reload_reads_the_file_the_configuration_was_set_with(tmp_path: Path) 
 
 
 def test_notices_can_be_logged_again_once_the_log_is_open(caplog: pytest.LogCaptureFixture) -> None:
-    config = load_config(env={"MCP_SERVER_WORKERS": "99"})
-    assert config.not_yet_used == (UnusedKey("server", "workers"),)
+    config = load_config(env={"MCP_HEALTH_TIMEOUT": "99"})
     caplog.clear()
     with caplog.at_level(logging.WARNING, logger="mcp_server.config"):
         log_notices(config)
     assert [record.getMessage() for record in caplog.records] == [
-        "config.value_clamped section=server key=workers original=99 adjusted=16 valid_range=[1, 16]",
-        "config.not_yet_used section=server key=workers",
+        "config.value_clamped section=health key=timeout original=99 adjusted=60 valid_range=[1, 60]",
     ]

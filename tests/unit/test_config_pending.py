@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mcp_server.config import Config, load_config
 from mcp_server.config.base import Section
 from mcp_server.config.keys import Key, keys
-from mcp_server.config.pending import Pending, changed, under
+from mcp_server.config.pending import Pending, apply_live_keys, changed_keys
 from tests.unit.test_config_keys import ROWS, Row, other_value
 
 VALUES = {f"{row.section}.{row.key}": other_value(row) for row in ROWS} | {"state_dir": ("/srv/x", Path("/srv/x"))}
@@ -40,25 +40,25 @@ def with_keys(*chosen: Key) -> Config:
 @pytest.mark.parametrize("key", KEYS, ids=lambda key: key.dotted)
 def test_live_keys_come_into_force_and_the_others_wait(key: Key) -> None:
     running, read = with_keys(), with_keys(key)
-    config, pending = under(running, read)
+    config, pending = apply_live_keys(running, read)
     if key.status == "live":
         assert key.of(config) == key.of(read) != key.of(running)
         assert key.holder(config).source_of(key.name) == "env"
         assert pending == ()
-        assert set(changed(running, config)) == whole(key)
+        assert set(changed_keys(running, config)) == whole(key)
     else:
         assert key.of(config) == key.of(running) != key.of(read)
         assert key.holder(config).source_of(key.name) == "default"
         assert not key.holder(config).is_set(key.name)
         assert {item.key for item in pending} == whole(key)
-        assert changed(running, config) == ()
+        assert changed_keys(running, config) == ()
 
 
 @given(st.sets(st.sampled_from(KEYS)), st.sets(st.sampled_from(KEYS)))
 def test_every_key_is_the_old_ones_or_the_new_ones(before: set[Key], after: set[Key]) -> None:
     running, read = with_keys(*before), with_keys(*after)
     first, second = running.model_dump(), read.model_dump()
-    config, pending = under(running, read)
+    config, pending = apply_live_keys(running, read)
     for key in KEYS:
         wanted = read if key.status == "live" else running
         assert key.of(config) == key.of(wanted)
@@ -67,7 +67,7 @@ def test_every_key_is_the_old_ones_or_the_new_ones(before: set[Key], after: set[
         key.dotted for key in KEYS if key.status != "live" and key.of(running) != key.of(read)
     }
     assert (running.model_dump(), read.model_dump()) == (first, second), "neither is touched"
-    again, still = under(config, read)
+    again, still = apply_live_keys(config, read)
     assert (again, still) == (config, pending), "what waits goes on waiting"
 
 
@@ -76,7 +76,7 @@ def test_an_option_of_the_command_line_stands_above_the_file() -> None:
     running.server.port = 9000
     running.security.timeout_seconds = 77
     read = load_config(env={"MCP_SERVER_PORT": "9001", "MCP_SECURITY_TIMEOUT_SECONDS": "5"})
-    config, pending = under(running, read)
+    config, pending = apply_live_keys(running, read)
     assert (config.server.port, config.security.timeout_seconds) == (9000, 77)
     assert (config.server.source_of("port"), pending) == ("code", ())
     assert config.effective.timeout_ceiling == 77
@@ -86,15 +86,14 @@ def test_an_option_of_the_command_line_stands_above_the_file() -> None:
 
 def test_what_is_shown_holds_no_secret() -> None:
     read = load_config(env={"MCP_DATABASE_URL": "postgresql://u:hunter2@h/d", "MCP_STATE_DIR": "/srv/x"})
-    _, pending = under(with_keys(), read)
+    _, pending = apply_live_keys(with_keys(), read)
     shown = {item.key: item for item in pending}
     assert shown["database.url"] == Pending("database.url", None, "postgresql://u:***@h/d")
     assert shown["state_dir"].configured == "/srv/x"
 
 
-def test_every_status_is_one_of_three() -> None:
-    assert {key.status for key in KEYS} == {"live", "restart", "later"}
-    assert [key.dotted for key in KEYS if key.status == "later"] == ["server.workers"]
+def test_every_status_is_live_or_restart() -> None:
+    assert {key.status for key in KEYS} == {"live", "restart"}
     assert all(isinstance(key.holder(Config()), Section) for key in KEYS)
 
 

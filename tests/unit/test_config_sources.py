@@ -219,32 +219,32 @@ def test_every_problem_is_named_up_to_ten(tmp_path: Path) -> None:
     assert error.details["keys"] == ["server.port", "server.transport", "security.allow_intrusive"]
     many = ", ".join(["1"] * 500)
     error = refused(write(tmp_path, f"security: {{allowed_targets: [{many}]}}"))
-    assert error.message.endswith("and 490 more")
+    assert error.message.endswith("There are 490 more problems.")
 
 
 @pytest.mark.parametrize(
     ("content", "name", "word"),
     [
         ("server: [1", "c.yaml", "not YAML"),
-        ("server: {port: 1}\nserver: {port: 2}", "c.yaml", "'server' stands twice"),
-        ("server:\n  port: 1\n  port: 2", "c.yaml", "'port' stands twice"),
-        ("a: !!python/object/apply:os.system [id]", "c.yaml", "not YAML"),
-        ("? [a]\n: 1", "c.yaml", "no name in line 1, column 3"),
-        ("server: {1: 2}", "c.yaml", "no name in line 1, column 10"),
-        ("2020-01-01: 3", "c.yaml", "no name in line 1, column 1"),
+        ("server: {port: 1}\nserver: {port: 2}", "c.yaml", "line 2: the key 'server' occurs twice, first in line 1"),
+        ("server:\n  port: 1\n  port: 2", "c.yaml", "line 3: the key 'port' occurs twice, first in line 2"),
+        ("a: !!python/object/apply:os.system [id]", "c.yaml", "line 1: a tag (!) is not read"),
+        ("? [a]\n: 1", "c.yaml", "line 1: a key must be a single word"),
+        ("server: {1: 2}", "c.yaml", "no key 'server.1'"),
+        ("2020-01-01: 3", "c.yaml", "line 1: a key is not a name"),
         ("server: 5", "c.yaml", "section 'server'"),
         ("- server", "c.yaml", "must hold sections"),
         ("just text", "c.yaml", "must hold sections"),
-        ("a: 2024-99-99", "c.yaml", "not YAML"),
+        ("server: {port: 2024-99-99}", "c.yaml", "valid integer"),
         ('{"server": ', "c.json", "not JSON"),
-        ('{"server": {"port": 1, "port": 2}}', "c.json", "'port' stands twice"),
+        ('{"server": {"port": 1, "port": 2}}', "c.json", "the key 'port' occurs twice"),
         ("server: {port: 1}", "c.json", "not JSON"),
         ("[" * 120_000 + "]" * 120_000, "c.json", "nested too deeply"),
-        ('{"server": {"port": %s}}' % ("9" * 5000), "c.json", "number that is too long"),
-        ("server: {port: 0x%s}" % ("f" * 5000), "c.yaml", "number too long"),
-        ("server: &s {watch_config: false}", "c.yaml", "anchors (&) and aliases (*) are not read in line 1, column 9"),
-        ("server: {watch_config: *s}", "c.yaml", "anchors (&) and aliases (*) are not read in line 1, column 24"),
-        ("[" * 50_000, "c.yaml", "not YAML"),
+        ('{"server": {"port": %s}}' % ("9" * 5000), "c.json", "a number is too long"),
+        ("server: {port: 0x%s}" % ("f" * 5000), "c.yaml", "valid integer"),
+        ("server: &s {watch_config: false}", "c.yaml", "line 1: an anchor (&) is not read"),
+        ("server: {watch_config: *s}", "c.yaml", "line 1: an alias (*) is not read"),
+        ("[" * 50_000, "c.yaml", "nested more than"),
         (b"server: \xff\xfe", "c.yaml", "not UTF-8"),
         (b"#" * (MAX_FILE_BYTES + 1), "c.yaml", "larger than"),
     ],
@@ -298,7 +298,7 @@ def test_a_pipe_or_a_device_is_refused_at_once(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe.yaml"
     os.mkfifo(pipe)
     for path in (pipe, Path("/dev/zero")):
-        assert refused(path).message == f"{path} is not a regular file"
+        assert refused(path).message == f"The configuration file {path} is not a regular file."
 
 
 def test_what_is_refused_is_told_in_few_words(tmp_path: Path) -> None:
@@ -325,8 +325,8 @@ def test_a_secret_is_hidden_in_what_is_too_long_to_look_through(tmp_path: Path) 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     missing = tmp_path / "none.yaml"
-    assert f"{missing}: No such file" in refused(None, MCP_CONFIG_FILE=str(missing)).message
-    assert "Is a directory" in refused(tmp_path).message
+    assert f"{missing} cannot be read: No such file" in refused(None, MCP_CONFIG_FILE=str(missing)).message
+    assert "is not a regular file" in refused(tmp_path).message
 
 
 def test_an_empty_file_and_an_empty_variable_change_nothing(tmp_path: Path) -> None:
@@ -335,10 +335,29 @@ def test_an_empty_file_and_an_empty_variable_change_nothing(tmp_path: Path) -> N
     assert load_config(env={"MCP_CONFIG_FILE": ""}).model_dump() == default.model_dump()
 
 
-def test_yaml_merges_are_resolved_and_are_no_repeats(tmp_path: Path) -> None:
-    text = "circuit_breaker:\n  <<: {recovery_timeout: 9, failure_threshold: 8}\n  failure_threshold: 3\n"
-    config = load_config(write(tmp_path, text), env={})
-    assert (config.circuit_breaker.recovery_timeout, config.circuit_breaker.failure_threshold) == (9, 3)
+def test_yaml_merge_keys_are_refused(tmp_path: Path) -> None:
+    text = "circuit_breaker:\n  <<: {recovery_timeout: 9}\n  failure_threshold: 3\n"
+    assert "line 2: merge keys (<<) are not read" in refused(write(tmp_path, text)).message
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("on", True), ("Yes", True), ("false", False), ("NO", False)],
+)
+def test_booleans_of_a_yaml_file(tmp_path: Path, text: str, value: bool) -> None:
+    assert load_config(write(tmp_path, f"metrics: {{enabled: {text}}}"), env={}).metrics.enabled is value
+
+
+def test_numbers_of_a_yaml_file_are_decimal(tmp_path: Path) -> None:
+    assert load_config(write(tmp_path, "server: {port: 0080}"), env={}).server.port == 80
+    assert load_config(write(tmp_path, "health: {cpu_threshold: 12.5}"), env={}).health.cpu_threshold == 12.5
+    for text in ("0x50", "1_000", "22:00", "1e3"):
+        assert "valid integer" in refused(write(tmp_path, f"server: {{port: {text}}}")).message
+
+
+def test_a_wrong_value_in_a_yaml_file_is_named_with_its_line(tmp_path: Path) -> None:
+    file = write(tmp_path, "server:\n  host: ::1\n  port: many\n")
+    assert f"(got 'many' from {file}, line 3)" in refused(file).message
 
 
 def test_heavy_parts_stay_out_of_the_start_path() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mcp_server.config.watching import changed_since, identities, names_on_the_way, ticks
+from mcp_server.config.watching import changed_since, file_states, watch, watched_paths
 
 WAIT_SEC = 20.0
 
@@ -24,8 +24,8 @@ def folder(tmp_path: Path) -> Path:
 def test_a_plain_file_is_its_own_only_name(folder: Path) -> None:
     file = folder / "a"
     file.write_text("1")
-    assert names_on_the_way(file) == {file}
-    assert names_on_the_way(folder / "none" / "b") == {folder / "none" / "b"}, "also where there is nothing yet"
+    assert watched_paths(file) == {file}
+    assert watched_paths(folder / "none" / "b") == {folder / "none" / "b"}, "also where there is nothing yet"
 
 
 def test_every_link_on_the_way_is_a_name(folder: Path) -> None:
@@ -34,12 +34,12 @@ def test_every_link_on_the_way_is_a_name(folder: Path) -> None:
     (folder / "current").symlink_to("releases/one")
     (folder / "etc").mkdir()
     (folder / "etc" / "c").symlink_to("../current/c")
-    assert names_on_the_way(folder / "etc" / "c") == {
+    assert watched_paths(folder / "etc" / "c") == {
         folder / "etc" / "c",
         folder / "current",
         folder / "releases" / "one" / "c",
     }
-    assert names_on_the_way(folder / "etc" / ".." / "current" / "c") == {
+    assert watched_paths(folder / "etc" / ".." / "current" / "c") == {
         folder / "current",
         folder / "releases" / "one" / "c",
     }
@@ -48,16 +48,16 @@ def test_every_link_on_the_way_is_a_name(folder: Path) -> None:
 def test_links_in_a_circle_end(folder: Path) -> None:
     (folder / "a").symlink_to("b")
     (folder / "b").symlink_to("a")
-    assert names_on_the_way(folder / "a") == {folder / "a", folder / "b"}
-    assert identities([folder / "a"]) == {folder / "a": None}
+    assert watched_paths(folder / "a") == {folder / "a", folder / "b"}
+    assert file_states([folder / "a"]) == {folder / "a": None}
 
 
-def test_identities_tell_contents_links_and_modes_apart(folder: Path) -> None:
+def test_a_change_of_content_link_or_mode_changes_the_state(folder: Path) -> None:
     file = folder / "a"
-    seen = [identities([file])]
+    seen = [file_states([file])]
 
     def look() -> None:
-        seen.append(identities([file]))
+        seen.append(file_states([file]))
 
     file.write_text("1")
     look()
@@ -108,14 +108,14 @@ async def test_a_change_gives_a_sign(folder: Path, change: Callable[[Path], None
     file = folder / "etc" / "a"
     file.parent.mkdir()
     file.write_text("1")
-    before = identities([file])
-    async with aclosing(ticks(lambda: [file], asyncio.Event())) as signs, asyncio.timeout(WAIT_SEC):
+    before = file_states([file])
+    async with aclosing(watch(lambda: [file], asyncio.Event())) as signs, asyncio.timeout(WAIT_SEC):
         waiting = asyncio.ensure_future(anext(signs))
         await asyncio.sleep(0.3)  # until the folder is watched; before that it would be the next look that sees it
         assert not waiting.done()
         change(file)
         await waiting
-        assert identities([file]) != before
+        assert file_states([file]) != before
 
 
 async def test_a_file_that_is_written_in_place_is_told_of_when_it_rests(
@@ -123,7 +123,7 @@ async def test_a_file_that_is_written_in_place_is_told_of_when_it_rests(
 ) -> None:
     file = folder / "a"
     file.write_text("allow\nexclude\n")
-    async with aclosing(ticks(lambda: [file], asyncio.Event())) as signs, asyncio.timeout(WAIT_SEC):
+    async with aclosing(watch(lambda: [file], asyncio.Event())) as signs, asyncio.timeout(WAIT_SEC):
         waiting = asyncio.ensure_future(anext(signs))
         await asyncio.sleep(0.3)
         with file.open("w") as writer:
@@ -135,7 +135,7 @@ async def test_a_file_that_is_written_in_place_is_told_of_when_it_rests(
         await waiting
         assert file.read_text() == "allow\nexclude\n"
         waiting = asyncio.ensure_future(anext(signs))
-        monkeypatch.setattr("mcp_server.config.watching.IN_PLACE_SEC", 10 * WAIT_SEC)
+        monkeypatch.setattr("mcp_server.config.watching.REWRITE_SEC", 10 * WAIT_SEC)
         by_rename(file)
         await waiting  # a file that is replaced is whole
 
@@ -146,7 +146,7 @@ async def test_what_is_to_be_watched_is_asked_for_again_when_told(folder: Path) 
         each.mkdir()
         (each / "a").write_text("1")
     chosen, again = [one / "a"], asyncio.Event()
-    async with aclosing(ticks(lambda: chosen, again)) as signs, asyncio.timeout(WAIT_SEC):
+    async with aclosing(watch(lambda: chosen, again)) as signs, asyncio.timeout(WAIT_SEC):
         waiting = asyncio.ensure_future(anext(signs))
         await asyncio.sleep(0.3)
         chosen[:] = [two / "a"]
@@ -166,10 +166,10 @@ async def test_a_folder_that_is_not_there_is_told_of_and_tried_again(
 ) -> None:
     monkeypatch.setattr("mcp_server.config.watching.RETRY_SEC", 0.2)
     file = folder / "etc" / "a"
-    async with aclosing(ticks(lambda: [file], asyncio.Event())) as signs, asyncio.timeout(WAIT_SEC):
+    async with aclosing(watch(lambda: [file], asyncio.Event())) as signs, asyncio.timeout(WAIT_SEC):
         await anext(signs)
         assert "config.not_watched" in caplog.text
         file.parent.mkdir()
         file.write_text("1")
-        while identities([file]) == {file: None}:
+        while file_states([file]) == {file: None}:
             await anext(signs)

@@ -125,6 +125,10 @@ def test_a_wrong_command_line_is_found() -> None:
         parse(["serve", "--gard"], whole=False)
 
 
+NOT_HERE = {"server.workers", "MCP_SERVER_WORKERS"}
+"""Names of the specification that the page of differences lists because they do not exist here."""
+
+
 @cache
 def variables() -> set[str]:
     """Return every variable that the server or a script of the project reads."""
@@ -136,6 +140,7 @@ def variables() -> set[str]:
 def test_every_variable_exists(page: Path) -> None:
     text = page.read_text()
     named = set(re.findall(r"\bMCP_[A-Z0-9_]+[A-Z0-9]\b", text)) - set(re.findall(r"\$\{env:(\w+)\}", text))
+    named -= NOT_HERE if page.name == "differences.md" else set()
     assert named <= variables(), f"{page.name}: {sorted(named - variables())}"
 
 
@@ -149,6 +154,7 @@ def test_every_setting_exists(page: Path) -> None:
         and code.split(".")[0] in sections()
         and not page.name.startswith("00")
     }
+    known |= NOT_HERE if page.name == "differences.md" else set()
     # A log event has the same form; its template is in the source.
     unknown = {name for name in found - known if name not in source() and not (ROOT / "src/mcp_server" / name).exists()}
     assert not unknown, f"{page.name}: {sorted(unknown)}"
@@ -266,7 +272,8 @@ def test_every_code_on_the_troubleshooting_page_exists() -> None:
 
 @pytest.mark.parametrize("message", [message for _, message in messages()], ids=lambda message: message[:40])
 def test_every_quoted_message_is_in_the_program(message: str) -> None:
-    assert not unwritten(message), f"the program has no message with: {unwritten(message)}"
+    rest = unwritten(message) and unwritten(message.removesuffix("."))  # the full stop may be added to a part
+    assert not rest, f"the program has no message with: {rest}"
 
 
 def test_a_message_with_a_wrong_word_is_found() -> None:

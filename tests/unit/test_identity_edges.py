@@ -16,7 +16,7 @@ from mcp_server.health import HealthStatus
 from mcp_server.identity.authenticator import Authenticator
 from mcp_server.identity.base import Rejected
 from mcp_server.identity.key_file import KEY_FILE
-from mcp_server.identity.private_file import unwritable
+from mcp_server.identity.private_file import storage_error
 from mcp_server.server.checks.callers import check_identity
 from tests.support.audit import records_of
 
@@ -97,8 +97,8 @@ async def test_health_names_the_file_of_keys_and_a_server_that_lets_nobody_in(tm
 
 
 def test_a_full_disk_is_told_with_what_frees_it_and_a_missing_right_with_what_gives_it() -> None:
-    full = unwritable(Path("/state/keys.json"), OSError(errno.ENOSPC, "No space left on device"), what="file of keys")
+    full = storage_error(Path("/state/keys.json"), OSError(errno.ENOSPC, "No space left on device"), "file of keys")
     assert (full.code, full.hint) == ("disk_full", ERRORS["disk_full"].hint)
-    barred = unwritable(Path("/state/token"), OSError(errno.EACCES, "Permission denied"), what="token file")
+    barred = storage_error(Path("/state/token"), OSError(errno.EACCES, "Permission denied"), "token file")
     assert barred.code == "permission_denied"
     assert "MCP_STATE_DIR" in barred.hint

@@ -151,7 +151,7 @@ async def test_an_issuer_that_is_gone_turns_nobody_away_for_a_day() -> None:
         issuer.reply = answer(b"", "503 Service Unavailable")
         clock.now += KEEP_SEC - 1
         await keys.look()
-        assert "the answer was 503" in str(keys.problem)
+        assert "status of the response was 503" in str(keys.problem)
         assert await find(keys, ONE), "the keys that were known go on"
         with pytest.raises(PlatformError):
             await find(keys, TWO)
@@ -169,18 +169,18 @@ async def test_an_issuer_that_is_gone_turns_nobody_away_for_a_day() -> None:
 @pytest.mark.parametrize(
     ("reply", "why"),
     [
-        (answer(b"<html>"), "no JWK Set"),
+        (answer(b"<html>"), "not a JWK Set"),
         (answer(b'{"keys": []}'), "no public key"),
         (answer(b'{"keys": [{"kty": "oct", "k": "AAAA"}]}'), "no public key"),
-        (answer(b"[" * 200_000), "no JWK Set"),
+        (answer(b"[" * 200_000), "not a JWK Set"),
         (answer(b" " * 300_000), "more than 262144 bytes"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{", "RemoteProtocolError"),
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"8000\r\n" + b"x" * 0x8000, "RemoteProtocolError"),
         (b"SSH-2.0-OpenSSH_9.6\r\n", "RemoteProtocolError"),
         (b"", "RemoteProtocolError"),
-        (answer(json.dumps(jwks(ONE)).encode(), "201 Created"), "the answer was 201"),
-        (answer(b"", "302 Found", "Location: /elsewhere"), "the answer was 302"),
-        (answer(b"", "301 Moved", "Location: http://127.0.0.1:1/"), "the answer was 301"),
+        (answer(json.dumps(jwks(ONE)).encode(), "201 Created"), "status of the response was 201"),
+        (answer(b"", "302 Found", "Location: /elsewhere"), "status of the response was 302"),
+        (answer(b"", "301 Moved", "Location: http://127.0.0.1:1/"), "status of the response was 301"),
         (answer(b"\x1f\x8b" + b"\0" * 99, "200 OK", "Content-Encoding: gzip"), "compressed"),
     ],
     ids=range(13),
@@ -188,7 +188,7 @@ async def test_an_issuer_that_is_gone_turns_nobody_away_for_a_day() -> None:
 async def test_an_answer_that_will_not_do_is_a_503_with_a_reason_for_the_owner(reply: bytes, why: str) -> None:
     async with site(reply) as issuer:
         keys = keys_at(issuer, Clock())
-        with pytest.raises(PlatformError, match="cannot be had at present") as caught:
+        with pytest.raises(PlatformError, match="are not available") as caught:
             await find(keys, ONE)
         assert caught.value.code == "identity_unavailable"
         assert 1 <= caught.value.details["retry_after"] <= PAUSE_SEC
@@ -228,7 +228,7 @@ async def test_a_slow_issuer_holds_up_neither_its_callers_nor_the_loop(monkeypat
         turning.cancel()
         assert time.monotonic() - begun < 5
         assert turns > 5
-        assert "no whole answer within 0.4 s" in str(keys.problem)
+        assert "no complete response within 0.4 s" in str(keys.problem)
 
 
 async def test_a_caller_that_goes_away_does_not_take_the_answer_from_the_others() -> None:

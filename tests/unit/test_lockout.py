@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from mcp_server.config.auth import AuthConfig
+from mcp_server.config.sections import AuthConfig
 from mcp_server.errors import BusyError
 from mcp_server.identity.lockout import KNOWN_SEC, MOST_KNOWN, MOST_SOURCES, Lockout, source_of
 

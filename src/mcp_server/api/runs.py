@@ -8,7 +8,7 @@ from mcp_server.errors import ConflictError, NotFoundError
 from mcp_server.model.access import Permission
 from mcp_server.model.digest import HOST_COUNTS
 from mcp_server.model.run import Actor, Outcome, Raw, Run
-from mcp_server.scope.permission import require_permission
+from mcp_server.scope.permissions import require_permission
 
 if TYPE_CHECKING:
     from mcp_server.store.base import Store

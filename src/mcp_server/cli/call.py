@@ -56,9 +56,9 @@ def call(
 
 
 def _inside(descriptor: int) -> Guard:
-    from mcp_server.netguard.client import KernelGuard
+    from mcp_server.netguard.client import PacketGuard
 
-    return KernelGuard(descriptor)
+    return PacketGuard(descriptor)
 
 
 def _go_inside(tool: str, parameters: list[str], *, as_json: bool) -> None:

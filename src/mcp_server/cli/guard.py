@@ -38,7 +38,7 @@ def status(as_json: Json = False) -> None:
         if as_json:
             print_json({"guards": found})
         elif found:
-            columns = ["guard helper", "server", "enforcement", "state", "uplink", "passed", "dropped", "ruleset"]
+            columns = ["helper", "server", "enforcement", "state", "uplink", "passed", "dropped", "ruleset"]
             print_table(columns, [[str(item.get(column, "")) for column in columns] for item in found])
         else:
             print("no guard is up")
@@ -49,18 +49,18 @@ def status(as_json: Json = False) -> None:
 @app.command("down")
 def down(dead: Dead = False, as_json: Json = False) -> None:
     """End every guard with its server, and take away what is left of any; exit 0 also where there is nothing."""
-    from mcp_server.netguard.state import all_guards, dismantle, host_namespace
+    from mcp_server.netguard.cleanup import undo
+    from mcp_server.netguard.state import all_guards
 
     with reporting(as_json=as_json):
         _only_root()
         taken, problems = [], []
         for state in all_guards():
-            here = state.host == host_namespace()
-            if dead and (state.alive or not here):
+            if dead and (state.alive or not state.here):
                 continue
-            if here:  # of another host namespace nothing could be put back: `dismantle` says so
+            if state.here:  # otherwise nothing can be undone, and `undo` says so
                 _end(state)
-            left = dismantle(state)
+            left = undo(state)
             problems += left
             if not left:
                 taken.append(state.helper)
@@ -83,7 +83,7 @@ def _describe(state: GuardState) -> dict[str, Any]:
     """A guard as it is now: ``state`` is up, broken (with the reason) or dead (its guard helper is gone)."""
     from dataclasses import asdict
 
-    from mcp_server.netguard import channel
+    from mcp_server.netguard.messages import receive_reply
 
     known = {key: value for key, value in asdict(state).items() if key not in {"born", "host", "sysctls", "tables"}}
     if not state.alive:
@@ -92,9 +92,9 @@ def _describe(state: GuardState) -> dict[str, Any]:
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as asking:
             asking.settimeout(_ANSWER_SEC)
             asking.connect(str(state.control))
-            answer = channel.receive_answer(asking)
-        channel.raise_error(answer)
-        reading = answer.reading()
+            reply = receive_reply(asking)
+        reply.raise_for_error()
+        reading = reply.reading()
     except (OSError, EOFError) as error:
         return {**known, "state": "broken", "reason": f"its guard helper does not answer: {error}"}
     except NetworkToolsError as error:
@@ -102,7 +102,7 @@ def _describe(state: GuardState) -> dict[str, Any]:
     return {
         **known,
         "state": "up",
-        "policy": answer.body["policy"],
+        "policy": reply.body["policy"],
         "ruleset": reading.ruleset,
         "passed": reading.passed,
         "dropped": reading.dropped,

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     from mcp_server.config import Config
     from mcp_server.netguard.choice import GuardChoice
+    from mcp_server.netguard.helper import GuardHelper
 
 
 def run_guarded(
@@ -36,14 +37,14 @@ def run_guarded(
     if choice.reason:
         choice.log()
 
-    def reload() -> Config:
-        return load_config(notify=False)
-
     command = [sys.executable, "-P", "-m", "mcp_server", *words]
+    helper: type[GuardHelper]
     if choice.enforcement is Enforcement.ROOTLESS:
-        from mcp_server.netguard.rootless import enter_rootless
+        from mcp_server.netguard.rootless import RootlessGuardHelper
 
-        return enter_rootless(config, command, reload=reload, bind=bind)
-    from mcp_server.netguard.kernel import KernelGuardHelper
+        helper = RootlessGuardHelper
+    else:
+        from mcp_server.netguard.kernel import KernelGuardHelper
 
-    return KernelGuardHelper(config, command, reload=reload, bind=bind).run()
+        helper = KernelGuardHelper
+    return helper(config, command, load_config=lambda: load_config(notify=False), bind=bind).run()

@@ -80,10 +80,11 @@ def config_show(as_json: Json = False) -> None:
     """Show every key as a server started here and now would read it: its value, its source, when a change takes hold.
 
     An asterisk after a value says that it is not the default, not that it has changed. live: at a reload. restart: at
-    the next start. later: nothing uses it yet. No running server is asked: GET /config of that server tells what it
+    the next start. No running server is asked: GET /config of that server tells what it
     uses, and under restart_needed what waits for its restart.
     """
-    from mcp_server.config import describe, get_config
+    from mcp_server.config import get_config
+    from mcp_server.config.show import describe
 
     with reporting(as_json=as_json):
         config = get_config()
@@ -135,7 +136,6 @@ def config_check(
         config = load_config(path)
         policy = config.scope_policy()
         clamped = [str(item) for item in config.clamped]
-        unused = [f"{item.section}.{item.key}".lstrip(".") for item in config.not_yet_used]
         dead = list(policy.without_effect)
         outside = _actors_outside(config, policy)
         if as_json:
@@ -147,7 +147,6 @@ def config_check(
                     "scope": list(policy.entries),
                     "scope_hash": policy.hash,
                     "clamped": clamped,
-                    "not_yet_used": unused,
                     "without_effect": dead,
                     "actors_file": str(config.auth.actors_file) if config.auth.actors_file else None,
                     "outside_policy": [{"actor": name, "entry": entry} for name, entry in outside],
@@ -158,7 +157,6 @@ def config_check(
             "\n".join(
                 [
                     *clamped,
-                    *(f"{key}: nothing reads this key yet" for key in unused),
                     *(f"{policy.source}: {entry} has no effect, all of it is refused or excluded" for entry in dead),
                     *(f"actor {name}: {entry} is not inside the policy, and allows no more" for name, entry in outside),
                     "The configuration is valid.",

@@ -101,9 +101,9 @@ def _run(config: Config, choice: GuardChoice | None, *, as_json: bool, **guarded
 
 def _serve_inside(config: Config, descriptor: int, *, as_json: bool) -> None:
     """Be the server of the guard helper at the other end of ``descriptor``."""
-    from mcp_server.netguard.client import KernelGuard
+    from mcp_server.netguard.client import PacketGuard
 
-    guard = KernelGuard(descriptor)
+    guard = PacketGuard(descriptor)
     _configure_logging(config)
     _run(config, None, as_json=as_json, guard=guard, listener=guard.listener)
 

@@ -10,7 +10,7 @@ from typing import Final
 
 from mcp_server.errors import NetworkToolsError
 from mcp_server.model.target import Network
-from mcp_server.scope.ranges import AddressRanges
+from mcp_server.scope.address_ranges import AddressRanges
 
 PATIENCE: Final = 16
 """How many later calls may take what a call waits for. After that it is reserved for that call."""

@@ -18,8 +18,9 @@ from mcp_server.pipeline.guard_watch import read_guard
 from mcp_server.pipeline.log_fields import who
 from mcp_server.pipeline.plan import Plan
 from mcp_server.scope.budget import PacketBudget, Reservation
-from mcp_server.scope.permission import require_risk
-from mcp_server.scope.policy import Grant, ScopePolicy
+from mcp_server.scope.grant import Grant
+from mcp_server.scope.permissions import require_risk
+from mcp_server.scope.policy import ScopePolicy
 from mcp_server.tools.context import Assessment
 
 
@@ -126,7 +127,7 @@ class Authorizer:
             own_limit=actor.access.packets_per_hour,
         )
         try:
-            await self._log(plan, grant.entries, reading)
+            await self._log(plan, tuple(map(str, grant.entries)), reading)
         except BaseException:
             self.budget.release(reservation)
             raise

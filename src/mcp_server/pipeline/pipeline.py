@@ -211,7 +211,7 @@ class Pipeline:
     def access_now(self, actor: Actor) -> Access:
         """Return what an actor may do now: a reload may have changed its limits since the call came in."""
         actors = self.current.value.actors
-        return actors.again(actor.name, actor.access) if actor.access.origin and actors else actor.access
+        return actors.update(actor.name, actor.access) if actor.access.origin and actors else actor.access
 
     async def close(self) -> None:
         """Write what the log still lacks. Call this at the end, when no call is active."""

@@ -18,8 +18,8 @@ from mcp_server.pipeline.validate import Call
 from mcp_server.sandbox.binaries import Binary, find_binary
 from mcp_server.sandbox.process import ProcessLimits
 from mcp_server.sandbox.sandbox import Sandbox
+from mcp_server.scope.pinning import pin_targets
 from mcp_server.scope.policy import ScopePolicy
-from mcp_server.scope.resolve import pin_targets
 from mcp_server.scope.resolver import Resolver
 from mcp_server.tools.base import Command, MCPBaseTool, RunConditions
 

@@ -18,7 +18,7 @@ from mcp_server.config.redact import without_secrets
 from mcp_server.errors import ArgumentError, NetworkToolsError
 from mcp_server.model.run import Actor
 from mcp_server.model.untrusted import sanitize
-from mcp_server.scope.permission import require_any_call, require_risk
+from mcp_server.scope.permissions import require_any_call, require_risk
 from mcp_server.tools.base import MCPBaseTool, PreparedParameters, ServerTool, Tool, ToolParameters
 from mcp_server.tools.flags import read
 from mcp_server.tools.registry import ToolRegistry

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from mcp_server.limits.admission import Caps
 from mcp_server.netguard import Enforcement
 from mcp_server.pipeline.current import Current, Snapshot
-from mcp_server.sandbox.privilege import can_open_raw_sockets
+from mcp_server.sandbox.sandbox import can_open_raw_sockets
 from mcp_server.scope.resolver import SystemResolver
 from mcp_server.tools.base import MCPBaseTool, ToolPolicy
 from mcp_server.tools.registry import ToolRegistry, discover

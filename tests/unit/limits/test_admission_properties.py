@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from mcp_server.errors import BusyError
 from mcp_server.limits.admission import Admission, Caps, Ticket
 from mcp_server.model.target import Network
-from mcp_server.scope.ranges import AddressRanges
+from mcp_server.scope.address_ranges import AddressRanges
 
 TOOLS, ACTORS, KEYS = ("nmap", "dig", "fping"), ("ann", "bob"), ("x", "y")
 BASE = int(IPv4Network("10.0.0.0/24").network_address)

@@ -19,7 +19,8 @@ from mcp_server.model.target import Target, Targets
 from mcp_server.pipeline.authorize import PlannedCall, decide
 from mcp_server.pipeline.plan import Plan
 from mcp_server.pipeline.validate import Call
-from mcp_server.scope.policy import Grant, ScopePolicy
+from mcp_server.scope.grant import Grant
+from mcp_server.scope.policy import ScopePolicy
 
 NOW = datetime(2026, 1, 5, 12, 0, tzinfo=UTC)
 POLICY = """

@@ -38,17 +38,17 @@ def policy(tmp_path: Path) -> ScopePolicy:
 def test_what_is_outside_is_the_actors_line_and_what_is_inside_the_policys(policy: ScopePolicy) -> None:
     own = ActorPolicy(policy, ["10.1.0.0/16", "172.16.0.0/12", ".build.lab.internal"])
     inside = own.check_network(ip_network("10.1.2.3"))
-    assert (inside.allowed, [str(line) for line in inside.lines]) == (True, ["10.1.0.0/16 (line 5)"])
+    assert (inside.allowed, list(map(str, inside.entries))) == (True, ["10.1.0.0/16 (line 5)"])
     outside = own.check_network(ip_network("192.168.1.1"))
     assert outside.reason == (
-        "192.168.1.1 is outside the networks of this caller; allowed: 10.1.0.0/16, 172.16.0.0/12, .build.lab.internal"
+        "192.168.1.1 is outside the networks of this caller. Allowed: 10.1.0.0/16, 172.16.0.0/12, .build.lab.internal."
     )
     assert outside.code == "target_out_of_scope"
     assert "192.168" not in str(own.check_network(ip_network("10.2.0.0/16")).reason)
     excluded = own.check_network(ip_network("10.1.5.1"))
-    assert excluded.reason == "10.1.5.1 is excluded by 10.1.5.0/24 (line 10)"
+    assert excluded.reason == "10.1.5.1 is excluded by 10.1.5.0/24 (line 10)."
     theirs = own.check_network(ip_network("172.16.0.1"))
-    assert theirs.reason.startswith("172.16.0.1 is outside the scope; allowed: 10.1.0.0/16, 172.16.0.0/12")
+    assert theirs.reason.startswith("172.16.0.1 is outside the scope. Allowed: 10.1.0.0/16, 172.16.0.0/12")
     assert "192.168" not in theirs.reason
     assert not own.check_network(ip_network("169.254.169.254")).allowed
 
@@ -79,7 +79,7 @@ def test_it_shows_the_lines_that_touch_the_actor_alone(policy: ScopePolicy) -> N
     own = ActorPolicy(policy, ["10.1.0.0/16", ".build.lab.internal"])
     assert own.entries == ("10.1.0.0/16", ".lab.internal")
     assert own.size == 2
-    assert [line.entry for line in own.lines(1)] == ["10.1.0.0/16"]
+    assert [entry.text for entry in own.policy_entries(1)] == ["10.1.0.0/16"]
     assert own.exclusions == ("10.1.5.0/24",)
     assert own.hash == policy.hash, "what the owner allows is the same"
     wide = ActorPolicy(policy, ["10.0.0.0/8", "loopback"])

@@ -19,7 +19,7 @@ def test_what_is_left_can_be_taken_and_no_more() -> None:
         budget.reserve(401, 1000, now=60)
     assert caught.value.code == "budget_exceeded"
     assert (caught.value.details["limit"], caught.value.details["left"]) == (1000, 400)
-    assert "of the 1000 an hour that the policy allows, 400 are left" in caught.value.message
+    assert "the policy allows 1000 per hour, and 400 are left" in caught.value.message
     budget.reserve(400, 1000, now=60)
     assert budget.used(60) == 1000
 
@@ -41,7 +41,7 @@ def test_a_call_larger_than_the_hour_is_not_told_to_wait() -> None:
     with pytest.raises(BusyError) as caught:
         PacketBudget().reserve(1001, 1000, now=0)
     assert "retry_after" not in caught.value.details
-    assert caught.value.message == "the call may take 1001 packets; the policy allows 1000 an hour"
+    assert caught.value.message == "The call may take 1001 packets; the policy allows 1000 per hour, and 1000 are left."
 
 
 def test_a_reservation_is_corrected_or_given_back() -> None:
@@ -87,10 +87,10 @@ def test_no_hour_ever_holds_more_than_the_limit(asked: list[tuple[float, int]]) 
     assert len(budget._all._slots) <= HOUR / SLOT + 1
 
 
-def test_an_actor_has_an_hour_of_its_own_inside_that_of_all() -> None:
+def test_an_actor_has_an_hour_of_its_by_actor_inside_that_of_all() -> None:
     budget = PacketBudget()
     first = budget.reserve(60, 1000, 0, actor="a", own_limit=100)
-    with pytest.raises(BusyError, match="of the 100 an hour that this caller may send, 40 are left") as refused:
+    with pytest.raises(BusyError, match="this caller may send 100 per hour, and 40 are left") as refused:
         budget.reserve(50, 1000, 1, actor="a", own_limit=100)
     assert refused.value.details["retry_after"] > HOUR - 1
     budget.reserve(50, 1000, 1, actor="b")
@@ -109,4 +109,4 @@ def test_what_ran_before_there_was_a_limit_counts_and_idle_actors_are_forgotten(
     with pytest.raises(BusyError):
         budget.reserve(30, None, 1, actor="a", own_limit=100)
     budget.reserve(1, None, 2 * HOUR, actor="b")
-    assert set(budget._own) == {"b"}
+    assert set(budget._by_actor) == {"b"}

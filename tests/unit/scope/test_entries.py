@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mcp_server.errors import ConfigError, RefusedError
-from mcp_server.scope.entries import Entries, RepeatedEntryError, canonical_network, network_of, read_entry
+from mcp_server.scope.address_ranges import network_of
+from mcp_server.scope.entries import Entries, RepeatedEntryError, Terms, canonical_network, read_entry
 from mcp_server.scope.reading import read_target
-from mcp_server.scope.terms import Terms
 from tests.bad_targets import BAD_TARGETS
 
 _PART = st.sampled_from(
@@ -86,13 +86,16 @@ def test_what_another_parser_takes_is_left_to_the_strict_reader(text: str) -> No
 def test_a_repeated_entry_is_named_with_the_line_it_repeats() -> None:
     entries = Entries()
     entries.add("RFC1918", Terms(), 3)
-    for text, words in (("rfc1918", "RFC1918 repeats RFC1918 (line 3)"), ("10.0.0.0/8", "10.0.0.0/8 repeats RFC1918")):
+    for text, words in (
+        ("rfc1918", "RFC1918 repeats the entry RFC1918 (line 3)"),
+        ("10.0.0.0/8", "10.0.0.0/8 repeats the entry RFC1918"),
+    ):
         with pytest.raises(RepeatedEntryError) as caught:
             entries.add(text, Terms(), 9)
         assert words in caught.value.message
     entries.add("127.0.0.0/8", Terms(), 4)
     with pytest.raises(
-        RepeatedEntryError, match=r"loopback holds 127\.0\.0\.0/8, and so does 127\.0\.0\.0/8 \(line 4\)"
+        RepeatedEntryError, match=r"loopback contains 127\.0\.0\.0/8, which the entry 127\.0\.0\.0/8 \(line 4\)"
     ):
         entries.add("loopback", Terms(), 9)
     entries.add("10.0.0.0/9", Terms(), 5)

@@ -41,7 +41,7 @@ async def test_an_address_is_explained_by_its_entry(policy: ScopePolicy, resolve
         "allowed": True,
         "code": None,
         "hint": None,
-        "reason": "10.0.0.1 is allowed by RFC1918",
+        "reason": "10.0.0.1 is allowed by RFC1918.",
         "entries": ["RFC1918"],
         "name": None,
         "addresses": ["10.0.0.1"],
@@ -49,7 +49,7 @@ async def test_an_address_is_explained_by_its_entry(policy: ScopePolicy, resolve
         "resolved": None,
         "max_risk": "intrusive",
         "packets_per_second": None,
-        "lines": [
+        "policy_entries": [
             {"entry": "RFC1918", "line": None, "max_risk": "intrusive", "packets_per_second": None, "windows": []}
         ],
         "windows": [],
@@ -74,7 +74,7 @@ async def test_a_name_is_explained_by_its_suffix_and_by_what_allows_its_addresse
     assert answer["addresses"] == ["10.77.0.5", "fd77::5"]
     assert answer["count"] == 2
     assert answer["reason"] == (
-        "host.lab.internal (10.77.0.5, fd77::5) is allowed by .lab.internal, RFC1918, fd77::/64"
+        "host.lab.internal (10.77.0.5, fd77::5) is allowed by .lab.internal, RFC1918, fd77::/64."
     )
     assert answer["resolved"] == {
         "name": "host.lab.internal",
@@ -142,7 +142,7 @@ async def test_terms_are_explained_by_the_strictest_line_and_the_window(
     policy = ScopePolicy.from_file(tmp_path / "policy.yaml")
     plain = await say("10.2.0.1", policy, resolver, Risk.SCAN)
     assert (plain["allowed"], plain["max_risk"], plain["packets_per_second"]) == (True, "scan", 1000.0)
-    assert plain["lines"][0]["line"] == 8
+    assert plain["policy_entries"][0]["line"] == 8
     both = await say("10.0.0.0/15", policy, resolver)
     assert (both["allowed"], both["code"]) == (False, "target_out_of_scope"), "an exclusion lies in it"
     closed = await say("10.1.1.0/24", policy, resolver)

@@ -11,10 +11,11 @@ import pytest
 
 from mcp_server.errors import TargetError
 from mcp_server.model.target import Network
-from mcp_server.scope.policy import ALWAYS_REFUSED, ScopePolicy
-from mcp_server.scope.resolve import pin_targets
+from mcp_server.scope.pinning import pin_targets
+from mcp_server.scope.policy import ScopePolicy
 from mcp_server.scope.resolver import SystemResolver
-from mcp_server.scope.terms import Verdict
+from mcp_server.scope.special_networks import ALWAYS_REFUSED
+from mcp_server.scope.verdict import Verdict
 
 COUNT = 100_000
 RNG = random.Random(20261122)  # noqa: S311 - test data
@@ -74,7 +75,7 @@ def test_every_answer_is_that_of_a_table_of_all_prefixes(policy: ScopePolicy, ne
         verdict = policy.check_network(each)
         refused = any(each.subnet_of(net) for net, _ in ALWAYS_REFUSED if net.version == each.version)  # type: ignore[arg-type] # one version on each side
         expected = None if refused else by_table(table, each)
-        assert verdict.entry == expected, each
+        assert verdict.allowed_by == expected, each
         allowed += verdict.allowed
     assert 4000 < allowed < 9990
 

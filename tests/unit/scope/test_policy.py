@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mcp_server.errors import ConfigError, TargetError
-from mcp_server.scope.policy import ALWAYS_REFUSED, ScopePolicy
+from mcp_server.scope.policy import ScopePolicy
+from mcp_server.scope.special_networks import ALWAYS_REFUSED
 
 DEFAULT = ["RFC1918", ".lab.internal"]
 WIDEST = ["0.0.0.0/0", "::/0", "loopback"]
@@ -50,8 +51,8 @@ def test_one_address_beyond_rfc1918_is_not(text: str) -> None:
 
 def test_a_refusal_names_the_target_and_lists_the_scope() -> None:
     verdict = ScopePolicy.from_entries(DEFAULT).check_network(ip_network("8.8.8.8"))
-    assert verdict.reason == "8.8.8.8 is outside the scope; allowed: RFC1918, .lab.internal"
-    assert (verdict.allowed, verdict.code, verdict.entry) == (False, "target_out_of_scope", None)
+    assert verdict.reason == "8.8.8.8 is outside the scope. Allowed: RFC1918, .lab.internal."
+    assert (verdict.allowed, verdict.code, verdict.allowed_by) == (False, "target_out_of_scope", None)
     with pytest.raises(TargetError, match="RFC1918") as caught:
         verdict.require()
     assert caught.value.code == "target_out_of_scope"
@@ -109,7 +110,7 @@ def test_adjoining_entries_hold_a_network_together_and_are_both_named() -> None:
     policy = ScopePolicy.from_entries(["192.0.2.0/25", "192.0.2.128/25", "198.51.100.0/25"])
     verdict = policy.check_network(ip_network("192.0.2.0/24"))
     assert verdict.allowed
-    assert verdict.entry == "192.0.2.0/25, 192.0.2.128/25"
+    assert verdict.allowed_by == "192.0.2.0/25, 192.0.2.128/25"
     assert not policy.check_network(ip_network("198.51.100.0/24")).allowed
     assert not policy.check_network(ip_network("192.0.2.0/23")).allowed
 
@@ -123,17 +124,17 @@ def test_a_gap_between_entries_is_not_bridged() -> None:
 
 def test_the_entry_that_allows_is_named() -> None:
     policy = ScopePolicy.from_entries(["RFC1918", "203.0.113.7", "loopback"])
-    assert policy.check_network(ip_network("10.1.2.3")).entry == "RFC1918"
-    assert policy.check_network(ip_network("203.0.113.7")).entry == "203.0.113.7"
-    assert policy.check_network(ip_network("127.0.0.1")).entry == "loopback"
+    assert policy.check_network(ip_network("10.1.2.3")).allowed_by == "RFC1918"
+    assert policy.check_network(ip_network("203.0.113.7")).allowed_by == "203.0.113.7"
+    assert policy.check_network(ip_network("127.0.0.1")).allowed_by == "loopback"
 
 
 def test_of_nested_entries_the_narrowest_decides() -> None:
     policy = ScopePolicy.from_entries(["10.255.255.255", "RFC1918", "10.1.0.0/16"])
-    assert policy.check_network(ip_network("10.255.255.255")).entry == "10.255.255.255"
-    assert policy.check_network(ip_network("10.1.0.1")).entry == "10.1.0.0/16"
-    assert policy.check_network(ip_network("10.2.0.1")).entry == "RFC1918"
-    assert policy.check_network(ip_network("10.255.255.254/31")).entry == "RFC1918, 10.255.255.255"
+    assert policy.check_network(ip_network("10.255.255.255")).allowed_by == "10.255.255.255"
+    assert policy.check_network(ip_network("10.1.0.1")).allowed_by == "10.1.0.0/16"
+    assert policy.check_network(ip_network("10.2.0.1")).allowed_by == "RFC1918"
+    assert policy.check_network(ip_network("10.255.255.254/31")).allowed_by == "RFC1918, 10.255.255.255"
 
 
 def test_a_network_that_only_ends_in_the_scope_is_partly_in_it() -> None:
@@ -144,8 +145,8 @@ def test_a_network_that_only_ends_in_the_scope_is_partly_in_it() -> None:
 
 def test_names_are_allowed_under_a_suffix_only() -> None:
     policy = ScopePolicy.from_entries(["RFC1918", ".lab.internal", ".corp.example"])
-    assert policy.check_name("server.lab.internal").entry == ".lab.internal"
-    assert policy.check_name("a.b.corp.example").entry == ".corp.example"
+    assert policy.check_name("server.lab.internal").allowed_by == ".lab.internal"
+    assert policy.check_name("a.b.corp.example").allowed_by == ".corp.example"
     for name in ("lab.internal", "xlab.internal", "lab.internal.example", "internal", "example", "corp.example.com"):
         verdict = policy.check_name(name)
         assert not verdict.allowed
@@ -159,7 +160,7 @@ def test_a_suffix_does_not_allow_any_address() -> None:
 
 def test_an_empty_scope_allows_nothing_and_says_so() -> None:
     policy = ScopePolicy.from_entries([])
-    assert policy.check_network(ip_network("10.0.0.1")).reason == "10.0.0.1 is outside the scope; allowed: nothing"
+    assert policy.check_network(ip_network("10.0.0.1")).reason == "10.0.0.1 is outside the scope. Allowed: nothing."
     assert not policy.check_name("a.lab.internal").allowed
 
 

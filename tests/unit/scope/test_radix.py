@@ -8,8 +8,8 @@ from itertools import pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mcp_server.scope.address_ranges import ipv4_networks, ipv6_networks, merged, prefixes, without
 from mcp_server.scope.radix import RadixTree
-from mcp_server.scope.ranges import ipv4_networks, ipv6_networks, merged, prefixes, without
 
 WIDTH = 7
 NETWORKS = st.tuples(st.integers(0, 2**WIDTH - 1), st.integers(0, WIDTH)).map(

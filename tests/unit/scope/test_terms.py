@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from mcp_server.errors import RefusedError
 from mcp_server.model.run import Risk
 from mcp_server.model.target import Network
-from mcp_server.scope.policy import ALWAYS_REFUSED, ScopePolicy
-from mcp_server.scope.terms import Grant
+from mcp_server.scope.grant import Grant
+from mcp_server.scope.policy import ScopePolicy
+from mcp_server.scope.special_networks import ALWAYS_REFUSED
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)  # a Monday
 MIDNIGHT = NOON.replace(hour=23)
@@ -80,9 +81,9 @@ def test_an_exclusion_wins_over_every_entry(terms: ScopePolicy) -> None:
 
 def test_a_refusal_names_the_exclusion_and_what_is_left(terms: ScopePolicy) -> None:
     verdict = terms.check_network(ip_network("10.0.0.8/29"))
-    assert verdict.reason == "10.0.0.8/29 holds 10.0.0.13, which the policy excludes in line 18"
+    assert verdict.reason == "10.0.0.8/29 contains 10.0.0.13, which the policy excludes in line 18."
     assert verdict.hint == "Allowed of it: 10.0.0.8/30, 10.0.0.12, 10.0.0.14/31."
-    assert terms.check_network(ip_network("10.4.1.1")).reason == "10.4.1.1 is excluded by 10.4.0.0/16 (line 19)"
+    assert terms.check_network(ip_network("10.4.1.1")).reason == "10.4.1.1 is excluded by 10.4.0.0/16 (line 19)."
     assert terms.check_network(ip_network("10.4.1.1")).hint is None
     partly = terms.check_network(ip_network("10.0.0.0/7"))
     assert (partly.hint or "").startswith("Allowed of it: 10.0.0.0/29, 10.0.0.8/30,")
@@ -108,7 +109,7 @@ def test_names_are_excluded_by_label_and_with_the_name_itself(terms: ScopePolicy
 
 
 def test_a_name_may_be_an_entry_by_itself(terms: ScopePolicy) -> None:
-    assert terms.check_name("one.corp.example").entry == "one.corp.example"
+    assert terms.check_name("one.corp.example").allowed_by == "one.corp.example"
     for name in ("a.one.corp.example", "two.corp.example", "corp.example"):
         assert not terms.check_name(name).allowed
 
@@ -127,7 +128,9 @@ def test_a_network_over_several_entries_is_held_to_the_strictest(terms: ScopePol
     assert code(terms, "10.1.2.0/23", risk=Risk.PROBE) == "risk_not_allowed"
     with pytest.raises(RefusedError) as caught:
         ask(terms, "10.1.0.0/22", risk=Risk.SCAN)
-    assert caught.value.message == "10.1.2.0/24 (line 10) allows passive at most; this call is scan"
+    assert (
+        caught.value.message == "10.1.2.0/24 (line 10) allows the risk passive at most; the risk of this call is scan."
+    )
     assert caught.value.details["max_risk"] == "passive"
     assert code(terms, "10.1.4.0/22", risk=Risk.INTRUSIVE) is None
     # Both halves are entries of their own: the wider entry around them decides on no address of it.
@@ -163,7 +166,7 @@ def test_a_name_adds_the_terms_of_its_own_line_and_no_defaults(terms: ScopePolic
 
 def test_the_grant_names_the_lines(terms: ScopePolicy) -> None:
     grant = ask(terms, "10.0.0.1", "10.1.0.0/23", names=("a.lab.internal",))
-    assert grant.entries == (".lab.internal (line 14)", "10.0.0.0/8 (line 8)", "10.1.0.0/16 (line 9)")
+    assert tuple(map(str, grant.entries)) == (".lab.internal (line 14)", "10.0.0.0/8 (line 8)", "10.1.0.0/16 (line 9)")
 
 
 # windows
@@ -194,12 +197,12 @@ def test_size_is_capped_with_both_numbers(terms: ScopePolicy) -> None:
     with pytest.raises(RefusedError) as caught:
         ask(terms, "10.0.0.1", addresses=11, ports=100)
     assert caught.value.code == "budget_exceeded"
-    assert caught.value.message == "11 addresses x 100 ports are 1100; the policy allows 1000 a call"
+    assert caught.value.message == "11 addresses x 100 ports are 1100; the policy allows 1000 per call."
     assert (caught.value.details["limit"], caught.value.details["asked"]) == (1000, 1100)
     assert code(terms, "10.0.0.1", addresses=1001, ports=0) == "budget_exceeded", "without ports an address counts once"
     with pytest.raises(RefusedError) as caught:
         ask(terms, "10.0.0.1", probes=2001)
-    assert caught.value.message == "the call may take 2001 packets; the policy allows 2000 a call"
+    assert caught.value.message == "The call may take 2001 packets; the policy allows 2000 per call."
 
 
 def test_scope_comes_before_risk_and_risk_before_time_and_time_before_size(terms: ScopePolicy) -> None:
@@ -213,7 +216,7 @@ def test_scope_comes_before_risk_and_risk_before_time_and_time_before_size(terms
 def test_without_a_file_there_are_no_terms() -> None:
     policy = ScopePolicy.from_entries(["RFC1918", ".lab.internal"])
     grant = ask(policy, "10.0.0.0/8", names=("a.lab.internal",), risk=Risk.INTRUSIVE, addresses=10**9, probes=10**12)
-    assert grant == Grant(grant.lines, None)
+    assert grant == Grant(grant.entries, None)
     assert code(policy, "127.0.0.1") == "target_out_of_scope"
 
 

@@ -1,6 +1,6 @@
 """The permission that each route and each MCP method needs, and the middleware that asks for it.
 
-What a tool call needs depends on its risk (`scope.permission`). The pipeline judges that for every interface. Over MCP
+What a tool call needs depends on its risk (`scope.permissions`). The pipeline judges that for every interface. Over MCP
 its refusal is a tool result, and no client asks its user for more rights because of one. So if the parameters already
 show that a permission is missing, the middleware answers with 403 and a challenge (MCP authorization, insufficient
 scope; RFC 6750 section 3.1).
@@ -22,7 +22,7 @@ from mcp_server.api.http.problems import send_problem
 from mcp_server.errors import NetworkToolsError, NotFoundError
 from mcp_server.model.access import Permission
 from mcp_server.model.run import Actor
-from mcp_server.scope.permission import ALL, NEEDED, require_permission
+from mcp_server.scope.permissions import ALL, NEEDED, require_permission
 
 if TYPE_CHECKING:
     from mcp_server.identity.base import Identity

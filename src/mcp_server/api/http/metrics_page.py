@@ -23,7 +23,7 @@ from mcp_server.api.http.middleware import HostMiddleware, RequestLimitMiddlewar
 from mcp_server.api.http.problems import send_problem
 from mcp_server.errors import NetworkToolsError, NotFoundError
 from mcp_server.model.access import Permission
-from mcp_server.scope.permission import require_permission
+from mcp_server.scope.permissions import require_permission
 
 if TYPE_CHECKING:
     from mcp_server.config import Config

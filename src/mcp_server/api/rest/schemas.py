@@ -62,7 +62,6 @@ class ConfigReport(BaseModel):
     """The configuration in force, and what of the files is not."""
 
     config: dict[str, dict[str, Any] | str] = Field(description="By section and key; secrets are redacted.")
-    not_used_yet: list[str] = Field(description="Keys that nothing reads yet.")
     restart_needed: list[Pending]
     last_reload: ReloadReport | None
 

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from mcp_server.config.watching import identities
+from mcp_server.config.watching import file_states
 from mcp_server.errors import BusyError, NetworkToolsError
 from mcp_server.health import Finding, HealthCheckPriority, HealthStatus
 from mcp_server.model.untrusted import sanitize
@@ -109,7 +109,7 @@ def _no_guard(error: NetworkToolsError) -> Finding:
 
 def describe_guard(config: Config, tier: Enforcement, reason: str = "") -> Finding:
     """What a tier holds, and where it is the weakest and nobody asked for that, how to have a stronger one."""
-    detail = f"enforcement: {tier.value}" + (f", because {reason}" if reason else "")
+    detail = f"enforcement: {tier.value}" + (f" ({reason.removesuffix('.')})" if reason else "")
     if tier is not Enforcement.ARGUMENT:
         return Finding(_OK, f"{detail}; every frame passes the ruleset, raw sockets are available")
     detail += "; addresses are checked before a process is started, and nothing holds packets"
@@ -260,7 +260,7 @@ class ScopeCheck:
         present = (
             security.policy_file,
             security.allowed_targets,
-            identities([security.policy_file] if security.policy_file else []),
+            file_states([security.policy_file] if security.policy_file else []),
         )
         if present != self._seen:
             self._finding, self._seen = self._read(config), present

@@ -37,7 +37,7 @@ def _target_line(each: Mapping[str, Any]) -> str:
         text += f"; up to {each['max_risk']}"
     if each["packets_per_second"] is not None:
         text += f", {_number(each['packets_per_second'])} packets/s"
-    numbers = [str(entry["line"]) for entry in each["lines"] if entry["line"] is not None]
+    numbers = [str(entry["line"]) for entry in each["policy_entries"] if entry["line"] is not None]
     if numbers:
         text += f"; line {', '.join(numbers)}"
     for window in each["windows"]:
