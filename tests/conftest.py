@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 import pytest
 
 from tests.support.fork_server import fork_server
@@ -9,6 +11,6 @@ from tests.support.fork_server import fork_server
 
 def pytest_configure(config: pytest.Config) -> None:
     """Start the program by fork, in this process and in the workers of pytest-xdist."""
-    running = fork_server()
-    running.__enter__()
-    config.add_cleanup(lambda: running.__exit__(None, None, None))
+    running = ExitStack()
+    running.enter_context(fork_server())
+    config.add_cleanup(running.close)
