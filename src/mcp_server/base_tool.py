@@ -1,4 +1,4 @@
-"""The public import path of what a tool is made of; the code is in `mcp_server.tools.base`."""
+"""The public names for tools. They are defined in `mcp_server.tools.base` and `mcp_server.tools.flags`."""
 
 from mcp_server.errors import ToolErrorType
 from mcp_server.tools.base import (
@@ -7,6 +7,11 @@ from mcp_server.tools.base import (
     MCPBaseTool,
     OutputParser,
     Parsed,
+    PreparedParameters,
+    RunConditions,
+    ServerTool,
+    ToolAnswer,
+    ToolContext,
     ToolInput,
     ToolOutput,
     ToolParameters,
@@ -21,6 +26,11 @@ __all__ = [
     "MCPBaseTool",
     "OutputParser",
     "Parsed",
+    "PreparedParameters",
+    "RunConditions",
+    "ServerTool",
+    "ToolAnswer",
+    "ToolContext",
     "ToolErrorType",
     "ToolInput",
     "ToolOutput",

@@ -11,10 +11,9 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from mcp_server.base_tool import Command, Estimate, MCPBaseTool, ToolParameters
+from mcp_server.base_tool import Command, Estimate, MCPBaseTool, RunConditions, ToolParameters
 from mcp_server.model.run import Risk
 from mcp_server.model.target import Targets
-from mcp_server.tools.flags import Setting
 from tests.containment.escapes import SENDER
 
 _RESOLVING = ("/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf", "/etc/services", "/etc/protocols")
@@ -38,11 +37,10 @@ class RawNmapTool(MCPBaseTool):
     reads: ClassVar[Sequence[str]] = ("/usr/share/nmap", *_RESOLVING)
     limits_rate = True
 
-    def build_command(self, parameters: Any, targets: Targets, settings: tuple[Setting, ...]) -> Command:
+    def build_command(self, prepared: Any, targets: Targets, conditions: RunConditions) -> Command:
         """Give the words to the program."""
         return Command(
-            args=tuple(parameters.words),
-            risk=self.risk,
+            args=tuple(prepared.parameters.words),
             estimate=Estimate(addresses=targets.count),
             ok_returncodes=frozenset(range(256)),
             needs_raw_sockets=True,

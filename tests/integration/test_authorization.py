@@ -329,7 +329,7 @@ async def test_refusals_are_on_the_log_with_the_bounds_they_were_judged_by(serve
     by_code = {record.get("code"): record for record in records}
     assert {"target_out_of_scope", "unknown_tool", "insufficient_scope"} <= set(by_code)
     hidden = {record.get("reason") for record in records if record.get("tool") == "passive"}
-    assert "the tools of key:bounded do not include this one" in hidden, "the owner reads why; the caller did not"
+    assert "The tools of key:bounded do not include this one." in hidden, "the owner reads why; the caller did not"
     assert all(re.fullmatch("[0-9a-f]{64}", by_code[code]["actors_hash"]) for code in by_code if code)
     accepted = next(r for r in records if r.get("decision") == "accept" and "actors_hash" in r)
     assert accepted["actors_hash"] == by_code["unknown_tool"]["actors_hash"]

@@ -323,7 +323,9 @@ def test_a_signal_ends_the_server_and_what_it_runs(number: signal.Signals, tmp_p
 def test_a_port_in_use_is_named() -> None:
     first = listen("127.0.0.1", 0)
     try:
-        with pytest.raises(ConfigError, match=f"server.port {first.port} cannot be bound: the port is in use") as caught:
+        with pytest.raises(
+            ConfigError, match=f"server.port {first.port} cannot be bound: the port is in use"
+        ) as caught:
             listen("127.0.0.1", first.port)
         assert "--port" in caught.value.hint
     finally:

@@ -281,7 +281,7 @@ async def test_a_call_that_finds_no_room_for_its_output_has_its_end_on_the_log(s
 
 async def test_hosts_share_the_time_that_the_owner_allows(tmp_path: Path) -> None:
     server = make_server(tmp_path / "state", MCP_SECURITY_TIMEOUT_SECONDS="40")
-    planned = await server.pipeline.plan("nmap", {"target": "127.0.0.0/30", "ports": "9"}, ACTOR)
+    planned = (await server.pipeline.plan("nmap", {"target": "127.0.0.0/30", "ports": "9"}, ACTOR)).plan
     assert planned.limits.timeout_sec == 40
     assert planned.argv[planned.argv.index("--host-timeout") + 1] == "20s"
     await server.cleanup()

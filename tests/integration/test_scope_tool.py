@@ -15,13 +15,14 @@ import pytest_asyncio
 from mcp import Client
 from mcp.client.stdio import StdioServerParameters
 
-from mcp_server.api.mcp.descriptions import describe_scope
-from mcp_server.api.scope import ask_pipeline, compact, read_query
+from mcp_server.api.mcp.descriptions import describe
+from mcp_server.api.views import compact
 from mcp_server.config import load_config
 from mcp_server.model.access import FULL_ACCESS
 from mcp_server.model.run import Actor
 from mcp_server.scope.resolver import SystemResolver
 from mcp_server.server import EnhancedMCPServer
+from mcp_server.tools.scope_tool import ScopeTool
 from tests.support.cli import batch
 from tests.support.interfaces import (
     ROOT,
@@ -226,7 +227,7 @@ async def test_the_tool_is_listed_as_reading_only_and_is_small(interfaces: Inter
         assert valid({"target": "10.0.0.1"})
         assert valid({})
         assert not valid({"target": "10.0.0.1", "allow": "8.8.8.8"})
-    compact_entry = describe_scope().model_dump(by_alias=True, mode="json", exclude_none=True)
+    compact_entry = describe(ScopeTool()).model_dump(by_alias=True, mode="json", exclude_none=True)
     assert len(json.dumps(compact_entry, separators=(",", ":"))) / 4 < 350, "tokens, at four characters each"
 
 
@@ -239,7 +240,7 @@ async def test_the_text_says_what_the_structure_says(interfaces: Interfaces) -> 
     assert lines[1].startswith("refused: 8.8.8.8: 8.8.8.8 is outside the scope; allowed: 127.0.0.0/8,")
     assert lines[2].startswith("plan nmap: refused: ")
     assert result.structured_content is not None
-    jsonschema.validate(result.structured_content, describe_scope().output_schema or {})
+    jsonschema.validate(result.structured_content, describe(ScopeTool()).output_schema or {})
 
 
 async def test_people_read_the_same_in_a_shell(interfaces: Interfaces) -> None:
@@ -274,8 +275,8 @@ async def test_a_name_is_asked_once_also_where_its_call_is_planned(tmp_path: Pat
         zone.records["host.lab.internal"] = []
         zone.changing["host.lab.internal.", "A"] = [["A 127.0.9.1"], ["A 8.8.8.8"]]
         use_resolver(server.pipeline, SystemResolver(["127.0.0.1"], port=zone.port, hosts_file=None))
-        query = read_query({"target": "host.lab.internal", "tool": "nmap", "parameters": {"ports": "1"}})
-        body = await ask_pipeline(server.pipeline, query, Actor("me", "test", access=FULL_ACCESS))
+        query = {"target": "host.lab.internal", "tool": "nmap", "parameters": {"ports": "1"}}
+        body = (await server.pipeline.answer("scope", query, Actor("me", "test", access=FULL_ACCESS))).body
         assert sorted(zone.questions) == [("host.lab.internal.", "A"), ("host.lab.internal.", "AAAA")]
     (target,) = body["targets"]
     assert (target["allowed"], target["addresses"], target["resolved"]["ttl"]) == (True, ["127.0.9.1"], 60)
@@ -287,9 +288,9 @@ async def test_a_name_is_asked_once_also_where_its_call_is_planned(tmp_path: Pat
 async def test_every_question_to_a_name_server_is_on_the_log(tmp_path: Path) -> None:
     server = EnhancedMCPServer(load_config(env=environment(tmp_path / "state")))
     try:
-        query = read_query({"target": ["nowhere.lab.internal", "127.0.0.1"]})
+        query = {"target": ["nowhere.lab.internal", "127.0.0.1"]}
         use_resolver(server.pipeline, SystemResolver([]))
-        await ask_pipeline(server.pipeline, query, Actor("tester", "test", access=FULL_ACCESS))
+        await server.pipeline.answer("scope", query, Actor("tester", "test", access=FULL_ACCESS))
     finally:
         await server.cleanup()
     asked = [each for each in log_records(tmp_path / "state") if each["event"] == "lookup"]

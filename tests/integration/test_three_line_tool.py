@@ -138,7 +138,7 @@ async def test_its_name_is_not_lost_and_its_output_is_escaped(interfaces: Interf
 
 async def test_it_is_described_in_full(interfaces: Interfaces) -> None:
     tools = {tool.name: tool for tool in (await interfaces.stdio.list_tools()).tools}
-    assert list(tools) == ["database", "echo", "nmap", "whisper", "scope"]
+    assert list(tools) == ["database", "echo", "nmap", "scope", "whisper"]
     echo = tools["echo"]
     assert echo.title
     assert echo.description

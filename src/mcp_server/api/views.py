@@ -7,12 +7,13 @@ and in the text only in lines that begin with ``|`` or, where they are numbered,
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from mcp_server.errors import NetworkToolsError, RefusedError
 from mcp_server.model.run import Coverage, Outcome, Run
 from mcp_server.model.untrusted import FROM_TARGET, VERSION_PROBE
-from mcp_server.tools.base import ToolOutput
+from mcp_server.tools.base import ToolAnswer, ToolOutput
 
 if TYPE_CHECKING:
     from mcp_server.model.digest import DigestView
@@ -191,6 +192,19 @@ def _lines(view: DigestView) -> str:
 def _quoted(output: str) -> str:
     """Mark every line of a program's output, so that none of them can pass for one of ours."""
     return "\n".join(f"| {line}" for line in output.rstrip().split("\n")) if output.rstrip() else ""
+
+
+def compact(value: Any) -> Any:
+    """Leave out None, empty texts, lists and mappings, which tell an agent nothing. False and 0 are kept."""
+    if isinstance(value, Mapping):
+        pairs = ((key, compact(each)) for key, each in value.items())
+        return {key: each for key, each in pairs if each not in (None, "", [], {})}
+    return [compact(each) for each in value] if isinstance(value, (list, tuple)) else value
+
+
+def answer_output(answer: ToolAnswer) -> ToolOutput:
+    """The `ToolOutput` of a tool that runs no program."""
+    return ToolOutput(stdout=answer.text, answer=answer.body)
 
 
 def tool_output(answer: CallResult, hosts: list[Host] | None = None, hosts_total: int | None = None) -> ToolOutput:

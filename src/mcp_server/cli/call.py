@@ -49,7 +49,7 @@ def call(
         body = output.model_dump(mode="json", exclude_none=True) if as_json else {}
         if not as_json:
             _show(answer, output)
-        if answer.error is not None:
+        if answer is not None and answer.error is not None:
             fail(answer.error, as_json=as_json, extra={"result": body})
         if as_json:
             print_json(body)
@@ -76,12 +76,16 @@ def _go_inside(tool: str, parameters: list[str], *, as_json: bool) -> None:
         raise typer.Exit(run_guarded(config, choice, words, quiet=True))
 
 
-async def _call(tool: str, parameters: list[str], guard: Guard | None, *, quiet: bool) -> tuple[CallResult, ToolOutput]:
-    from mcp_server.api.views import tool_output
+async def _call(
+    tool: str, parameters: list[str], guard: Guard | None, *, quiet: bool
+) -> tuple[CallResult | None, ToolOutput]:
+    """Return the result of a run, or None for a tool that runs no program, and the output to print."""
+    from mcp_server.api.views import answer_output, tool_output
     from mcp_server.model.access import FULL_ACCESS
     from mcp_server.model.run import Actor
     from mcp_server.pipeline.validate import user_name
     from mcp_server.server import EnhancedMCPServer
+    from mcp_server.tools.base import ToolAnswer
 
     server = EnhancedMCPServer(guard=guard)
     try:
@@ -89,9 +93,11 @@ async def _call(tool: str, parameters: list[str], guard: Guard | None, *, quiet:
         arguments = read_parameters(parameters, schema)
         bar, progress = _progress_bar(quiet=quiet)
         with bar:
-            answer = await server.pipeline.call(
+            answer = await server.pipeline.handle(
                 tool, arguments, Actor(user_name(), "cli", access=FULL_ACCESS), progress
             )
+        if isinstance(answer, ToolAnswer):
+            return None, answer_output(answer)
         if answer.digest is None:
             return answer, tool_output(answer)
         page = await (await server.pipeline.open_store()).hosts(answer.run.id, limit=ALL_HOSTS)
@@ -167,7 +173,7 @@ def _progress_bar(*, quiet: bool) -> tuple[AbstractContextManager[Any], Progress
     return ending, report
 
 
-def _show(answer: CallResult, output: ToolOutput) -> None:
+def _show(answer: CallResult | None, output: ToolOutput) -> None:
     if output.hosts is None:
         if output.stdout:
             say(output.stdout.rstrip("\n"))
@@ -176,8 +182,9 @@ def _show(answer: CallResult, output: ToolOutput) -> None:
         if rows:
             print_table(("HOST", "PORT", "STATE", "SERVICE", "VERSION"), rows)
         if output.hosts_total and output.hosts_total > len(output.hosts):
-            say(f"{output.hosts_total - len(output.hosts)} hosts more: mcp-network-tools runs show {answer.run.id}")
-    say(summary(answer))
+            say(f"{output.hosts_total - len(output.hosts)} hosts more: mcp-network-tools runs show {output.run_id}")
+    if answer is not None:
+        say(summary(answer))
 
 
 def host_rows(host: dict[str, Any]) -> list[tuple[str, str, str, str, str]]:

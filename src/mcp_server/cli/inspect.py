@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,9 +18,11 @@ from mcp_server.errors import ExitCode
 if TYPE_CHECKING:
     from mcp_server.config import Config
     from mcp_server.health import SystemHealth
+    from mcp_server.model.run import Actor
     from mcp_server.scope.policy import ScopePolicy
     from mcp_server.store.base import Store
-    from mcp_server.tools.base import MCPBaseTool
+    from mcp_server.tools.base import ToolAnswer
+    from mcp_server.tools.registry import RegisteredTool
 
 config_app = typer.Typer(help="The configuration in force, and a check of a file.", no_args_is_help=True)
 scope_app = typer.Typer(help="What may be touched.", no_args_is_help=True)
@@ -43,7 +46,7 @@ def tools(as_json: Json = False) -> None:
         print_table(
             ("TOOL", "COMMAND", "RISK", "PARAMETERS"),
             [
-                (name, tool.command_name, str(tool.risk), ", ".join(tool.parameters.model_fields))
+                (name, _command(tool) or "-", str(tool.risk), ", ".join(tool.parameters.model_fields))
                 for name, tool in registry.tools.items()
             ],
         )
@@ -51,16 +54,24 @@ def tools(as_json: Json = False) -> None:
             print(f"left out: {item.name}: {item.reason}")
 
 
-def _tool(name: str, tool: MCPBaseTool) -> dict[str, Any]:
+def _command(tool: RegisteredTool) -> str | None:
+    from mcp_server.tools.base import MCPBaseTool
+
+    return tool.command_name if isinstance(tool, MCPBaseTool) else None
+
+
+def _tool(name: str, tool: RegisteredTool) -> dict[str, Any]:
+    from mcp_server.tools.base import MCPBaseTool
+
     return {
         "name": name,
         "class": type(tool).__name__,
-        "command": tool.command_name,
+        "command": _command(tool),
         "title": tool.title,
         "description": tool.description,
         "risk": str(tool.risk),
         "parameters": tool.parameters.model_json_schema(),
-        "flags": [flag.usage for _, flag in sorted(tool.flags().items())],
+        "flags": [flag.usage for _, flag in sorted(tool.flags().items())] if isinstance(tool, MCPBaseTool) else [],
     }
 
 
@@ -175,8 +186,9 @@ def scope_check(
     with reporting(as_json=as_json):
         given = {"target": targets, "risk": risk, "tool": tool}
         words = list(parameter or [])
-        body = run_async(_explained({key: value for key, value in given.items() if value is not None}, words))
-        _print_explained(body, as_json=as_json)
+        answer = run_async(_explained({key: value for key, value in given.items() if value is not None}, words))
+        _print_explained(answer, as_json=as_json)
+        body = answer.body
         if not all(item["allowed"] for item in [*body["targets"], *([body["plan"]] if "plan" in body else [])]):
             raise typer.Exit(ExitCode.REFUSED)
 
@@ -188,42 +200,61 @@ def scope_show(as_json: Json = False) -> None:
         _print_explained(run_async(_explained({}, [])), as_json=as_json)
 
 
-async def _explained(arguments: dict[str, Any], words: list[str]) -> dict[str, Any]:
-    from mcp_server.api import scope
+async def _explained(arguments: dict[str, Any], words: list[str]) -> ToolAnswer:
     from mcp_server.cli.call import read_parameters
     from mcp_server.config import get_config
     from mcp_server.model.access import FULL_ACCESS
     from mcp_server.model.run import Actor
-    from mcp_server.scope.resolver import SystemResolver
-
-    config = get_config()
-    tool = arguments.get("tool")
-    if tool is None:
-        # Without a plan this needs no server, and no state folder.
-        query = scope.read_query(arguments | ({"parameters": {}} if words else {}))
-        policy = config.scope_policy()
-        allow_intrusive = config.security.allow_intrusive
-        return await scope.answer(query, policy, SystemResolver.of(policy), None, allow_intrusive=allow_intrusive)
     from mcp_server.pipeline.validate import user_name
     from mcp_server.server import EnhancedMCPServer
+    from mcp_server.tools.scope_tool import ScopeTool
 
+    config = get_config()
+    actor = Actor(user_name(), "cli", access=FULL_ACCESS)
+    tool = arguments.get("tool")
+    if tool is None:
+        return await _explained_without_plan(config, actor, arguments | ({"parameters": {}} if words else {}))
     server = EnhancedMCPServer(config)
     try:
         schema = server.pipeline.current.value.registry.get(tool).parameters.model_json_schema()
-        query = scope.read_query(arguments | {"parameters": read_parameters(words, schema)})
-        return await scope.ask_pipeline(server.pipeline, query, Actor(user_name(), "cli", access=FULL_ACCESS))
+        arguments |= {"parameters": read_parameters(words, schema)}
+        return await server.pipeline.answer(ScopeTool.tool_name(), arguments, actor)
     finally:
         await server.cleanup()
 
 
-def _print_explained(body: dict[str, Any], *, as_json: bool) -> None:
-    from mcp_server.api import scope
+async def _explained_without_plan(config: Config, actor: Actor, arguments: dict[str, Any]) -> ToolAnswer:
+    """Answer a query that plans no call. This needs no server, and no state folder."""
+    from mcp_server.pipeline.validate import Query, validate
+    from mcp_server.scope.resolver import CachingResolver, SystemResolver
+    from mcp_server.tools.base import Assessment, ToolContext
+    from mcp_server.tools.registry import ToolRegistry
+    from mcp_server.tools.scope_tool import ScopeTool
 
+    async def count_call() -> None:
+        """The command line has no rate limits."""
+
+    async def assess(tool: str, _arguments: Mapping[str, Any]) -> Assessment:
+        raise LookupError(f"{tool} cannot be planned without a server")
+
+    policy, name = config.scope_policy(), ScopeTool.tool_name()
+    query = validate(ToolRegistry({name: ScopeTool()}), name, arguments, actor, max_args_length=0).require(Query)
+    context = ToolContext(
+        actor=actor,
+        policy=policy,
+        allow_intrusive=config.security.allow_intrusive,
+        resolver=CachingResolver(SystemResolver.of(policy)),
+        count_call=count_call,
+        assess=assess,
+    )
+    return await query.tool.answer(query.parameters, context)
+
+
+def _print_explained(answer: ToolAnswer, *, as_json: bool) -> None:
     if as_json:
-        print_json(body)
+        print_json(answer.body)
     else:
-        for line in scope.lines(body):
-            print(line)
+        print(answer.text)
 
 
 def doctor(as_json: Json = False) -> None:

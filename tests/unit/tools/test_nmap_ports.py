@@ -42,9 +42,9 @@ GOOD = [
 ]
 
 BAD = [
-    ("", "a port is missing at a comma"),
-    (",", "a port is missing at a comma"),
-    ("22,", "a port is missing at a comma"),
+    ("", "a port is missing beside a comma"),
+    (",", "a port is missing beside a comma"),
+    ("22,", "a port is missing beside a comma"),
     ("0", "'0' is not a port; ports are 1 to 65535"),
     ("0-10", "'0' is not a port"),
     ("65536", "'65536' is not a port"),
@@ -68,8 +68,8 @@ BAD = [
     ("HTTP", "'HTTP' is neither"),
     ("htpp", "(the nearest is 'http')"),
     ("\u0661\u0662", "is neither"),
-    ("22,all", "'all' stands alone"),
-    ("22,top:5", "'top:5' stands alone"),
+    ("22,all", "'all' cannot be part"),
+    ("22,top:5", "'top:5' cannot be part"),
     ("top:", "top:N takes an N from 1 to 5000, not ''"),
     ("top:0", "not '0'"),
     ("top:5001", "not '5001'"),

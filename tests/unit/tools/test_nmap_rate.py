@@ -1,4 +1,4 @@
-"""The owner's bound on packets a second: laid on every scan, never lifted by what the caller wrote."""
+"""The operator's limit on packets a second: it applies to every scan, and no parameter of a call raises it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from tests.unit.tools.test_nmap_tool import build_command_of
 
 
 def bounded(limit: float | None, **parameters: Any) -> tuple[str, ...]:
-    policy = ToolPolicy(raw_sockets=True, allow_intrusive=True, max_rate=limit)
-    return build_command_of(policy, ("10.0.0.0/24",), parameters).args
+    policy = ToolPolicy(raw_sockets=True, allow_intrusive=True)
+    return build_command_of(policy, ("10.0.0.0/24",), parameters, max_rate=limit).args
 
 
 def value(args: tuple[str, ...], flag: str) -> str | None:
@@ -61,8 +61,8 @@ def test_the_bound_holds_in_every_mode_and_template_and_holds_connections_down_w
 
 def test_the_estimate_follows() -> None:
     def seconds(limit: float | None) -> float:
-        policy = ToolPolicy(max_rate=limit)
-        return build_command_of(policy, ("10.0.0.0/24",), {"mode": "ports", "ports": "1-1000"}).estimate.seconds
+        parameters = {"mode": "ports", "ports": "1-1000"}
+        return build_command_of(ToolPolicy(), ("10.0.0.0/24",), parameters, max_rate=limit).estimate.seconds
 
     assert seconds(100.0) >= 256 * 1000 / 100
     assert seconds(None) < seconds(100.0) < seconds(1.0)

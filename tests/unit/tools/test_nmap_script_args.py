@@ -133,7 +133,7 @@ def test_the_grammar_in_this_test_is_nmaps_own() -> None:
     "smbpassword", "newtargets", "http.useragent=x,newtargets", "@args.txt", "tls.servername", "\u202e",
 ])  # fmt: skip
 def test_what_is_not_in_the_table_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match="is not an argument of a script"):
+    with pytest.raises(ValueError, match="is not a script argument"):
         parse_script_args({name: "x"})
 
 
@@ -187,11 +187,11 @@ def test_the_call_takes_them_and_says_where_one_does_nothing() -> None:
     args = build_command_of(PLAIN, ("127.0.0.1",), parameters).args
     assert args[args.index("--script-args") + 1] == 'http-title.url="/x",http.useragent="me"'
     for changed, why in (
-        ({"scripts": ["banner"]}, "is read by none"),
-        ({"scripts": None, "mode": "ports"}, "is read by none"),
+        ({"scripts": ["banner"]}, "No script of this call reads"),
+        ({"scripts": None, "mode": "ports"}, "No script of this call reads"),
         ({"scripts": None, "mode": "discover"}, "contradict"),
         ({"script_args": {"http-title.url": "x"}}, "script_args: http-title.url does not take 'x'"),
-        ({"script_args": {"script-args-file": "/etc/passwd"}}, "is not an argument of a script"),
+        ({"script_args": {"script-args-file": "/etc/passwd"}}, "is not a script argument"),
     ):
         with pytest.raises(ArgumentError, match=re.escape(why)):
             build_command_of(

@@ -101,8 +101,8 @@ def test_paths_categories_and_expressions_are_not_scripts(item: str) -> None:
         parse_scripts([item])
 
 
-def test_the_nearest_names_are_shown_and_an_empty_list_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"near: .*ssl-cert"):
+def test_similar_names_are_shown_and_an_empty_list_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"similar: .*ssl-cert"):
         parse_scripts(["ssl-certs"])
     with pytest.raises(ValueError, match="no script is named"):
         parse_scripts([])

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from mcp_server.api.mcp.descriptions import describe
-from mcp_server.base_tool import Command, ToolPolicy
+from mcp_server.base_tool import Command, RunConditions, ToolPolicy
 from mcp_server.errors import AccessError, ArgumentError
 from mcp_server.model.run import PortsTested, Risk
 from mcp_server.model.target import Target, Targets
 from mcp_server.tools.flags import Flag, Setting, read
 from mcp_server.tools.nmap.scripts import CATEGORIES, SAFE_NAMES
-from mcp_server.tools.nmap_tool import NmapInput, NmapTool
+from mcp_server.tools.nmap_tool import NmapInput, NmapTool, PreparedScan
 
 LOCAL = "127.0.0.1"
 PLAIN = ToolPolicy()
@@ -33,12 +33,21 @@ def pin(*networks: str) -> Targets:
     return Targets(tuple(Target(text, (ip_network(text),)) for text in networks))
 
 
-def build_command_of(policy: ToolPolicy, networks: tuple[str, ...], parameters: dict[str, Any]) -> Command:
-    """Compile a call as the plan step does: parameters validated, flags read, targets pinned."""
+def prepare(policy: ToolPolicy, networks: tuple[str, ...], parameters: dict[str, Any]) -> PreparedScan:
+    """Prepare a call as the validate step does: parameters validated, flags read, the scan resolved."""
     tool = NmapTool(policy)
     typed = NmapInput.model_validate({"target": list(networks), **parameters})
-    settings = read(typed.extra_args, tool.flags(), max_length=2048)
-    return tool.build_command(typed, pin(*networks), settings)
+    return tool.prepare(typed, read(typed.extra_args, tool.flags(), max_length=2048))
+
+
+def build_command_of(
+    policy: ToolPolicy, networks: tuple[str, ...], parameters: dict[str, Any], *, max_rate: float | None = None
+) -> Command:
+    """Build the command of a call as the plan step does, with raw sockets if the policy has them."""
+    prepared = prepare(policy, networks, parameters)
+    timeout = parameters.get("timeout_sec", NmapTool.default_timeout_sec)
+    conditions = RunConditions(timeout_sec=timeout, raw_sockets=policy.raw_sockets, max_rate=max_rate)
+    return NmapTool(policy).build_command(prepared, pin(*networks), conditions)
 
 
 @dataclass(frozen=True)
@@ -194,7 +203,7 @@ GOOD = [
 def test_good_parameters_give_exactly_this_argv(case: Good) -> None:
     command = build_command_of(case.policy, case.targets, case.parameters)
     assert list(command.args) == case.argv
-    assert command.risk is case.risk
+    assert prepare(case.policy, case.targets, case.parameters).risk is case.risk
     assert command.needs_raw_sockets == bool({"-sS", "-sU", "-O"}.intersection(command.args))
 
 
@@ -262,13 +271,13 @@ def test_the_tables_are_rebuilt_for_each_policy_and_never_grow() -> None:
 def test_a_flag_without_a_field_is_refused_rather_than_dropped() -> None:
     stray = (Setting(Flag("-x")),)
     with pytest.raises(ArgumentError, match="-x sets nothing"):
-        NmapTool().build_command(NmapInput(target=LOCAL), pin(LOCAL), stray)
+        NmapTool().prepare(NmapInput(target=LOCAL), stray)
 
 
 def test_every_parser_is_a_fresh_one() -> None:
     tool = NmapTool()
-    command = build_command_of(PLAIN, (LOCAL,), {})
-    first, second = (tool.parser(NmapInput(target=LOCAL), pin(LOCAL), command) for _ in range(2))
+    prepared, command = prepare(PLAIN, (LOCAL,), {}), build_command_of(PLAIN, (LOCAL,), {})
+    first, second = (tool.parser(prepared, pin(LOCAL), command) for _ in range(2))
     assert first is not second
     assert not first.close().complete
 

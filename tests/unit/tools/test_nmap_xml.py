@@ -177,7 +177,7 @@ def test_a_skipped_target_was_not_looked_at() -> None:
     assert (coverage.up, coverage.down, coverage.not_looked_at) == (1, 6, ("10.0.0.3",))
     unknown_caller = skipped.replace("10.0.0.3", "not-an-address")
     _, parsed = parse(document(unknown_caller, up=0, down=8))
-    assert parsed.warnings == ("nmap skipped something that is not among the targets",)
+    assert parsed.warnings == ("nmap skipped something that is not among the targets.",)
 
 
 def test_a_listed_host_was_not_looked_at() -> None:
@@ -195,7 +195,7 @@ def test_fewer_down_than_planned_leaves_the_rest_unlooked_at() -> None:
 def test_an_address_outside_the_targets_is_left_out_and_said() -> None:
     hosts, parsed = parse(document(host("10.9.9.9"), host("10.0.0.1"), up=2, down=7))
     assert [found.address for found in hosts] == ["10.0.0.1"]
-    assert parsed.warnings == ("10.9.9.9 is not among the targets and was left out",)
+    assert parsed.warnings == ("10.9.9.9 is not among the targets and was left out.",)
 
 
 def test_a_run_cut_short_keeps_its_hosts_and_claims_no_more() -> None:
@@ -203,7 +203,7 @@ def test_a_run_cut_short_keeps_its_hosts_and_claims_no_more() -> None:
     hosts, parsed = parse(whole[: whole.index("10.0.0.2")])
     assert [found.address for found in hosts] == ["10.0.0.1"]
     assert not parsed.complete
-    assert parsed.error == "nmap's output ended before its closing statistics"
+    assert parsed.error == "the closing statistics are missing"
     coverage = parsed.coverage
     assert (coverage.looked_at, coverage.up, coverage.down, coverage.not_looked_at_count) == (1, 1, 0, 7)
     assert coverage.not_looked_at[:2] == ("10.0.0.0", "10.0.0.2")
@@ -216,7 +216,7 @@ def test_a_run_that_stopped_with_an_error_is_not_complete() -> None:
     hosts, parsed = parse(text)
     assert len(hosts) == 1
     assert not parsed.complete
-    assert parsed.error == "nmap stopped, and said why on standard error"
+    assert parsed.error == "nmap reported an error, which is in stderr"
     assert parsed.coverage.not_looked_at_count == 7
 
 
@@ -337,7 +337,7 @@ def test_numbers_out_of_bounds_do_not_pass() -> None:
     hosts, parsed = parse(document(host("10.0.0.1", f'<ports>{ports}</ports><distance value="-3"/>'), up=1, down=7))
     assert hosts[0].ports == ()
     assert hosts[0].distance is None
-    assert parsed.warnings == ("a port without a readable number was left out",)
+    assert parsed.warnings == ("A port without a readable number was left out.",)
 
 
 @pytest.mark.parametrize(
@@ -354,7 +354,7 @@ def test_a_dtd_of_its_own_is_refused(text: str) -> None:
     hosts, parsed = parse(text)
     assert hosts == []
     assert not parsed.complete
-    assert parsed.error == "nmap's output brings a DTD of its own, which nmap never writes"
+    assert parsed.error == "the XML has its own DTD, which nmap never writes"
 
 
 @pytest.mark.parametrize(
@@ -411,7 +411,7 @@ def test_an_endless_attribute_is_cut_off_early() -> None:
         fed += 1
     assert fed * len(chunk) <= nmap_xml.TOKEN_LIMIT + 2 * len(chunk)
     parsed = parser.close()
-    assert parsed.error == f"nmap's output holds a token of more than {nmap_xml.TOKEN_LIMIT} bytes"
+    assert parsed.error == f"the XML has a token of more than {nmap_xml.TOKEN_LIMIT} bytes"
     assert parsed.coverage.up == 1
 
 
@@ -421,7 +421,7 @@ def test_an_endless_host_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     parser.feed((HEAD.format(args="") + host("10.0.0.1") + "<host>").encode())
     for _ in range(100):
         parser.feed(b'<port protocol="tcp" portid="1"></port>' * 1000)
-    assert parser.close().error == "nmap's output holds a host of more than 1000000 bytes"
+    assert parser.close().error == "the XML has a host of more than 1000000 bytes"
 
 
 def test_a_hundred_thousand_hosts_pass_through_in_flat_memory() -> None:

@@ -90,9 +90,9 @@ def test_a_package_gives_its_tools_beside_the_built_in_ones(package: str, caplog
     with caplog.at_level("INFO"):
         registry = discover(ToolPolicy(), packages=[package])
     assert list(registry.tools) == sorted(registry.tools)
-    assert registry.get("echo").command_name == "echo"
+    assert registry.programs["echo"].command_name == "echo"
     assert registry.get("EchoTool") is registry.get("echo")
-    assert registry.get("nmap").command_name == "nmap"
+    assert registry.programs["nmap"].command_name == "nmap"
     reasons = {item.name.rpartition(".")[2]: item.reason for item in registry.left_out}
     assert "a_module_that_is_not_there" in reasons["broken"]
     assert reasons["NmapTool"] == "another tool is already called 'nmap'"
@@ -121,7 +121,7 @@ def test_an_unknown_tool_is_refused_with_the_names_there_are() -> None:
 
 
 def test_a_policy_without_intrusive_lets_no_intrusive_flag_through() -> None:
-    allowing, refusing = (discover(ToolPolicy(allow_intrusive=allow)).get("nmap") for allow in (True, False))
+    allowing, refusing = (discover(ToolPolicy(allow_intrusive=allow)).programs["nmap"] for allow in (True, False))
     assert [setting.flag.name for setting in read("-A", allowing.flags(), max_length=99)] == ["-A"]
     with pytest.raises(AccessError) as caught:
         read("-A", refusing.flags(), max_length=99)
@@ -131,7 +131,7 @@ def test_a_policy_without_intrusive_lets_no_intrusive_flag_through() -> None:
 
 def test_building_the_registry_again_starts_from_the_base_list() -> None:
     def table(*, allow: bool) -> dict[str, Flag]:
-        return discover(ToolPolicy(allow_intrusive=allow)).get("nmap").flags()
+        return discover(ToolPolicy(allow_intrusive=allow)).programs["nmap"].flags()
 
     before = [flag for flag in NmapTool.allowed_flags if isinstance(flag, Flag)]
     first, second, third, fourth = (table(allow=allow) for allow in (True, False, True, False))
@@ -161,14 +161,14 @@ def test_a_class_that_cannot_be_built_costs_only_itself(
     )
     monkeypatch.syspath_prepend(tmp_path)
     registry = discover(ToolPolicy(), packages=[name])
-    assert list(registry.tools) == ["nmap", "right"]
+    assert list(registry.programs) == ["nmap", "right"]
     (item,) = registry.left_out
     assert item.name == f"{name}.WrongTool"
     assert reason in item.reason
 
 
 def test_a_class_called_tool_has_no_name() -> None:
-    assert "left" in (why_left_out(named("Tool"), ["*"], []) or "")
+    assert "only 'Tool'" in (why_left_out(named("Tool"), ["*"], []) or "")
 
 
 def test_a_module_that_leaves_does_not_take_the_server_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,33 +179,35 @@ def test_a_module_that_leaves_does_not_take_the_server_along(tmp_path: Path, mon
     assert "nmap" in registry.tools
 
 
-def test_a_name_that_the_server_answers_itself_is_no_tool() -> None:
-    class ScopeTool(MCPBaseTool):
-        command_name = "true"
-
-    reason = why_left_out(ScopeTool, ("*",), ())
-    assert reason is not None
-    assert "the server answers itself" in reason
+def test_a_tool_that_runs_no_program_is_an_entry_that_patterns_do_not_remove() -> None:
+    registry = discover(ToolPolicy(), include=["n*"], exclude=["*"])
+    assert (list(registry.tools), registry.programs) == (["scope"], {})
+    assert list(discover(ToolPolicy()).seen_by(("no*",)).tools) == ["scope"]
+    assert registry.is_server_tool("scope")
+    assert registry.is_server_tool("ScopeTool")
+    assert not discover(ToolPolicy()).is_server_tool("nmap")
+    with pytest.raises(ConflictError, match="scope is disabled"):
+        registry.with_disabled({"scope"}).get("scope")
 
 
 def test_a_disabled_tool_is_taken_away_and_can_be_given_back() -> None:
     whole = discover(ToolPolicy())
     without = whole.with_disabled({"nmap"})
-    assert (list(without.tools), list(without.offered)) == ([], ["nmap"])
+    assert (list(without.tools), list(without.offered)) == (["scope"], ["nmap", "scope"])
     for name in ("nmap", "NmapTool"):
-        with pytest.raises(ConflictError, match="nmap is switched off") as caught:
+        with pytest.raises(ConflictError, match="nmap is disabled") as caught:
             without.get(name)
         assert (caught.value.code, caught.value.details) == ("tool_disabled", {"tool": "nmap"})
         assert without.find(name) is whole.get(name), "what runs still knows its tool"
     assert without.with_disabled(()).get("nmap") is whole.get("nmap")
-    assert list(whole.tools) == ["nmap"], "the registry of calls under way is as it was"
+    assert list(whole.programs) == ["nmap"], "the registry of calls under way is as it was"
 
 
 def test_disabling_never_offers_what_the_owner_does_not() -> None:
     none = discover(ToolPolicy(), exclude=["nmap"]).with_disabled(())
-    assert none.tools == {}
+    assert none.programs == {}
     with pytest.raises(NotFoundError) as caught:
         none.with_disabled({"nmap"}).get("nmap")
     assert caught.value.code == "unknown_tool"
     back = discover(ToolPolicy()).with_disabled(none.with_disabled({"nmap"}).disabled)
-    assert back.tools == {}, "it stays off when a reload offers it again"
+    assert back.programs == {}, "it stays off when a reload offers it again"

@@ -12,11 +12,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from mcp_server.api.scope import RiskName
 from mcp_server.config.pending import Pending
 from mcp_server.limits.circuit_breaker import BreakerView
 from mcp_server.model.host import ExtraPorts, OsMatch
 from mcp_server.model.run import Actor, Coverage, Outcome, Raw
+from mcp_server.tools.scope_tool import RiskName
 
 
 class Index(BaseModel):
@@ -75,7 +75,7 @@ class ToolReport(BaseModel):
     output_schema: dict[str, Any] = Field(alias="outputSchema", description="What MCP answers; REST: ToolOutput.")
     annotations: dict[str, Any]
     class_name: str = Field(alias="class")
-    command: str
+    command: str | None = Field(description="Its program. None if it runs no program.")
     flags: list[str]
 
 
@@ -90,7 +90,7 @@ class AdminTool(BaseModel):
 
     name: str
     class_name: str = Field(alias="class")
-    command: str
+    command: str | None
     enabled: bool
     running: int = Field(ge=0)
     waiting: int = Field(ge=0)

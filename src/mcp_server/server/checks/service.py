@@ -49,17 +49,18 @@ def check_tools(registry: ToolRegistry) -> list[Finding]:
 
     Only where no tool has its program is that the end of the service.
     """
-    if not registry.tools:
+    programs = registry.programs
+    if not programs:
         remedy = (
             "enable one of them: POST /admin/tools/NAME/enable"
-            if registry.offered
+            if registry.disabled
             else "widen tool.include_patterns or tool.exclude_patterns"
         )
         critical = HealthCheckPriority.CRITICAL
         return [Finding(_FAILED, "no tool is offered", _READING, remedy, priority=critical), *_left_out(registry)]
     broken: dict[str, NetworkToolsError] = {}
     found: dict[str, str] = {}
-    for name, tool in registry.tools.items():
+    for name, tool in programs.items():
         try:
             path = resolve_binary(tool.command_name).path
             version = version_of(path, tuple(tool.version_args))
@@ -72,7 +73,7 @@ def check_tools(registry: ToolRegistry) -> list[Finding]:
         Finding(_OK, found[name], name=f"tool {name}")
         if name in found
         else Finding(state, broken[name].message, works, broken[name].hint, f"tool {name}", priority)
-        for name in registry.tools
+        for name in programs
     ] + _left_out(registry)
 
 
