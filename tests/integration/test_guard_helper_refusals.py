@@ -277,7 +277,7 @@ def test_a_record_that_no_guard_helper_wrote_is_not_acted_upon(host: World, chan
             done = host.cli("guard", command, check=False)
             assert (done.returncode, "is no record of a guard" in done.stderr) == (9, True), done.stderr
         record.write_text(json.dumps(RECORD | {"host": inode}))
-        assert host.cli("guard", "down", "--dead").stdout == "taken down: 999999\n"
+        assert host.cli("guard", "down", "--dead").stdout == "Ended: 999999\n"
     finally:
         record.unlink(missing_ok=True)
 

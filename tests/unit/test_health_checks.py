@@ -22,6 +22,7 @@ from mcp_server.limits.admission import Load
 from mcp_server.limits.circuit_breaker import BreakerView, State
 from mcp_server.netguard import GuardReading
 from mcp_server.netguard.client import ArgumentGuard
+from mcp_server.server import startup
 from mcp_server.server.checks import host, load, service, versions
 from mcp_server.server.checks.callers import ActorsCheck
 from mcp_server.server.checks.host import CpuCheck, CpuTimes, MemoryUse, ProcessCheck, ProcessUse
@@ -157,7 +158,7 @@ async def test_a_loop_that_is_late_is_found(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.undo()
     assert (lag.mean, lag.longest) == (0.5, 0.5)
     found = await ProcessCheck(lag, lambda: ProcessUse(1, 1, 100, 1))()
-    assert (found.status, found.works) == (DEGRADED, "everything, late")
+    assert (found.status, found.works) == (DEGRADED, "everything, with a delay")
     lag.stop()
     lag.stop()
 
@@ -174,7 +175,7 @@ def test_a_disk_over_the_threshold_and_one_that_is_gone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("free", "status"),
-    [(service.NO_DISK_BYTES - 1, UNHEALTHY), (service.NO_DISK_BYTES, DEGRADED), (service.LOW_DISK_BYTES, HEALTHY)],
+    [(startup.MIN_FREE_BYTES - 1, UNHEALTHY), (startup.MIN_FREE_BYTES, DEGRADED), (service.LOW_DISK_BYTES, HEALTHY)],
 )
 def test_a_disk_that_gets_full(
     free: int, status: HealthStatus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -307,7 +308,7 @@ def test_the_policy_is_read_again_only_where_it_changed(tmp_path: Path, monkeypa
     assert read == 1
     policy.write_text("version: 1\nallow: [10.0.0.1/8]\n")
     assert check(config).status is DEGRADED
-    assert check(config).works == "calls, under the policy read before"
+    assert check(config).works == "calls, under the policy that was read before"
     assert before(config).status is UNHEALTHY
     policy.unlink()
     assert check(config).status is DEGRADED
@@ -322,13 +323,15 @@ def test_an_actors_file_that_cannot_be_used_is_found_before_a_start(tmp_path: Pa
     check, before = ActorsCheck(serving=True), ActorsCheck(serving=False)
     assert check(load_config(env=env)) == []
     assert [(each.name, each.status) for each in check(config)] == [("actors", HEALTHY)]
-    assert "names 2 credentials; others may do nothing" in check(config)[0].detail
+    assert "names 2 credentials; all others may do nothing" in check(config)[0].detail
     actors.write_text("version: 1\nactors: [{name: ci, key: ci, rolle: admin}]\n")
-    assert [(each.status, each.works) for each in check(config)] == [(DEGRADED, "calls, within the bounds read before")]
+    assert [(each.status, each.works) for each in check(config)] == [
+        (DEGRADED, "calls, within the limits that were read before")
+    ]
     assert "line 2" in check(config)[0].detail
-    assert [(each.status, each.works) for each in before(config)] == [(UNHEALTHY, "nothing starts")]
+    assert [(each.status, each.works) for each in before(config)] == [(UNHEALTHY, "nothing; no server can start")]
     actors.write_text("version: 1\nactors: []\nothers: {role: viewer}\n")
-    assert "names 0 credentials; others are bounded too" in check(config)[0].detail
+    assert "names 0 credentials; all others have limits too" in check(config)[0].detail
 
 
 def breaker(name: str, state: State, retry_after: int = 0, *, forced: bool = False) -> BreakerView:
@@ -351,7 +354,7 @@ def test_a_line_that_is_full() -> None:
     assert (found.status, found.detail) == (HEALTHY, "3 running, 3 waiting")
     found = load.check_queue({"nmap": Load(2, 4), "dig": Load(1, 0)}, 4)
     assert found.status is DEGRADED
-    assert "4 wait for each of nmap, and more are refused" in found.detail
+    assert "the queue is full (4 calls) for nmap" in found.detail
     assert load.check_queue({"nmap": Load(2, 0)}, 0).status is HEALTHY, "no line is asked for"
 
 
@@ -397,9 +400,9 @@ async def test_the_engine_is_tried_and_what_keeps_it_from_running_is_said(monkey
         assert (found.status, found.detail) == (UNHEALTHY, "/usr/bin/false ended with 1 (here): ")
         monkeypatch.setattr("shutil.which", lambda *_, **__: "/usr/bin/not-there")
         found = await service.check_engine(guard)
-        assert (found.status, found.remedy) == (UNHEALTHY, service._MEND_ENGINE)
+        assert (found.status, found.remedy) == (UNHEALTHY, service._FIX_ENGINE)
         monkeypatch.setattr("shutil.which", lambda *_, **__: None)
-        assert "not tried" in (await service.check_engine(guard)).detail
+        assert "not tested" in (await service.check_engine(guard)).detail
         monkeypatch.undo()
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (os.open("/dev/null", os.O_RDONLY), hard))

@@ -88,11 +88,11 @@ def health_of_server(
 def health_of_host(
     config: Config, registry: ToolRegistry, open_store: Callable[[], Awaitable[Store]], audit: AuditLog
 ) -> HealthCheckManager:
-    """The checks of a host on which no server runs in this process; chooses a guard, which may fork."""
+    """The checks of a host. No server runs in this process. Choosing a guard may fork."""
     from mcp_server.netguard.choice import choose_guard
 
     manager = HealthCheckManager(lambda: config.health)
-    chosen = service.check_choice(config, choose_guard)  # now, while this process has one thread
+    chosen = service.check_choice(config, choose_guard)  # now, while this process has only one thread
 
     async def guard() -> Finding:
         return chosen
@@ -120,7 +120,7 @@ def _register_service(
     allow_raw: bool,
     serving: bool,
 ) -> None:
-    """What both have. Whatever may block has a thread."""
+    """Register the checks that both have. Checks that may block run in threads."""
     scope, actors = service.ScopeCheck(serving=serving), ActorsCheck(serving=serving)
     cpu, stored = host.CpuCheck(), service.StoreCheck(open_store)
 

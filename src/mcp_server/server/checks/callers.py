@@ -1,4 +1,4 @@
-"""That the callers of the HTTP interfaces can be known and bounded: API keys, the issuer's keys, the actors file."""
+"""Checks of authentication: API keys, the issuer's keys, the actors file."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from mcp_server.identity.authenticator import Authenticator
 
 ACTORS: Final = "actors"
-_EVERYBODY_ELSE: Final = "callers with other credentials"
+_OTHER_CALLERS: Final = "callers with other credentials"
 
 
 async def check_identity(config: Config, authenticator: Authenticator) -> Finding:
-    """Which credentials are taken; degraded where some cannot be checked, or none is taken at all.
+    """Which credentials are accepted. Degraded if some kind cannot be checked, or if no credential is accepted.
 
-    The issuer is asked for its keys where that is due.
+    If the issuer's keys are due for a refresh, they are fetched.
     """
     settings = config.auth
     ways = ["the local token"] if settings.local_token else []
@@ -32,12 +32,12 @@ async def check_identity(config: Config, authenticator: Authenticator) -> Findin
     if issuer_keys is not None:
         await issuer_keys.look()
         ways.append(f"tokens of {settings.issuer} ({issuer_keys.known} keys)")
-    detail = "taken are " + (", ".join(ways) or "no credentials")
+    detail = "accepted: " + (", ".join(ways) or "no credentials")
     if authenticator.keys.problem is not None:
-        return Finding(HealthStatus.DEGRADED, authenticator.keys.problem, _EVERYBODY_ELSE, _mend_keys(config))
+        return Finding(HealthStatus.DEGRADED, authenticator.keys.problem, _OTHER_CALLERS, _fix_keys(config))
     if issuer_keys is not None and issuer_keys.problem is not None:
-        works = _EVERYBODY_ELSE + ("; tokens, with the keys read before" if issuer_keys.known else "")
-        remedy = "make the issuer reachable (inside a guard: by the scope), or set auth.jwks_file"
+        works = _OTHER_CALLERS + ("; tokens, with the keys that were read before" if issuer_keys.known else "")
+        remedy = "make the issuer reachable (inside a guard, the scope must allow it), or set auth.jwks_file"
         return Finding(HealthStatus.DEGRADED, issuer_keys.problem, works, remedy)
     if not ways:
         remedy = "mcp-network-tools keys create NAME --role operator, or set auth.issuer"
@@ -45,12 +45,12 @@ async def check_identity(config: Config, authenticator: Authenticator) -> Findin
     return Finding(HealthStatus.HEALTHY, detail)
 
 
-def _mend_keys(config: Config) -> str:
-    return f"mend or remove {shlex.quote(str(config.state_dir / 'keys.json'))}"
+def _fix_keys(config: Config) -> str:
+    return f"fix or remove {shlex.quote(str(config.state_dir / 'keys.json'))}"
 
 
 class ActorsCheck:
-    """What the actors file says, read again only where it may have changed; no finding where there is none."""
+    """Whether the actors file can be used. The file is read only if it may have changed. No finding without a file."""
 
     def __init__(self, *, serving: bool) -> None:
         self._serving = serving
@@ -58,7 +58,7 @@ class ActorsCheck:
         self._finding = Finding(HealthStatus.HEALTHY, "")
 
     def __call__(self, config: Config) -> list[Finding]:
-        """Whether it can be used."""
+        """One finding if the configuration names an actors file, else none."""
         path = config.auth.actors_file
         if path is None:
             return []
@@ -73,10 +73,10 @@ class ActorsCheck:
         try:
             actors = read_actors_file(path)
         except NetworkToolsError as error:
-            # As with the policy: a running server keeps what it had.
-            state, works = HealthStatus.UNHEALTHY, "nothing starts"
+            # A running server keeps what it read before, as with the policy.
+            state, works = HealthStatus.UNHEALTHY, "nothing; no server can start"
             if self._serving:
-                state, works = HealthStatus.DEGRADED, "calls, within the bounds read before"
+                state, works = HealthStatus.DEGRADED, "calls, within the limits that were read before"
             return Finding(state, error.message, works, error.hint, ACTORS)
-        others = "others may do nothing" if actors.others is None else "others are bounded too"
+        others = "all others may do nothing" if actors.others is None else "all others have limits too"
         return Finding(HealthStatus.HEALTHY, f"{path} names {len(actors.known)} credentials; {others}", name=ACTORS)

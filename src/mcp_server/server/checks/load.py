@@ -1,4 +1,4 @@
-"""What calls meet on their way: open breakers, full queues, a rate limiter on its own; and modules the owner names."""
+"""Checks of circuit breakers, queues and the rate limiter, and of the modules that the operator names."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
 _OK, _DEGRADED = HealthStatus.HEALTHY, HealthStatus.DEGRADED
 
 
-def check_breakers(board: Sequence[BreakerView]) -> Finding:
-    """Which tools are left alone for a while."""
-    shut = [breaker for breaker in board if breaker.state.value != "closed"]
-    if not shut:
-        return Finding(_OK, f"{len(board)} closed" if board else "no tool was called yet")
-    detail = "; ".join(_say(breaker) for breaker in shut)
-    remedy = "see why their last runs failed: mcp-network-tools runs list"
-    return Finding(_DEGRADED, detail, "every other tool; what was remembered can be read", remedy)
+def check_breakers(breakers: Sequence[BreakerView]) -> Finding:
+    """Which tools are refused because they failed too often."""
+    not_closed = [breaker for breaker in breakers if breaker.state.value != "closed"]
+    if not not_closed:
+        return Finding(_OK, f"{len(breakers)} closed" if breakers else "no tool was called yet")
+    detail = "; ".join(map(_describe, not_closed))
+    remedy = "find out why their last runs failed: mcp-network-tools runs list"
+    return Finding(_DEGRADED, detail, "every other tool; stored runs can be read", remedy)
 
 
-def _say(breaker: BreakerView) -> str:
+def _describe(breaker: BreakerView) -> str:
     state = breaker.state.value.replace("_", "-")
     if breaker.forced:
         return f"{breaker.name} is held {state} by an operator"
@@ -35,39 +35,41 @@ def _say(breaker: BreakerView) -> str:
 
 
 def check_queue(loads: Mapping[str, Load], most: int) -> Finding:
-    """Whether calls wait, and for which tools another one would be refused; ``most`` is admission.max_waiting."""
+    """How many calls run and wait, and which queues are full. ``most`` is ``admission.max_waiting``."""
     running, waiting = sum(load.running for load in loads.values()), sum(load.waiting for load in loads.values())
     detail = f"{running} running, {waiting} waiting"
     full = [tool for tool, load in loads.items() if most and load.waiting >= most]
     if full:
-        detail += f"; {most} wait for each of {', '.join(full)}, and more are refused"
-        return Finding(_DEGRADED, detail, "calls of other tools", "wait; the caps are in the section admission")
+        detail += f"; the queue is full ({most} calls) for {', '.join(full)}"
+        return Finding(_DEGRADED, detail, "calls of other tools", "wait, or raise the limits of the section admission")
     return Finding(_OK, detail)
 
 
 def check_rate_limit(problem: str | None) -> Finding:
-    """Whether calls are counted where they should be; ``problem`` is the limiter's own word."""
+    """Whether calls are counted in the configured storage. ``problem`` is what the rate limiter reports."""
     if problem is None:
         return Finding(_OK, "calls are counted")
-    return Finding(_DEGRADED, problem, "everything; each server counts for itself", "see rate_limit.storage_url")
+    return Finding(_DEGRADED, problem, "everything; each server counts its own calls", "check rate_limit.storage_url")
 
 
 def check_dependencies(names: Sequence[str]) -> list[Finding]:
-    """Whether the Python modules the owner names can be imported, by importing them."""
+    """Whether the Python modules that the operator names can be imported. It imports them."""
     missing = [(name, reason) for name in names if (reason := _not_importable(name))]
     if not missing:
-        return [Finding(_OK, f"{len(names)} named, all importable" if names else "none are named")]
-    remedy = "install it into the environment of this server, or correct health.dependencies"
+        return [Finding(_OK, f"{len(names)} configured, all can be imported" if names else "none configured")]
+    remedy = "install the module in the environment of this server, or correct health.dependencies"
     return [
-        Finding(HealthStatus.UNHEALTHY, reason, "what does not need it", remedy, f"dependency {name}")
+        Finding(
+            HealthStatus.UNHEALTHY, reason, "everything that does not need this module", remedy, f"dependency {name}"
+        )
         for name, reason in missing
     ]
 
 
 def _not_importable(name: str) -> str:
-    importlib.invalidate_caches()  # it may have been installed since
+    importlib.invalidate_caches()  # the module may have been installed since
     try:
         importlib.import_module(name)
-    except Exception as error:  # noqa: BLE001 - a module may raise anything while it is imported
+    except Exception as error:  # noqa: BLE001 - an import can raise any exception
         return sanitize(f"{name} cannot be imported: {type(error).__name__}: {error}", 200)
     return ""
