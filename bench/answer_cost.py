@@ -119,7 +119,18 @@ def _fleet_of_2000() -> Result:
         argv=(),
         started=datetime.now(UTC),
         outcome=Outcome.COMPLETED,
-        coverage=Coverage(("10.78.0.0/16",), 65536, (PortsTested("tcp", "1-1000", 1000, "syn"),), 65536, FLEET),
+        vantage="local",
+        enforcement="argument",
+        coverage=Coverage(
+            ("10.78.0.0/16",),
+            65536,
+            looked_at=65536,
+            up=FLEET,
+            down=65536 - FLEET,
+            not_looked_at_count=0,
+            complete=True,
+            ports=(PortsTested("tcp", "1-1000", 1000, "syn"),),
+        ),
     )
     answer = CallResult(run, digest)
     body, view = views.structured(answer)

@@ -70,6 +70,6 @@ def _call(session: Session, count: int) -> None:
 
 
 def _settled(session: Session) -> Held:
-    """What the server holds once the store has folded what the last calls brought."""
+    """What the server holds a moment after the last call."""
     time.sleep(_SETTLE_SEC)
     return Held.by(session.process.pid)

@@ -21,7 +21,7 @@ from xml.parsers import expat
 from bench.xml_stream import covering
 from mcp_server.audit import AuditLog
 from mcp_server.model.digest import HostDigest
-from mcp_server.model.run import Actor, Risk, Run
+from mcp_server.model.run import Actor, Outcome, Risk, Run
 from mcp_server.model.target import Target, Targets
 from mcp_server.pipeline.record import Recorder
 from mcp_server.sandbox.streams import CHUNK_BYTES
@@ -93,7 +93,20 @@ async def _keep(pipe: IO[bytes], hosts: int) -> dict[str, float]:
         store = open_store(None, Path(folder))
         await store.open()
         started = datetime.now(UTC)
-        run = Run("r_bench", "nmap", {}, Actor("bench", "bench"), "r_bench", "", Risk.SCAN, (), started)
+        run = Run(
+            id="r_bench",
+            tool="nmap",
+            parameters={},
+            actor=Actor("bench", "bench"),
+            correlation_id="r_bench",
+            scope_hash="",
+            risk=Risk.SCAN,
+            argv=(),
+            started=started,
+            outcome=Outcome.RUNNING,
+            vantage="local",
+            enforcement="argument",
+        )
         recorder, spool = Recorder(store, AuditLog(Path(folder)), run), RawSpool(Path(folder), run.id, 1 << 40)
         parser, digest = NmapXmlParser(_targets(hosts), ()), HostDigest()
         await recorder.begin()

@@ -5,19 +5,17 @@ from mcp_server.tools.base import (
     Command,
     Estimate,
     MCPBaseTool,
-    OutputParser,
-    Parsed,
     PreparedParameters,
     RunConditions,
     ServerTool,
-    ToolAnswer,
-    ToolContext,
     ToolInput,
     ToolOutput,
     ToolParameters,
     ToolPolicy,
 )
+from mcp_server.tools.context import ToolAnswer, ToolContext
 from mcp_server.tools.flags import Flag
+from mcp_server.tools.results import OutputParser, Parsed
 
 __all__ = [
     "Command",

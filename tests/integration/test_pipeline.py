@@ -92,7 +92,7 @@ async def test_a_time_out_gives_the_hosts_so_far(server: EnhancedMCPServer) -> N
     assert 0 < run.coverage.looked_at < 128
     assert run.coverage.not_looked_at_count == 128 - run.coverage.looked_at
     page = await (await server.pipeline.open_store()).hosts(run.id)
-    assert page.total == run.coverage.looked_at == run.hosts_up
+    assert page.total == run.coverage.looked_at == run.counts["hosts_up"]
 
 
 async def test_a_cancelled_call_leaves_no_process_and_keeps_what_it_had(server: EnhancedMCPServer) -> None:

@@ -165,7 +165,7 @@ def check_whole(spans: dict[str, Span], top: str, env: dict[str, str], caller: C
     }
 
 
-@pytest.mark.parametrize("era", REVISIONS)
+@pytest.mark.parametrize("revision", REVISIONS)
 async def test_a_call_over_stdio_is_one_trace(receiving: Collector, env: dict[str, str], revision: str) -> None:
     caller = Caller.make()
     answer = await over_stdio(
@@ -182,7 +182,7 @@ async def test_a_call_over_stdio_is_one_trace(receiving: Collector, env: dict[st
     assert "mcp.session.id" not in first
 
 
-@pytest.mark.parametrize("era", REVISIONS)
+@pytest.mark.parametrize("revision", REVISIONS)
 async def test_a_call_over_http_is_one_trace(
     receiving: Collector, served: tuple[str, str], env: dict[str, str], revision: str
 ) -> None:
@@ -214,7 +214,7 @@ async def test_a_call_over_rest_is_one_trace(
     assert first["http.response.status_code"] == 200
 
 
-@pytest.mark.parametrize("era", REVISIONS)
+@pytest.mark.parametrize("revision", REVISIONS)
 async def test_the_header_of_the_http_request_counts_where_the_message_names_no_trace(
     receiving: Collector, served: tuple[str, str], revision: str
 ) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from xml.etree import ElementTree as ET
 
-from mcp_server.model.host import ExtraPorts, Host, Port, Service
+from mcp_server.model.host import ExtraPorts, Host, Port
 from tests.lab.network.handle import Lab
 from tests.lab.network.programs import find
+from tests.support.services import make_service
 
 
 def nmap(lab: Lab, arguments: Sequence[str], *, timeout: float = 100.0) -> list[Host]:
@@ -33,7 +34,7 @@ def _port(element: ET.Element) -> Port:
     found = element.find("service")
     service = None
     if found is not None:
-        service = Service(
+        service = make_service(
             name=found.get("name", ""),
             product=found.get("product", ""),
             version=found.get("version", ""),

@@ -15,7 +15,7 @@ import pytest
 from mcp import Client
 from mcp.client.stdio import StdioServerParameters
 
-from mcp_server.model.codec import host_from_dict
+from mcp_server.model.encoding import decode
 from mcp_server.model.host import Host
 from tests.lab.guarded_server import ADDRESSES
 from tests.lab.network.handle import Lab
@@ -63,7 +63,7 @@ async def scan(lab: Lab, **arguments: Any) -> Scan:
         while uri:
             page = json.loads(getattr((await client.read_resource(uri)).contents[0], "text", "{}"))
             run = page["run"]
-            hosts += [host_from_dict(host) for host in page["hosts"]]
+            hosts += [decode(Host, json.dumps(host)) for host in page["hosts"]]
             uri = page.get("next")
     return Scan(structure, text, result.is_error, run, hosts)
 
@@ -98,8 +98,9 @@ def test_what_the_agent_is_sent_loses_no_open_port_and_no_version(segment_1: Sca
             if port.state == "open":
                 assert str(port.number) in segment_1.structure["hosts"][host.address]
                 if port.service:
-                    assert port.service.version in sent
-                    assert port.service.product in sent
+                    probe = port.service.from_target.version_probe
+                    assert probe.version in sent
+                    assert probe.product in sent
 
 
 async def test_hosts_on_the_same_link_are_discovered_by_arp(lab: Lab) -> None:
@@ -182,7 +183,9 @@ async def test_hostile_banners_reach_the_agent_visibly_and_only_as_data(lab: Lab
     # Port 2323 makes a version scan take most of a minute; the banner script brings the same text in seconds.
     services = await scan(lab, target="10.77.2.26", mode="services", ports="80,9000")
     found = await scan(lab, target="10.77.2.26", mode="ports", ports="80,2323,9000", scripts=["banner"])
-    assert any(script.output for port in found.at("10.77.2.26").ports for script in port.scripts)
+    assert any(
+        script.from_target[f"script:{script.id}"] for port in found.at("10.77.2.26").ports for script in port.scripts
+    )
     assert {port.number for port in found.at("10.77.2.26").ports if port.state == "open"} == {80, 2323, 9000}
     for answer in (services, found):
         values = [answer.text, *strings(answer.structure), *strings(answer.run), *map(repr, answer.hosts)]
@@ -204,7 +207,9 @@ async def test_scripts_and_certificates(lab: Lab) -> None:
     found = await scan(lab, target="10.77.1.10", mode="ports", ports="80,443", scripts=["http-title", "ssl-cert"])
     ports = {port.number: port for port in found.at("10.77.1.10").ports}
     assert any(script.id == "http-title" for script in ports[80].scripts)
-    certificate = next(script.output for script in ports[443].scripts if script.id == "ssl-cert")
+    certificate = next(
+        script.from_target["script:ssl-cert"] for script in ports[443].scripts if script.id == "ssl-cert"
+    )
     assert "web1.lab.internal" in certificate
 
 

@@ -10,6 +10,7 @@ from mcp_server.model.host import ExtraPorts, Host, Port, Service
 from tests.lab.network.truth import Truth, make_truth
 from tests.lab.network.versions import installed_versions
 from tests.lab.truth_compare import assert_true, differences, expected_open, invented_hosts, missing_hosts
+from tests.support.services import make_service
 
 TESTED = (22, 69, 80, 443, 2222, 8080, 8443)
 ADDRESS = "10.77.1.10"
@@ -25,7 +26,9 @@ def answer(truth: Truth, address: str = ADDRESS) -> Host:
     """What a perfect scanner says of an address."""
     endpoints = expected_open(truth, address, "tcp", TESTED)
     ports = tuple(
-        Port("tcp", e.port, "open", "syn-ack", Service(e.service, e.product or "", e.version or "", tunnel=e.tunnel))
+        Port(
+            "tcp", e.port, "open", "syn-ack", make_service(e.service, e.product or "", e.version or "", tunnel=e.tunnel)
+        )
         for e in endpoints.values()
     )
     return Host(address, "up", ports=ports, extra_ports=(ExtraPorts("closed", len(TESTED) - len(ports)),))
@@ -72,10 +75,10 @@ def test_a_wrong_state_is_named(truth: Truth) -> None:
 @pytest.mark.parametrize(
     "wrong_service",
     [
-        Service("other", "nginx", VERSION, tunnel="ssl"),
-        Service("http", "other", VERSION, tunnel="ssl"),
-        Service("http", "nginx", "other", tunnel="ssl"),
-        Service("http", "nginx", VERSION, tunnel="other"),
+        make_service("other", "nginx", VERSION, tunnel="ssl"),
+        make_service("http", "other", VERSION, tunnel="ssl"),
+        make_service("http", "nginx", "other", tunnel="ssl"),
+        make_service("http", "nginx", VERSION, tunnel="other"),
     ],
 )
 def test_each_wrong_part_of_a_service_is_named(truth: Truth, wrong_service: Service) -> None:
@@ -109,7 +112,7 @@ def test_an_ipv6_twin_lacks_what_listens_on_ipv4_only(truth: Truth) -> None:
 
 
 def test_the_tarpit_is_open_on_every_tested_port(truth: Truth) -> None:
-    open_everywhere = tuple(Port("tcp", number, "open", service=Service("guess")) for number in TESTED)
+    open_everywhere = tuple(Port("tcp", number, "open", service=make_service("guess")) for number in TESTED)
     assert faults_of(truth, Host("10.77.2.24", "up", ports=open_everywhere), address="10.77.2.24") == []
     assert len(faults_of(truth, Host("10.77.2.24", "up"), address="10.77.2.24")) == len(TESTED)
 

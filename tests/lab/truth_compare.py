@@ -136,8 +136,8 @@ def _service_faults(reported: Host, expected: dict[int, Endpoint], transport: st
         for what, true, said in (
             ("service", endpoint.service, port.service.name),
             ("tunnel", endpoint.tunnel, port.service.tunnel),
-            ("product", endpoint.product, port.service.product),
-            ("version", endpoint.version, port.service.version),
+            ("product", endpoint.product, port.service.from_target.version_probe.product),
+            ("version", endpoint.version, port.service.from_target.version_probe.version),
         ):
             if true is not None and said != true:
                 yield f"{endpoint.key}: {what} is {true!r}, reported {said!r}"

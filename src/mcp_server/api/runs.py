@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from mcp_server.errors import ConflictError, NotFoundError
 from mcp_server.model.access import Permission
+from mcp_server.model.digest import HOST_COUNTS
 from mcp_server.model.run import Actor, Outcome, Raw, Run
 from mcp_server.scope.permission import require_permission
 
@@ -22,6 +23,15 @@ def reader(actor: Actor) -> str | None:
     return actor.own_runs
 
 
+def run_record(run: Run) -> dict[str, Any]:
+    """Return a run as every interface shows it. The counts of hosts and ports are fields of the run itself."""
+    from mcp_server.model.encoding import encode
+
+    record = encode(run)
+    counts = record.pop("counts", {})
+    return record | {name: counts.get(name, 0) for name in HOST_COUNTS}
+
+
 async def run_page(
     store: Store, run_id: str, *, limit: int, cursor: str | None, caller: str | None = None
 ) -> dict[str, Any]:
@@ -29,13 +39,13 @@ async def run_page(
 
     ``caller`` is the result of `reader`.
     """
-    from mcp_server.model.record import host_record, run_record
+    from mcp_server.model.encoding import encode
 
     run = await store.get_run(run_id, caller=caller)
     page = await store.hosts(run_id, limit=limit, cursor=cursor, caller=caller)
     return {
         "run": run_record(run),
-        "hosts": [host_record(host) for host in page.items],
+        "hosts": [encode(host) for host in page.items],
         "hosts_total": page.total,
         "next_cursor": page.next_cursor,
     }

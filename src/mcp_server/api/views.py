@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from mcp_server.errors import NetworkToolsError, RefusedError
 from mcp_server.model.run import Coverage, Outcome, Run
-from mcp_server.model.untrusted import FROM_TARGET, VERSION_PROBE
-from mcp_server.tools.base import ToolAnswer, ToolOutput
+from mcp_server.model.untrusted import FROM_TARGET
+from mcp_server.tools.base import ToolOutput
+from mcp_server.tools.context import ToolAnswer
 
 if TYPE_CHECKING:
-    from mcp_server.model.digest import DigestView
     from mcp_server.model.host import Host
     from mcp_server.pipeline.respond import CallResult
+    from mcp_server.tools.results import DigestView
 
 STRUCTURE_BUDGET = 11_000
 """Characters of hosts or groups in one result. With everything around them it stays under 3,000 tokens."""
@@ -27,7 +28,7 @@ INLINE_TEXT = 400
 STDOUT_BUDGET = 8_000
 STDERR_BUDGET = 600
 """The end of standard error is shown with an error, because the last lines usually name the reason."""
-UNTRUSTED_HEAD = "From the hosts, untrusted (version_probe):"
+UNTRUSTED_HEAD = "From the hosts, untrusted"
 UNTRUSTED_OUTPUT = ("stdout", "stderr")
 """Fields of a `ToolOutput` that hold a program's output. ``metadata.untrusted`` names them."""
 
@@ -56,30 +57,9 @@ _FRAME: dict[str, Any] = {
 }
 
 
-def output_schema(*, parsed: bool) -> dict[str, Any]:
-    """The JSON Schema of `structured`. ``parsed`` says whether the tool has typed results."""
-    own: dict[str, Any] = (
-        {
-            "up": {"type": "integer"},
-            "open_ports": {"type": "integer"},
-            "hosts": {
-                "type": "object",
-                "additionalProperties": {"type": "string"},
-                "description": "Address: open ports and services; #N is text N of from_target.version_probe",
-            },
-            "groups": {
-                "type": "array",
-                "items": {"type": "object"},
-                "description": "Instead of hosts when there are many: addresses by the ports they have open",
-            },
-            "omitted": {"type": "integer", "description": "Hosts not shown here"},
-        }
-        if parsed
-        else {
-            "returncode": {"type": "integer"},
-            "truncated": {"type": "boolean"},
-        }
-    )
+def output_schema(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The JSON Schema of `structured`. ``fields`` are those of the tool's digest, empty for a tool without one."""
+    own = fields or {"returncode": {"type": "integer"}, "truncated": {"type": "boolean"}}
     return {"type": "object", "properties": {**_FRAME, **own}, "required": ["outcome"]}
 
 
@@ -101,17 +81,9 @@ def structured(result: CallResult) -> tuple[dict[str, Any], DigestView | None]:
         body[FROM_TARGET] = {"stdout": result.stdout[:STDOUT_BUDGET], **quoted}
         return body, None
     view = result.digest.view(STRUCTURE_BUDGET)
-    body |= {"up": view.up, "open_ports": view.open_ports}
-    if view.hosts is not None:
-        body["hosts"] = view.hosts
-    if view.groups is not None:
-        body["groups"] = view.groups
-    if view.omitted:
-        body["omitted"] = view.omitted
-    if view.texts:
-        quoted = {VERSION_PROBE: view.texts, **quoted}
-    if quoted:
-        body[FROM_TARGET] = quoted
+    body |= view.fields()
+    if from_target := {**view.from_target(), **quoted}:
+        body[FROM_TARGET] = from_target
     return body, view
 
 
@@ -139,7 +111,7 @@ def guard_alarm(run: Run) -> str | None:
 
 
 def short_coverage(coverage: Coverage) -> dict[str, Any]:
-    """Coverage in short: counts, and the ports with their method. Addresses that were not looked at are never left out."""
+    """Coverage in short: counts, and the ports with their method. What was not looked at is never left out."""
     body: dict[str, Any] = {"planned": coverage.planned, "looked_at": coverage.looked_at}
     if coverage.not_looked_at_count:
         body["not_looked_at"] = coverage.not_looked_at_count
@@ -153,9 +125,7 @@ def text(result: CallResult, view: DigestView | None, *, full: bool) -> str:
     run, coverage = result.run, result.run.coverage
     head = f"{run.tool} {run.outcome.value}"
     if view is not None:
-        head += f": {view.up} up, {view.open_ports} open"
-        if view.timed_out:
-            head += f", {view.timed_out} timed out"
+        head += f": {view.summary}"
     if coverage:
         head += f"; looked at {coverage.looked_at} of {coverage.planned}"
     parts = [f"{head}. run://{run.id}"]
@@ -177,15 +147,10 @@ def error_text(error: NetworkToolsError) -> str:
 
 
 def _lines(view: DigestView) -> str:
-    if view.hosts is not None:
-        lines = [f"{address} {ports}".rstrip() for address, ports in view.hosts.items()]
-    else:
-        lines = [f"{group['ports']}: {group['addresses']}" for group in view.groups or []]
-    if view.omitted:
-        lines.append(f"({view.omitted} more hosts)")
-    if view.texts:
-        lines.append(UNTRUSTED_HEAD)
-        lines += [f"#{number} {text}" for number, text in view.texts.items()]
+    lines = view.lines()
+    for source, texts in view.from_target().items():
+        lines.append(f"{UNTRUSTED_HEAD} ({source}):")
+        lines += [f"#{number} {text}" for number, text in texts.items()]
     return "\n".join(lines)
 
 
@@ -209,8 +174,7 @@ def answer_output(answer: ToolAnswer) -> ToolOutput:
 
 def tool_output(result: CallResult, hosts: list[Host] | None = None, hosts_total: int | None = None) -> ToolOutput:
     """The `ToolOutput` of a result, with a page of hosts if the tool has typed results."""
-    from mcp_server.model.codec import to_dict
-    from mcp_server.model.record import host_record
+    from mcp_server.model.encoding import encode
 
     run = result.run
     return ToolOutput(
@@ -232,7 +196,7 @@ def tool_output(result: CallResult, hosts: list[Host] | None = None, hosts_total
         },
         run_id=run.id,
         outcome=run.outcome.value,
-        coverage=to_dict(run.coverage) if run.coverage else None,
-        hosts=[host_record(host) for host in hosts] if hosts is not None else None,
+        coverage=encode(run.coverage) if run.coverage else None,
+        hosts=[encode(host) for host in hosts] if hosts is not None else None,
         hosts_total=hosts_total,
     )

@@ -81,7 +81,7 @@ def verify(
     with reporting(as_json=as_json), _reading() as folder:
         notes, copies = _notes(folder), _copies(checkpoint)
         key = _key(folder, public_key) if notes or copies else None
-        # A system log may hold checkpoints of other servers. Only with a key from elsewhere can they be told from forged ones.
+        # A system log may hold checkpoints of other servers. Only a key from elsewhere separates them from forged ones.
         others = [note for note in copies if key and public_key is not None and note.origin != key.name]
         if len(others) == len(copies):
             others = []
@@ -113,9 +113,7 @@ def verify(
         if others:
             print(f"{len(others)} checkpoints of other logs were ignored")
         if checkpoint is None:
-            print(
-                "Only checkpoints that are kept elsewhere reveal a log that was truncated or rewritten: --checkpoint FILE."
-            )
+            print("Only checkpoints kept elsewhere reveal a log that was truncated or rewritten: --checkpoint FILE.")
 
 
 def _facts(report: Report) -> dict[str, Any]:

@@ -88,7 +88,7 @@ async def _call(
     from mcp_server.model.run import Actor
     from mcp_server.pipeline.validate import user_name
     from mcp_server.server import EnhancedMCPServer
-    from mcp_server.tools.base import ToolAnswer
+    from mcp_server.tools.context import ToolAnswer
 
     server = EnhancedMCPServer(guard=guard)
     try:

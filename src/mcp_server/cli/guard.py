@@ -53,7 +53,7 @@ def status(as_json: Json = False) -> None:
 
 @app.command("down")
 def down(dead: Dead = False, as_json: Json = False) -> None:
-    """End every guard and its server, and remove what dead guards have left on this host. Exit 0 also if there is none."""
+    """End every guard and its server, and remove what dead guards have left. Exit 0 also if there is none."""
     from mcp_server.netguard.state import all_guards, dismantle, host_namespace
 
     with reporting(as_json=as_json):

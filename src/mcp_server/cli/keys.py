@@ -35,7 +35,7 @@ Expires = Annotated[
 
 @app.command("create")
 def create(name: str, role: RoleOption, expires: Expires = None, as_json: Json = False) -> None:
-    """Create a key and print it. It cannot be shown again: only its hash is stored. A running server accepts it at once."""
+    """Create a key and print it once, because only its hash is stored. A running server accepts it at once."""
     from mcp_server.identity.key_file import add_key, new_key
 
     with reporting(as_json=as_json):
@@ -90,7 +90,7 @@ def _config() -> Config:
     if os.geteuid() == 0 and config.source_of("state_dir") == "default" and (folder := _guarded_folder()) is not None:
         raise PlatformError(
             f"A server in the kernel tier keeps its keys in {folder}, but this command would use {config.state_dir}.",
-            hint=f"Run sudo -u '#{folder.stat().st_uid}' env MCP_STATE_DIR={folder} mcp-network-tools keys ... instead.",
+            hint=f"Run sudo -u '#{folder.stat().st_uid}' env MCP_STATE_DIR={folder} mcp-network-tools keys ….",
         )
     prepare_state_dir(config)  # its error says who must run this command if the folder belongs to another user
     return config

@@ -96,8 +96,8 @@ def fail(
 def reporting(*, as_json: bool, stream: TextIO | None = None) -> Iterator[None]:
     """Turn any failure of a command into one printed error and an exit code.
 
-    An unexpected exception is an ``internal_error``. Its traceback is printed only if ``logging.level`` is DEBUG. If the
-    reader of a pipe has gone (``| head -1``), the command ends without a message.
+    An unexpected exception is an ``internal_error``. Its traceback is printed only if ``logging.level`` is DEBUG. If
+    the reader of a pipe has gone (``| head -1``), the command ends without a message.
     """
     try:
         try:

@@ -35,7 +35,7 @@ async def _with_store(work: Callable[[Store], Awaitable[T]]) -> T:
 @app.command("list")
 def list_runs(limit: Limit = 20, cursor: Cursor = None, tool: str | None = None, as_json: Json = False) -> None:
     """List runs, newest first."""
-    from mcp_server.model.record import run_record
+    from mcp_server.api.runs import run_record
 
     with reporting(as_json=as_json):
         page = run_async(_with_store(lambda store: store.list_runs(limit=limit, cursor=cursor, tool=tool)))
@@ -51,8 +51,8 @@ def list_runs(limit: Limit = 20, cursor: Cursor = None, tool: str | None = None,
                     run.tool,
                     f"{run.started:%Y-%m-%d %H:%M:%SZ}",
                     run.outcome.value,
-                    str(run.hosts_up),
-                    str(run.open_ports),
+                    str(run.counts.get("hosts_up", 0)),
+                    str(run.counts.get("open_ports", 0)),
                     " ".join(run.coverage.addresses[:4]) if run.coverage else "",
                 )
                 for run in page.items
@@ -87,13 +87,13 @@ def raw(run_id: str, as_json: Json = False) -> None:
     With --json, print only its hash and sizes.
     """
     from mcp_server.api.runs import raw_of
-    from mcp_server.model.codec import to_dict
+    from mcp_server.model.encoding import encode
     from mcp_server.pipeline.respond import sanitize_lines, whole_characters
 
     async def copy(store: Store) -> None:
         kept = raw_of(await store.get_run(run_id))
         if as_json:
-            print_json(to_dict(kept))
+            print_json(encode(kept))
             return
         if not sys.stdout.isatty():
             async for piece in store.iter_raw(kept):

@@ -13,7 +13,7 @@ from mcp_server.errors import ExitCode
 if TYPE_CHECKING:
     from mcp_server.config import Config
     from mcp_server.model.run import Actor
-    from mcp_server.tools.base import ToolAnswer
+    from mcp_server.tools.context import ToolAnswer
 
 app = typer.Typer(help="The scope: show the policy, check targets.", no_args_is_help=True)
 
@@ -80,7 +80,7 @@ async def _answer_without_plan(config: Config, actor: Actor, arguments: dict[str
     """Answer a query that plans no call. This needs neither a server nor a state folder."""
     from mcp_server.pipeline.validate import Query, validate
     from mcp_server.scope.resolver import CachingResolver, SystemResolver
-    from mcp_server.tools.base import Assessment, ToolContext
+    from mcp_server.tools.context import Assessment, ToolContext
     from mcp_server.tools.registry import ToolRegistry
     from mcp_server.tools.scope_tool import ScopeTool
 

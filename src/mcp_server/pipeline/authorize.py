@@ -20,7 +20,7 @@ from mcp_server.pipeline.plan import Plan
 from mcp_server.scope.budget import PacketBudget, Reservation
 from mcp_server.scope.permission import require_risk
 from mcp_server.scope.policy import Grant, ScopePolicy
-from mcp_server.tools.base import Assessment
+from mcp_server.tools.context import Assessment
 
 
 def decide(

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from mcp_server.model.digest import HostDigest
 from mcp_server.model.run import Raw
 from mcp_server.observability import tracing
 from mcp_server.pipeline.authorize import AuthorizedPlan
 from mcp_server.pipeline.record import Recorder
 from mcp_server.sandbox.process import Exit, run_process
-from mcp_server.tools.base import OutputParser, Parsed
+from mcp_server.tools.results import Digest, OutputParser, Parsed
 
 if TYPE_CHECKING:
     from mcp_server.store.blobs import RawSpool
@@ -29,16 +28,19 @@ TICK_SEC = 1.0
 
 @dataclass(frozen=True, slots=True)
 class ProgressUpdate:
-    """How far a run is: the share done (0.0 to 1.0, never falling), seconds since its start, and hosts that were up."""
+    """How far a run is: the share done (0.0 to 1.0, never falling), seconds since its start, and its counts so far.
+
+    ``summary`` is the counts in words. Both are empty for a tool without a digest.
+    """
 
     share: float
     elapsed: float
-    up: int | None
+    counts: Mapping[str, int]
+    summary: str
 
     def sentence(self, tool: str) -> str:
         """Return the progress as a sentence without any text from a target."""
-        found = "" if self.up is None else f", {self.up} up"
-        return f"{tool}: {self.elapsed:.0f} s{found}"
+        return f"{tool}: {self.elapsed:.0f} s" + (f", {self.summary}" if self.summary else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,7 @@ class Execution:
 
     exit: Exit
     parsed: Parsed | None
-    digest: HostDigest | None
+    digest: Digest | None
     stdout: bytes
     truncated_stdout: bool
     raw: Raw
@@ -56,9 +58,16 @@ class Execution:
 class _OutputCollector:
     """Takes standard output: all of it goes to the spool and to the parser, its first bytes go into the answer."""
 
-    def __init__(self, parser: OutputParser | None, recorder: Recorder, spool: RawSpool, head_bytes: int) -> None:
+    def __init__(
+        self,
+        parser: OutputParser | None,
+        digest: Digest | None,
+        recorder: Recorder,
+        spool: RawSpool,
+        head_bytes: int,
+    ) -> None:
         self.parser = parser
-        self.digest = HostDigest() if parser else None
+        self.digest = digest
         self.head = bytearray()
         self.truncated = False
         self.parse_sec = 0.0
@@ -73,11 +82,11 @@ class _OutputCollector:
         self.truncated |= len(data) > missing
         if self.parser is not None and self.digest is not None:
             started = time.perf_counter()
-            hosts = list(self.parser.feed(data))
-            for host in hosts:
-                self.digest.add(host)
+            observations = list(self.parser.feed(data))
+            for observation in observations:
+                self.digest.add(observation)
             self.parse_sec += time.perf_counter() - started
-            self._recorder.see(hosts)
+            self._recorder.see(observations)
 
 
 async def run(
@@ -94,8 +103,9 @@ async def run(
     raises, or is cancelled, every process of the run has ended and the recorder has what was collected.
     """
     plan = authorized.plan
-    parser = plan.call.tool.parser(plan.call.prepared, plan.targets, plan.command)
-    collector = _OutputCollector(parser, recorder, spool, head_bytes)
+    tool = plan.call.tool
+    parser = tool.parser(plan.call.prepared, plan.targets, plan.command)
+    collector = _OutputCollector(parser, tool.digest(), recorder, spool, head_bytes)
     try:
         with tracing.span("parse") as span:  # output is parsed while the program runs
             process = run_process(plan.argv, plan.limits, collector.take, executor=plan.executor, sandbox=plan.sandbox)
@@ -103,16 +113,11 @@ async def run(
                 process, recorder.keep_writing(), _report_progress(collector, plan.limits.timeout_sec, on_update)
             )
             if collector.digest:
-                span.set(
-                    **{
-                        "mcp_network_tools.parse_sec": collector.parse_sec,
-                        "mcp_network_tools.hosts_up": collector.digest.up,
-                        "mcp_network_tools.open_ports": collector.digest.open_ports,
-                    }
-                )
+                counts = {f"mcp_network_tools.{name}": count for name, count in collector.digest.counts.items()}
+                span.set(**{"mcp_network_tools.parse_sec": collector.parse_sec}, **counts)
     except BaseException:
         if parser and collector.digest:
-            recorder.cut_short(parser.close().coverage, collector.digest)
+            recorder.cut_short(parser.close().coverage, collector.digest.counts)
         raise
     return Execution(
         exit=exit_,
@@ -136,7 +141,9 @@ async def _report_progress(
         elapsed = loop.time() - started
         # For a tool that does not report its progress, the share of the time limit is shown.
         shown = max(shown, min(done if done is not None else elapsed / timeout_sec, 0.99))
-        await on_update(ProgressUpdate(shown, elapsed, collector.digest.up if collector.digest else None))
+        digest = collector.digest
+        counts, summary = (digest.counts, digest.summary) if digest else ({}, "")
+        await on_update(ProgressUpdate(shown, elapsed, counts, summary))
 
 
 async def _with_background(work: Coroutine[Any, Any, T], *background: Coroutine[Any, Any, None]) -> T:

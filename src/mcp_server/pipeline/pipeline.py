@@ -4,50 +4,46 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, TypeVar
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from mcp_server.audit import AuditLog
-from mcp_server.config import Config
 from mcp_server.errors import NetworkToolsError, PlatformError
 from mcp_server.limits.admission import Admission
 from mcp_server.limits.calls import Calls
-from mcp_server.limits.circuit_breaker import Breakers, Permit
+from mcp_server.limits.circuit_breaker import Breakers
 from mcp_server.limits.rate_limit import RateLimiter
 from mcp_server.model.access import Access
-from mcp_server.model.run import Actor, Outcome
-from mcp_server.netguard import Guard, GuardReading
-from mcp_server.observability import logs, tracing
+from mcp_server.model.run import Actor
+from mcp_server.netguard import Guard
+from mcp_server.observability import logs
 from mcp_server.observability.events import EventBus
-from mcp_server.pipeline.admit import AdmissionController, judge
+from mcp_server.pipeline.admit import AdmissionController
 from mcp_server.pipeline.authorize import AuthorizedPlan, Authorizer, PlannedCall, log_not_started, outcome_of
 from mcp_server.pipeline.current import Current, Snapshot
 from mcp_server.pipeline.denials import Denials
-from mcp_server.pipeline.execute import Execution, Progress, ProgressUpdate, run
-from mcp_server.pipeline.guard_watch import difference, read_guard
+from mcp_server.pipeline.execute import Progress
+from mcp_server.pipeline.guard_watch import read_guard
 from mcp_server.pipeline.log_fields import given_id, who
 from mcp_server.pipeline.plan import LoggedResolver, Planner
-from mcp_server.pipeline.record import Recorder, Unstored, new_run
-from mcp_server.pipeline.respond import CallResult, conclude, make_result
+from mcp_server.pipeline.record import Unstored
+from mcp_server.pipeline.respond import CallResult
+from mcp_server.pipeline.running import AdmittedRun, RunServices
 from mcp_server.pipeline.signals import Signals, known_name, plan_facts, step
 from mcp_server.pipeline.validate import Call, Query, ValidatedRequest, validate
 from mcp_server.scope.actor_policy import ActorPolicies
 from mcp_server.scope.budget import PacketBudget
 from mcp_server.scope.policy import ScopePolicy
 from mcp_server.scope.resolver import CachingResolver
-from mcp_server.tools.base import Assessment, ToolAnswer, ToolContext
+from mcp_server.tools.context import Assessment, ToolAnswer, ToolContext
 from mcp_server.tools.registry import ToolRegistry
 
 if TYPE_CHECKING:
     from mcp_server.store.base import Store
-    from mcp_server.store.blobs import RawSpool
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 
 class Pipeline:
@@ -86,6 +82,7 @@ class Pipeline:
         self.signals = Signals(events, admission)
         self.admission_controller = AdmissionController(limiter, breakers, admission, self.signals)
         self.denials = Denials(audit, self.terms)
+        self._runs = RunServices(guard, audit, calls, self.signals, self.unstored)
 
     def terms(self) -> dict[str, str]:
         """The hash of the policy in force and how it is enforced, for records of the decision log."""
@@ -179,8 +176,8 @@ class Pipeline:
                 authorized = self._authorizer(now, access).confirm(authorized, access)
                 store = await self.open_store()
                 before = await read_guard(self.guard)
-                admitted = self._admit(authorized, store, current.config, slot.waited)
-            return await self._run(admitted, before, permit, progress)
+                admitted = AdmittedRun(self._runs, authorized, store, current.config, before, waited_sec=slot.waited)
+            return await admitted.execute(permit, progress)
 
     def validate(self, name: str, arguments: Mapping[str, Any], actor: Actor) -> ValidatedRequest:
         """Validate a request without counting or logging it. Pass the result to `call` or to `refuse`."""
@@ -286,104 +283,3 @@ class Pipeline:
             self.signals.not_started(authorized, *outcome_of(error))
             await asyncio.shield(log_not_started(self.audit, authorized, error))
             raise
-
-    def _admit(self, authorized: AuthorizedPlan, store: Store, config: Config, waited: float) -> _AdmittedRun:
-        from mcp_server.store.blobs import RawSpool
-
-        recorder = Recorder(store, self.audit, new_run(authorized))
-        spool = RawSpool(config.state_dir, recorder.run.id, authorized.plan.limits.output_bytes)
-        return _AdmittedRun(authorized, recorder, spool, config.effective.stdout_bytes, waited)
-
-    async def _run(
-        self, admitted: _AdmittedRun, before: GuardReading | None, permit: Permit, progress: Progress | None
-    ) -> CallResult:
-        recorder = admitted.recorder
-        self.calls.note_run(recorder.run.id)
-
-        async def on_update(update: ProgressUpdate) -> None:
-            await read_guard(self.guard)  # a guard that is gone or changed ends the run
-            self.signals.progress(recorder.run, update)
-            if progress is not None:
-                await progress(update.share, update.sentence(recorder.run.tool))
-
-        try:
-            with step("execute") as span:
-                await recorder.begin()
-                self.signals.started(recorder.run, admitted.waited)
-                execution = await run(
-                    admitted.authorized, recorder, admitted.spool, head_bytes=admitted.head_bytes, on_update=on_update
-                )
-                span.set(**{"mcp_network_tools.bytes": execution.exit.bytes_out})
-        except BaseException as error:
-            # The row of a run that ends early must say so, and keep what was found.
-            await _completed(self._end_early(admitted, before, error))
-            if isinstance(error, NetworkToolsError):
-                error.details.setdefault("run_id", recorder.run.id)
-            raise
-        # A caller that disconnects now does not undo a finished run.
-        return await _completed(self._end(admitted, before, permit, execution))
-
-    async def _end(
-        self, admitted: _AdmittedRun, before: GuardReading | None, permit: Permit, execution: Execution
-    ) -> CallResult:
-        recorder, plan = admitted.recorder, admitted.authorized.plan
-        with step("record"):
-            await self._note_guard(recorder, before)
-            finished, problem = conclude(recorder.run, plan, execution)
-            judge(permit, plan, problem)
-            process = {"pid": execution.exit.pid, "bytes": execution.exit.bytes_out}
-            try:
-                run_ = await recorder.finish(finished, process)
-            except NetworkToolsError as failure:
-                self.unstored.keep(recorder)
-                self.signals.ended(recorder.run, execution.exit.seconds, execution.exit.bytes_out, failure)
-                raise
-        self.signals.ended(run_, execution.exit.seconds, execution.exit.bytes_out, problem)
-        with tracing.span("respond", **{"mcp_network_tools.outcome": run_.outcome.value}):
-            return make_result(run_, execution, problem)
-
-    async def _note_guard(self, recorder: Recorder, before: GuardReading | None) -> None:
-        facts = await difference(self.guard, before, self.audit, recorder.run, self.signals.alarm)
-        if facts:
-            recorder.run = replace(recorder.run, metadata=recorder.run.metadata | {"guard": facts})
-
-    async def _end_early(self, admitted: _AdmittedRun, before: GuardReading | None, error: BaseException) -> None:
-        recorder = admitted.recorder
-        known = error if isinstance(error, NetworkToolsError) else PlatformError(str(error), code="internal_error")
-        outcome = Outcome.FAILED
-        if isinstance(error, asyncio.CancelledError):
-            known, outcome = PlatformError("The call was cancelled.", code="cancelled"), Outcome.CANCELLED
-        why: dict[str, Any] = {"outcome": outcome, "error_code": known.code, "error_message": known.message}
-        run_, size = replace(recorder.run, **why), 0
-        try:
-            await self._note_guard(recorder, before)
-            raw = admitted.spool.finish()
-            run_, size = await recorder.finish(replace(recorder.run, raw=raw, **why)), raw.size
-        except NetworkToolsError as failure:
-            # The caller gets the error that ended the run. The row says `running` until the store takes the end.
-            logger.error("run.end_not_recorded: %s", failure.message)  # noqa: TRY400 - no traceback: the failure is a disk or a database
-            if recorder.begun:
-                self.unstored.keep(recorder)
-        seconds = ((run_.ended or datetime.now(UTC)) - run_.started).total_seconds()
-        self.signals.ended(run_, max(seconds, 0.0), size, known)
-
-
-@dataclass(frozen=True, slots=True)
-class _AdmittedRun:
-    """A run that has its slot, after ``waited`` seconds. The answer holds ``head_bytes`` of its output."""
-
-    authorized: AuthorizedPlan
-    recorder: Recorder
-    spool: RawSpool
-    head_bytes: int
-    waited: float
-
-
-async def _completed(work: Coroutine[Any, Any, T]) -> T:
-    """Run ``work`` to its end, even if the caller is cancelled meanwhile. The cancellation is raised after that."""
-    task = asyncio.create_task(work)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait({task})
-        raise

@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from mcp_server.audit import AuditLog
 from mcp_server.errors import NetworkToolsError, PlatformError
-from mcp_server.model.digest import HostDigest
-from mcp_server.model.host import Host
-from mcp_server.model.run import Coverage, Outcome, Run
+from mcp_server.model.run import LOCAL, Coverage, Outcome, Run
 from mcp_server.pipeline.authorize import AuthorizedPlan
 from mcp_server.pipeline.log_fields import run_facts
+from mcp_server.tools.results import Observation
 
 if TYPE_CHECKING:
     from mcp_server.store.base import Store
@@ -26,7 +25,7 @@ RETRY_SEC = 1.0
 LATER_ATTEMPTS = 64
 LATER_LONGEST_SEC = 60.0
 BATCH = 256
-"""Hosts that are written together. The last batch of a run may be smaller."""
+"""Observations that are written together. The last batch of a run may be smaller."""
 
 
 def new_run(authorized: AuthorizedPlan) -> Run:
@@ -43,12 +42,9 @@ def new_run(authorized: AuthorizedPlan) -> Run:
         risk=plan.risk,
         argv=plan.argv,
         started=datetime.now(UTC),
-        coverage=Coverage(
-            addresses=plan.targets.canonical(),
-            planned=plan.targets.count,
-            ports=plan.command.ports,
-            not_looked_at_count=plan.targets.count,
-        ),
+        outcome=Outcome.RUNNING,
+        vantage=LOCAL,
+        coverage=Coverage.nothing_yet(plan.targets.canonical(), plan.targets.count, plan.command.ports),
     )
 
 
@@ -63,7 +59,7 @@ class Recorder:
         self.begun = False
         self._store = store
         self._audit = audit
-        self._pending: list[Host] = []
+        self._pending: list[Observation] = []
         self._seen = asyncio.Event()
         self._writing = asyncio.Lock()
 
@@ -72,14 +68,14 @@ class Recorder:
         await self._store.begin(self.run)
         self.begun = True
 
-    def see(self, hosts: Iterable[Host]) -> None:
-        """Take hosts from the parser. Does no I/O."""
-        self._pending.extend(hosts)
+    def see(self, observations: Iterable[Observation]) -> None:
+        """Take observations from the parser. Does no I/O."""
+        self._pending.extend(observations)
         if self._pending:
             self._seen.set()
 
     async def keep_writing(self) -> None:
-        """Write hosts as they are seen, until cancelled, so that few are lost if the process is killed.
+        """Write observations as they arrive, until cancelled, so that few are lost if the process is killed.
 
         If the store fails, try again after a second: a database that recovers in time costs the run nothing.
         """
@@ -87,7 +83,7 @@ class Recorder:
             await self._seen.wait()
             self._seen.clear()
             try:
-                # The end of the run must not cancel a write halfway: its hosts would be lost.
+                # The end of the run must not cancel a write halfway: its observations would be lost.
                 await asyncio.shield(self.flush())
             except NetworkToolsError as error:
                 logger.warning("store.hosts_wait run_id=%s: %s", self.run.id, error.message)
@@ -95,18 +91,18 @@ class Recorder:
                 self._seen.set()
 
     async def flush(self) -> None:
-        """Write the collected hosts in batches. If a write fails, its hosts are kept for the next call."""
+        """Write the collected observations in batches. If a write fails, they are kept for the next call."""
         async with self._writing:
             while batch := self._pending[:BATCH]:
                 await self._store.add_hosts(self.run, batch)
                 del self._pending[: len(batch)]
 
-    def cut_short(self, coverage: Coverage, digest: HostDigest) -> None:
+    def cut_short(self, coverage: Coverage, counts: Mapping[str, int]) -> None:
         """Note what a run that ends early has covered."""
-        self.run = replace(self.run, coverage=coverage, hosts_up=digest.up, open_ports=digest.open_ports)
+        self.run = replace(self.run, coverage=coverage, counts=counts)
 
     async def finish(self, run: Run, process: Mapping[str, Any] | None = None) -> Run:
-        """Write the last hosts, the end of the run, and its record on the decision log.
+        """Write the last observations, the end of the run, and its record on the decision log.
 
         ``process`` holds what only the log keeps: the process id, and the number of bytes that the program wrote. If
         the store fails, the log says that the run failed, and the error is raised. `store_end` may be called again.
@@ -134,7 +130,7 @@ class Recorder:
         return run
 
     async def store_end(self) -> None:
-        """Write the last hosts and the end of the run."""
+        """Write the last observations and the end of the run."""
         await self.flush()
         await self._store.finish(self.run)
 

@@ -7,11 +7,11 @@ from datetime import UTC, datetime
 from functools import cached_property
 
 from mcp_server.errors import NetworkToolsError, PlatformError, ToolError
-from mcp_server.model.digest import HostDigest
 from mcp_server.model.run import Coverage, Outcome, Run
 from mcp_server.model.untrusted import sanitize
 from mcp_server.pipeline.execute import Execution
 from mcp_server.pipeline.plan import Plan
+from mcp_server.tools.results import Digest
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class CallResult:
     """The result of a call that became a run: the finished run, its digest, bounded output, and the error if any."""
 
     run: Run
-    digest: HostDigest | None = None
+    digest: Digest | None = None
     output: bytes = field(default=b"", repr=False)
     truncated_stdout: bool = False
     truncated_stderr: bool = False
@@ -46,6 +46,7 @@ def conclude(run: Run, plan: Plan, execution: Execution) -> tuple[Run, NetworkTo
         outcome = Outcome.PARTIAL if has_results else Outcome.FAILED
     else:
         outcome = Outcome.COMPLETED if coverage.complete else Outcome.PARTIAL
+    stderr = sanitize_lines(execution.exit.stderr)
     return (
         replace(
             run,
@@ -56,10 +57,9 @@ def conclude(run: Run, plan: Plan, execution: Execution) -> tuple[Run, NetworkTo
             error_message=error.message if error else None,
             coverage=coverage,
             raw=execution.raw,
-            stderr=sanitize_lines(execution.exit.stderr),
+            from_target={"stderr": stderr} if stderr else {},
             tool_version=parsed.version if parsed else "",
-            hosts_up=digest.up if digest else 0,
-            open_ports=digest.open_ports if digest else 0,
+            counts=digest.counts if digest else {},
             metadata=run.metadata | ({"warnings": list(parsed.warnings)} if parsed and parsed.warnings else {}),
         ),
         error,
@@ -92,6 +92,8 @@ def _plain_coverage(plan: Plan, *, complete: bool) -> Coverage:
         planned=count,
         ports=plan.command.ports,
         looked_at=count if complete else 0,
+        up=0,
+        down=0,
         not_looked_at_count=0 if complete else count,
         complete=complete,
     )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from mcp_server import metrics
 from mcp_server.errors import ERRORS, NetworkToolsError, NotFoundError
+from mcp_server.model.digest import HOST_COUNTS
 from mcp_server.model.run import Actor, Outcome, Run
 from mcp_server.observability import tracing
 from mcp_server.pipeline.authorize import AuthorizedPlan
@@ -103,7 +104,8 @@ class Signals:
             "done": round(update.share, 3),
             "elapsed_sec": round(update.elapsed),
         }
-        fields |= {} if update.up is None else {"hosts_up": update.up}
+        if (hosts_up := update.counts.get("hosts_up")) is not None:
+            fields["hosts_up"] = hosts_up
         self._events.publish("run.progress", fields, about=run.actor.over_http)
 
     def ended(self, run: Run, seconds: float, bytes_out: int, error: NetworkToolsError | None) -> None:
@@ -114,10 +116,11 @@ class Signals:
             metrics.count("mcp_tool_errors_total", tool=run.tool, error_type=kind)
         metrics.observe("mcp_tool_execution_seconds", seconds, tool=run.tool)
         metrics.count("mcp_output_bytes_total", bytes_out, tool=run.tool)
-        metrics.count("mcp_hosts_seen_total", run.hosts_up, tool=run.tool)
+        hosts_up, open_ports = (run.counts.get(name, 0) for name in HOST_COUNTS)
+        metrics.count("mcp_hosts_seen_total", hosts_up, tool=run.tool)
         logger.info(
             "run.ended outcome=%s code=%s seconds=%.3f hosts_up=%d open_ports=%d",
-            *(run.outcome.value, run.error_code or "none", seconds, run.hosts_up, run.open_ports),
+            *(run.outcome.value, run.error_code or "none", seconds, hosts_up, open_ports),
         )
         self._events.publish(
             "run.ended",
@@ -129,8 +132,8 @@ class Signals:
                 "elapsed_sec": round(seconds, 3),
                 "addresses": run.coverage.planned if run.coverage else 0,
                 "looked_at": run.coverage.looked_at if run.coverage else 0,
-                "hosts_up": run.hosts_up,
-                "open_ports": run.open_ports,
+                "hosts_up": hosts_up,
+                "open_ports": open_ports,
             },
             about=run.actor.over_http,
         )

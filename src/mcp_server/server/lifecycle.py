@@ -74,7 +74,7 @@ class Lifecycle:
 
     @property
     def left(self) -> float:
-        """Seconds for which requests that are no calls may still run: the rest of the grace period, or `_MIN_LEFT_SEC`."""
+        """Seconds for which other requests than calls may run: the rest of the grace period, or `_MIN_LEFT_SEC`."""
         return _MIN_LEFT_SEC if self.hurried.is_set() else max(self._until - time.monotonic(), _MIN_LEFT_SEC)
 
     def began(self) -> None:

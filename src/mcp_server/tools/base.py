@@ -16,22 +16,19 @@ answers from a `ToolContext`.
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from mcp_server.errors import NetworkToolsError, ToolErrorType
-from mcp_server.model.host import Host
-from mcp_server.model.run import Actor, Coverage, PortsTested, Risk
+from mcp_server.errors import ToolErrorType
+from mcp_server.model.run import PortsTested, Risk
 from mcp_server.model.target import Targets
 from mcp_server.scope.reading import MAX_CHARS
+from mcp_server.tools.context import ToolAnswer, ToolContext
 from mcp_server.tools.flags import Flag, Setting, emit, table
-
-if TYPE_CHECKING:
-    from mcp_server.scope.policy import ScopePolicy
-    from mcp_server.scope.resolver import Resolver
+from mcp_server.tools.results import Digest, OutputParser
 
 EXTRA_ARGS_MAX_CHARS = 10240
 """The upper bound of `security.max_args_length`. The configured limit is 2048 by default."""
@@ -160,78 +157,6 @@ class Command:
     files: tuple[tuple[str, frozenset[str]], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Parsed:
-    """What a parser knows at the end of the output.
-
-    ``complete`` says whether the output was complete; if not, ``error`` says why. ``version`` is that of the program.
-    """
-
-    coverage: Coverage
-    complete: bool
-    version: str = ""
-    warnings: tuple[str, ...] = ()
-    error: str | None = None
-
-
-class OutputParser(Protocol):
-    """Parses the standard output of one run as it arrives, without keeping the results."""
-
-    @property
-    def progress(self) -> float | None:
-        """The share of the work that is done, from 0.0 to 1.0, or None if the program does not say."""
-        ...
-
-    def feed(self, data: bytes) -> Iterable[Host]:
-        """Take the next bytes and return the observations that they completed. Never raises on malformed output."""
-        ...
-
-    def close(self) -> Parsed:
-        """Return what was covered. Observations that `feed` returned stay valid if the output was cut short."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Assessment:
-    """What a call would cost, and whether it may run. ``refusal`` is None if it may.
-
-    ``packets_per_second`` is the highest rate that the policy allows for it; None means no bound.
-    """
-
-    risk: Risk
-    addresses: int
-    ports: int
-    probes: int
-    seconds: float
-    packets_per_second: float | None
-    refusal: NetworkToolsError | None
-
-
-@dataclass(frozen=True, slots=True)
-class ToolContext:
-    """What a tool that runs no program may use. It is made for one call, and for the actor of that call.
-
-    ``policy`` is the scope policy within the actor's networks. ``resolver`` looks each name up once, and records every
-    lookup on the audit log. ``count_call`` counts the call against the rate limits and raises BusyError if it exceeds
-    one. ``assess`` plans a call of a tool with arguments, and decides whether it may run, without running it.
-    """
-
-    actor: Actor
-    policy: ScopePolicy
-    allow_intrusive: bool
-    resolver: Resolver
-    count_call: Callable[[], Awaitable[None]]
-    assess: Callable[[str, Mapping[str, Any]], Awaitable[Assessment]]
-
-
-@dataclass(frozen=True, slots=True)
-class ToolAnswer:
-    """The answer of a tool that runs no program: a JSON-ready structure, and the same content as text."""
-
-    body: dict[str, Any]
-    text: str
-
-
 _WORD_END = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 
 
@@ -275,7 +200,8 @@ class MCPBaseTool(Tool):
     - ``allowed_flags``: `Flag` objects or strings. ``"-n"`` is a switch, ``"-c INT"`` takes a number.
     - ``default_timeout_sec``, ``concurrency``: the configured defaults apply if they are None.
     - ``max_addresses``: how many addresses one call may have.
-    - ``has_parser``: `parser` returns typed results.
+    - ``result_fields``: the JSON Schema of the fields that the digest adds to a structured answer. Empty for a tool
+      without a parser.
     - ``data_dir_flag``: the flag that names the program's data folder, so that the program uses no other folder.
     - ``ok_returncodes``: the return codes of a run that did its work.
     - ``reads``: absolute paths that the program needs besides itself and the system libraries. The sandbox allows the
@@ -291,7 +217,7 @@ class MCPBaseTool(Tool):
     concurrency: ClassVar[int | None] = None
     parameters: ClassVar[type[ToolParameters]] = ToolInput
     max_addresses: ClassVar[int] = 1
-    has_parser: ClassVar[bool] = False
+    result_fields: ClassVar[Mapping[str, Any]] = {}
     data_dir_flag: ClassVar[str] = ""
     ok_returncodes: ClassVar[frozenset[int]] = frozenset({0})
     reads: ClassVar[Sequence[str]] = ()
@@ -329,4 +255,8 @@ class MCPBaseTool(Tool):
 
     def parser(self, prepared: Any, targets: Targets, command: Command) -> OutputParser | None:
         """Return a new parser for one run, or None if the text of the program is the result."""
+        return None
+
+    def digest(self) -> Digest | None:
+        """Return a new digest for the observations of one run, or None if the tool has no parser."""
         return None

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import Field
 
 from mcp_server.errors import ArgumentError, TargetError
+from mcp_server.model.digest import HOST_FIELDS, HostDigest
 from mcp_server.model.run import PortsTested, Risk
 from mcp_server.model.target import Targets
 from mcp_server.model.untrusted import sanitize
@@ -16,7 +17,6 @@ from mcp_server.tools.base import (
     EXTRA_ARGS_MAX_CHARS,
     Command,
     MCPBaseTool,
-    OutputParser,
     PreparedParameters,
     RunConditions,
     TargetText,
@@ -30,6 +30,7 @@ from mcp_server.tools.nmap.ports import MAX_PORTS_CHARS, PORTS_HINT, parse_ports
 from mcp_server.tools.nmap.scan import DEFAULT_MODE, Scan, resolve
 from mcp_server.tools.nmap.script_args import ARGS_HINT, MAX_ARGS, parse_script_args
 from mcp_server.tools.nmap.scripts import MAX_SCRIPTS, NAMES_HINT, files_of, parse_scripts
+from mcp_server.tools.results import OutputParser
 
 MAX_ADDRESSES = 1024
 MAX_TARGETS = 256
@@ -112,7 +113,7 @@ class NmapTool(MCPBaseTool):
     least_risk = Risk.PROBE  # of mode discover
     max_addresses = MAX_ADDRESSES
     parameters = NmapInput
-    has_parser = True
+    result_fields = HOST_FIELDS
     # nmap finds the home folder by user id and not by HOME, and prefers scripts in ~/.nmap to its own.
     data_dir_flag = "--datadir"
     reads = ("/usr/share/nmap", "/usr/local/share/nmap")
@@ -157,6 +158,10 @@ class NmapTool(MCPBaseTool):
         from mcp_server.tools.nmap.xml import NmapXmlParser
 
         return NmapXmlParser(targets, command.ports)
+
+    def digest(self) -> HostDigest:
+        """Return a new digest of hosts."""
+        return HostDigest()
 
 
 def _written(parameters: NmapInput) -> dict[str, Any]:

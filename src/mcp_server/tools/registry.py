@@ -1,8 +1,8 @@
 """Finds the tools: the built-in modules, the packages that the operator names, and entry points of distributions.
 
-The tools of a module are the subclasses of `MCPBaseTool` and `ServerTool` that it defines. A class is left out, with a logged reason, if its
-name marks it as scaffolding, if it names no command, or if the operator's patterns exclude it. A module that cannot be
-imported loses only its own tools.
+The tools of a module are the subclasses of `MCPBaseTool` and `ServerTool` that it defines. A class is left out, with a
+logged reason, if its name marks it as scaffolding, if it names no command, or if the operator's patterns exclude it. A
+module that cannot be imported loses only its own tools.
 """
 
 from __future__ import annotations

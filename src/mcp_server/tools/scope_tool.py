@@ -12,7 +12,8 @@ from mcp_server.model.access import FULL_ACCESS
 from mcp_server.model.run import Actor, Risk
 from mcp_server.model.untrusted import sanitize
 from mcp_server.scope.reading import read_target
-from mcp_server.tools.base import ServerTool, ToolAnswer, ToolContext
+from mcp_server.tools.base import ServerTool
+from mcp_server.tools.context import ToolAnswer, ToolContext
 from mcp_server.tools.scope.text import describe_answer
 
 NETWORKS_SHOWN: Final = 100

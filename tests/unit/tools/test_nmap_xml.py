@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mcp_server.base_tool import OutputParser, Parsed
-from mcp_server.model.host import ExtraPorts, Host, OsMatch, Port, Script, Service
+from mcp_server.model.host import ExtraPorts, Host, OsMatch, Port, Script
 from mcp_server.model.run import PortsTested
 from mcp_server.model.target import Target, Targets
 from mcp_server.model.untrusted import FIELD_LIMIT, HOST_TEXT_LIMIT, TextBudget
@@ -22,6 +22,7 @@ from mcp_server.tools.nmap import host as nmap_host
 from mcp_server.tools.nmap import xml as nmap_xml
 from mcp_server.tools.nmap.host import SCRIPT_LIMIT
 from mcp_server.tools.nmap.xml import NmapXmlParser
+from tests.support.services import make_service
 
 DATA = Path(__file__).parents[2] / "data" / "nmap"
 SERVICES = (DATA / "services_os.xml").read_bytes()
@@ -65,17 +66,17 @@ def test_it_is_an_output_parser() -> None:
 
 def test_everything_about_a_host_is_read() -> None:
     hosts, parsed = parse(SERVICES, "10.77.1.0/29")
-    ssh = Service(
+    ssh = make_service(
         "ssh",
         "OpenSSH",
         "9.2p1 Debian 2+deb12u3",
-        "protocol 2.0",
+        extra_info="protocol 2.0",
         os_type="Linux",
         method="probed",
         conf=10,
         cpe=("cpe:/a:openbsd:openssh:9.2p1", "cpe:/o:linux:linux_kernel"),
     )
-    https = Service(
+    https = make_service(
         "http",
         "nginx",
         "1.22.1",
@@ -93,9 +94,9 @@ def test_everything_about_a_host_is_read() -> None:
             mac="00:0C:29:00:00:02",
             vendor="VMware",
             ports=(
-                Port("tcp", 22, "open", "syn-ack", ssh, (Script("ssh-hostkey", r"\x0a  256 aa:bb (ED25519)"),)),
+                Port("tcp", 22, "open", "syn-ack", ssh, (Script.of("ssh-hostkey", r"\x0a  256 aa:bb (ED25519)"),)),
                 Port("tcp", 443, "open", "syn-ack", https),
-                Port("udp", 161, "open|filtered", "no-response", Service("snmp", method="table", conf=3)),
+                Port("udp", 161, "open|filtered", "no-response", make_service("snmp", method="table", conf=3)),
             ),
             extra_ports=(
                 ExtraPorts("filtered", 590, "no-response"),
@@ -104,7 +105,7 @@ def test_everything_about_a_host_is_read() -> None:
                 ExtraPorts("closed", 397, "reset"),
             ),
             os=(OsMatch("Linux 5.0 - 5.14", 100, ("cpe:/o:linux:linux_kernel:5",)),),
-            scripts=(Script("clock-skew", "3s"),),
+            scripts=(Script.of("clock-skew", "3s"),),
             distance=1,
             rtt_ms=1.913,
         )
@@ -265,7 +266,7 @@ def test_progress_of_a_small_plain_scan_uses_its_tasks() -> None:
 def test_script_output_is_bounded_for_each_script_and_for_the_host() -> None:
     scripts = "".join(f'<script id="s{i}" output="{"x" * 6000}"/>' for i in range(100))
     hosts, _ = parse(document(host("10.0.0.1", f"<hostscript>{scripts}</hostscript>"), up=1, down=7))
-    outputs = [script.output for script in hosts[0].scripts]
+    outputs = [output for script in hosts[0].scripts for output in script.from_target.values()]
     assert len(outputs) == 100
     assert outputs[0] == "x" * SCRIPT_LIMIT + f"…[+{6000 - SCRIPT_LIMIT}]"
     assert outputs[-1] == "…[+6000]"
@@ -288,7 +289,7 @@ def test_text_of_a_target_is_sanitized_wherever_it_stands() -> None:
     hosts, parsed = parse(document(host("10.0.0.1", inside), up=1, down=7))
     assert parsed.error is None
     shown = repr(hosts[0]).replace("\\\\", "\\")
-    assert shown.count(safe) == 21
+    assert shown.count(safe) == 23
     assert evil[:3] not in shown
     assert repr(hosts[0]).isascii()
 
@@ -305,11 +306,14 @@ def service_host(number: int, ports: int, text: str) -> str:
 
 def test_the_text_of_a_host_has_a_limit_and_every_port_is_still_there() -> None:
     hosts, parsed = parse(document(service_host(1, 1000, "x" * 500) + service_host(2, 2, "y" * 500), up=2, down=6))
-    products = [port.service.product for port in hosts[0].ports if port.service]
+    products = [port.service.from_target.version_probe.product for port in hosts[0].ports if port.service]
     assert len(products) == 1000
     assert HOST_TEXT_LIMIT - 4 * FIELD_LIMIT < sum(product.count("x") for product in products) <= HOST_TEXT_LIMIT
     assert products[-1] == "…[+503]"
-    assert [port.service.product for port in hosts[1].ports if port.service] == ["y" * 500 + "0", "y" * 500 + "1"]
+    assert [port.service.from_target.version_probe.product for port in hosts[1].ports if port.service] == [
+        "y" * 500 + "0",
+        "y" * 500 + "1",
+    ]
     assert parsed.complete
 
 
@@ -317,7 +321,10 @@ def test_the_text_of_a_call_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(nmap_host, "TextBudget", lambda: TextBudget(host=1000, call=2500))
     text = "".join(service_host(number, 4, "x" * 300) for number in range(1, 6))
     hosts, parsed = parse(document(text, up=5, down=3))
-    kept = [sum(port.service.product.count("x") for port in found.ports if port.service) for found in hosts]
+    kept = [
+        sum(port.service.from_target.version_probe.product.count("x") for port in found.ports if port.service)
+        for found in hosts
+    ]
     # The digit behind each text and the mark of a cut count too; a text is cut where the whole has no room.
     assert kept == [997, 997, 485, 0, 0]
     assert all(len(found.ports) == 4 for found in hosts)

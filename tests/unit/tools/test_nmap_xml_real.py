@@ -10,11 +10,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from ipaddress import ip_network
+from typing import Any
 
 import pytest
 
 from mcp_server.base_tool import Parsed
-from mcp_server.model.host import Host, Port
+from mcp_server.model.encoding import encode
+from mcp_server.model.host import Host, Port, Script
 from mcp_server.model.run import PortsTested
 from mcp_server.model.target import Target, Targets
 from mcp_server.tools.nmap.xml import NmapXmlParser
@@ -121,9 +123,10 @@ def test_a_service_is_read_with_its_version() -> None:
     assert (found[closed].state, found[closed].reason) == ("closed", "conn-refused")
     service = found[port].service
     assert service is not None
-    assert (service.name, service.product, service.version) == ("ssh", "OpenSSH", "9.2p1 Debian 2+deb12u3")
+    probe = service.from_target.version_probe
+    assert (service.name, probe.product, probe.version) == ("ssh", "OpenSSH", "9.2p1 Debian 2+deb12u3")
     assert (service.method, service.conf) == ("probed", 10)
-    assert "cpe:/a:openbsd:openssh:9.2p1" in service.cpe
+    assert "cpe:/a:openbsd:openssh:9.2p1" in probe.cpe
     assert hosts[0].rtt_ms is not None
     assert [(tested.transport, tested.count, tested.method) for tested in parsed.coverage.ports] == [
         ("tcp", 2, "connect")
@@ -168,7 +171,7 @@ def test_a_script_is_read() -> None:
     reply = b"HTTP/1.0 200 OK\r\nContent-Type: text/html\r\nContent-Length: %d\r\n\r\n%s" % (len(page), page)
     with listener(answers(reply)) as port:
         hosts, _ = scan(f"-sT -Pn --script +http-title -p {port}", "127.0.0.1/32")
-    assert {script.id: script.output for script in hosts[0].ports[0].scripts}["http-title"] == "the title"
+    assert Script.of("http-title", "the title") in hosts[0].ports[0].scripts
 
 
 def test_a_killed_run_gives_the_hosts_it_had() -> None:
@@ -230,10 +233,15 @@ def test_a_hostile_banner_stays_text(talk: Conversation, arguments: str) -> None
 
 
 def strings_of(port: Port) -> list[str]:
-    service = port.service
-    fields = [getattr(service, name) for name in service.__slots__] if service else []
-    scripts = [text for script in port.scripts for text in (script.id, script.output)]
-    return [text for text in (*fields, *scripts) if isinstance(text, str)]
+    """Every text that a port holds."""
+
+    def texts(value: Any) -> list[str]:
+        if isinstance(value, str):
+            return [value]
+        parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        return [text for part in parts for text in texts(part)]
+
+    return texts(encode(port))
 
 
 def namespace(setup: str) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ def describe(tool: RegisteredTool) -> types.Tool:
         description, output_schema = tool.description, tool.output_schema
     else:
         description = tool.description or f"Runs {tool.command_name} on one target inside the scope."
-        output_schema = views.output_schema(parsed=tool.has_parser)
+        output_schema = views.output_schema(tool.result_fields)
     entry = _described[tool] = types.Tool(
         name=tool.tool_name(),
         title=tool.title or tool.tool_name(),

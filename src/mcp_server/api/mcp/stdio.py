@@ -62,9 +62,9 @@ async def serve_stdio(
 ) -> None:
     """Serve ``server`` on a pair of descriptors until the client closes one of them, or ``ended`` is set.
 
-    Then requests that were already read have ``drain`` seconds to be answered, because a client that is a shell one-liner
-    closes its end right after the request. After that they are cancelled. A line of more than ``max_line`` bytes, or one
-    that is not a JSON-RPC message, is answered with an error, and serving goes on.
+    Then requests that were already read have ``drain`` seconds to be answered, because a client that is a shell
+    one-liner closes its end right after the request. After that they are cancelled. A line of more than ``max_line``
+    bytes, or one that is not a JSON-RPC message, is answered with an error, and serving goes on.
 
     Raises PlatformError if a descriptor is not open.
     """
@@ -162,7 +162,7 @@ class _Conversation:
         await self._inbox_for(message).send(SessionMessage(message))
 
     def _inbox_for(self, message: JSONRPCMessage) -> _Inbox:
-        """The serving loop for this message. Probes get their own loop until another request has chosen the revision."""
+        """The serving loop for this message. Probes get their own until another request has chosen the revision."""
         if isinstance(message, JSONRPCRequest) and not self._revision_decided:
             if message.method == "server/discover":
                 self._probe = self._probe or self._start_loop()
@@ -213,8 +213,8 @@ class _Conversation:
 def decode_line(line: bytes) -> JSONRPCMessage:
     """Read one line as a JSON-RPC message. For a bad line, raises an internal error that carries the answer.
 
-    Stricter than the SDK's adapter, which takes a request with an invalid id for a notification and never answers it. By
-    JSON-RPC 2.0 section 4.1, any message with an ``id`` is a request.
+    Stricter than the SDK's adapter, which takes a request with an invalid id for a notification and never answers it.
+    By JSON-RPC 2.0 section 4.1, any message with an ``id`` is a request.
     """
     try:
         message = jsonrpc_message_adapter.validate_json(line, by_name=False)

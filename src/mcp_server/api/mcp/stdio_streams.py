@@ -74,8 +74,8 @@ def _open_standard_error() -> int:
 async def read_lines(fd: int, max_line: int) -> AsyncIterator[bytes | None]:
     """Yield each line of ``fd`` without its newline, and None instead of a line of more than ``max_line`` bytes.
 
-    None is yielded as soon as a line is too long. The rest of that line is discarded as it arrives, so that memory holds
-    at most ``max_line`` bytes and one read. The last line may lack its newline. Ends at the end of input.
+    None is yielded as soon as a line is too long. The rest of that line is discarded as it arrives, so that memory
+    holds at most ``max_line`` bytes and one read. The last line may lack its newline. Ends at the end of input.
     """
     poll = select.poll()
     poll.register(fd, select.POLLIN)

@@ -11,8 +11,7 @@ from fastapi.responses import Response, StreamingResponse
 from mcp_server.api.http.callers import rest_actor
 from mcp_server.api.http.problems import COMMON_STATUSES, problem_responses
 from mcp_server.api.rest.schemas import RunList, RunPage
-from mcp_server.api.runs import raw_of, reader, run_page
-from mcp_server.model.record import run_record
+from mcp_server.api.runs import raw_of, reader, run_page, run_record
 from mcp_server.model.run import Outcome
 
 if TYPE_CHECKING:

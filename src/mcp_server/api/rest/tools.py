@@ -15,11 +15,13 @@ from mcp_server.api.mcp.descriptions import describe
 from mcp_server.api.rest.schemas import ScopeReport, ToolList
 from mcp_server.api.views import answer_output, tool_output
 from mcp_server.errors import ArgumentError, NetworkToolsError
+from mcp_server.model.run import RiskName
 from mcp_server.observability import tracing
 from mcp_server.pipeline.signals import known_name
 from mcp_server.scope.reading import MAX_CHARS
-from mcp_server.tools.base import MCPBaseTool, ToolAnswer, ToolOutput
-from mcp_server.tools.scope_tool import MAX_TARGETS, QueryText, RiskName, ScopeTool
+from mcp_server.tools.base import MCPBaseTool, ToolOutput
+from mcp_server.tools.context import ToolAnswer
+from mcp_server.tools.scope_tool import MAX_TARGETS, QueryText, ScopeTool
 
 if TYPE_CHECKING:
     from mcp_server.pipeline.pipeline import Pipeline

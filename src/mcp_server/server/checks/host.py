@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mcp_server.health import LoopLag
 
 SMOOTHING_SEC: Final = 60.0
-"""Processor use is averaged over so many seconds, at the start over half of them. A single busy second does not count."""
+"""Processor use is averaged over so many seconds, at the start over half of them, so one busy second does not count."""
 DESCRIPTORS_SHARE: Final = 0.8
 """The share of its file descriptors above which this process is degraded."""
 LAG_SEC: Final = 0.25

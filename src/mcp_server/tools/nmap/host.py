@@ -10,7 +10,8 @@ from typing import Final
 from xml.parsers import expat
 
 from mcp_server.model.addresses import Address
-from mcp_server.model.host import ExtraPorts, Host, OsMatch, Port, Script, Service
+from mcp_server.model.host import ExtraPorts, Host, OsMatch, Port, Script, Service, ServiceText, VersionProbe
+from mcp_server.model.summary import is_service_name
 from mcp_server.model.untrusted import FIELD_LIMIT, TextBudget, sanitize
 
 Attributes = dict[str, str]
@@ -49,18 +50,17 @@ def number(text: str | None, low: int, high: int = 2**63) -> int | None:
 
 def _service(take: Callable[[str], str], texts: tuple[str, ...], conf: int, cpe: tuple[str, ...]) -> Service:
     name, product, version, extra_info, tunnel, hostname, os_type, method = texts
-    return Service(
-        word(name),
-        take(product),
-        take(version),
-        take(extra_info),
-        word(tunnel),
-        take(hostname),
-        take(os_type),
-        word(method),
-        conf,
-        tuple(map(take, cpe)),
+    known = is_service_name(name)
+    probe = VersionProbe(
+        name="" if known else word(name),
+        product=take(product),
+        version=take(version),
+        extra_info=take(extra_info),
+        hostname=take(hostname),
+        os_type=take(os_type),
+        cpe=tuple(map(take, cpe)),
     )
+    return Service(word(name) if known else "", word(tunnel), word(method), conf, ServiceText(probe))
 
 
 @lru_cache(maxsize=2048)
@@ -70,8 +70,9 @@ def _shared_service(texts: tuple[str, ...], conf: int, cpe: tuple[str, ...]) -> 
     A network runs few different services on many ports, so equal services share one object.
     """
     service = _service(sanitize, texts, conf, cpe)
-    written = (service.product, service.version, service.extra_info, service.hostname, service.os_type, *service.cpe)
-    return service, sum(map(len, written))
+    probe = service.from_target.version_probe
+    taken = (probe.product, probe.version, probe.extra_info, probe.hostname, probe.os_type, *probe.cpe)
+    return service, sum(map(len, taken))
 
 
 class HostReader:
@@ -186,7 +187,7 @@ class HostReader:
         conf, cpe = number(get("conf"), 0, 10) or 0, tuple(self._cpe)
         if sum(map(len, texts)) <= FIELD_LIMIT:
             service, size = _shared_service(texts, conf, cpe)
-            if size <= self._budget.room:
+            if size <= self._budget.remaining:
                 self._budget.spend(size)
                 return service
         return _service(self._budget.take, texts, conf, cpe)
@@ -204,7 +205,7 @@ class HostReader:
             self._cpe.append(text)
 
     def _script(self, a: Attributes) -> None:
-        script = Script(word(a.get("id", "")), self._budget.take(a.get("output", ""), SCRIPT_LIMIT))
+        script = Script.of(word(a.get("id", "")), self._budget.take(a.get("output", ""), SCRIPT_LIMIT))
         (self._scripts if self._port is None else self._port_scripts).append(script)
 
     def _begin_extraports(self, a: Attributes) -> None:

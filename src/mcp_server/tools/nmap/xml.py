@@ -19,9 +19,9 @@ from mcp_server.model.host import Host
 from mcp_server.model.run import PortsTested
 from mcp_server.model.target import Targets
 from mcp_server.model.untrusted import sanitize
-from mcp_server.tools.base import Parsed
 from mcp_server.tools.nmap.host import Attributes, HostReader, number
 from mcp_server.tools.nmap.progress import NmapProgress
+from mcp_server.tools.results import Parsed
 
 TOKEN_LIMIT = 4 * 1024 * 1024
 """The largest tag with its attributes, in bytes. nmap's longest, a list of every second port, has about 200 kB."""
