@@ -1,4 +1,4 @@
-"""What a killed process left behind: its runs are marked ``interrupted``, and its files are removed.
+"""Recovery after a killed process: its runs are marked ``interrupted``, and files that no run names are removed.
 
 Both happen when a store is opened. Lock files and spools are locked by their process (flock(2)), so files in use are
 never touched, nor files younger than `SETTLED_SEC`, which may not be complete yet.

@@ -65,7 +65,7 @@ class SqlStore:
         keeps the planned coverage that it began with.
         """
         if run.outcome is not Outcome.RUNNING:
-            raise ArgumentError(f"The run begins as {run.outcome.value}, not as running.")
+            raise ArgumentError(f"A run must begin as running, not as {run.outcome.value}.")
         owner = self._owner
         if owner is None:
             raise closed()
@@ -89,7 +89,7 @@ class SqlStore:
     async def finish(self, run: Run) -> None:
         """Write how a run ended: its outcome, coverage, raw output and error. Raises ArgumentError for ``running``."""
         if run.outcome is Outcome.RUNNING:
-            raise ArgumentError("The run ends as running, which is not an end.")
+            raise ArgumentError("A run must not end as running.")
         await self._database.write(lambda connection: write_end(connection, run))
         self._running.pop(run.id, None)
 
