@@ -39,7 +39,7 @@ def prepare_state_dir(config: Config) -> None:
 def _owner_hint(folder: Path, uid: int) -> str:
     if uid == os.geteuid():
         return f"Run chmod 700 {folder}."
-    # The hint is not to change the owner: a server that runs as the present owner, as behind a guard, would lose access.
+    # The hint is not to change the owner: a server that runs as that user, as behind a guard, would lose access.
     return f"Run it as the folder's owner (sudo -u '#{uid}' env MCP_STATE_DIR={folder} ...), or set MCP_STATE_DIR."
 
 

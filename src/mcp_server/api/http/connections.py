@@ -110,7 +110,8 @@ class BoundedSocket(socket.socket):
     """A listening socket that closes a new connection at once while ``limit`` accepted connections are open.
 
     No weaker measure keeps descriptors free. asyncio accepts every waiting connection before it reports the first one.
-    If the system has no descriptor left, it tries again as often as its backlog is long, and each time logs a traceback.
+    If the system has no descriptor left, it tries again as often as its backlog is long, and logs a traceback
+    each time.
     """
 
     def __init__(self, sock: socket.socket, limit: int) -> None:
