@@ -19,8 +19,8 @@ from mcp_server.errors import ArgumentError, NetworkToolsError, NotFoundError, P
 
 if TYPE_CHECKING:
     from mcp_server.audit.notes import Note, VerifierKey
-    from mcp_server.audit.select import Filter
-    from mcp_server.audit.verify import Report
+    from mcp_server.audit.select import RecordFilter
+    from mcp_server.audit.verify import Verification
 
 app = typer.Typer(help="The audit log: verify, show, export, seal.", no_args_is_help=True)
 
@@ -116,7 +116,7 @@ def verify(
             print("Only checkpoints kept elsewhere reveal a log that was truncated or rewritten: --checkpoint FILE.")
 
 
-def _facts(report: Report) -> dict[str, Any]:
+def _facts(report: Verification) -> dict[str, Any]:
     facts = asdict(report)
     broken = facts.pop("broken")
     return facts if broken is None else {**facts, **broken}
@@ -174,10 +174,10 @@ def _key(folder: Path, given: str | None) -> VerifierKey:
     return VerifierKey.parse(given)
 
 
-def _filter(since: str | None, actor: str | None, decision: Decision | None, run: str | None) -> Filter:
-    from mcp_server.audit.select import Filter, read_since
+def _filter(since: str | None, actor: str | None, decision: Decision | None, run: str | None) -> RecordFilter:
+    from mcp_server.audit.select import RecordFilter, read_since
 
-    return Filter(
+    return RecordFilter(
         since=read_since(since) if since is not None else None,
         actor=actor,
         decision=decision.value if decision else None,

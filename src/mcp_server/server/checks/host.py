@@ -1,4 +1,4 @@
-"""Checks of the host and of this process: processors, memory, file descriptors, the event loop."""
+"""Checks of the resources of the host and of this process: processors, memory, descriptors, the event loop."""
 
 from __future__ import annotations
 
@@ -12,42 +12,42 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from mcp_server.health import Finding, HealthStatus, Threaded
+from mcp_server.health import CheckOutcome, HealthStatus, Threaded
 
 if TYPE_CHECKING:
     from mcp_server.health import LoopLag
 
 SMOOTHING_SEC: Final = 60.0
-"""Processor use is averaged over so many seconds, at the start over half of them, so one busy second does not count."""
+"""Seconds over which processor use is measured; half of that at the start. One busy second must not count."""
 DESCRIPTORS_SHARE: Final = 0.8
-"""The share of its file descriptors above which this process is degraded."""
+"""Share of the descriptors of this process from which on it is degraded."""
 LAG_SEC: Final = 0.25
-"""The mean delay of the event loop over a minute above which this process is degraded."""
+"""Mean lag of the event loop over a minute from which on this process is degraded."""
 MIB: Final = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class CpuTimes:
-    """Seconds since the host was started, summed over all processors: those spent busy, and all."""
+    """Seconds since the host was started, summed over all processors: in use, and in total."""
 
     busy: float
     total: float
 
 
 def read_cpu() -> CpuTimes:
-    """The processor times of this host now."""
+    """Return the processor times of the host."""
     import psutil
 
     times = psutil.cpu_times()
-    # Linux includes the time of virtual machines in the user time too.
+    # Linux also counts guest time as user time.
     total = sum(times) - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)
     return CpuTimes(total - times.idle - getattr(times, "iowait", 0.0), total)
 
 
 class CpuCheck:
-    """Processor use over `SMOOTHING_SEC`, or over the time between two checks if that is longer.
+    """Checks processor use over `SMOOTHING_SEC`, or over the time between two checks if that is longer.
 
-    A check does not wait for a sample, so there is no result until half of `SMOOTHING_SEC` after the first check.
+    No check waits for a sample. In the first half of `SMOOTHING_SEC` the outcome is healthy.
     """
 
     def __init__(self, read: Callable[[], CpuTimes] = read_cpu, clock: Callable[[], float] = time.monotonic) -> None:
@@ -55,8 +55,8 @@ class CpuCheck:
         self._clock = clock
         self._samples: deque[tuple[float, CpuTimes]] = deque()
 
-    def __call__(self, threshold: float) -> Finding:
-        """The use of all processors in per cent. Above ``threshold`` it is degraded."""
+    def __call__(self, threshold: float) -> CheckOutcome:
+        """Check the use of all processors. Degraded above ``threshold`` per cent."""
         now, times = self._clock(), self._read()
         samples = self._samples
         samples.append((now, times))
@@ -66,22 +66,22 @@ class CpuCheck:
         seconds, total = now - since, times.total - first.total
         load = f"load {os.getloadavg()[0]:.2f} on {os.cpu_count() or 1} processors"
         if seconds < SMOOTHING_SEC / 2 or total <= 0:
-            return Finding(
-                HealthStatus.HEALTHY, f"{load}; not known yet, use is averaged over at least {SMOOTHING_SEC / 2:.0f} s"
+            return CheckOutcome(
+                HealthStatus.HEALTHY, f"{load}; use is measured over at least {SMOOTHING_SEC / 2:.0f} s"
             )
         percent = 100 * max(0.0, times.busy - first.busy) / total
         detail = f"{percent:.0f} % in use over {seconds:.0f} s, {load}"
         if percent > threshold:
             detail += f"; health.cpu_threshold is {threshold:g} %"
-            return Finding(
+            return CheckOutcome(
                 HealthStatus.DEGRADED, detail, "everything, more slowly", "find out what else runs on this host"
             )
-        return Finding(HealthStatus.HEALTHY, detail)
+        return CheckOutcome(HealthStatus.HEALTHY, detail)
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryUse:
-    """Bytes in use that cannot be freed at once, and all bytes, of the host or of a control group (``of``)."""
+    """Bytes in use that cannot be freed at once, and in total, of the host or of a control group (``of``)."""
 
     used: int
     total: int
@@ -89,7 +89,7 @@ class MemoryUse:
 
 
 def read_memory() -> MemoryUse:
-    """The memory of the host, or of the control group if that is fuller."""
+    """Return the memory of the host, or that of the control group if a larger share of it is in use."""
     import psutil
 
     found = psutil.virtual_memory()
@@ -99,9 +99,9 @@ def read_memory() -> MemoryUse:
 
 
 def read_cgroup(membership: Path, root: Path) -> MemoryUse | None:
-    """The fullest control group of this process that has a limit (cgroup v2), or None if none has a limit.
+    """Return the fullest control group of this process that has a limit (cgroup v2). None if there is no limit.
 
-    Page cache that the kernel can drop (``inactive_file``) is not counted, as on container platforms.
+    Page cache that the kernel can drop (``inactive_file``) is not counted, as in container platforms.
     """
     try:
         lines = membership.read_text().splitlines()
@@ -118,7 +118,7 @@ def read_cgroup(membership: Path, root: Path) -> MemoryUse | None:
 
 def _limit_of(group: Path) -> MemoryUse | None:
     try:
-        limit = int((group / "memory.max").read_text())  # ValueError for "max", which means no limit
+        limit = int((group / "memory.max").read_text())  # "max" means no limit
         used = int((group / "memory.current").read_text())
         stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
     except (OSError, ValueError):
@@ -126,25 +126,22 @@ def _limit_of(group: Path) -> MemoryUse | None:
     return MemoryUse(max(0, used - int(stat.get("inactive_file", 0))), max(1, limit), "control group")
 
 
-def check_memory(threshold: float, read: Callable[[], MemoryUse] = read_memory) -> Finding:
-    """The share of memory in use, in per cent. Above ``threshold`` it is degraded."""
+def check_memory(threshold: float, read: Callable[[], MemoryUse] = read_memory) -> CheckOutcome:
+    """Check the share of memory in use. Degraded above ``threshold`` per cent."""
     use = read()
     percent = 100 * use.used / max(1, use.total)
     detail = f"{percent:.0f} % of {use.total // MIB} MiB in use ({use.of})"
     if percent > threshold:
         detail += f"; health.memory_threshold is {threshold:g} %"
-        return Finding(
-            HealthStatus.DEGRADED,
-            detail,
-            "everything, until no memory is left",
-            "find out what else uses memory on this host",
+        return CheckOutcome(
+            HealthStatus.DEGRADED, detail, "everything, until it runs out", "find out what else runs on this host"
         )
-    return Finding(HealthStatus.HEALTHY, detail)
+    return CheckOutcome(HealthStatus.HEALTHY, detail)
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessUse:
-    """What this process uses: resident bytes, open descriptors, the most descriptors it may have, and threads."""
+    """The resources of this process: resident bytes, open descriptors and their limit, and threads."""
 
     resident: int
     descriptors: int
@@ -153,7 +150,7 @@ class ProcessUse:
 
 
 def read_process() -> ProcessUse:
-    """What this process uses now."""
+    """Return the resources of this process."""
     import psutil
 
     process = psutil.Process()
@@ -163,28 +160,30 @@ def read_process() -> ProcessUse:
 
 
 class ProcessCheck:
-    """This process and its event loop. A coroutine, because tasks are counted on the event loop."""
+    """Checks this process and its event loop. It is a coroutine function, because tasks are counted on the loop."""
 
     def __init__(self, lag: LoopLag, read: Callable[[], ProcessUse] = read_process) -> None:
         self._lag = lag
         self._read = Threaded(read)
 
-    async def __call__(self) -> Finding:
-        """Memory, descriptors, threads, tasks, and the delay of the event loop."""
+    async def __call__(self) -> CheckOutcome:
+        """Check memory, descriptors, tasks and the lag of the event loop."""
         tasks = len(asyncio.all_tasks())
         use = await self._read()
-        most = "unlimited" if use.most_descriptors == resource.RLIM_INFINITY else use.most_descriptors
+        most = "any number" if use.most_descriptors == resource.RLIM_INFINITY else use.most_descriptors
         detail = (
             f"{use.resident // MIB} MiB, {use.descriptors} of {most} descriptors, {use.threads} threads, {tasks} tasks"
-            f"; event loop delay {1000 * self._lag.mean:.0f} ms on average, {1000 * self._lag.longest:.0f} ms at most"
+            f"; loop late by {1000 * self._lag.mean:.0f} ms on average, {1000 * self._lag.longest:.0f} ms at most"
         )
         limited = use.most_descriptors != resource.RLIM_INFINITY  # which is -1
         if limited and use.descriptors > DESCRIPTORS_SHARE * use.most_descriptors:
             works = "calls that are running; new connections and runs may fail"
-            return Finding(HealthStatus.DEGRADED, detail, works, "close idle clients, or raise the limit (ulimit -n)")
-        if self._lag.mean > LAG_SEC:
-            works = "everything, with a delay"
-            return Finding(
-                HealthStatus.DEGRADED, detail, works, "check the use of the processors, or lower admission.max_running"
+            return CheckOutcome(
+                HealthStatus.DEGRADED, detail, works, "disconnect idle clients, or raise the limit (ulimit -n)"
             )
-        return Finding(HealthStatus.HEALTHY, detail)
+        if self._lag.mean > LAG_SEC:
+            works = "everything, with delays"
+            return CheckOutcome(
+                HealthStatus.DEGRADED, detail, works, "check the processors, or run fewer calls at a time"
+            )
+        return CheckOutcome(HealthStatus.HEALTHY, detail)

@@ -1,4 +1,4 @@
-"""The version of a tool's program. Each program file is asked once."""
+"""The version of a tool's program, read once for each file."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from mcp_server.model.untrusted import sanitize
 
 _TIMEOUT_SEC: Final = 5.0
 _MAX_CHARS: Final = 120
-_KNOWN: dict[tuple[str, tuple[str, ...]], tuple[tuple[int, ...], str]] = {}
+_VERSIONS: dict[tuple[str, tuple[str, ...]], tuple[tuple[int, ...], str]] = {}
 
 
 def version_of(path: str, arguments: tuple[str, ...]) -> str:
-    """The first line that a program writes when it is run with ``arguments`` (for example ``--version``).
+    """Return the first line that a program writes when it is run with ``arguments``, or "" if there are none.
 
-    Without arguments it is empty. The program is run again only if its file has changed. Raises PlatformError if the
-    program fails or cannot be run, for example because a library is missing.
+    The program is run again only if its file has changed. Raises PlatformError if it cannot be run or fails, for
+    example because a library is missing.
     """
     if not arguments:
         return ""
-    found = os.stat(path)  # noqa: PTH116 - paths are text here, as in sandbox/binaries
+    found = os.stat(path)  # noqa: PTH116 - the path is a str
     identity = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
-    known = _KNOWN.get((path, arguments))
+    known = _VERSIONS.get((path, arguments))
     if known is not None and known[0] == identity:
         return known[1]
-    version = _ask(path, arguments)
-    _KNOWN[path, arguments] = (identity, version)
+    version = _run(path, arguments)
+    _VERSIONS[path, arguments] = (identity, version)
     return version
 
 
-def _ask(path: str, arguments: tuple[str, ...]) -> str:
+def _run(path: str, arguments: tuple[str, ...]) -> str:
     shown = " ".join((path, *arguments))
     try:
         done = subprocess.run(
@@ -50,6 +50,6 @@ def _ask(path: str, arguments: tuple[str, ...]) -> str:
         raise PlatformError(f"{shown} cannot be run: {reason}.", hint="Install the program again.") from error
     first = sanitize(done.stdout.decode(errors="replace").strip().partition("\n")[0], _MAX_CHARS)
     if done.returncode:
-        message = f"{shown} ended with {done.returncode}: {first}."
-        raise PlatformError(message, hint="Run it by hand to see why. Then install the program again.")
+        hint = "Run it by hand to find out why, then install the program again."
+        raise PlatformError(f"{shown} ended with {done.returncode}: {first}", hint=hint)
     return first
