@@ -319,7 +319,10 @@ async def test_a_pipe_in_the_place_of_the_file_holds_nothing_up(tmp_path: Path) 
         server.config.unlink()
         os.mkfifo(server.config)
         answer = await server.client.post("/admin/reload", timeout=WAIT_SEC)
-        assert (answer.status_code, answer.json()["message"]) == (422, f"{server.config} is not a regular file")
+        assert (answer.status_code, answer.json()["message"]) == (
+            422,
+            f"The configuration file {server.config} is not a regular file.",
+        )
         server.config.unlink()
         server.write(limits={"max_stderr_bytes": 4096})
         assert (await server.client.post("/admin/reload")).json()["changed"] == ["limits.max_stderr_bytes"]

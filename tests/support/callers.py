@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from mcp_server.api.http.asgi import ASGIApp
 from mcp_server.api.http.authentication import BearerMiddleware, NoAuthenticationMiddleware
-from mcp_server.config.auth import AuthConfig
+from mcp_server.config.sections import AuthConfig
 from mcp_server.identity.base import Identity
 from mcp_server.identity.local_token import LocalToken
 

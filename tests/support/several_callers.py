@@ -20,7 +20,7 @@ import httpx2
 
 from mcp_server.api.http.asgi import Receive, Scope, Send, header_values
 from mcp_server.api.http.callers import with_identity
-from mcp_server.identity.actors import InForce
+from mcp_server.identity.actors import CurrentDirectory
 from mcp_server.identity.base import Identity, bounded
 from mcp_server.model.access import FULL_ACCESS, Permission, Role
 from tests.support.interfaces import environment
@@ -63,7 +63,7 @@ def caller_environment(folder: Path, actors: str | None, **extra: str) -> dict[s
     return environment(folder / "state", **own, **extra)
 
 
-def identity(credential: str, directory: InForce) -> Identity:
+def identity(credential: str, directory: CurrentDirectory) -> Identity:
     """Whom a credential of these tests stands for."""
     role, _, name = credential.partition(".")
     if role == "seed":
@@ -163,7 +163,9 @@ def main() -> None:
         async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
             if scope["type"] == "http":
                 credential = header_values(scope, b"authorization")[0].decode().removeprefix("Bearer ")
-                scope = with_identity(scope, identity(credential, InForce(lambda: self._pipeline.current.value.actors)))
+                scope = with_identity(
+                    scope, identity(credential, CurrentDirectory(lambda: self._pipeline.current.value.actors))
+                )
             await super().__call__(scope, receive, send)
 
     permissions.PermissionMiddleware = Knowing  # type: ignore[misc]  # the one thing that is changed

@@ -21,6 +21,7 @@ from mcp_server.limits.admission import Load
 from mcp_server.limits.circuit_breaker import BreakerView, State
 from mcp_server.netguard import GuardReading
 from mcp_server.netguard.client import ArgumentGuard
+from mcp_server.server import startup
 from mcp_server.server.checks import host, load, service, versions
 from mcp_server.server.checks.callers import ActorsCheck
 from mcp_server.server.checks.host import CpuCheck, CpuTimes, MemoryUse, ProcessCheck, ProcessUse
@@ -174,7 +175,7 @@ def test_a_full_disk_degrades_and_a_missing_folder_fails(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     ("free", "status"),
-    [(service.NO_DISK_BYTES - 1, UNHEALTHY), (service.NO_DISK_BYTES, DEGRADED), (service.LOW_DISK_BYTES, HEALTHY)],
+    [(startup.MIN_FREE_BYTES - 1, UNHEALTHY), (startup.MIN_FREE_BYTES, DEGRADED), (service.LOW_DISK_BYTES, HEALTHY)],
 )
 def test_the_status_of_the_disk_depends_on_the_free_bytes(
     free: int, status: HealthStatus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -69,7 +69,7 @@ NAMES: Final = {
 PROSE: Final = re.compile(
     r"\b(doors?|roads?|rooms?|gatekeepers?|undertakers?|strangers?|upkeep|toolbox(es)?|anew|whoever)\b", re.IGNORECASE
 )
-ALLOWED: Final = frozenset({"isprintable", "PRINTABLE", "serve_dual_era_loop"})
+ALLOWED: Final = frozenset({"isprintable", "PRINTABLE", "fold", "serve_dual_era_loop"})
 """Whole names that are not ours."""
 FILES: Final = tuple(
     path

@@ -101,6 +101,11 @@ def escape(text: str) -> str:
     return "".join(char if char == "\n" or not hidden(char) else _escaped(char) for char in text)
 
 
+def quoted(text: str, limit: int = 60) -> str:
+    """Return ``text`` in quotes, as an error message repeats it: escaped, and at most ``limit`` characters of it."""
+    return f"'{sanitize(text, limit)}'"
+
+
 class TextBudget:
     """The text that a run may still keep, for the current host and for the whole call."""
 

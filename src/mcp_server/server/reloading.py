@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 from mcp_server import metrics
 from mcp_server.config import READ_SINCE, Config, read_again, replace_config
-from mcp_server.config.pending import Pending, changed, under
+from mcp_server.config.pending import Pending, apply_live_keys, changed_keys
 from mcp_server.config.reload_result import ReloadResult, Trigger
-from mcp_server.config.watching import changed_since, identities, ticks
+from mcp_server.config.watching import changed_since, file_states, watch
 from mcp_server.errors import ConfigError, NetworkToolsError
 from mcp_server.logger import get_logger
 from mcp_server.model.access import FULL_ACCESS
 from mcp_server.model.run import Actor
 from mcp_server.netguard import Enforcement
-from mcp_server.pipeline.denials import who
+from mcp_server.pipeline.log_fields import who
 from mcp_server.pipeline.validate import user_name
 from mcp_server.server.applying import apply
 
@@ -51,7 +51,7 @@ class Reloader:
         self._lock = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
         self._files = files_of(self._config)
-        self._seen = identities(self._files)
+        self._seen = file_states(self._files)
         # A file may have changed between the reading of the configuration and now.
         self._missed = changed_since(self._files, READ_SINCE)
         self._again = asyncio.Event()
@@ -98,7 +98,7 @@ class Reloader:
         error: NetworkToolsError | None = None
         try:
             new, pending = await asyncio.to_thread(self._read_all, old, by)
-            keys = changed(old, new)
+            keys = changed_keys(old, new)
             # Before anything changes: without an audit log, nothing is done.
             facts = {"changed": list(keys), "restart_needed": [item.key for item in pending]}
             await self._log_decision(actor, "accepted", arguments=facts)
@@ -115,14 +115,14 @@ class Reloader:
 
     def _read_all(self, running: Config, by: Trigger) -> tuple[Config, tuple[Pending, ...]]:
         # The identity of each file is taken before the file is read, so that a change in between is noticed.
-        self._missed, self._seen = False, identities(self._files)
+        self._missed, self._seen = False, file_states(self._files)
         if by is Trigger.FILE and running.file is not None:
             _refuse_empty(running.file)
         read = self._read()
         # Files of the new configuration count as well, also if it cannot be used yet.
         self._files = files_of(running) | files_of(read)
-        self._seen = {path: self._seen.get(path, now) for path, now in identities(self._files).items()}
-        return under(running, read)
+        self._seen = {path: self._seen.get(path, now) for path, now in file_states(self._files).items()}
+        return apply_live_keys(running, read)
 
     async def _use(self, old: Config, new: Config, *, accept_programs: bool) -> None:
         inside = self._pipeline.guard.enforcement is not Enforcement.ARGUMENT
@@ -163,14 +163,14 @@ class Reloader:
                 continue
             await asyncio.to_thread(__import__, "watchfiles")
             await self._reload_if_changed()
-            async with aclosing(ticks(self._watched, self._again)) as signs:
+            async with aclosing(watch(self._watched, self._again)) as signs:
                 async for _ in signs:
                     if not self._watched():
                         break
                     await self._reload_if_changed()
 
     async def _reload_if_changed(self) -> None:
-        if self._missed or await asyncio.to_thread(identities, self._files) != self._seen:
+        if self._missed or await asyncio.to_thread(file_states, self._files) != self._seen:
             await self.reload_quietly(Trigger.FILE)
 
 
@@ -183,7 +183,7 @@ def reconfigure(old: Config, new: Config, *, inside: bool) -> None:
     from mcp_server.observability import tracing
     from mcp_server.observability.logs import configure_logging
 
-    sections = {key.partition(".")[0] for key in changed(old, new)}
+    sections = {key.partition(".")[0] for key in changed_keys(old, new)}
     if "logging" in sections:
         configure_logging(new.logging)
     # Inside a guard, the scope decides whether the collector can be reached.

@@ -56,10 +56,10 @@ def build_services(snapshot: Snapshot, guard: Guard, on_phase: Callable[[Phase],
     limiter = RateLimiter(lambda: current.value.config.rate_limit)
 
     def make_authenticator() -> Authenticator:
-        from mcp_server.identity.actors import InForce
+        from mcp_server.identity.actors import CurrentDirectory
         from mcp_server.identity.authenticator import Authenticator
 
-        return Authenticator(lambda: current.value.config, InForce(lambda: current.value.actors))
+        return Authenticator(lambda: current.value.config, CurrentDirectory(lambda: current.value.actors))
 
     def make_failed_authentications() -> FailedAuthentications:
         from mcp_server.api.http.failed_authentications import FailedAuthentications

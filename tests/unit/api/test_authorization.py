@@ -18,7 +18,7 @@ from mcp_server.errors import AccessError
 from mcp_server.identity.base import Identity
 from mcp_server.model.access import FULL_ACCESS, NOBODY, Access, Permission, Role
 from mcp_server.model.run import Actor, Risk
-from mcp_server.scope.permission import ALL, NEEDED, insufficient, require_any_call, require_risk
+from mcp_server.scope.permissions import ALL, NEEDED, insufficient, require_any_call, require_risk
 from mcp_server.server import EnhancedMCPServer
 from mcp_server.server.services import rest_services
 from tests.support.interfaces import environment

@@ -47,7 +47,7 @@ logger = get_logger(__name__)
 PROBES: Final = frozenset({"/livez", "/readyz"})
 """Paths that anybody may GET, whatever the Host header: an orchestrator knows neither a token nor a name."""
 MAX_SESSIONS: Final = 512
-"""The most sessions of clients of protocol revision 2025. To open more, an idle one is closed. Later revisions have none."""
+"""The most sessions of protocol revision 2025. To open more, an idle one is closed. Later revisions have none."""
 SESSION_IDLE_SEC: Final = 15 * 60.0
 """Seconds after which an idle session is closed, because clients rarely close theirs."""
 
@@ -70,7 +70,7 @@ def build_application(
     if settings.auth == "token":
         _prepare(authenticator(), current.value.config.state_dir / "token")
     else:
-        logger.warning("auth.none", message="every process on this host can use every tool: server.auth is 'none'")
+        logger.warning("auth.none", message="server.auth is 'none', so every process on this host can use every tool.")
 
     def authenticate(app: ASGIApp) -> ASGIApp:
         if settings.auth == "none":
@@ -99,7 +99,7 @@ def _prepare(authenticator: Authenticator, path: object) -> None:
         print(f"Token, shown once and kept in {path}: {token}", file=sys.stderr)
     if authenticator.lets_nobody_in:
         logger.warning(
-            "auth.nobody", message="auth.local_token is off, there is no auth.issuer, and no API key is valid"
+            "auth.nobody", message="auth.local_token is off, there is no auth.issuer, and no API key is valid."
         )
 
 

@@ -22,7 +22,7 @@ from mcp_server.model.access import FULL_ACCESS, Permission
 
 if TYPE_CHECKING:
     from mcp_server.api.http.failed_authentications import FailedAuthentications
-    from mcp_server.config.auth import AuthConfig
+    from mcp_server.config.sections import AuthConfig
 
 WELL_KNOWN: Final = "/.well-known/oauth-protected-resource"
 METADATA_PATHS: Final = frozenset({WELL_KNOWN, f"{WELL_KNOWN}{MCP_PATH}"})

@@ -23,7 +23,7 @@ from mcp_server.api.http.problems import send_problem
 from mcp_server.errors import NetworkToolsError, NotFoundError
 from mcp_server.logger import get_logger
 from mcp_server.model.access import Permission
-from mcp_server.scope.permission import require_permission
+from mcp_server.scope.permissions import require_permission
 
 if TYPE_CHECKING:
     from mcp_server.config import Config
@@ -75,7 +75,11 @@ class MetricsPage:
         """Open, move or close the page, as the configuration says. Returns at once. A failure is logged."""
         port = _wanted_port(self._config())
         if port is not None and self._guarded:
-            logger.warning("metrics.page_unreachable", port=port, message="the guard's 127.0.0.1 is not this host's")
+            logger.warning(
+                "metrics.page_unreachable",
+                port=port,
+                message="The host cannot reach 127.0.0.1 inside the guard.",
+            )
             port = None
         if port == self._port and (port is None or (self._task is not None and not self._task.done())):
             return

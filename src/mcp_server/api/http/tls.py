@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import ssl
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from mcp_server.errors import ConfigError
+from mcp_server.operator_files.reading import OTHERS_ACCESS, FileRules, read_file
 
 if TYPE_CHECKING:
     from mcp_server.config.sections import ServerConfig
+
+_MAX_BYTES: Final = 4 * 1024 * 1024
 
 
 def tls_context(settings: ServerConfig) -> ssl.SSLContext | None:
@@ -23,13 +25,8 @@ def tls_context(settings: ServerConfig) -> ssl.SSLContext | None:
         return None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    _readable("server.tls_cert", settings.tls_cert)
-    mode = _readable("server.tls_key", settings.tls_key)
-    if mode & 0o077:
-        raise ConfigError(
-            f"server.tls_key {settings.tls_key} can be read by other users (mode {mode & 0o7777:04o}).",
-            hint="Change its owner to the user that runs the server, and its mode to 600.",
-        )
+    _check("server.tls_cert", settings.tls_cert)
+    _check("server.tls_key", settings.tls_key, OTHERS_ACCESS)
     try:
         # Without this function, OpenSSL would ask for a passphrase on the terminal.
         context.load_cert_chain(settings.tls_cert, settings.tls_key, password=lambda: "")
@@ -40,7 +37,7 @@ def tls_context(settings: ServerConfig) -> ssl.SSLContext | None:
             hint="Use PEM files. The key must have no passphrase, and belong to the first certificate.",
         ) from None
     if settings.tls_client_ca is not None:
-        _readable("server.tls_client_ca", settings.tls_client_ca)
+        _check("server.tls_client_ca", settings.tls_client_ca)
         context.verify_mode = ssl.CERT_REQUIRED
         try:
             context.load_verify_locations(settings.tls_client_ca)
@@ -52,17 +49,10 @@ def tls_context(settings: ServerConfig) -> ssl.SSLContext | None:
     return context
 
 
-def _readable(key: str, path: Path) -> int:
-    """The mode of the file. Raises ConfigError if it cannot be read."""
-    try:
-        with path.open("rb") as file:
-            file.read(1)
-            return os.fstat(file.fileno()).st_mode
-    except OSError as error:
-        raise ConfigError(
-            f"{key} {path} cannot be read: {error.strerror}.",
-            hint="Let the user that runs the server read the file. In the kernel tier that user is guard.user.",
-        ) from None
+def _check(key: str, path: Path, forbidden_mode: int = 0) -> None:
+    """Raise ConfigError if the file of the setting ``key`` cannot be read, or its mode has a forbidden bit."""
+    hint = "Change its owner to the user that runs the server (in the kernel tier guard.user), and its mode to 600."
+    read_file(path, FileRules(f"file of {key}", _MAX_BYTES, key, forbidden_mode, hint=hint))
 
 
 def _reason(error: Exception) -> str:

@@ -30,7 +30,6 @@ from mcp_server.api.rest.runs import add_run_routes
 from mcp_server.api.rest.schemas import ConfigReport, Index
 from mcp_server.api.rest.services import RestServices
 from mcp_server.api.rest.tools import add_scope_route, add_tool_routes
-from mcp_server.config import describe
 from mcp_server.errors import ArgumentError, NetworkToolsError, NotFoundError, PlatformError
 from mcp_server.model.untrusted import sanitize
 
@@ -148,7 +147,6 @@ def _add_server_routes(app: FastAPI, current: Current, last_reload: Callable[[],
         in_force, last = current.value.config, last_reload()
         return {
             "config": in_force.redacted(),
-            "not_used_yet": [f"{key.section}.{key.key}" for key in describe(in_force) if key.status == "later"],
             "restart_needed": [asdict(item) for item in last.restart_needed] if last else [],
             "last_reload": last.as_dict() if last else None,
         }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING, Final
 
-from mcp_server.config.watching import identities
+from mcp_server.config.watching import file_states
 from mcp_server.errors import NetworkToolsError
 from mcp_server.health import CheckOutcome, HealthStatus
 
@@ -62,7 +62,7 @@ class ActorsCheck:
         path = config.auth.actors_file
         if path is None:
             return []
-        present = identities([path])
+        present = file_states([path])
         if present != self._seen:
             self._outcome, self._seen = self._read(path), present
         return [self._outcome]

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from mcp_server.config.watching import identities
+from mcp_server.config.watching import file_states
 from mcp_server.errors import BusyError, NetworkToolsError
 from mcp_server.health import CheckOutcome, HealthCheckPriority, HealthStatus
 from mcp_server.model.untrusted import sanitize
@@ -22,6 +22,7 @@ from mcp_server.sandbox.binaries import resolve_binary
 from mcp_server.sandbox.containment import containment
 from mcp_server.sandbox.sandbox import Sandbox
 from mcp_server.server.checks.versions import version_of
+from mcp_server.server.startup import MIN_FREE_BYTES
 
 if TYPE_CHECKING:
     from mcp_server.audit import AuditLog
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
 
 LOW_DISK_BYTES: Final = 256 * 1024 * 1024
 """Free bytes below which a long scan may not fit."""
-NO_DISK_BYTES: Final = 256 * 1024
-"""Free bytes below which neither the log nor the store can take a run."""
 
 _ENGINE_SEC: Final = 300.0
 
@@ -50,17 +49,18 @@ def check_tools(registry: ToolRegistry) -> list[CheckOutcome]:
 
     Critical only if no tool has its program.
     """
-    if not registry.tools:
+    programs = registry.programs
+    if not programs:
         remedy = (
             "enable a tool: POST /admin/tools/NAME/enable"
-            if registry.offered
+            if registry.disabled
             else "widen tool.include_patterns or tool.exclude_patterns"
         )
         critical = HealthCheckPriority.CRITICAL
         return [CheckOutcome(_FAILED, "no tool is offered", _READING, remedy, priority=critical), *_left_out(registry)]
     broken: dict[str, NetworkToolsError] = {}
     found: dict[str, str] = {}
-    for name, tool in registry.tools.items():
+    for name, tool in programs.items():
         try:
             path = resolve_binary(tool.command_name).path
             version = version_of(path, tuple(tool.version_args))
@@ -73,7 +73,7 @@ def check_tools(registry: ToolRegistry) -> list[CheckOutcome]:
         CheckOutcome(_OK, found[name], name=f"tool {name}")
         if name in found
         else CheckOutcome(state, broken[name].message, works, broken[name].hint, f"tool {name}", priority)
-        for name in registry.tools
+        for name in programs
     ] + _left_out(registry)
 
 
@@ -111,7 +111,7 @@ def _no_guard(error: NetworkToolsError) -> CheckOutcome:
 
 def describe_guard(config: Config, tier: Enforcement, reason: str = "") -> CheckOutcome:
     """Return what a tier enforces. Degraded if it is the weakest tier and the operator did not choose it."""
-    detail = f"enforcement: {tier.value}" + (f", because {reason}" if reason else "")
+    detail = f"enforcement: {tier.value}" + (f" ({reason.removesuffix('.')})" if reason else "")
     if tier is not Enforcement.ARGUMENT:
         return CheckOutcome(_OK, f"{detail}; every frame passes the ruleset; raw sockets are available")
     detail += "; addresses are checked before a process is started, and packets are not filtered"
@@ -194,7 +194,7 @@ def check_disk(folder: Path, threshold: float) -> CheckOutcome:
     percent = 100 * usage.used / max(1, usage.used + usage.free)
     detail = f"{usage.free // (1024 * 1024)} MiB free, {percent:.0f} % in use"
     remedy = f"free space on the disk of {folder}"
-    if usage.free < NO_DISK_BYTES:
+    if usage.free < MIN_FREE_BYTES:
         return CheckOutcome(_FAILED, detail, _READING, remedy)
     if usage.free < LOW_DISK_BYTES:
         return CheckOutcome(_DEGRADED, detail, "short scans", remedy)
@@ -267,7 +267,7 @@ class ScopeCheck:
         present = (
             security.policy_file,
             security.allowed_targets,
-            identities([security.policy_file] if security.policy_file else []),
+            file_states([security.policy_file] if security.policy_file else []),
         )
         if present != self._seen:
             self._outcome, self._seen = self._read(config), present
