@@ -201,7 +201,7 @@ class TargetReport(BaseModel):
     resolved: Resolved | None
     max_risk: RiskName | None
     packets_per_second: float | None
-    lines: list[ScopeEntry]
+    policy_entries: list[ScopeEntry]
     windows: list[ScopeWindow]
 
 
