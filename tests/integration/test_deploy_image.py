@@ -264,7 +264,7 @@ def test_the_server_does_not_start_without_the_kernel_tier(
 def deployed(image: Image, folder: Path, *patches: str) -> tuple[dict[str, Any], Spec, str]:
     """Return the pod of deployment.yaml, the container of its server, and the token in its Secret.
 
-    Volumes have the owners that the kubelet gives them: the group is ``fsGroup``, and the files of Secrets and ConfigMaps
+    Volumes have the owners that the kubelet gives them: the group is ``fsGroup``, and files of Secrets and ConfigMaps
     belong to root.
     """
     document = yaml.safe_load((DEPLOY / "kubernetes/deployment.yaml").read_text())
