@@ -23,15 +23,8 @@ NOT_YET: Final = frozenset(
         "api",
         "audit",
         "cli",
-        "limits",
-        "model",
-        "netguard",
         "observability",
-        "pipeline",
-        "sandbox",
         "server",
-        "store",
-        "tools",
     }
 )
 """Packages whose messages are not all sentences yet."""

@@ -71,7 +71,7 @@ class HostDigestView:
 
     @property
     def summary(self) -> str:
-        """The counts in words: ``3 up, 5 open, 1 given up``."""
+        """The counts in words: ``3 up, 5 open, 1 timed out``."""
         return _in_words(self.up, self.open_ports, self.timed_out)
 
     def fields(self) -> dict[str, Any]:
@@ -86,7 +86,7 @@ class HostDigestView:
             lines = [f"{address} {ports}".rstrip() for address, ports in self.hosts.items()]
         else:
             lines = [f"{group['ports']}: {group['addresses']}" for group in self.groups or []]
-        return [*lines, f"({self.omitted} hosts more)"] if self.omitted else lines
+        return [*lines, f"({self.omitted} more hosts)"] if self.omitted else lines
 
     def from_target(self) -> dict[str, dict[str, str]]:
         """Return text of targets by its source and its number."""
@@ -113,7 +113,7 @@ class HostDigest:
 
     @property
     def summary(self) -> str:
-        """The counts in words: ``3 up, 5 open, 1 given up``."""
+        """The counts in words: ``3 up, 5 open, 1 timed out``."""
         return _in_words(self.up, self.open_ports, self.timed_out)
 
     def add(self, host: Host) -> None:
@@ -329,7 +329,7 @@ class _Group:
 
 
 def _in_words(up: int, open_ports: int, timed_out: int) -> str:
-    return f"{up} up, {open_ports} open" + (f", {timed_out} given up" if timed_out else "")
+    return f"{up} up, {open_ports} open" + (f", {timed_out} timed out" if timed_out else "")
 
 
 def _order(address: Address) -> tuple[int, int]:

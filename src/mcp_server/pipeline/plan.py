@@ -34,7 +34,7 @@ PREFIXES = (Path("/usr"), Path("/usr/local"))
 class Plan:
     """Exactly what a call will do: pinned targets, the argv with the pinned binary, its limits and its sandbox.
 
-    ``usual_timeout_sec`` is the time limit that the run would have if the caller had not asked for another one.
+    ``usual_timeout_sec`` is the time limit that the run would have without the caller's ``timeout_sec``.
     """
 
     call: Call

@@ -104,8 +104,8 @@ def validate(
 def _read_call(tool: MCPBaseTool, arguments: Mapping[str, Any], actor: Actor, max_args_length: int) -> Call:
     """Read a call, and require the permission for its risk.
 
-    An actor that lacks even the permission for the tool's least risk is told which permission this very call needs, so
-    that one step up is enough. It is not told what is wrong with its arguments.
+    If the actor lacks even the permission for the tool's least risk, the refusal names the permission that this call
+    needs, so that one step up is enough. It does not say what is wrong with the arguments.
     """
     run_id = new_run_id()
     try:

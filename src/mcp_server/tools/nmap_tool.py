@@ -24,7 +24,7 @@ from mcp_server.tools.base import (
 )
 from mcp_server.tools.flags import Setting, check_characters
 from mcp_server.tools.nmap.argv import build_args, estimate
-from mcp_server.tools.nmap.conditions import applied
+from mcp_server.tools.nmap.conditions import apply_conditions
 from mcp_server.tools.nmap.flags import FLAGS
 from mcp_server.tools.nmap.ports import MAX_PORTS_CHARS, PORTS_HINT, parse_ports
 from mcp_server.tools.nmap.scan import DEFAULT_MODE, Scan, resolve
@@ -137,9 +137,9 @@ class NmapTool(MCPBaseTool):
         """Return the argv of one scan, the ports that it tests, and its estimated cost.
 
         Raises TargetError for targets that one nmap run cannot take, and ArgumentError or PlatformError as
-        `mcp_server.tools.nmap.conditions.applied` does.
+        `mcp_server.tools.nmap.conditions.apply_conditions` does.
         """
-        scan = applied(prepared.scan, conditions)
+        scan = apply_conditions(prepared.scan, conditions)
         _check_targets(targets, scan, self.max_addresses)
         return Command(
             args=build_args(scan, targets, timeout_sec=conditions.timeout_sec, raw_sockets=conditions.raw_sockets),

@@ -17,7 +17,7 @@ from mcp_server.tools.context import ToolAnswer, ToolContext
 from mcp_server.tools.scope.text import describe_answer
 
 NETWORKS_SHOWN: Final = 100
-"""How many of its own networks a caller is shown."""
+"""How many networks are shown of an actor that is limited to networks."""
 MAX_TARGETS: Final = 64
 MAX_CHARS: Final = 1024
 
@@ -71,8 +71,8 @@ class ScopeTool(ServerTool):
         """Answer a query.
 
         Keys of the body: ``scope_hash``. ``targets`` (`mcp_server.scope.explain.explain` of each), or if there are none
-        ``policy`` (`mcp_server.scope.explain.describe`). ``caller`` if the policy is shown to an actor with limits of
-        its own. ``plan`` if a tool is named: ``tool``, ``allowed``, ``code``, ``hint``, ``reason``, ``risk``,
+        ``policy`` (`mcp_server.scope.explain.describe`). ``caller`` if the policy is shown to an actor without full
+        access. ``plan`` if a tool is named: ``tool``, ``allowed``, ``code``, ``hint``, ``reason``, ``risk``,
         ``addresses``, ``ports``, ``probes``, ``seconds``, ``packets_per_second``.
 
         Raises ArgumentError if the query makes no sense, NotFoundError if it names an unknown tool.
@@ -119,7 +119,7 @@ def _is_name(target: str) -> bool:
 
 
 def _caller(actor: Actor) -> dict[str, Any]:
-    """Return what an actor with limits of its own may do. None: only the policy and the server limit it."""
+    """Return the limits of an actor. None means that only the policy or the server limits it."""
     access = actor.access
     return {
         "name": actor.name,

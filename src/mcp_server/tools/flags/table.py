@@ -68,7 +68,7 @@ class Setting:
         return self.flag.const if self.flag.value is None else self.value
 
     def words(self) -> list[str]:
-        """The canonical argv words of this setting."""
+        """Return the canonical argv words of this setting."""
         if self.flag.value is None:
             return [self.flag.name]
         text = self.flag.value.emit(self.value)

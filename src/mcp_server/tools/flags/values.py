@@ -46,7 +46,7 @@ class IntValue:
 
     @property
     def label(self) -> str:
-        """``INT low-high``."""
+        """The label: ``INT low-high``."""
         return f"INT {self.low}-{self.high}"
 
     def parse(self, text: str) -> int:
@@ -69,7 +69,7 @@ class FloatValue:
 
     @property
     def label(self) -> str:
-        """``FLOAT low-high``."""
+        """The label: ``FLOAT low-high``."""
         return f"FLOAT {self.emit(self.low)}-{self.emit(self.high)}"
 
     def parse(self, text: str) -> float:
@@ -93,7 +93,7 @@ class ChoiceValue:
 
     @property
     def label(self) -> str:
-        """``CHOICE a|b|c``."""
+        """The label: ``CHOICE a|b|c``."""
         return f"CHOICE {'|'.join(self.choices)}"
 
     def parse(self, text: str) -> str:
@@ -113,7 +113,7 @@ class WordValue:
 
     @property
     def label(self) -> str:
-        """``WORD``."""
+        """The label: ``WORD``."""
         return "WORD"
 
     def parse(self, text: str) -> str:
@@ -140,7 +140,7 @@ class DurationValue:
 
     @property
     def label(self) -> str:
-        """``DURATION low-high``."""
+        """The label: ``DURATION low-high``."""
         return f"DURATION {self.emit(self.low)}-{self.emit(self.high)}"
 
     def parse(self, text: str) -> int:

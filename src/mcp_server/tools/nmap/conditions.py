@@ -22,7 +22,7 @@ _PACKETS_A_CONNECTION: Final = 10
 _MOST_CONNECTIONS: Final = 100  # nmap's own limit in service_scan.cc
 
 
-def applied(scan: Scan, conditions: RunConditions) -> Scan:
+def apply_conditions(scan: Scan, conditions: RunConditions) -> Scan:
     """Return the scan as it will run under these conditions.
 
     A higher ``--max-rate`` is lowered to the policy's rate. Raises ArgumentError if ``--min-rate`` is above it, and

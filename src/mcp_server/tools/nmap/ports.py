@@ -135,7 +135,7 @@ class PortSet:
         return ",".join(str(low) if low == high else f"{low}-{high}" for low, high in self.ranges)
 
     def words(self) -> list[str]:
-        """The argv words that select these ports."""
+        """Return the argv words that select these ports."""
         return ["--top-ports", str(self.top)] if self.top else ["-p", self.spec]
 
 
@@ -218,7 +218,7 @@ class PortsValue:
 
     @property
     def label(self) -> str:
-        """``PORTS``."""
+        """The label: ``PORTS``."""
         return "PORTS"
 
     def parse(self, text: str) -> PortSet:
@@ -236,7 +236,7 @@ class TopPortsValue:
 
     @property
     def label(self) -> str:
-        """``INT 1-5000``."""
+        """The label: ``INT 1-5000``."""
         return f"INT 1-{TOP_MAX}"
 
     def parse(self, text: str) -> PortSet:

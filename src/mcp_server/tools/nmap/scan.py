@@ -33,7 +33,7 @@ TEMPLATES: Final[dict[str, dict[str, Any]]] = {
     "version": {"mode": "services", "ports": FAST_PORTS, "timing": 4, "version_intensity": 9},
     "script": {"mode": "scripts", "ports": DEFAULT_PORTS, "timing": 4},
 }
-"""What each template sets. The names are those of the system that this project replaces."""
+"""The fields that each template sets."""
 
 _PORT_SCAN_FIELDS: Final = (
     "ports",
@@ -76,7 +76,7 @@ class ScanParameter:
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """What one call asks of nmap. Times are in milliseconds. ``ports`` is None if only hosts are searched.
+    """One nmap scan. Times are in milliseconds. ``ports`` is None if only hosts are searched.
 
     ``tcp`` is ``syn``, ``connect``, ``default`` (syn if raw sockets are available, else connect), or None for UDP only.
     ``raw_source`` is what the caller wrote that needs raw sockets, or empty. ``host_timeout`` and ``max_hostgroup`` are

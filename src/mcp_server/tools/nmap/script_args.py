@@ -56,7 +56,7 @@ class Number:
 
     @property
     def label(self) -> str:
-        """``INT low-high``."""
+        """The label: ``INT low-high``."""
         return f"INT {self.low}-{self.high}"
 
     def emit(self, value: Any) -> str | None:
@@ -87,7 +87,7 @@ class OneOf:
 
     @property
     def label(self) -> str:
-        """``a|b``."""
+        """The label: ``a|b``."""
         return "|".join(self.words)
 
     def emit(self, value: Any) -> str | None:

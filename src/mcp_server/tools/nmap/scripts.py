@@ -164,7 +164,7 @@ class ScriptsValue:
 
     @property
     def label(self) -> str:
-        """``NAME,NAME``."""
+        """The label: ``NAME,NAME``."""
         return "NAME,NAME"
 
     def parse(self, text: str) -> tuple[str, ...]:
