@@ -24,13 +24,11 @@ NOT_YET: Final = frozenset(
         "audit",
         "cli",
         "limits",
-        "model",
         "netguard",
         "observability",
         "pipeline",
         "sandbox",
         "server",
-        "store",
         "tools",
     }
 )
