@@ -1,6 +1,6 @@
-"""`tests.support.cli` for hundreds of calls: what every call imports and builds is there before the first fork.
+"""`tests.support.cli` for hundreds of calls: everything that a call imports is loaded before the first fork.
 
-As a program: as that one is, on standard input and output.
+This is also a program, with the same standard input and output as `tests.support.cli`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tests.support.cli import ROOT, Done, _fork
 
 
 async def batch(env: Mapping[str, str], *commands: Sequence[str]) -> list[Done]:
-    """Run every command line, one after the other, each in a process of its own."""
+    """Run every command line in its own process, one after the other."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",

@@ -23,7 +23,7 @@ from tests.support.cli import batch
 from tests.support.interfaces import ROOT, http_server, log_records
 from tests.support.mcp_wire import call as modern_call
 from tests.support.several_callers import MODULE, Mcp, Rest, Said, caller_environment, coming_as
-from tests.support.streams import Told, follow
+from tests.support.streams import Event, follow
 
 ACTORS = """
 version: 1
@@ -307,7 +307,7 @@ async def test_a_stream_has_only_events_of_the_readers_runs(served: Served, cred
             async with coming_as(served.base, f"seed.{name}") as client:
                 await Rest(client).tool("nothing", "127.0.0.9")
                 last = (await Rest(client).tool("scanning", "127.0.0.9")).body["run_id"]
-        seen: list[Told] = []
+        seen: list[Event] = []
         while not (seen and seen[-1].kind == "run.ended" and seen[-1].data["run_id"] == last):
             event = await stream.next()
             assert event is not None
@@ -331,7 +331,7 @@ async def test_refusals_are_logged_with_the_limits_that_applied(served: Served) 
     by_code = {record.get("code"): record for record in records}
     assert {"target_out_of_scope", "unknown_tool", "insufficient_scope"} <= set(by_code)
     hidden = {record.get("reason") for record in records if record.get("tool") == "passive"}
-    assert "the tools of key:bounded do not include this one" in hidden, (
+    assert "The tools of key:bounded do not include this one." in hidden, (
         "the log must have the reason, which the caller does not see"
     )
     assert all(re.fullmatch("[0-9a-f]{64}", by_code[code]["actors_hash"]) for code in by_code if code)

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from mcp_server.api.scope import ask_pipeline, read_query
 from mcp_server.config import load_config
 from mcp_server.errors import AccessError, ConfigError, TargetError
 from mcp_server.model.access import Access, Permission, Role
@@ -59,7 +58,7 @@ async def test_a_name_and_each_of_its_addresses_must_be_in_the_actors_networks(t
     one, two = ["A 127.0.9.1"], ["A 127.0.9.1", "A 127.0.7.1"]
     async with named(tmp_path, a_lab_internal=one, b_lab_internal=two) as (server, _):
         bounded = actor(".lab.internal", "127.0.9.0/24")
-        plan = await server.pipeline.plan("nmap", {"target": "a.lab.internal", "ports": "1"}, bounded)
+        plan = (await server.pipeline.plan("nmap", {"target": "a.lab.internal", "ports": "1"}, bounded)).plan
         assert plan.targets.canonical() == ("127.0.9.1",)
         with pytest.raises(TargetError, match=r"127\.0\.7\.1 is outside the networks of this caller") as error:
             await server.pipeline.call("nmap", {"target": "b.lab.internal", "ports": "1"}, bounded)
@@ -84,11 +83,11 @@ async def test_no_name_is_looked_up_for_an_actor_without_permission(
             await server.pipeline.call("nmap", {"target": "a.lab.internal", "mode": "ports", **arguments}, asking)
         query = {"target": "a.lab.internal", "tool": "nmap", "risk": "scan"}
         if Permission.TOOLS_READ in asking.access.permissions:
-            body = await ask_pipeline(server.pipeline, read_query(query), asking)
+            body = (await server.pipeline.answer("scope", query, asking)).body
             assert [target["code"] for target in body["targets"]] == [code]
         else:
             with pytest.raises(AccessError, check=refused(code)):
-                await ask_pipeline(server.pipeline, read_query(query), asking)
+                await server.pipeline.answer("scope", query, asking)
         assert zone.questions == []
     (denied,) = [record for record in log_records(tmp_path / "state") if record.get("decision") == "deny"]
     assert denied["code"] == code
@@ -212,6 +211,6 @@ async def test_limits_of_an_actor_add_little_time_to_a_call(tmp_path: Path) -> N
     for _ in range(1000):
         server.pipeline.policy_of(bounded.access)
         server.pipeline.registry_for(bounded)
-        server.pipeline.foresee("nmap", {"target": "10.0.0.1", "ports": "1-1000"}, bounded)
+        server.pipeline.validate("nmap", {"target": "10.0.0.1", "ports": "1-1000"}, bounded)
     assert (time.perf_counter() - started) / 1000 < 0.005
     await server.cleanup()

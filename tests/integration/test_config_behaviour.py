@@ -275,7 +275,7 @@ async def test_intrusive_calls_need_the_setting(tmp_path: Path) -> None:
             await server.pipeline.plan("nmap", arguments, ACTOR)
         assert caught.value.code == "intrusive_not_allowed"
     async with serving(tmp_path, MCP_SECURITY_ALLOW_INTRUSIVE="true") as server:
-        assert "-T5" in (await server.pipeline.plan("nmap", arguments, ACTOR)).argv
+        assert "-T5" in (await server.pipeline.plan("nmap", arguments, ACTOR)).plan.argv
 
 
 @changes("limits.max_memory_mb", "limits.max_file_descriptors")
@@ -401,7 +401,7 @@ async def test_the_operator_can_accept_another_version_of_a_script(
     sums = tmp_path / "sums"
     sums.write_text(f"{hashlib.sha256(script.read_bytes()).hexdigest()}  scripts/http-title.nse\n")
     async with serving(tmp_path, MCP_SECURITY_ALLOWED_CHECKSUMS=str(sums)) as server:
-        assert "http-title" in (await server.pipeline.plan("nmap", arguments, ACTOR)).argv
+        assert "http-title" in (await server.pipeline.plan("nmap", arguments, ACTOR)).plan.argv
     invalidate_command_cache()
 
 

@@ -142,7 +142,7 @@ async def endless(_: Request) -> StreamingResponse:
     return StreamingResponse(events(), media_type="text/event-stream")
 
 
-class Told:
+class Event:
     """A `Stop` that a test sets."""
 
     left = 0.2
@@ -156,7 +156,7 @@ async def served(build: Callable[[set[str]], ASGIApp]) -> AsyncIterator[int]:
     """What ``build`` makes of the server's names, on a free port."""
     listener = listen("127.0.0.1", 0)
     app = build({f"127.0.0.1:{listener.port}"})
-    ready, stop = asyncio.Event(), Told()
+    ready, stop = asyncio.Event(), Event()
     serving = asyncio.create_task(serve_http(app, listener, ready=lambda _: ready.set(), stop=stop))
     await ready.wait()
     try:

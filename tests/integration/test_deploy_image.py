@@ -241,7 +241,7 @@ def test_as_compose_starts_the_kernel_tier_the_server_has_net_raw_alone(
 
 @pytest.mark.parametrize(
     ("change", "said"),
-    [({"masked": True}, "A read-only /proc/sys"), ({"capabilities": ("NET_RAW",)}, "root lacks CAP_SETGID")],
+    [({"masked": True}, "A read-only /proc/sys"), ({"capabilities": ("NET_RAW",)}, "Root lacks CAP_SETGID")],
     ids=["proc-sys", "capabilities"],
 )
 def test_where_the_kernel_tier_cannot_be_nothing_is_served(

@@ -1,4 +1,4 @@
-"""The page on adding a tool, followed to the letter: its class is found, its call works, its entry point installs."""
+"""The documentation page on adding a tool works as printed: the class, the call and the entry point."""
 
 from __future__ import annotations
 

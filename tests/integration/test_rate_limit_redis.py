@@ -180,7 +180,7 @@ async def test_without_redis_calls_are_counted_here_from_what_was_let_through_an
         with caplog.at_level(logging.INFO):
             assert await let_through(made, 20) == 6  # 4 of the 10 were its own
         assert made.problem is not None
-        assert made.problem.startswith("calls are counted in this process alone: Redis failed:")
+        assert made.problem.startswith("Calls are counted in this process only: Redis failed:")
         assert str(redis.port) in made.problem
         assert PASSWORD not in made.problem + caplog.text
         assert caplog.text.count("rate_limit.counting_in_memory") == 1
@@ -239,7 +239,7 @@ async def test_the_health_of_a_server_that_nobody_calls_says_that_redis_is_away(
 async def test_a_url_that_cannot_be_read_is_a_problem_that_does_not_repeat_it() -> None:
     async with limiter(f"redis://:{PASSWORD}@127.0.0.1:port/0", own=2) as made:
         assert await let_through(made, 5) == 2
-        assert made.problem == "calls are counted in this process alone: rate_limit.storage_url cannot be read"
+        assert made.problem == "Calls are counted in this process only: rate_limit.storage_url cannot be read."
 
 
 async def test_a_wrong_password_is_a_problem_that_does_not_repeat_it(redis: RedisServer) -> None:

@@ -1,4 +1,4 @@
-"""A tool of three lines works through every interface, from the owner's package and from an installed distribution."""
+"""A tool of three lines works through every interface, from a package of the operator and from a distribution."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ async def test_the_class_has_three_lines() -> None:
 def said(reply: Reply) -> dict[str, Any]:
     assert reply.error is None, reply.error
     assert (reply.body["outcome"], reply.body["returncode"]) == ("completed", 0)
-    # Over MCP the output of a program stands where untrusted text does; REST and the command line have ToolOutput.
+    # MCP shows the output of a program with the untrusted text. REST and the command line have ToolOutput.
     said_by_target: dict[str, Any] = reply.body.get("from_target", {})
     return reply.body | said_by_target
 
@@ -119,14 +119,16 @@ async def test_it_runs_end_to_end(interfaces: Interfaces, interface: str, tool: 
         ({}, "invalid_arguments"),
     ],
 )
-async def test_its_calls_are_held_to_the_scope_and_the_table(
+async def test_its_calls_are_limited_by_the_scope_and_by_its_table(
     interfaces: Interfaces, interface: str, arguments: dict[str, Any], code: str
 ) -> None:
     assert (await interfaces.call(interface, "echo", arguments)).code == code
 
 
 @pytest.mark.parametrize("interface", INTERFACES)
-async def test_its_name_is_not_lost_and_its_output_is_escaped(interfaces: Interfaces, interface: str) -> None:
+async def test_a_class_name_with_a_suffix_word_is_found_and_its_output_is_escaped(
+    interfaces: Interfaces, interface: str
+) -> None:
     arguments = {"target": "127.0.0.1", "extra_args": "--color=blue -c 2"}
     body = said(await interfaces.call(interface, "database", arguments))
     assert body["stdout"] == "name\\x1b[31m[red]\\x09--color=blue -c 2 127.0.0.1\n"
@@ -138,7 +140,7 @@ async def test_its_name_is_not_lost_and_its_output_is_escaped(interfaces: Interf
 
 async def test_it_is_described_in_full(interfaces: Interfaces) -> None:
     tools = {tool.name: tool for tool in (await interfaces.stdio.list_tools()).tools}
-    assert list(tools) == ["database", "echo", "nmap", "whisper", "scope"]
+    assert list(tools) == ["database", "echo", "nmap", "scope", "whisper"]
     echo = tools["echo"]
     assert echo.title
     assert echo.description
@@ -151,7 +153,7 @@ async def test_it_is_described_in_full(interfaces: Interfaces) -> None:
     assert listed["database"]["flags"] == ["--color=", "-c"]
 
 
-async def test_what_was_left_out_is_told_with_its_reason(interfaces: Interfaces) -> None:
+async def test_classes_that_were_left_out_are_listed_with_the_reason(interfaces: Interfaces) -> None:
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "mcp_server", "tools", "--json", env=interfaces.env, stdout=asyncio.subprocess.PIPE
     )

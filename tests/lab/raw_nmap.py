@@ -1,4 +1,4 @@
-"""nmap without this project: its XML read as a whole by the standard library, to judge our own reading by."""
+"""Run nmap without this project and parse its XML with the standard library, to check the project's parser."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from tests.support.services import make_service
 
 
 def nmap(lab: Lab, arguments: Sequence[str], *, timeout: float = 100.0) -> list[Host]:
-    """Run nmap in the scanner's namespace and return its hosts."""
+    """Run nmap in the namespace of the scanner and return its hosts."""
     done = lab.run("scan", [find("nmap"), "-n", "-oX", "-", *arguments], timeout=timeout)
-    return [_host(element) for element in ET.fromstring(done.stdout).iter("host")]  # noqa: S314 - local nmap's output
+    return [_host(element) for element in ET.fromstring(done.stdout).iter("host")]  # noqa: S314 - output of the local nmap
 
 
 def _host(element: ET.Element) -> Host:

@@ -1,6 +1,6 @@
-"""Running the command line: as a person would, and many times over without paying for its imports each time.
+"""Run the command line as a user would, and run many commands without importing the modules each time.
 
-As a program this reads one JSON list of lists of words from standard input, forks for each, runs `mcp_server.cli.main`
+As a program, this reads one JSON list of lists of words from standard input, forks for each, runs `mcp_server.cli.main`
 there, and prints a JSON list of ``[exit code, stdout, stderr]``.
 """
 
@@ -22,7 +22,7 @@ Done = tuple[int, str, str]
 
 
 def run(*words: str, env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
-    """Run one command to its end, away from any terminal."""
+    """Run one command without a terminal and wait for its end."""
     return subprocess.run(
         [*COMMAND, *words],
         env=dict(env),
@@ -35,7 +35,7 @@ def run(*words: str, env: Mapping[str, str]) -> subprocess.CompletedProcess[str]
 
 
 async def batch(env: Mapping[str, str], *commands: Sequence[str]) -> list[Done]:
-    """Run every command line (without the program's name), one after the other, each in a process of its own."""
+    """Run every command line (without the program name), one after the other, each in its own process."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -51,7 +51,7 @@ async def batch(env: Mapping[str, str], *commands: Sequence[str]) -> list[Done]:
 
 
 def _run(words: list[str]) -> NoReturn:
-    # What execve(2) would do to a word: surrogates stand for bytes that are no UTF-8, and NUL cannot be said.
+    # The same as execve(2) does to a word: surrogates become bytes that are not UTF-8, and NUL is not possible.
     sys.argv = ["mcp-network-tools", *(os.fsdecode(os.fsencode(word)) for word in words)]
     from mcp_server.cli import main
 

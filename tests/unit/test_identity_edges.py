@@ -83,10 +83,10 @@ async def test_health_names_a_damaged_key_file_and_a_server_without_credentials(
     config = Config(state_dir=tmp_path)
     authenticator = Authenticator(lambda: config)
     found = await check_identity(config, authenticator)
-    assert (found.status, found.detail) == (HealthStatus.HEALTHY, "taken are the local token")
+    assert (found.status, found.detail) == (HealthStatus.HEALTHY, "accepted: the local token")
     config.auth.local_token = False
     found = await check_identity(config, authenticator)
-    assert (found.status, found.detail) == (HealthStatus.DEGRADED, "taken are no credentials")
+    assert (found.status, found.detail) == (HealthStatus.DEGRADED, "accepted: no credentials")
     assert "keys create" in found.remedy
     (tmp_path / KEY_FILE).write_text("{")
     (tmp_path / KEY_FILE).chmod(0o600)

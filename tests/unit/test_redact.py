@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from mcp_server.config.redact import REDACTED, hide, is_secret_name, redact, without_secrets
-from mcp_server.observability.logs import _LazyFormatter
+from mcp_server.observability.logs import LineFormatter
 
 SECRET = "hunter2hunter2"
 
@@ -25,10 +25,12 @@ def caught(failing: Callable[[], Any]) -> Any:
     raise AssertionError
 
 
-def line(style: str, message: Any, *args: Any, exc_info: Any = None, **extra: Any) -> str:
-    record = logging.LogRecord("mcp_server.test", logging.INFO, __file__, 1, message, args, exc_info)
-    record.__dict__.update(extra)
-    return _LazyFormatter(style, colour=False).format(record)
+def line(style: str, text: Any, /, *args: Any, exc_info: Any = None, **fields: Any) -> str:
+    """Return one log line: of an event with ``fields`` as our loggers make it, or of ``text`` with ``args``."""
+    record = logging.LogRecord("mcp_server.test", logging.INFO, __file__, 1, text, args, exc_info)
+    if fields:
+        record.__dict__ |= {"msg": {"event": text, **fields}, "_logger": None, "_name": "info"}
+    return LineFormatter(style, colors=False).format(record)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +97,7 @@ def test_a_secret_inside_a_text_is_hidden_everywhere(text: str, style: str) -> N
     shown = [
         line(style, text),
         line(style, "it said %s", text),
-        line(style, "a.b what=%s: %r", text, {"a": [text]}),
+        line(style, "a.b", what=text, message=str({"a": [text]})),
         line(style, "a.b", what=text),
         line(style, "a.b", what=[{"deep": (text,)}]),
         line(style, "a.b", exc_info=failure),
@@ -128,7 +130,7 @@ def test_secrets_in_causes_and_notes_of_an_exception_are_hidden(style: str) -> N
 
 def test_the_value_of_a_secret_flag_is_hidden_in_a_list() -> None:
     for argv in (["nc", "--db-password", SECRET, "host"], ("-u", "me", "--token", SECRET)):
-        for shown in (line("json", "a.b argv=%s", argv), line("json", "a.b", argv=argv), line("json", "ran %s", argv)):
+        for shown in (line("json", "a.b", argv=argv), line("json", "ran %s", argv)):
             assert SECRET not in shown
             assert argv[1] in shown
 
@@ -140,9 +142,9 @@ def test_secrets_in_nested_values_are_hidden() -> None:
 
 
 def test_text_without_a_secret_is_unchanged() -> None:
-    shown = json.loads(line("json", "config.value_clamped section=%s key=%s", "server", "port"))
+    shown = json.loads(line("json", "config.value_clamped", section="server", key="port"))
     assert (shown["section"], shown["key"]) == ("server", "port")
-    assert json.loads(line("json", "a.b password=%s", None))["password"] is None
+    assert json.loads(line("json", "a.b", password=None))["password"] is None
 
 
 class Hostile:
@@ -154,14 +156,14 @@ class Hostile:
 
 def test_a_log_record_that_cannot_be_formatted_is_logged_without_its_arguments() -> None:
     for broken in (
-        line("json", "a.b count=%d", SECRET),
+        line("json", "count %d", SECRET),
         line("console", "%s %s", SECRET),
-        line("json", "a.b what=%s", Hostile()),
+        line("json", "what %s", Hostile()),
         line("json", "a.b", what=Hostile()),
     ):
-        reported = json.loads(broken)
-        assert (reported["event"], reported["logger"]) == ("log.line_broken", "mcp_server.test")
-        assert reported["line"].endswith("test_redact.py:1")
+        shown = json.loads(broken)
+        assert (shown["event"], shown["logger"]) == ("log.line_broken", "mcp_server.test")
+        assert shown["line"].endswith("test_redact.py:1")
         assert SECRET not in broken
 
 

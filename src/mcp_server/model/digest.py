@@ -12,14 +12,31 @@ from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
-from typing import Final
+from typing import Any, Final
 
 from mcp_server.model.addresses import Address, addresses_text, ipv4_items, ipv6_items, joined
 from mcp_server.model.host import Host
 from mcp_server.model.summary import HostSummary, host_summary, open_ports_text
+from mcp_server.model.untrusted import VERSION_PROBE
 
 HOST_COUNTS: Final = ("hosts_up", "open_ports")
 """The names of the counts of a run that scans hosts."""
+HOST_FIELDS: Final[dict[str, Any]] = {
+    "up": {"type": "integer"},
+    "open_ports": {"type": "integer"},
+    "hosts": {
+        "type": "object",
+        "additionalProperties": {"type": "string"},
+        "description": "Address: open ports and services; #N is text N of from_target.version_probe",
+    },
+    "groups": {
+        "type": "array",
+        "items": {"type": "object"},
+        "description": "Instead of hosts when there are many: addresses by the ports they have open",
+    },
+    "omitted": {"type": "integer", "description": "Hosts not shown here"},
+}
+"""The JSON Schema of `HostDigestView.fields`."""
 LINE_HOSTS = 1000
 """The most hosts whose lines are kept. A run with more hosts is shown as groups."""
 PORT_SETS_CHARS = 1_000_000
@@ -35,7 +52,7 @@ _TEXTS_FRAME = len(',"from_target":{"version_probe":{}}')
 
 
 @dataclass(frozen=True, slots=True)
-class DigestView:
+class HostDigestView:
     """A digest within a budget. Either ``hosts`` or ``groups`` is set; the other is None.
 
     ``hosts`` maps an address to a line. Hosts without a line share one entry, whose key is in the notation of
@@ -51,6 +68,29 @@ class DigestView:
     up: int
     open_ports: int
     timed_out: int
+
+    @property
+    def summary(self) -> str:
+        """The counts in words: ``3 up, 5 open, 1 timed out``."""
+        return _in_words(self.up, self.open_ports, self.timed_out)
+
+    def fields(self) -> dict[str, Any]:
+        """Return the fields of a structured answer, without text of a target. Their schema is `HOST_FIELDS`."""
+        fields: dict[str, Any] = {"up": self.up, "open_ports": self.open_ports}
+        optional = {"hosts": self.hosts, "groups": self.groups, "omitted": self.omitted or None}
+        return fields | {name: value for name, value in optional.items() if value is not None}
+
+    def lines(self) -> list[str]:
+        """Return the same content as lines of text."""
+        if self.hosts is not None:
+            lines = [f"{address} {ports}".rstrip() for address, ports in self.hosts.items()]
+        else:
+            lines = [f"{group['ports']}: {group['addresses']}" for group in self.groups or []]
+        return [*lines, f"({self.omitted} more hosts)"] if self.omitted else lines
+
+    def from_target(self) -> dict[str, dict[str, str]]:
+        """Return text of targets by its source and its number."""
+        return {VERSION_PROBE: self.texts} if self.texts else {}
 
 
 class HostDigest:
@@ -71,6 +111,11 @@ class HostDigest:
         """The counts of the run, named as in `HOST_COUNTS`."""
         return dict(zip(HOST_COUNTS, (self.up, self.open_ports), strict=True))
 
+    @property
+    def summary(self) -> str:
+        """The counts in words: ``3 up, 5 open, 1 timed out``."""
+        return _in_words(self.up, self.open_ports, self.timed_out)
+
     def add(self, host: Host) -> None:
         """Count a host, and keep what its line and its group need. A host that is not up is ignored."""
         if host.state != "up":
@@ -90,13 +135,13 @@ class HostDigest:
         if len(self._lines) > LINE_HOSTS:
             self._lines = None
 
-    def view(self, budget_chars: int) -> DigestView:
+    def view(self, budget_chars: int) -> HostDigestView:
         """Return lines if they fit in ``budget_chars`` characters of JSON, otherwise groups, cut if necessary."""
         hosts, texts, omitted = self.lines(budget_chars)
         groups: list[dict[str, str]] | None = None
         if omitted:
             groups, omitted = self.groups(budget_chars)
-        return DigestView(
+        return HostDigestView(
             hosts=hosts if groups is None else None,
             texts=texts if groups is None else {},
             groups=groups,
@@ -281,6 +326,10 @@ class _Group:
 
     def entry(self) -> dict[str, str]:
         return {"ports": self.ports, "count": str(self.count), "addresses": self.text}
+
+
+def _in_words(up: int, open_ports: int, timed_out: int) -> str:
+    return f"{up} up, {open_ports} open" + (f", {timed_out} timed out" if timed_out else "")
 
 
 def _order(address: Address) -> tuple[int, int]:

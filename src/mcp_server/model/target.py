@@ -83,6 +83,16 @@ class Targets:
         """The IP versions of the targets, a subset of {4, 6}."""
         return frozenset(version for item in self.items for version in item.versions)
 
+    @property
+    def networks(self) -> tuple[Network, ...]:
+        """The pinned networks of all targets, in the order given."""
+        return tuple(network for item in self.items for network in item.networks)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names that were resolved, in the order given."""
+        return tuple(item.name for item in self.items if item.name is not None)
+
     def of_version(self, version: int) -> Targets:
         """Return the targets, where a name with both IP versions keeps only the addresses of ``version``."""
         return Targets(

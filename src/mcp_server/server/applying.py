@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from mcp_server.errors import NetworkToolsError
 from mcp_server.netguard.choice import GuardChoice, require
-from mcp_server.sandbox.allowed_checksums import forget as forget_files
+from mcp_server.sandbox.allowed_checksums import forget_first_seen
 from mcp_server.sandbox.binaries import invalidate_command_cache
 from mcp_server.server.building import make_snapshot
 
@@ -30,7 +30,7 @@ async def apply(pipeline: Pipeline, config: Config, *, accept_programs: bool = T
     await _take_over(pipeline, snapshot)
     if accept_programs:
         invalidate_command_cache()
-        forget_files()
+        forget_first_seen()
     disabled = pipeline.current.value.registry.disabled
     pipeline.current.swap(replace(snapshot, registry=snapshot.registry.with_disabled(disabled)))
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Final
 from mcp_server.limits.admission import Caps
 from mcp_server.netguard import Enforcement
 from mcp_server.pipeline.current import Current, Snapshot
-from mcp_server.sandbox.privilege import can_open_raw_sockets
+from mcp_server.sandbox.sandbox import can_open_raw_sockets
 from mcp_server.scope.resolver import SystemResolver
-from mcp_server.tools.base import ToolPolicy
+from mcp_server.tools.base import MCPBaseTool, ToolPolicy
 from mcp_server.tools.registry import ToolRegistry, discover
 
 if TYPE_CHECKING:
@@ -64,7 +64,9 @@ def caps(current: Current) -> Caps:
     def per_tool(name: str) -> int:
         # A reload may have removed the tool of a call that still waits.
         tool = current.value.registry.offered.get(name)
-        return current.value.config.effective.concurrency_for(tool.concurrency if tool else None)
+        return current.value.config.effective.concurrency_for(
+            tool.concurrency if isinstance(tool, MCPBaseTool) else None
+        )
 
     return Caps(
         total=lambda: current.value.config.admission.max_running,

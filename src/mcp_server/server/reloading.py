@@ -24,7 +24,7 @@ from mcp_server.errors import ConfigError, NetworkToolsError
 from mcp_server.model.access import FULL_ACCESS
 from mcp_server.model.run import Actor
 from mcp_server.netguard import Enforcement
-from mcp_server.pipeline.denials import who
+from mcp_server.pipeline.log_fields import who
 from mcp_server.pipeline.validate import user_name
 from mcp_server.server.applying import apply
 

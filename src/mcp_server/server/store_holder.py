@@ -7,7 +7,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from mcp_server.errors import NetworkToolsError, PlatformError
-from mcp_server.pipeline.record import run_facts
+from mcp_server.pipeline.log_fields import run_facts
 
 if TYPE_CHECKING:
     from mcp_server.audit import AuditLog

@@ -1,6 +1,6 @@
 """The permission that each route and each MCP method needs, and the middleware that asks for it.
 
-What a tool call needs depends on its risk (`scope.permission`). The pipeline judges that for every interface. Over MCP
+What a tool call needs depends on its risk (`scope.permissions`). The pipeline judges that for every interface. Over MCP
 its refusal is a tool result, and no client asks its user for more rights because of one. So if the parameters already
 show that a permission is missing, the middleware answers with 403 and a challenge (MCP authorization, insufficient
 scope; RFC 6750 section 3.1).
@@ -17,9 +17,8 @@ from starlette.routing import compile_path
 
 from mcp_server import metrics
 from mcp_server.api.http.asgi import ASGIApp, Message, Receive, Scope, Send
-from mcp_server.api.http.callers import actor_of, identity_of
+from mcp_server.api.http.callers import actor_of, identity_of, with_validated
 from mcp_server.api.http.problems import send_problem
-from mcp_server.api.scope import NAME as SCOPE_TOOL
 from mcp_server.errors import NetworkToolsError, NotFoundError
 from mcp_server.model.access import Permission
 from mcp_server.model.run import Actor
@@ -28,6 +27,7 @@ from mcp_server.scope.permissions import ALL, NEEDED, require_permission
 if TYPE_CHECKING:
     from mcp_server.identity.base import Identity
     from mcp_server.pipeline.pipeline import Pipeline
+    from mcp_server.pipeline.validate import ValidatedRequest
 
 MCP_PATH: Final = "/mcp"
 _METADATA_URL: Final = "mcp_network_tools.resource_metadata"
@@ -104,31 +104,33 @@ class PermissionMiddleware:
             refusal = await self._missing(ROUTES[route], " ".join(route), actor_of(scope, "rest"))
         if refusal is None and route == ("POST", MCP_PATH) and not _has_all(identity_of(scope)):
             message = await receive()
-            refusal = await self._refusal_of_message(message.get("body", b""), actor_of(scope, "http"))
+            request, refusal = await self._check_message(message.get("body", b""), actor_of(scope, "http"))
             receive = _again(message, receive)
+            scope = scope if request is None else with_validated(scope, request)
         if refusal is None:
             await self._app(scope, receive, send)
             return
         headers = [step_up(scope, refusal)] if refusal.code == "insufficient_scope" else []
         await send_problem(scope, receive, send, refusal, headers)
 
-    async def _refusal_of_message(self, body: bytes, actor: Actor) -> NetworkToolsError | None:
+    async def _check_message(
+        self, body: bytes, actor: Actor
+    ) -> tuple[ValidatedRequest | None, NetworkToolsError | None]:
+        """Return the validated request if the message calls a tool, and the refusal if a permission is missing."""
         # The body decides, not the headers Mcp-Method and Mcp-Name, because the body is carried out in both protocol
         # revisions. The SDK refuses headers that differ from it.
         message = _read(body)
         method, params = (message.get("method"), message.get("params")) if isinstance(message, dict) else (None, None)
         if not isinstance(method, str):
-            return None
+            return None, None
         if method != "tools/call":
-            return await self._missing(METHODS.get(method), method, actor)
+            return None, await self._missing(METHODS.get(method), method, actor)
         name, given = (params.get("name"), params.get("arguments")) if isinstance(params, dict) else (None, None)
         arguments = given if isinstance(given, dict) else {}
         if not isinstance(name, str):
-            return None
-        if name == SCOPE_TOOL:
-            return await self._missing(_READ, f"tools/call {SCOPE_TOOL}", actor)
-        refusal = self._pipeline.foresee(name, arguments, actor)
-        return None if refusal is None else await self._pipeline.refuse(name, arguments, actor, refusal)
+            return None, None
+        request = self._pipeline.validate(name, arguments, actor)
+        return request, await self._pipeline.refuse(request) if request.lacks_permission else None
 
     async def _missing(self, needed: Permission | None, what: str, actor: Actor) -> NetworkToolsError | None:
         """The refusal of an actor without ``needed``, after it was logged. ``what`` is a row of the tables."""
@@ -180,8 +182,8 @@ def challenge(scope: Scope, error: str | None, needed: Iterable[Permission]) -> 
     """The ``WWW-Authenticate`` header of a refusal (RFC 6750 section 3, RFC 9728 section 5.1).
 
     ``error`` is ``invalid_token``, ``insufficient_scope``, or None if no credential was sent. ``needed`` are the
-    permissions that the request needs. Every value is a word of this project or of the operator, never of the caller, so
-    none needs escaping.
+    permissions that the request needs. Every value is a word of this project or of the operator, never of the caller,
+    so none needs escaping.
     """
     scopes = " ".join(sorted(permission.value for permission in needed))
     parts = {"error": error, "scope": scopes, "resource_metadata": scope.get(_METADATA_URL)}

@@ -1,4 +1,4 @@
-"""Who sent an HTTP request. Authentication writes it into the ASGI scope, and every interface reads it there."""
+"""Who sent an HTTP request, and the tool call that was validated. The ASGI scope carries both to every interface."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from mcp_server.errors import AccessError
 from mcp_server.identity.base import Identity
 from mcp_server.model.run import Actor
 from mcp_server.model.untrusted import sanitize
+from mcp_server.pipeline.validate import ValidatedRequest
 
 if TYPE_CHECKING:
     from starlette.requests import Request
 
 _KEY: Final = "mcp_network_tools.identity"
+_VALIDATED: Final = "mcp_network_tools.validated"
 
 
 def with_identity(scope: Scope, identity: Identity) -> dict[str, Any]:
@@ -26,6 +28,17 @@ def find_identity(scope: Scope) -> Identity | None:
     """The caller, or None if nothing has authenticated the request."""
     found = scope.get(_KEY)
     return found if isinstance(found, Identity) else None
+
+
+def with_validated(scope: Scope, request: ValidatedRequest) -> dict[str, Any]:
+    """A copy of ``scope`` with the tool call that was validated, for the applications behind."""
+    return {**scope, _VALIDATED: request}
+
+
+def validated_of(scope: Scope) -> ValidatedRequest | None:
+    """The tool call that was validated, or None."""
+    found = scope.get(_VALIDATED)
+    return found if isinstance(found, ValidatedRequest) else None
 
 
 def identity_of(scope: Scope) -> Identity:

@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
-from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import mcp_types as types
 
-from mcp_server.api import scope, views
+from mcp_server.api import views
 from mcp_server.model.run import Risk
+from mcp_server.tools.base import ServerTool
+from mcp_server.tools.registry import RegisteredTool
 
-if TYPE_CHECKING:
-    from mcp_server.tools.base import MCPBaseTool
-
-_described: WeakKeyDictionary[MCPBaseTool, types.Tool] = WeakKeyDictionary()
+_described: WeakKeyDictionary[RegisteredTool, types.Tool] = WeakKeyDictionary()
 """Over HTTP the SDK asks for the list at every call, and pydantic needs milliseconds to make a schema."""
 
 
-def describe(tool: MCPBaseTool) -> types.Tool:
+def describe(tool: RegisteredTool) -> types.Tool:
     """The `tools/list` entry of a tool, without the titles that pydantic repeats for every property."""
     if (known := _described.get(tool)) is not None:
         return known
+    if isinstance(tool, ServerTool):
+        description, output_schema = tool.description, tool.output_schema
+    else:
+        description = tool.description or f"Runs {tool.command_name} on one target inside the scope."
+        output_schema = views.output_schema(tool.result_fields)
     entry = _described[tool] = types.Tool(
         name=tool.tool_name(),
         title=tool.title or tool.tool_name(),
-        description=tool.description or f"Runs {tool.command_name} on one target inside the scope.",
+        description=description,
         input_schema=compact_schema(tool.parameters.model_json_schema()),
-        output_schema=views.output_schema(parsed=tool.has_parser),
+        output_schema=output_schema,
         annotations=types.ToolAnnotations(
             read_only_hint=tool.risk < Risk.INTRUSIVE,
             destructive_hint=tool.risk >= Risk.INTRUSIVE,
@@ -36,21 +39,6 @@ def describe(tool: MCPBaseTool) -> types.Tool:
         ),
     )
     return entry
-
-
-@cache
-def describe_scope() -> types.Tool:
-    """The `tools/list` entry of the tool that explains the scope."""
-    return types.Tool(
-        name=scope.NAME,
-        title=scope.TITLE,
-        description=scope.DESCRIPTION,
-        input_schema=compact_schema(scope.ScopeQuery.model_json_schema()),
-        output_schema=scope.OUTPUT_SCHEMA,
-        annotations=types.ToolAnnotations(
-            read_only_hint=True, destructive_hint=False, idempotent_hint=True, open_world_hint=True
-        ),
-    )
 
 
 def compact_schema(schema: dict[str, Any]) -> dict[str, Any]:

@@ -22,9 +22,9 @@ from mcp_types.methods import SPEC_CLIENT_METHODS, SPEC_CLIENT_NOTIFICATION_METH
 from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS
 
 from mcp_server import __version__
-from mcp_server.api import scope, views
-from mcp_server.api.http.callers import actor_of, client_name
-from mcp_server.api.mcp.descriptions import describe, describe_scope
+from mcp_server.api import views
+from mcp_server.api.http.callers import actor_of, client_name, validated_of
+from mcp_server.api.mcp.descriptions import describe
 from mcp_server.api.mcp.resources import RunResources
 from mcp_server.api.mcp.tool_lists import ToolLists
 from mcp_server.errors import AccessError, NetworkToolsError, NotFoundError
@@ -32,7 +32,8 @@ from mcp_server.model.access import FULL_ACCESS
 from mcp_server.model.run import Actor
 from mcp_server.observability import tracing
 from mcp_server.pipeline.signals import known_name
-from mcp_server.pipeline.validate import user_name
+from mcp_server.pipeline.validate import ValidatedRequest, user_name
+from mcp_server.tools.context import ToolAnswer
 
 if TYPE_CHECKING:
     from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
@@ -74,13 +75,13 @@ def build_mcp_server(pipeline: Pipeline, interface: str) -> Server[Any]:
         on_list_resource_templates=resources.list_templates,
         on_read_resource=resources.read,
     )
-    # Between them stands the SDK's middleware. It makes a span of each message, with the trace in the message's `_meta`.
+    # The SDK's own middleware is between them. It makes a span of each message, with the trace in its `_meta`.
     server.middleware = [_use_trace_of_request, *server.middleware, handlers.describe_span]
     return server
 
 
 class _Server(Server[Any]):
-    """The SDK's server. Says in the handshake that it sends notices of changed tools, as no handler does before 2026."""
+    """The SDK's server, which also says in the handshake of older revisions that it sends notices of changed tools."""
 
     def create_initialization_options(
         self, notification_options: NotificationOptions | None = None, *args: Any, **named: Any
@@ -105,44 +106,33 @@ class _Handlers:
     ) -> types.ListToolsResult:
         self._lists.note_client(ctx)
         seen = self._pipeline.registry_for(self.caller(ctx)).tools
-        tools = [describe(tool) for name, tool in seen.items() if name != scope.NAME]
-        return types.ListToolsResult(tools=[*tools, describe_scope()])
+        return types.ListToolsResult(tools=[describe(tool) for tool in seen.values()])
 
     async def call_tool(
         self, ctx: ServerRequestContext[Any], params: types.CallToolRequestParams
     ) -> types.CallToolResult:
-        actor = self.caller(ctx)
-        if params.name == scope.NAME:
-            return await self._explain(params.arguments or {}, actor)
+        name, arguments, actor = params.name, params.arguments or {}, self.caller(ctx)
+        validated = _validated(ctx, name, arguments)
         try:
             result = await _until_cleaned_up(
-                self._pipeline.call(params.name, params.arguments or {}, actor, _progress(ctx))
+                self._pipeline.handle(name, arguments, actor, _progress(ctx), validated=validated)
             )
-        except NotFoundError as error:
-            _describe_outcome(error)
-            raise MCPError(code=types.INVALID_PARAMS, message=error.message, data=error.as_dict()) from None
         except NetworkToolsError as error:
             _describe_outcome(error)
+            # The specification wants a protocol error for an unknown tool, and only for that.
+            if isinstance(error, NotFoundError) and "parameter" not in error.details:
+                raise MCPError(code=types.INVALID_PARAMS, message=error.message, data=error.as_dict()) from None
             return _tool_result(views.error_text(error), views.refusal(error), is_error=True)
         except Exception:
             logger.exception("call.crashed tool=%s", params.name[:64])
             return _crashed()
+        if isinstance(result, ToolAnswer):
+            return _tool_result(result.text, views.compact(result.body), is_error=False)
         _describe_outcome(result.error, result)
         body, view = views.structured(result)
         answer_text = self._pipeline.current.value.config.server.answer_text
         full = answer_text == "full" or ctx.protocol_version < _STRUCTURED_SINCE
         return _tool_result(views.text(result, view, full=full), body, is_error=result.error is not None)
-
-    async def _explain(self, arguments: dict[str, Any], actor: Actor) -> types.CallToolResult:
-        try:
-            body = await scope.ask_pipeline(self._pipeline, scope.read_query(arguments), actor)
-        except NetworkToolsError as error:
-            _describe_outcome(error)
-            return _tool_result(views.error_text(error), views.refusal(error), is_error=True)
-        except Exception:
-            logger.exception("scope.crashed")
-            return _crashed()
-        return _tool_result("\n".join(scope.lines(body)), scope.compact(body), is_error=False)
 
     async def describe_span(self, ctx: ServerRequestContext[Any], call_next: CallNext) -> HandlerResult:
         """Complete the SDK's span by the semantic conventions, and replace names that the caller made up."""
@@ -154,7 +144,7 @@ class _Handlers:
             if method == "tools/call":
                 given = str((ctx.params or {}).get("name"))
                 registry = self._pipeline.current.value.registry
-                tool = given if given == scope.NAME else known_name(registry, given)
+                tool = known_name(registry, given)
                 span.set(**{"gen_ai.tool.name": tool})
                 span.rename(f"{method} {tool}")
             else:
@@ -229,6 +219,12 @@ def caller_of(ctx: ServerRequestContext[Any], interface: str, user: str) -> Acto
     if ctx.request is None:
         raise AccessError("The request was not authenticated.")
     return actor_of(ctx.request.scope, interface, _client_name(ctx))
+
+
+def _validated(ctx: ServerRequestContext[Any], name: str, arguments: dict[str, Any]) -> ValidatedRequest | None:
+    """This call as the HTTP authorization validated it. None if it did not, or if the SDK read another call."""
+    found = None if ctx.request is None else validated_of(ctx.request.scope)
+    return found if found and (found.name, found.arguments) == (name, arguments) else None
 
 
 def _client_name(ctx: ServerRequestContext[Any]) -> str:

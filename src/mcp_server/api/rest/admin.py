@@ -21,7 +21,8 @@ from mcp_server.api.rest.tools import ToolName
 from mcp_server.errors import ConfigError
 from mcp_server.limits.circuit_breaker import BreakerView
 from mcp_server.model.run import Actor
-from mcp_server.pipeline.denials import who
+from mcp_server.pipeline.log_fields import who
+from mcp_server.tools.base import MCPBaseTool
 
 if TYPE_CHECKING:
     from mcp_server.config.reload_result import ReloadResult
@@ -67,7 +68,7 @@ def _add_tools(app: FastAPI, pipeline: Pipeline) -> None:
                 {
                     "name": name,
                     "class": type(tool).__name__,
-                    "command": tool.command_name,
+                    "command": tool.command_name if isinstance(tool, MCPBaseTool) else None,
                     "enabled": name not in registry.disabled,
                     "running": load.running,
                     "waiting": load.waiting,

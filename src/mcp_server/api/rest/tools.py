@@ -9,18 +9,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 from fastapi import Body, FastAPI, Path, Query, Request
 
-from mcp_server.api import scope as scope_api
 from mcp_server.api.http.callers import rest_actor
 from mcp_server.api.http.problems import COMMON_STATUSES, problem_response, problem_responses
 from mcp_server.api.mcp.descriptions import describe
 from mcp_server.api.rest.schemas import ScopeReport, ToolList
-from mcp_server.api.views import tool_output
+from mcp_server.api.views import answer_output, tool_output
 from mcp_server.errors import ArgumentError, NetworkToolsError
 from mcp_server.model.run import RiskName
 from mcp_server.observability import tracing
 from mcp_server.pipeline.signals import known_name
 from mcp_server.scope.reading import MAX_CHARS
-from mcp_server.tools.base import ToolOutput
+from mcp_server.tools.base import MCPBaseTool, ToolOutput
+from mcp_server.tools.context import ToolAnswer
+from mcp_server.tools.scope_tool import MAX_TARGETS, QueryText, ScopeTool
 
 if TYPE_CHECKING:
     from mcp_server.pipeline.pipeline import Pipeline
@@ -60,7 +61,11 @@ def add_tool_routes(app: FastAPI, pipeline: Pipeline) -> None:
         return {
             "tools": [
                 describe(tool).model_dump(by_alias=True, mode="json", exclude_none=True)
-                | {"class": type(tool).__name__, "command": tool.command_name, "flags": sorted(tool.flags())}
+                | {
+                    "class": type(tool).__name__,
+                    "command": tool.command_name if isinstance(tool, MCPBaseTool) else None,
+                    "flags": sorted(tool.flags()) if isinstance(tool, MCPBaseTool) else [],
+                }
                 for tool in pipeline.registry_for(rest_actor(request)).tools.values()
             ]
         }
@@ -80,13 +85,17 @@ def add_tool_routes(app: FastAPI, pipeline: Pipeline) -> None:
         ],
     ) -> Any:
         result = await _call(pipeline, request, tool_name, arguments)
+        if isinstance(result, ToolAnswer):
+            return answer_output(result)
         output = await _tool_output(pipeline, result)
         if result.error is not None:
             return problem_response(result.error, {"result": output.model_dump(mode="json", exclude_none=True)})
         return output
 
 
-async def _call(pipeline: Pipeline, request: Request, tool_name: str, arguments: dict[str, Any]) -> CallResult:
+async def _call(
+    pipeline: Pipeline, request: Request, tool_name: str, arguments: dict[str, Any]
+) -> CallResult | ToolAnswer:
     """Run the tool inside a span of the request."""
     actor = rest_actor(request)
     named = {
@@ -95,10 +104,13 @@ async def _call(pipeline: Pipeline, request: Request, tool_name: str, arguments:
     }
     with tracing.request("POST", "/tools/{tool_name}/execute", request.headers, **named) as span:
         try:
-            result = await _unless_disconnected(request, pipeline.call(tool_name, arguments, actor))
+            result = await _unless_disconnected(request, pipeline.handle(tool_name, arguments, actor))
         except NetworkToolsError as error:
             span.set(**{"http.response.status_code": error.spec.http})
             raise
+        if isinstance(result, ToolAnswer):
+            span.set(**{"http.response.status_code": 200})
+            return result
         span.set(
             **{
                 "http.response.status_code": result.error.spec.http if result.error else 200,
@@ -151,15 +163,15 @@ def add_scope_route(app: FastAPI, pipeline: Pipeline) -> None:
     async def scope(
         request: Request,
         target: Annotated[
-            list[scope_api.Text] | None,
+            list[QueryText] | None,
             Query(
-                max_length=scope_api.MAX_TARGETS,
+                max_length=MAX_TARGETS,
                 description="Address, CIDR or name; repeat it for several",
                 examples=[["192.168.1.10"]],
             ),
         ] = None,
         risk: Annotated[RiskName | None, Query(description="Ask for this risk")] = None,
-        tool: Annotated[scope_api.Text | None, Query(description="Plan a call of this tool, on target")] = None,
+        tool: Annotated[QueryText | None, Query(description="Plan a call of this tool, on target")] = None,
         parameters: Annotated[
             str | None,
             Query(
@@ -169,8 +181,8 @@ def add_scope_route(app: FastAPI, pipeline: Pipeline) -> None:
         ] = None,
     ) -> dict[str, Any]:
         given = {"target": target, "risk": risk, "tool": tool, "parameters": _read_json(parameters)}
-        query = scope_api.read_query({key: value for key, value in given.items() if value is not None})
-        return await scope_api.ask_pipeline(pipeline, query, rest_actor(request))
+        arguments = {key: value for key, value in given.items() if value is not None}
+        return (await pipeline.answer(ScopeTool.tool_name(), arguments, rest_actor(request))).body
 
 
 def _read_json(text: str | None) -> Any:
