@@ -91,7 +91,7 @@ async def test_the_root_names_endpoints_that_are_there(client: httpx2.AsyncClien
 
 async def test_the_tools_with_their_schemas_and_flags(client: httpx2.AsyncClient) -> None:
     tools = {tool["name"]: tool for tool in (await client.get("/tools")).json()["tools"]}
-    assert set(tools) == {"false", "nmap", "nowhere"}
+    assert set(tools) == {"false", "nmap", "nowhere", "scope"}
     nmap = tools["nmap"]
     assert (nmap["class"], nmap["command"]) == ("NmapTool", "nmap")
     assert {"-sV", "-p", "--script"} <= set(nmap["flags"])
