@@ -79,7 +79,7 @@ async def test_a_disabled_tool_is_refused_at_every_interface_and_running_calls_g
         assert over.code == "tool_disabled"
         assert "probe" not in [tool.name for tool in (await mcp.list_tools(cache_mode="refresh")).tools]
         listed = (await client.get("/tools")).json()["tools"]
-        assert [tool["name"] for tool in listed] == ["nmap", "single"]
+        assert [tool["name"] for tool in listed] == ["nmap", "scope", "single"]
         rows = {row["name"]: row for row in (await client.get("/admin/tools")).json()["tools"]}
         assert (rows["probe"]["enabled"], rows["probe"]["running"]) == (False, 1)
         assert rows["nmap"]["enabled"]

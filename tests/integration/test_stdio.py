@@ -244,7 +244,7 @@ async def test_a_closed_descriptor_is_a_platform_error() -> None:
     read_end, write_end = os.pipe()
     os.close(read_end)
     try:
-        with pytest.raises(PlatformError, match=f"descriptor {read_end} is not open"):
+        with pytest.raises(PlatformError, match=f"Descriptor {read_end} is not open"):
             await serve_stdio(everything_server(), stdin_fd=read_end, stdout_fd=write_end)
     finally:
         os.close(write_end)

@@ -71,8 +71,9 @@ class HostDigestView:
 
     @property
     def summary(self) -> str:
-        """The counts in words: ``3 up, 5 open, 1 timed out``."""
-        return _in_words(self.up, self.open_ports, self.timed_out)
+        """The counts in words: ``3 up, 5 open, 1 given up``."""
+        given_up = f", {self.timed_out} given up" if self.timed_out else ""
+        return f"{self.up} up, {self.open_ports} open{given_up}"
 
     def fields(self) -> dict[str, Any]:
         """Return the fields of a structured answer, without text of a target. Their schema is `HOST_FIELDS`."""
@@ -113,8 +114,8 @@ class HostDigest:
 
     @property
     def summary(self) -> str:
-        """The counts in words: ``3 up, 5 open, 1 timed out``."""
-        return _in_words(self.up, self.open_ports, self.timed_out)
+        """The count of hosts in words, for progress reports: ``3 up``."""
+        return f"{self.up} up"
 
     def add(self, host: Host) -> None:
         """Count a host, and keep what its line and its group need. A host that is not up is ignored."""
@@ -326,10 +327,6 @@ class _Group:
 
     def entry(self) -> dict[str, str]:
         return {"ports": self.ports, "count": str(self.count), "addresses": self.text}
-
-
-def _in_words(up: int, open_ports: int, timed_out: int) -> str:
-    return f"{up} up, {open_ports} open" + (f", {timed_out} timed out" if timed_out else "")
 
 
 def _order(address: Address) -> tuple[int, int]:

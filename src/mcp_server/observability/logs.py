@@ -97,7 +97,7 @@ def _with_formatter(handler: logging.Handler, settings: LoggingConfig, *, colors
 def _log_file(path: Path, settings: LoggingConfig) -> logging.Handler:
     from logging.handlers import RotatingFileHandler
 
-    class LogFile(RotatingFileHandler):
+    class RotatingLog(RotatingFileHandler):
         failed = retired = False
 
         def emit(self, record: logging.LogRecord) -> None:
@@ -119,7 +119,7 @@ def _log_file(path: Path, settings: LoggingConfig) -> logging.Handler:
 
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return LogFile(path, maxBytes=settings.max_file_size, backupCount=settings.backup_count, encoding="utf-8")
+        return RotatingLog(path, maxBytes=settings.max_file_size, backupCount=settings.backup_count, encoding="utf-8")
     except OSError as error:
         raise PlatformError(
             f"The log file {path} cannot be written: {error.strerror}.",

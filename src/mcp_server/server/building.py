@@ -122,12 +122,7 @@ def _read_actors(config: Config, policy: ScopePolicy) -> Actors | None:
     actors = read_actors_file(path)
     outside = list(actors.outside(policy))
     for name, entry in outside[:WARNINGS]:
-        logger.warning(
-            "actors.outside_policy",
-            actor=name,
-            entry=entry,
-            message="It allows no address outside of the policy.",
-        )
+        logger.warning("actors.outside_policy", actor=name, entry=entry, message="It allows no more than the policy.")
     if len(outside) > WARNINGS:
         logger.warning("actors.outside_policy", more=len(outside) - WARNINGS)
     return actors

@@ -148,7 +148,8 @@ class EnhancedMCPServer:
         except SchemaError:
             raise
         except (NetworkToolsError, TimeoutError) as error:
-            logger.error("store.not_open_yet", message=str(error) or f"no answer within {OPEN_SEC:g} s")  # noqa: TRY400 - the cause is a disk or a database, a traceback says no more
+            message = str(error) or f"The store did not answer within {OPEN_SEC:g} s."
+            logger.error("store.not_open_yet", message=message)  # noqa: TRY400 - a traceback says no more
 
     async def _serve_stdio(self) -> None:
         lifecycle = self.services.lifecycle

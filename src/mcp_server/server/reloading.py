@@ -145,9 +145,10 @@ class Reloader:
         event |= {"changed": list(done.changed), "restart_needed": waiting}
         self._pipeline.events.publish("config.reloaded", event)
         if error is not None:
-            logger.error("config.not_reloaded", by=done.by, code=error.code, message=f"{error.message} {error.hint}")
+            message = f"{error.message} {error.hint}"
+            logger.error("config.not_reloaded", by=done.by.value, code=error.code, message=message)
             return
-        logger.info("config.reloaded", by=done.by, changed=",".join(done.changed))
+        logger.info("config.reloaded", by=done.by.value, changed=",".join(done.changed))
         if waiting:
             logger.warning("config.restart_needed", keys=",".join(waiting))
 

@@ -73,4 +73,4 @@ class StoreHolder:
             await self._audit.append("end", **run_facts(run), outcome=run.outcome.value)
         except NetworkToolsError as error:
             # Stored runs stay readable without an audit log. A new run needs one, and is refused with the reason.
-            logger.error("audit.end_not_logged", run_id=run.id, message=error.message)  # noqa: TRY400 - the cause is a disk, a traceback says no more
+            logger.error("audit.end_not_logged", run_id=run.id, message=error.message)  # noqa: TRY400 - a traceback says no more

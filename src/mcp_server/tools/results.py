@@ -75,7 +75,7 @@ class Digest(Protocol):
 
     @property
     def summary(self) -> str:
-        """The counts in a few words."""
+        """The most important counts in a few words, for progress reports."""
         ...
 
     def add(self, observation: Observation) -> None:

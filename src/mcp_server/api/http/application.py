@@ -70,7 +70,8 @@ def build_application(
     if settings.auth == "token":
         _prepare(authenticator(), current.value.config.state_dir / "token")
     else:
-        logger.warning("auth.none", message="server.auth is 'none', so every process on this host can use every tool.")
+        message = "Every process on this host can use every tool, because server.auth is 'none'."
+        logger.warning("auth.none", message=message)
 
     def authenticate(app: ASGIApp) -> ASGIApp:
         if settings.auth == "none":
@@ -98,9 +99,8 @@ def _prepare(authenticator: Authenticator, path: object) -> None:
     if token is not None:
         print(f"Token, shown once and kept in {path}: {token}", file=sys.stderr)
     if authenticator.lets_nobody_in:
-        logger.warning(
-            "auth.nobody", message="auth.local_token is off, there is no auth.issuer, and no API key is valid."
-        )
+        message = "No credential is accepted: auth.local_token is off, auth.issuer is not set, and no API key is valid."
+        logger.warning("auth.nobody", message=message)
 
 
 def mcp_app(

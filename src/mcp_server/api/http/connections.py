@@ -133,7 +133,7 @@ class BoundedSocket(socket.socket):
                     self._open.add(accepted)
                     return accepted, address
                 accepted.close()
-                self._warning.log(f"{self._limit} connections are open, as many as the limit on descriptors allows")
+                self._warning.log(f"{self._limit} connections are open, as many as the limit on descriptors allows.")
         except OSError as exc:
             if exc.errno in _NO_DESCRIPTORS:
                 # asyncio stops listening for a second, but first calls this again as often as its backlog is long.
@@ -174,7 +174,7 @@ class AcceptErrorHandler:
         """Log ``context``: one line for a missing descriptor, anything else as asyncio does."""
         exc = context.get("exception")
         if isinstance(exc, OSError) and exc.errno in _NO_DESCRIPTORS and "accept" in context.get("message", ""):
-            self._warning.log(f"a connection could not be accepted: {exc.strerror}")
+            self._warning.log(f"A connection could not be accepted: {exc.strerror}.")
         else:
             loop.default_exception_handler(context)
 

@@ -56,4 +56,4 @@ class FailedAuthentications:
             await self._audit.append("authentication", decision="deny", **fields, **self._terms())
         except NetworkToolsError as failure:
             # The request is refused in any case, so a failure of the audit log does not change the answer.
-            logger.error("audit.authentication_not_logged", message=failure.message)  # noqa: TRY400 - the cause is a disk, a traceback says no more
+            logger.error("audit.authentication_not_logged", message=failure.message)  # noqa: TRY400 - a traceback says no more

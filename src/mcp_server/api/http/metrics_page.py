@@ -75,11 +75,8 @@ class MetricsPage:
         """Open, move or close the page, as the configuration says. Returns at once. A failure is logged."""
         port = _wanted_port(self._config())
         if port is not None and self._guarded:
-            logger.warning(
-                "metrics.page_unreachable",
-                port=port,
-                message="The host cannot reach 127.0.0.1 inside the guard.",
-            )
+            message = "Inside a guard, 127.0.0.1 is not that of the host."
+            logger.warning("metrics.page_unreachable", port=port, message=message)
             port = None
         if port == self._port and (port is None or (self._task is not None and not self._task.done())):
             return

@@ -191,7 +191,7 @@ class _Conversation:
         try:
             self._outbox.send_nowait(SessionMessage(answer))
         except anyio.WouldBlock:
-            logger.warning("stdio.refusal_dropped", message=answer.error.message)
+            logger.warning("stdio.refusal_dropped", message=f"The client does not read: {answer.error.message}")
 
     async def _write(self) -> None:
         async with self._outgoing:
