@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Coroutine
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -14,9 +13,9 @@ from mcp_server.config import Config
 from mcp_server.errors import NetworkToolsError, PlatformError
 from mcp_server.limits.calls import Calls
 from mcp_server.limits.circuit_breaker import Permit
+from mcp_server.logger import get_logger
 from mcp_server.model.run import Outcome
 from mcp_server.netguard import Guard, GuardReading
-from mcp_server.observability import tracing
 from mcp_server.pipeline.admit import judge
 from mcp_server.pipeline.authorize import AuthorizedPlan
 from mcp_server.pipeline.execute import Execution, Progress, ProgressUpdate, run
@@ -28,7 +27,7 @@ from mcp_server.pipeline.signals import Signals, step
 if TYPE_CHECKING:
     from mcp_server.store.base import Store
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 T = TypeVar("T")
 
@@ -111,7 +110,7 @@ class AdmittedRun:
                 services.signals.ended(recorder.run, execution.exit.seconds, execution.exit.bytes_out, failure)
                 raise
         services.signals.ended(run_, execution.exit.seconds, execution.exit.bytes_out, problem)
-        with tracing.span("respond", **{"mcp_network_tools.outcome": run_.outcome.value}):
+        with step("respond", **{"mcp_network_tools.outcome": run_.outcome.value}):
             return make_result(run_, execution, problem)
 
     async def _note_guard(self) -> None:
@@ -134,7 +133,7 @@ class AdmittedRun:
             run_, size = await recorder.finish(replace(recorder.run, raw=raw, **why)), raw.size
         except NetworkToolsError as failure:
             # The caller gets the error that ended the run. The row says `running` until the store takes the end.
-            logger.error("run.end_not_recorded: %s", failure.message)  # noqa: TRY400 - no traceback: the failure is a disk or a database
+            logger.error("run.end_not_recorded", message=failure.message)  # noqa: TRY400 - no traceback: the failure is a disk or a database
             if recorder.begun:
                 services.unstored.keep(recorder)
         seconds = ((run_.ended or datetime.now(UTC)) - run_.started).total_seconds()

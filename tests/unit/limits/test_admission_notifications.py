@@ -92,7 +92,8 @@ async def test_a_listener_that_fails_does_not_affect_any_call(caplog: pytest.Log
         task = asyncio.create_task(call())
         crowd.call("last")
         await settle()
-    assert [record.getMessage() for record in caplog.records] == ["admission.on_wait_failed tool=nmap"]
+    logged = [record.msg for record in caplog.records if isinstance(record.msg, dict)]
+    assert [(line["event"], line["tool"]) for line in logged] == [("admission.on_wait_failed", "nmap")]
     assert crowd.positions["last"]
     await crowd.end_all()
     await task
