@@ -1,12 +1,15 @@
-"""Measure the audit log: the cost of a synced record over a plain write and sync, and the time of a verification.
+"""Measure the audit log: the time of a synced record, and of a verification.
 
 Appends of a record alternate with plain writes of as many bytes to another file, so that both use the disk under the
-same conditions. The record is like that of an allowed call.
+same conditions. The record is like that of an allowed call. A verification alternates with the least that any check of
+the log must do: read the lines, parse their JSON, and hash them.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 import os
 import tempfile
 import time
@@ -14,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from bench.result import Range, Result
+from bench.result import Result
 from mcp_server.audit import AuditLog
 from mcp_server.audit.checkpoint import Sealer
 from mcp_server.audit.records import ChainHead, cleaned, line_of
@@ -22,9 +25,10 @@ from mcp_server.audit.verify import verify
 
 ROUNDS: Final = 500
 WARM_UP: Final = 20
-APPEND_MS: Final = 1.0
+APPEND_RATIO: Final = 5.0
 RECORDS: Final = 20_000
-VERIFY_SEC: Final = 2.0
+VERIFICATIONS: Final = 5
+VERIFY_RATIO: Final = 4.0
 
 _ARGV: Final = ["/usr/bin/nmap", "-n", "-oX", "-", "--noninteractive", "-sS", "-p", "1-1024", "10.0.0.0/24"]
 _RECORD: Final[dict[str, Any]] = {
@@ -54,7 +58,7 @@ _RECORD: Final[dict[str, Any]] = {
 def measure() -> list[Result]:
     """Measure an append, and the first checkpoint and the verification of many records."""
     with tempfile.TemporaryDirectory(prefix="mcp-bench-") as folder:
-        return [asyncio.run(_append(Path(folder))), *_verify(Path(folder) / "many")]
+        return [asyncio.run(_append(Path(folder))), _verify(Path(folder) / "many")]
 
 
 async def _append(folder: Path) -> Result:
@@ -76,19 +80,11 @@ async def _append(folder: Path) -> Result:
                 plain.append(1000 * (ended - between))
     finally:
         os.close(descriptor)
-    append, floor = Range.of(appended, "ms"), Range.of(plain, "ms")
-    return Result(
-        "an audit record, synced",
-        str(append),
-        f"<= {APPEND_MS:g} ms",
-        append.median <= APPEND_MS,
-        floor=str(floor),
-        ratio=append.median / floor.median,
-        notes=(f"{len(line)} bytes; the floor is a plain write and fdatasync of as many bytes",),
-    )
+    notes = (f"{len(line)} bytes; the floor is a plain write and fdatasync of as many bytes",)
+    return Result.of_ratio("an audit record, synced", appended, plain, "ms", APPEND_RATIO, notes)
 
 
-def _verify(folder: Path) -> list[Result]:
+def _verify(folder: Path) -> Result:
     folder.mkdir()
     fields, head, size = cleaned(_RECORD), ChainHead(), 0
     with (folder / "audit.jsonl").open("wb") as file:
@@ -97,17 +93,23 @@ def _verify(folder: Path) -> list[Result]:
             size += file.write(line)
     started = time.perf_counter()
     Sealer(folder).seal("")
-    sealed = time.perf_counter()
-    report = verify(folder)
-    verified = time.perf_counter() - sealed
-    if report.broken is not None or report.size != RECORDS:
-        raise RuntimeError(f"The log fails verification: {report}")
-    return [
-        Result(
-            f"verifying {RECORDS:,} records",
-            f"{verified:.2f} s",
-            f"<= {VERIFY_SEC:g} s",
-            verified <= VERIFY_SEC,
-            notes=(f"{size / 1e6:.0f} MB; the first checkpoint of all records took {sealed - started:.2f} s",),
-        )
-    ]
+    sealed = time.perf_counter() - started
+    verified, plain = [], []
+    for _ in range(VERIFICATIONS):
+        started = time.perf_counter()
+        report = verify(folder)
+        between = time.perf_counter()
+        _parse_and_hash(folder / "audit.jsonl")
+        verified.append(between - started)
+        plain.append(time.perf_counter() - between)
+        if report.broken is not None or report.size != RECORDS:
+            raise RuntimeError(f"The log fails verification: {report}")
+    notes = (f"{size / 1e6:.0f} MB; the first checkpoint of all records took {sealed:.2f} s",)
+    return Result.of_ratio(f"verifying {RECORDS:,} records", verified, plain, "s", VERIFY_RATIO, notes)
+
+
+def _parse_and_hash(log: Path) -> None:
+    with log.open("rb") as file:
+        for line in file:
+            json.loads(line)
+            hashlib.sha256(line).digest()

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
-from bench.result import Range, Result
+from bench.result import Result
 from bench.stdio import CONSOLE_SCRIPT, FLOOR, MODULE, served
 
 ROUNDS: Final = 11
@@ -24,31 +24,25 @@ def measure() -> list[Result]:
         if not (revision != _REVISIONS[0] and name == "python -m")
     ]
     for name, revision in cases:  # the first start compiles the bytecode
-        _first_answer(_SERVERS[name], revision)
-    seconds: dict[tuple[str, str], list[float]] = {case: [] for case in cases}
+        _first_response(_SERVERS[name], revision)
+    milliseconds: dict[tuple[str, str], list[float]] = {case: [] for case in cases}
     for _ in range(ROUNDS):
         for name, revision in cases:
-            seconds[name, revision].append(_first_answer(_SERVERS[name], revision))
-    ranges = {case: Range.of([1000 * value for value in values], "ms") for case, values in seconds.items()}
-    results = []
-    for (name, revision), measured in ranges.items():
-        if name != "floor":
-            floor = ranges["floor", revision]
-            ratio = measured.median / floor.median
-            results.append(
-                Result(
-                    f"cold start, {name}, {revision}",
-                    str(measured),
-                    f"ratio <= {RATIO}",
-                    ratio <= RATIO,
-                    floor=str(floor),
-                    ratio=ratio,
-                )
-            )
-    return results
+            milliseconds[name, revision].append(1000 * _first_response(_SERVERS[name], revision))
+    return [
+        Result.of_ratio(
+            f"cold start, {name}, {revision}",
+            milliseconds[name, revision],
+            milliseconds["floor", revision],
+            "ms",
+            RATIO,
+        )
+        for name, revision in cases
+        if name != "floor"
+    ]
 
 
-def _first_answer(argv: Sequence[str], revision: str) -> float:
+def _first_response(argv: Sequence[str], revision: str) -> float:
     started = time.perf_counter()
     with served(argv, revision=revision) as (session, _):
         tools = session.request("tools/list")["tools"]

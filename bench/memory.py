@@ -70,6 +70,6 @@ def _call(session: Session, count: int) -> None:
 
 
 def _settled(session: Session) -> ResourceUse:
-    """Return the resources of the server a moment after the last call."""
+    """Return the resources of the server a second after the last call."""
     time.sleep(_SETTLE_SEC)
     return ResourceUse.of(session.process.pid)

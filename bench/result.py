@@ -1,4 +1,8 @@
-"""The results of benchmarks, and the table that shows them."""
+"""The results of benchmarks, and the table that shows them.
+
+A bound on time is a ratio to a floor, so that it holds on a slow machine and on a busy one. The floor is other work,
+which is measured in the same run and alternates with the measured work.
+"""
 
 from __future__ import annotations
 
@@ -32,8 +36,8 @@ class Range:
 class Result:
     """One row of the table: the measured value, the floor it is compared with, and whether the bound is met.
 
-    ``measured`` and ``floor`` are texts with a unit. ``ratio`` is the measured value divided by the floor, if that is
-    meaningful. ``notes`` are printed below the table.
+    ``measured`` and ``floor`` are texts with a unit. ``ratio`` is the measured value divided by the floor, or
+    None if the two are not compared. ``notes`` are printed below the table.
     """
 
     name: str
@@ -43,6 +47,32 @@ class Result:
     floor: str = ""
     ratio: float | None = None
     notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of_ratio(
+        cls,
+        name: str,
+        measured: Sequence[float],
+        floor: Sequence[float],
+        unit: str,
+        at_most: float,
+        notes: tuple[str, ...] = (),
+    ) -> Result:
+        """Return a result with a bound on the median ratio of the rounds.
+
+        ``measured`` and ``floor`` have one value per round. The ratio is taken within a round, because both values of a
+        round are affected by the same load of the machine.
+        """
+        ratio = statistics.median(value / low for value, low in zip(measured, floor, strict=True))
+        return cls(
+            name,
+            str(Range.of(measured, unit)),
+            f"ratio <= {at_most:g}",
+            ratio <= at_most,
+            floor=str(Range.of(floor, unit)),
+            ratio=ratio,
+            notes=notes,
+        )
 
 
 def table(results: Iterable[Result]) -> str:

@@ -36,6 +36,12 @@ def child_environment(state_dir: str | Path, targets: str = "loopback") -> dict[
     return {**kept, **free, "MCP_STATE_DIR": str(state_dir), "MCP_SECURITY_ALLOWED_TARGETS": targets}
 
 
+def argv_of_last_call(state_dir: Path) -> tuple[str, ...]:
+    """Return the argv of the last decision on the audit log."""
+    records = map(json.loads, (state_dir / "audit.jsonl").read_text().splitlines())
+    return tuple([record for record in records if record["event"] == "decision"][-1]["argv"])
+
+
 class Session:
     """A server process and a client for it that sends one request at a time."""
 

@@ -8,7 +8,7 @@ from bench.result import Result
 from bench.stdio import served
 from bench.tokens import json_tokens
 
-TOKENS: Final = 1200
+TOKENS: Final = 1000
 
 
 def measure() -> list[Result]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from bench.stdio import CONSOLE_SCRIPT, ROOT, child_environment
+from bench.stdio import CONSOLE_SCRIPT, FLOOR, ROOT, child_environment
 
 _START_SEC: Final = 30.0
 
@@ -53,6 +53,30 @@ def served(**settings: str) -> Iterator[Served]:
                 process.wait(40)
             finally:
                 process.kill()
+
+
+@contextmanager
+def floor_served() -> Iterator[int]:
+    """Serve `bench.floor_server` on a free loopback port, and yield the port."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    process = subprocess.Popen([*FLOOR, str(port)], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        until = time.monotonic() + _START_SEC
+        while not _listens(port):
+            if process.poll() is not None or time.monotonic() > until:
+                raise RuntimeError("The floor server did not start.")
+            time.sleep(0.05)
+        yield port
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def _wait_for(log: Path, process: subprocess.Popen[bytes]) -> None:

@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import socket
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Final
 
-from bench.load.http import Connection, served
+from bench.load.http import Connection, floor_served, served
 from bench.result import Range, Result
-from bench.stdio import ROOT
 
 ROUNDS: Final = 5
 CALLS: Final = 600
@@ -27,7 +21,7 @@ _META: Final = {
 
 def calls_per_second() -> list[Result]:
     """Compare the tool `scope`, which starts no process, with a tool that returns its argument."""
-    with served() as server, _floor() as floor_port:
+    with served() as server, floor_served() as floor_port:
         ways: dict[str, tuple[int, str, str, dict[str, Any]]] = {
             "server": (server.port, server.token, "scope", {"target": ["127.0.0.1"]}),
             "floor": (floor_port, "none", "echo", {"text": "127.0.0.1"}),
@@ -67,22 +61,3 @@ async def _rate(port: int, token: str, tool: str, arguments: dict[str, Any]) -> 
     started = time.perf_counter()
     await asyncio.gather(*(work() for _ in range(WORKERS)))
     return CALLS / (time.perf_counter() - started)
-
-
-@contextmanager
-def _floor() -> Iterator[int]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    argv = [sys.executable, str(ROOT / "bench" / "floor_server.py"), str(port)]
-    process = subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        for _ in range(300):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.05)
-        yield port
-    finally:
-        process.terminate()
-        process.wait(10)

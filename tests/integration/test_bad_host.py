@@ -134,7 +134,7 @@ def test_a_state_folder_that_cannot_be_made(tmp_path: Path, words: list[str]) ->
         check=False,
     )
     assert done.returncode == 9, done.stderr
-    assert f"permission_denied: the state folder {locked}/state cannot be made" in done.stderr
+    assert f"permission_denied: The state folder {locked}/state cannot be created" in done.stderr
     assert "MCP_STATE_DIR" in done.stderr
     assert "Traceback" not in done.stderr
 

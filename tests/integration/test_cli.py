@@ -122,7 +122,7 @@ async def test_runs_are_paged(env: dict[str, str], a_run: dict[str, Any]) -> Non
     ((_, out, _), (_, text, _)) = await batch(
         env, ["runs", "show", seen[0], "--limit", "5"], ["runs", "list", "--limit", "1"]
     )
-    assert "8 hosts in all; next page: --cursor " in out
+    assert "8 hosts in all. Next page: --cursor " in out
     assert "next page: --cursor " in text
 
 

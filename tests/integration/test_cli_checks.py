@@ -50,7 +50,7 @@ def test_doctor_without_a_writable_folder_says_what_still_works(tmp_path: Path) 
     assert done.returncode == 9
     assert "failed    state folder:" in done.stdout
     assert "still works: the commands tools, config, scope and doctor" in done.stdout
-    assert f"to mend: set MCP_STATE_DIR to another folder; {tmp_path}/file is a file" in done.stdout
+    assert f"to fix: set MCP_STATE_DIR to another folder; {tmp_path}/file is a file" in done.stdout
     assert "ok        tool nmap" in done.stdout
 
 

@@ -211,7 +211,7 @@ def test_a_clean_end_does_not_need_the_reaper(clean: World) -> None:
 @pytest.mark.parametrize("mode", MODES)
 def test_guard_status_and_guard_down_report_and_end_a_guard(clean: World, mode: str) -> None:
     nothing = clean.cli("guard", "status", check=False)
-    assert (nothing.returncode, nothing.stdout) == (4, "no guard is up\n")
+    assert (nothing.returncode, nothing.stdout) == (4, "There is no guard.\n")
     with guarded(clean, *http(8102), settings=MODES[mode]) as found:
         listening(clean)
         shown = found.guard()
@@ -219,13 +219,13 @@ def test_guard_status_and_guard_down_report_and_end_a_guard(clean: World, mode: 
         assert (shown["helper"], shown["server"]) == (found.process.pid, found.server)
         assert len(shown["ruleset"]) == len(shown["policy"]) == 64
         assert str(found.process.pid) in clean.cli("guard", "status").stdout
-        assert clean.cli("guard", "down", "--dead").stdout == "no guard was up\n"
+        assert clean.cli("guard", "down", "--dead").stdout == "There was no guard.\n"
         elsewhere = clean.run("unshare", "--net", sys.executable, "-m", "mcp_server", "guard", "down", check=False)
         assert (elsewhere.returncode, "belongs to another network namespace" in elsewhere.stderr) == (9, True)
         assert found.guard()["state"] == "up"
         assert json.loads(clean.cli("guard", "down", "--json").stdout) == {"taken_down": [found.process.pid]}
         found.process.wait(5)
-    assert clean.cli("guard", "down").stdout == "no guard was up\n"
+    assert clean.cli("guard", "down").stdout == "There was no guard.\n"
 
 
 def test_two_guards_work_on_one_host(clean: World) -> None:

@@ -279,7 +279,7 @@ def test_a_record_that_no_guard_helper_can_have_written_is_ignored(host: World, 
             done = host.cli("guard", command, check=False)
             assert (done.returncode, "is not a valid record of a guard" in done.stderr) == (9, True), done.stderr
         record.write_text(json.dumps(RECORD | {"host": inode}))
-        assert host.cli("guard", "down", "--dead").stdout == "taken down: 999999\n"
+        assert host.cli("guard", "down", "--dead").stdout == "Ended: 999999\n"
     finally:
         record.unlink(missing_ok=True)
 

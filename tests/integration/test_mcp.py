@@ -144,7 +144,7 @@ async def test_every_structure_fits_the_output_schema_and_says_what_the_text_say
 
 
 SENTENCE = re.compile(
-    r"^nmap (?P<outcome>\w+): (?P<up>\d+) up, (?P<open>\d+) open(, (?P<given_up>\d+) given up)?; "
+    r"^nmap (?P<outcome>\w+): (?P<up>\d+) up, (?P<open>\d+) open(, (?P<timed_out>\d+) timed out)?; "
     r"looked at (?P<looked_at>\d+) of (?P<planned>\d+)\. run://(?P<run_id>r_[0-9a-f]{24})$",
     re.MULTILINE,
 )
@@ -175,7 +175,7 @@ def assert_lines_agree(lines: str, body: dict[str, Any]) -> None:
         return
     shown = lines.splitlines()
     if "omitted" in body:
-        assert shown.pop() == f"({body['omitted']} hosts more)"
+        assert shown.pop() == f"({body['omitted']} more hosts)"
     if "hosts" in body:
         assert shown == [f"{address} {ports}".rstrip() for address, ports in body["hosts"].items()]
     else:

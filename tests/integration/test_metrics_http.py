@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from mcp_server import metrics
 from mcp_server.api.http.asgi import Message, Receive, Scope, Send
 from mcp_server.api.http.request_metrics import RequestMetricsMiddleware
+from tests.support.metrics import counting, series
 
 rest = FastAPI()
 released: asyncio.Event
@@ -46,20 +47,17 @@ async def crash() -> str:
 
 
 @pytest.fixture(autouse=True)
-def as_new() -> Iterator[None]:
-    metrics.reset()
-    yield
-    metrics.reset()
+def counting_from_zero() -> Iterator[None]:
+    with counting():
+        yield
 
 
 def counted() -> dict[tuple[str, ...], float]:
-    (family,) = [family for family in metrics.collect() if family.name == "mcp_http_requests_total"]
-    return family.numbers
+    return series("mcp_http_requests_total", "method", "route", "status")
 
 
-def timed() -> dict[tuple[str, ...], int]:
-    (family,) = [family for family in metrics.collect() if family.name == "mcp_http_request_seconds"]
-    return {series: sum(spread.counts) for series, spread in family.histograms.items()}
+def timed() -> dict[tuple[str, ...], float]:
+    return series("mcp_http_request_seconds_count", "route")
 
 
 def client() -> httpx2.AsyncClient:

@@ -86,7 +86,7 @@ def readings(monkeypatch: pytest.MonkeyPatch) -> Iterator[Readings]:
     monkeypatch.setattr(Section, "is_set", spying_is_set)
     yield found
     tracing.shutdown()
-    metrics.configure(enabled=True)
+    metrics.configure(enabled=False)
 
 
 @pytest.fixture
@@ -175,8 +175,7 @@ def test_what_is_handed_over_is_used_at_once_or_not_at_all(tmp_path: Path) -> No
 
 
 async def test_metrics_are_switched_with_a_configuration_that_is_used_and_with_no_other(tmp_path: Path) -> None:
-    metrics.reset()
-    env = environment(tmp_path / "state")
+    env = environment(tmp_path / "state", MCP_SERVER_TRANSPORT="http")
     server = EnhancedMCPServer(load_config(env=env))
     said = dict(env)
     reloader = Reloader(server.pipeline, read=lambda: load_config(env=said))
@@ -194,4 +193,4 @@ async def test_metrics_are_switched_with_a_configuration_that_is_used_and_with_n
         assert b"mcp_server_info{" in metrics.exposition(), "what is set once is set again"
     finally:
         await server.cleanup()
-        metrics.reset()
+        metrics.configure(enabled=False)

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from mcp_server import metrics
 from mcp_server.config import load_config
 from mcp_server.errors import NetworkToolsError, PlatformError
 from mcp_server.model.access import FULL_ACCESS
@@ -17,6 +16,7 @@ from mcp_server.model.run import Actor, Outcome
 from mcp_server.server import EnhancedMCPServer
 from mcp_server.server.applying import apply
 from tests.support.interfaces import environment, log_records
+from tests.support.metrics import counting, series
 from tests.support.scans import own_network, slow_scan, started
 
 ACTOR = Actor("tester", "test", access=FULL_ACCESS)
@@ -25,16 +25,16 @@ QUICK = {"target": "127.0.0.1", "ports": "1-3"}
 
 @pytest.fixture
 async def server(tmp_path: Path) -> AsyncIterator[EnhancedMCPServer]:
-    made = EnhancedMCPServer(load_config(env=environment(tmp_path / "state")))
-    yield made
-    await made.cleanup()
+    with counting():
+        made = EnhancedMCPServer(load_config(env=environment(tmp_path / "state")))
+        yield made
+        await made.cleanup()
 
 
 def ended(status: str) -> float:
-    """How many calls of nmap have ended so, as the figures say."""
-    page = metrics.exposition().decode().splitlines()
-    found = [line for line in page if line.startswith("mcp_tool_execution_total{") and f'status="{status}"' in line]
-    return sum(float(line.split()[-1]) for line in found if 'tool="nmap"' in line)
+    """Return how many calls of nmap ended with this status, as the metrics say."""
+    found = series("mcp_tool_execution_total", "tool", "status", "error_type")
+    return sum(number for labels, number in found.items() if labels[:2] == ("nmap", status))
 
 
 async def test_a_call_that_is_given_up_in_line_has_its_end_told(server: EnhancedMCPServer) -> None:

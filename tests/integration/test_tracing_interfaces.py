@@ -1,4 +1,4 @@
-"""One trace from the request through every step of the pipeline, by each interface, to a real collector."""
+"""Traces of real servers: one trace from the request of a caller through every step, over every interface."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ SCAN = {
 
 @dataclass(frozen=True)
 class Caller:
-    """The span of a caller. A client sends it, and the spans of the server must be part of its trace."""
+    """The span of a client, which must be the parent of the spans of the server."""
 
     trace: str
     span: str
@@ -58,7 +58,7 @@ def receiving() -> Iterator[Collector]:
 
 
 def env_of(state: Path, endpoint: str, **extra: str) -> dict[str, str]:
-    # With a ratio of 0, spans arrive only because the trace of the caller is recorded.
+    # The ratio is 0, so only traces of callers are recorded.
     own = {"MCP_TRACING_ENDPOINT": endpoint, "MCP_TRACING_SAMPLE_RATIO": "0", "OTEL_BSP_SCHEDULE_DELAY": "50"}
     return environment(state, **(own | extra))
 
@@ -75,12 +75,12 @@ def served(env: dict[str, str]) -> Iterator[tuple[str, str]]:
 
 
 def message(revision: str, method: str, meta: dict[str, Any], **params: Any) -> dict[str, Any]:
-    """A request of one protocol revision, with ``meta`` in its `_meta`."""
+    """Return a request of a revision, with ``meta`` in its `_meta`."""
     return request(7, method, _meta=(MODERN_META if revision == "2026" else {}) | meta, **params)
 
 
 async def over_stdio(revision: str, env: dict[str, str], *messages: dict[str, Any]) -> dict[str, Any]:
-    """Send the messages, and return the answer to the last one."""
+    """Send the messages to a new server and return the response to the last one."""
     async with ServedProcess.open(*SERVER, env=env) as client:
         if revision == "2025":
             await client.send(initialize(1))
@@ -91,14 +91,14 @@ async def over_stdio(revision: str, env: dict[str, str], *messages: dict[str, An
             await client.send(each)
             answer = await client.receive()
         client.close_input()
-        # The process ends by itself, and has sent its spans before.
+        # The server exits by itself after it has sent its spans.
         assert await asyncio.wait_for(client.process.wait(), 20) == 0
         return answer
 
 
 @asynccontextmanager
 async def http_session(revision: str, served: tuple[str, str]) -> AsyncIterator[httpx2.AsyncClient]:
-    """A client of /mcp. For revision 2025 it has an open session."""
+    """Yield a client of /mcp, with an open session in the revision of 2025."""
     base, token = served
     headers = {"Authorization": f"Bearer {token}", "Accept": "application/json, text/event-stream"}
     async with httpx2.AsyncClient(base_url=base, headers=headers, timeout=60) as client:
@@ -125,7 +125,10 @@ async def over_http(
 
 
 def trace_of(receiving: Collector, caller: Caller, top: str, *names: str) -> dict[str, Span]:
-    """Wait until the trace of the caller has these spans, and return it by name. All must belong to the request."""
+    """Wait for these spans in the trace of the caller, check it, and return its spans by name.
+
+    Every span must be a descendant of the span of the request.
+    """
     spans = receiving.wait_for(top, *names, trace=caller.trace)
     by_id = {span.id: span for span in spans}
     first = next(span for span in spans if span.name == top)
@@ -137,14 +140,14 @@ def trace_of(receiving: Collector, caller: Caller, top: str, *names: str) -> dic
             above = by_id[above.parent]
         assert first.start <= span.start <= span.end <= first.end, span.name
         assert not span.texts
-    # Nothing that any test of this file sent so far has an argument or an address.
+    # No request to the collector, of any test so far, may hold an argument or an address.
     for word in (SECRET, PORTS, "127.0.0.1", OUTSIDE):
         assert not any(word.encode() in body for body in receiving.bodies), word
     return {span.name: span for span in spans}
 
 
 def check_whole(spans: dict[str, Span], top: str, env: dict[str, str], caller: Caller) -> None:
-    """Check a completed scan: every step, no error, the counts, and the same trace on the decision log."""
+    """Check the trace of a completed scan: every step, no error, the numbers, and the trace id in the audit log."""
     assert not any(span.failed for span in spans.values())
     first = spans[top].attributes
     assert first["gen_ai.operation.name"] == "execute_tool"
@@ -226,7 +229,7 @@ async def test_the_http_header_is_used_if_the_message_names_no_trace(
 
 
 @pytest.mark.parametrize("interface", ["stdio", "http", "rest"])
-async def test_a_refusal_is_on_the_step_that_refused(
+async def test_a_refusal_marks_the_step_that_refused(
     receiving: Collector, served: tuple[str, str], env: dict[str, str], interface: str
 ) -> None:
     caller, arguments = Caller.make(), {"target": OUTSIDE}
@@ -246,13 +249,13 @@ async def test_a_refusal_is_on_the_step_that_refused(
         assert first.attributes["http.response.status_code"] == 400
         assert first.attributes["error.type"] == "target_out_of_scope"
     else:
-        # The value is that of the MCP conventions. Our code is in another attribute.
+        # As the conventions for MCP say, with our code in a second attribute.
         assert first.attributes["error.type"] == "tool_error"
         assert first.attributes["mcp_network_tools.error_code"] == "target_out_of_scope"
     assert not {"execute", "record", "respond"} & set(spans)
 
 
-async def test_text_of_a_caller_is_not_the_name_of_a_span(receiving: Collector, env: dict[str, str]) -> None:
+async def test_unknown_tools_and_methods_do_not_name_a_span(receiving: Collector, env: dict[str, str]) -> None:
     tool, method = Caller.make(), Caller.make()
     word = "hostile-word"
     await over_stdio(
@@ -270,7 +273,7 @@ async def test_text_of_a_caller_is_not_the_name_of_a_span(receiving: Collector, 
     assert not any(word.encode() in body for body in receiving.bodies)
 
 
-async def test_programs_get_no_tracing_variables(receiving: Collector, tmp_path: Path) -> None:
+async def test_programs_get_no_variable_of_tracing(receiving: Collector, tmp_path: Path) -> None:
     tools = make_site_tools(tmp_path / "site")
     (tools.folder / "bin" / "site-probe").write_text("#!/bin/sh\nexec env\n")
     own = {"OTEL_EXPORTER_OTLP_HEADERS": "authorization=hunter2", "OTEL_RESOURCE_ATTRIBUTES": "deployment=test"}
@@ -286,7 +289,7 @@ async def test_programs_get_no_tracing_variables(receiving: Collector, tmp_path:
 
 
 async def refused_call(served: tuple[str, str]) -> Caller:
-    """Make a call that ends at once, with the trace of a caller."""
+    """Make a call that is refused at once, and return its caller."""
     caller = Caller.make()
     async with rest_client(*served) as client:
         answer = await client.post("/tools/nmap/execute", json={"target": OUTSIDE}, headers=caller.headers)
@@ -299,8 +302,8 @@ async def stopped(process: subprocess.Popen[str]) -> None:
     assert await asyncio.to_thread(process.wait, 10) == 0
 
 
-async def test_a_stopping_server_sends_its_last_spans(tmp_path: Path, receiving: Collector) -> None:
-    # Spans are sent every two seconds, and the server stops before the spans of the second call are due.
+async def test_a_stopping_server_sends_its_queued_spans(tmp_path: Path, receiving: Collector) -> None:
+    # Spans are sent every two seconds, and the server stops before that.
     with http_server(env_of(tmp_path / "state", receiving.url, OTEL_BSP_SCHEDULE_DELAY="2000")) as (*served, process):
         first = await refused_call((served[0], served[1]))
         await asyncio.to_thread(receiving.wait_for, "plan", trace=first.trace)
@@ -311,7 +314,7 @@ async def test_a_stopping_server_sends_its_last_spans(tmp_path: Path, receiving:
 
 
 @pytest.mark.parametrize("dead", ["silent", "refused"])
-async def test_a_stopping_server_does_not_wait_for_a_dead_collector(tmp_path: Path, dead: str) -> None:
+async def test_a_dead_collector_does_not_delay_a_stopping_server(tmp_path: Path, dead: str) -> None:
     with collector() as receiving:
         receiving.silent.set()
         url = receiving.url if dead == "silent" else f"http://127.0.0.1:{free_port()}"

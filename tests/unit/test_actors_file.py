@@ -1,4 +1,4 @@
-"""The actors file: what it may say, what it means, and how what is wrong in it is told."""
+"""The actors file: its content, its meaning, and the messages about mistakes."""
 
 from __future__ import annotations
 
@@ -39,28 +39,28 @@ def written(folder: Path, text: str | bytes, mode: int = 0o600) -> Path:
     return path
 
 
-def test_it_says_what_each_actor_may_do(tmp_path: Path) -> None:
+def test_the_file_limits_each_actor(tmp_path: Path) -> None:
     text = GOOD.replace(", 10.20.0.0/16]", "]")
     actors = read_actors_file(written(tmp_path, text))
     robot = Access(
         Role.OPERATOR.permissions, ("10.20.0.0/16", ".build.lab.internal"), ("nmap", "dns_*"), 30, 200000, actors.hash
     )
     for name in ("key:ci", "key:ci-old", "sub:auth0|17"):
-        assert actors.find(name, Role.VIEWER) == robot, "the file's role, not the credential's"
+        assert actors.find(name, Role.VIEWER) == robot, "the role must be that of the file, not of the credential"
     watcher = actors.find("sub:someone@example.org", Role.OPERATOR)
     assert (watcher.permissions, watcher.networks) == (Role.OPERATOR.permissions, ())
     assert actors.find("key:unknown", Role.ADMIN).permissions == Role.VIEWER.permissions
-    assert actors.find("token", Role.ADMIN).permissions == FULL_ACCESS.permissions, "the owner is in no file"
+    assert actors.find("token", Role.ADMIN).permissions == FULL_ACCESS.permissions, "the local token has no limits"
 
 
-def test_who_is_not_named_may_do_nothing(tmp_path: Path) -> None:
+def test_an_actor_that_is_not_named_may_do_nothing(tmp_path: Path) -> None:
     actors = read_actors_file(written(tmp_path, "version: 1\nactors: []\n"))
     assert actors.find("key:a", Role.ADMIN).permissions == NOBODY.permissions
     assert CurrentDirectory(lambda: actors).find("key:a", Role.ADMIN).permissions == frozenset()
     assert CurrentDirectory(lambda: None).find("key:a", Role.VIEWER) == Access(Role.VIEWER.permissions)
 
 
-def test_the_hash_is_that_of_the_meaning(tmp_path: Path) -> None:
+def test_the_hash_depends_on_the_limits(tmp_path: Path) -> None:
     def hash_of(text: str) -> str:
         return read_actors_file(written(tmp_path, text)).hash
 
@@ -71,7 +71,7 @@ def test_the_hash_is_that_of_the_meaning(tmp_path: Path) -> None:
     assert len({hash_of(one), *(hash_of(one.replace(*change)) for change in changes)}) == 4
 
 
-def test_a_reload_takes_and_never_gives_what_the_credential_did_not_have() -> None:
+def test_a_reload_gives_no_permission_that_the_credential_did_not_have() -> None:
     from mcp_server.identity.actors import Bounds
 
     before = Actors({"key:a": Bounds("a", Role.OPERATOR)})
@@ -145,7 +145,7 @@ def test_networks_outside_the_policy_are_found(tmp_path: Path) -> None:
         ("version: 1\nactors: {}", "line 2: actors must be a list"),
     ],
 )
-def test_what_is_wrong_is_told_with_its_line(tmp_path: Path, text: str, said: str) -> None:
+def test_a_mistake_is_named_with_its_line(tmp_path: Path, text: str, said: str) -> None:
     path = written(tmp_path, text)
     with pytest.raises(ConfigError) as wrong:
         read_actors_file(path)
@@ -154,7 +154,7 @@ def test_what_is_wrong_is_told_with_its_line(tmp_path: Path, text: str, said: st
     assert "policy.md" not in wrong.value.hint
 
 
-def test_a_file_that_others_could_have_written_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_others_can_write_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="can be written by others"):
         read_actors_file(written(tmp_path, GOOD, 0o666))
     folder = tmp_path / "open"
@@ -165,7 +165,7 @@ def test_a_file_that_others_could_have_written_is_refused(tmp_path: Path) -> Non
         read_actors_file(path)
 
 
-def test_what_is_no_small_text_file_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_no_small_text_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
         read_actors_file(tmp_path / "none.yaml")
     with pytest.raises(ConfigError, match="not UTF-8"):

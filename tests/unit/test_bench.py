@@ -8,14 +8,52 @@ from pathlib import Path
 
 import pytest
 
+from bench import (
+    audit,
+    big_result,
+    call_overhead,
+    cold_start,
+    flat_parse,
+    guard,
+    memory,
+    one_scan,
+    policy,
+    result_cost,
+    spawn,
+    tools_list,
+)
 from bench.__main__ import NAMES
+from bench.load import clients, health, mcp_rate
 from bench.load.clients import LoadResult, Responses, p99
 from bench.load.soak import INTENDED, LEAST_SAMPLES, Sample, grown, unintended, verdict
 from bench.memory import ResourceUse
+from bench.result import Result
 
 PAGE = Path(__file__).resolve().parents[2] / "docs/performance.md"
 FLAT = [Sample(resident_mb=100.0, files=20.0, threads=8.0, tasks=20.0, children=0.0)] * 60
 GOOD = dict.fromkeys(INTENDED, 3)
+BOUNDS = {
+    "cold_start": [f"ratio ≤ {cold_start.RATIO:g}"],
+    "tools_list": [f"≤ {tools_list.TOKENS:,} tokens"],
+    "call_overhead": [f"ratio ≤ {call_overhead.RATIO:g}"],
+    "one_scan": [f"ratio ≤ {one_scan.RATIO:g}, ≤ {one_scan.CHARACTERS} characters"],
+    "big_result": [f"ratio ≤ {big_result.RATIO:g}, ≤ {big_result.TOKENS:,} tokens"],
+    "memory": [f"ratio ≤ {memory.GROWTH:g}, equal"],
+    "flat_parse": [f"< {flat_parse.ABOVE_IDLE_MB:g} MB"],
+    "result_cost": [f"ratio ≤ {result_cost.RATIO:g}, none lost", f"≤ {result_cost.TOKENS:,} tokens, none wrong"],
+    "spawn": [f"ratio ≤ {spawn.RATIO:g}"],
+    "guard": [f"ratio ≤ {guard.START_RATIO:g}, ratio ≤ {guard.SCAN_RATIO:g}"],
+    "audit": [f"ratio ≤ {audit.APPEND_RATIO:g}", f"ratio ≤ {audit.VERIFY_RATIO:g}"],
+    "policy": [f"ratio ≤ {policy.LOAD_RATIO:g}", f"ratio ≤ {policy.CHECK_RATIO:g}"],
+    "load": [
+        "only the intended responses, none lost",
+        f"ratio ≤ {clients.SLOWER:g}",
+        f"ratio ≤ {clients.GROWTH:g}",
+        f"ratio ≥ {mcp_rate.SHARE:g}",
+        f"ratio ≤ {health.RATIO:g}, all {health.SCANS} still running at the end",
+    ],
+}
+"""The bounds of each benchmark, as the page has to state them."""
 
 
 def rows_under(head: str) -> list[str]:
@@ -24,9 +62,26 @@ def rows_under(head: str) -> list[str]:
     return table.splitlines()[2:]
 
 
-def test_the_page_on_performance_has_a_row_for_every_benchmark() -> None:
-    named = [found[1] for row in rows_under("| benchmark |") if (found := re.match(r"\| `(\w+)` \|", row))]
-    assert sorted(named) == sorted(NAMES)
+def test_the_page_on_performance_states_the_bounds_of_every_benchmark() -> None:
+    stated: dict[str, list[str]] = {}
+    last = ""
+    for row in rows_under("| benchmark |"):
+        name, *_, bound = (cell.strip().strip("`") for cell in row.strip("|").split("|"))
+        last = name or last
+        stated.setdefault(last, []).append(bound)
+    assert sorted(stated) == sorted(NAMES), "the page and bench.__main__ list other benchmarks"
+    assert stated == BOUNDS
+
+
+def test_no_bound_is_an_absolute_time() -> None:
+    absolute = [bound for bounds in BOUNDS.values() for bound in bounds if re.search(r"\d (s|ms|µs)\b", bound)]
+    assert not absolute, "a bound on time must be a ratio to a floor of the same run"
+
+
+@pytest.mark.parametrize(("measured", "within"), [([4.0, 100.0, 6.0], True), ([4.1, 100.0, 6.2], False)])
+def test_a_ratio_is_the_median_of_the_rounds(measured: list[float], within: bool) -> None:
+    result = Result.of_ratio("start", measured, [2.0, 10.0, 3.0], "ms", at_most=2.0)
+    assert result.within is within, f"a ratio of {result.ratio} and a bound of 2"
 
 
 def test_equal_samples_have_not_grown() -> None:

@@ -1,4 +1,4 @@
-"""What a reload may use of a new configuration, and what of the old one stays in force."""
+"""Which keys a reload applies, and which keep their values."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NEEDS = {
     "server.tls_client_ca": {"server.tls_cert", "server.tls_key"},
     "auth.issuer": {"auth.audience", "auth.jwks_url"},
 }
-"""Keys that are refused without others; and an issuer's keys are in one place."""
+"""Keys that need other keys. The keys of an issuer are at a URL or in a file, and not both."""
 
 
 def whole(*chosen: Key) -> set[str]:
@@ -38,7 +38,7 @@ def with_keys(*chosen: Key) -> Config:
 
 
 @pytest.mark.parametrize("key", KEYS, ids=lambda key: key.dotted)
-def test_live_keys_come_into_force_and_the_others_wait(key: Key) -> None:
+def test_a_reload_applies_live_keys_and_lists_the_others_as_pending(key: Key) -> None:
     running, read = with_keys(), with_keys(key)
     config, pending = apply_live_keys(running, read)
     if key.status == "live":
@@ -55,7 +55,7 @@ def test_live_keys_come_into_force_and_the_others_wait(key: Key) -> None:
 
 
 @given(st.sets(st.sampled_from(KEYS)), st.sets(st.sampled_from(KEYS)))
-def test_every_key_is_the_old_ones_or_the_new_ones(before: set[Key], after: set[Key]) -> None:
+def test_each_key_has_its_old_or_its_new_value(before: set[Key], after: set[Key]) -> None:
     running, read = with_keys(*before), with_keys(*after)
     first, second = running.model_dump(), read.model_dump()
     config, pending = apply_live_keys(running, read)
@@ -66,12 +66,12 @@ def test_every_key_is_the_old_ones_or_the_new_ones(before: set[Key], after: set[
     assert {item.key for item in pending} == {
         key.dotted for key in KEYS if key.status != "live" and key.of(running) != key.of(read)
     }
-    assert (running.model_dump(), read.model_dump()) == (first, second), "neither is touched"
+    assert (running.model_dump(), read.model_dump()) == (first, second), "the inputs must not change"
     again, still = apply_live_keys(config, read)
-    assert (again, still) == (config, pending), "what waits goes on waiting"
+    assert (again, still) == (config, pending), "a second reload must give the same result"
 
 
-def test_an_option_of_the_command_line_stands_above_the_file() -> None:
+def test_an_option_of_the_command_line_takes_precedence_over_the_file() -> None:
     running = with_keys()
     running.server.port = 9000
     running.security.timeout_seconds = 77
@@ -81,10 +81,10 @@ def test_an_option_of_the_command_line_stands_above_the_file() -> None:
     assert (config.server.source_of("port"), pending) == ("code", ())
     assert config.effective.timeout_ceiling == 77
     config.security.timeout_seconds = 78
-    assert running.security.timeout_seconds == 77, "the sections are not shared"
+    assert running.security.timeout_seconds == 77, "the running configuration must not share its sections"
 
 
-def test_what_is_shown_holds_no_secret() -> None:
+def test_pending_values_contain_no_secret() -> None:
     read = load_config(env={"MCP_DATABASE_URL": "postgresql://u:hunter2@h/d", "MCP_STATE_DIR": "/srv/x"})
     _, pending = apply_live_keys(with_keys(), read)
     shown = {item.key: item for item in pending}
@@ -97,7 +97,7 @@ def test_every_status_is_live_or_restart() -> None:
     assert all(isinstance(key.holder(Config()), Section) for key in KEYS)
 
 
-def test_rows_and_keys_are_alike() -> None:
+def test_the_table_of_keys_is_complete() -> None:
     assert {row_name(row) for row in ROWS} == {key.dotted for key in KEYS if key.section}
 
 

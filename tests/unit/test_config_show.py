@@ -1,4 +1,4 @@
-"""Showing the configuration: secrets stay hidden, every key is described, the page of documentation is current."""
+"""The configuration for people: secrets are hidden, every key is described, and the page is up to date."""
 
 import json
 from pathlib import Path
@@ -15,10 +15,9 @@ PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
 URL = "postgresql+asyncpg://scan:hunter2@db.lab.internal:5432/scans"
 
 
-def test_the_page_is_what_the_models_say() -> None:
+def test_the_page_is_up_to_date() -> None:
     assert PAGE.read_text() == configuration_table(), (
-        "write it again: python -c 'from mcp_server.config.show import configuration_table as t; print(t(), end=str())' "
-        "> docs/configuration.md"
+        "docs/configuration.md is out of date; run: .venv/bin/python scripts/docs.py"
     )
 
 
@@ -82,11 +81,11 @@ def test_the_database_password_is_hidden_in_every_other_text() -> None:
 
 
 @given(st.text(min_size=1).filter(lambda text: len(text) > 3))
-def test_no_password_survives(password: str) -> None:
+def test_no_password_is_left_in_a_url(password: str) -> None:
     assert password not in redact("url", f"postgresql://u:{password}@h") or password in "postgresql://u:***@h"
 
 
-def test_secrets_are_known_by_name_at_any_depth() -> None:
+def test_secrets_are_recognized_by_name_at_any_depth() -> None:
     data = {
         "api_key": "a",
         "token": ["b"],
@@ -110,7 +109,7 @@ def test_secrets_are_known_by_name_at_any_depth() -> None:
     assert data["api_key"] == "a"
 
 
-def test_redacted_is_the_whole_configuration_ready_for_json() -> None:
+def test_the_redacted_configuration_is_complete_and_ready_for_json() -> None:
     config = load_config(env={"MCP_STATE_DIR": "/s", "MCP_LOGGING_FILE_PATH": "/s/log"})
     shown = json.loads(json.dumps(config.redacted()))
     assert list(shown) == list(Config.model_fields)

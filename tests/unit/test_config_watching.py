@@ -1,4 +1,4 @@
-"""Which names lead to a file, and that a change of any of them is seen; on a real file system."""
+"""The paths that are watched for a file, and the report of a change, on a real file system."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path.resolve()
 
 
-def test_a_plain_file_is_its_own_only_name(folder: Path) -> None:
+def test_without_links_only_the_file_itself_is_watched(folder: Path) -> None:
     file = folder / "a"
     file.write_text("1")
     assert watched_paths(file) == {file}
-    assert watched_paths(folder / "none" / "b") == {folder / "none" / "b"}, "also where there is nothing yet"
+    assert watched_paths(folder / "none" / "b") == {folder / "none" / "b"}, "a missing file must be watched too"
 
 
-def test_every_link_on_the_way_is_a_name(folder: Path) -> None:
+def test_every_link_on_the_path_is_watched(folder: Path) -> None:
     (folder / "releases" / "one").mkdir(parents=True)
     (folder / "releases" / "one" / "c").write_text("1")
     (folder / "current").symlink_to("releases/one")
@@ -45,7 +45,7 @@ def test_every_link_on_the_way_is_a_name(folder: Path) -> None:
     }
 
 
-def test_links_in_a_circle_end(folder: Path) -> None:
+def test_a_circle_of_links_ends(folder: Path) -> None:
     (folder / "a").symlink_to("b")
     (folder / "b").symlink_to("a")
     assert watched_paths(folder / "a") == {folder / "a", folder / "b"}
@@ -77,13 +77,13 @@ def test_a_change_of_content_link_or_mode_changes_the_state(folder: Path) -> Non
 def test_changed_since(folder: Path) -> None:
     file = folder / "a"
     file.write_text("1")
-    os.utime(file, (0, 0))  # what the owner says of a file's age is not believed
+    os.utime(file, (0, 0))  # the modification time can be set, so it must not decide
     assert changed_since([file], time.time() - 5)
     assert not changed_since([file], time.time() + 5)
     assert not changed_since([folder / "none"], 0.0)
 
 
-def in_place(file: Path) -> None:
+def rewritten(file: Path) -> None:
     file.write_text("2")
 
 
@@ -103,24 +103,22 @@ def removed_with_its_folder(file: Path) -> None:
     file.write_text("2")
 
 
-@pytest.mark.parametrize("change", [in_place, by_rename, removed, removed_with_its_folder])
-async def test_a_change_gives_a_sign(folder: Path, change: Callable[[Path], None]) -> None:
+@pytest.mark.parametrize("change", [rewritten, by_rename, removed, removed_with_its_folder])
+async def test_a_change_is_reported(folder: Path, change: Callable[[Path], None]) -> None:
     file = folder / "etc" / "a"
     file.parent.mkdir()
     file.write_text("1")
     before = file_states([file])
     async with aclosing(watch(lambda: [file], asyncio.Event())) as signs, asyncio.timeout(WAIT_SEC):
         waiting = asyncio.ensure_future(anext(signs))
-        await asyncio.sleep(0.3)  # until the folder is watched; before that it would be the next look that sees it
+        await asyncio.sleep(0.3)  # wait until the folder is watched
         assert not waiting.done()
         change(file)
         await waiting
         assert file_states([file]) != before
 
 
-async def test_a_file_that_is_written_in_place_is_told_of_when_it_rests(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_rewritten_file_is_reported_when_it_is_complete(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = folder / "a"
     file.write_text("allow\nexclude\n")
     async with aclosing(watch(lambda: [file], asyncio.Event())) as signs, asyncio.timeout(WAIT_SEC):
@@ -129,7 +127,7 @@ async def test_a_file_that_is_written_in_place_is_told_of_when_it_rests(
         with file.open("w") as writer:
             writer.write("allow\n")
             writer.flush()
-            await asyncio.sleep(1.0)  # four times what a replaced file has to rest
+            await asyncio.sleep(1.0)  # four times the wait for a replaced file
             assert not waiting.done()
             writer.write("exclude\n")
         await waiting
@@ -137,10 +135,10 @@ async def test_a_file_that_is_written_in_place_is_told_of_when_it_rests(
         waiting = asyncio.ensure_future(anext(signs))
         monkeypatch.setattr("mcp_server.config.watching.REWRITE_SEC", 10 * WAIT_SEC)
         by_rename(file)
-        await waiting  # a file that is replaced is whole
+        await waiting  # a replaced file is complete at once
 
 
-async def test_what_is_to_be_watched_is_asked_for_again_when_told(folder: Path) -> None:
+async def test_the_paths_are_read_again_after_a_restart(folder: Path) -> None:
     one, two = folder / "one", folder / "two"
     for each in (one, two):
         each.mkdir()
@@ -156,12 +154,12 @@ async def test_what_is_to_be_watched_is_asked_for_again_when_told(folder: Path) 
         await asyncio.sleep(0.6)
         (one / "a").write_text("2")
         await asyncio.sleep(1.0)
-        assert not waiting.done(), "nobody asks about this one any more"
+        assert not waiting.done(), "the first file must not be watched any more"
         (two / "a").write_text("2")
         await waiting
 
 
-async def test_a_folder_that_is_not_there_is_told_of_and_tried_again(
+async def test_a_missing_folder_is_logged_and_tried_again(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("mcp_server.config.watching.RETRY_SEC", 0.2)

@@ -57,7 +57,7 @@ async def test_after_the_grace_period_calls_are_cut_short(server: Server) -> Non
     call = server.call()
     await asyncio.sleep(0)
     server.lifecycle.stop(0.05)
-    with pytest.raises(NetworkToolsError, match="stopped before the call was done"):
+    with pytest.raises(NetworkToolsError, match="stopped before the call was complete"):
         await call
     await asyncio.wait_for(server.lifecycle.ended.wait(), 1)
 

@@ -1,4 +1,4 @@
-"""``runs``: what is remembered."""
+"""``runs``: shows stored runs."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from mcp_server.cli.output import Json, print_json, print_table, reporting, run_
 if TYPE_CHECKING:
     from mcp_server.store.base import Store
 
-app = typer.Typer(help="Runs that were made: list, show, raw output.", no_args_is_help=True)
+app = typer.Typer(help="Stored runs: list, show, raw output.", no_args_is_help=True)
 T = TypeVar("T")
 
-Limit = Annotated[int, typer.Option(min=1, max=1000, help="How many to show.")]
-Cursor = Annotated[str | None, typer.Option(help="Go on from the cursor of the page before.")]
+Limit = Annotated[int, typer.Option(min=1, max=1000, help="The most to show.")]
+Cursor = Annotated[str | None, typer.Option(help="The cursor that the previous page printed.")]
 
 
 async def _with_store(work: Callable[[Store], Awaitable[T]]) -> T:
@@ -59,12 +59,12 @@ def list_runs(limit: Limit = 20, cursor: Cursor = None, tool: str | None = None,
             ],
         )
         if page.next_cursor:
-            say(f"{page.total} in all; next page: --cursor {page.next_cursor}")
+            say(f"{page.total} runs in all. Next page: --cursor {page.next_cursor}")
 
 
 @app.command("show")
 def show(run_id: str, limit: Limit = 100, cursor: Cursor = None, as_json: Json = False) -> None:
-    """Show one run: how it ended, what it covered, and the hosts it saw."""
+    """Show one run: its outcome, its coverage, and the hosts that it saw."""
     from mcp_server.api.runs import run_page
 
     with reporting(as_json=as_json):
@@ -77,14 +77,14 @@ def show(run_id: str, limit: Limit = 100, cursor: Cursor = None, as_json: Json =
         rows = [row for host in body["hosts"] for row in host_rows(host)]
         print_table(("HOST", "PORT", "STATE", "SERVICE", "VERSION"), rows)
         if body["next_cursor"]:
-            say(f"{body['hosts_total']} hosts in all; next page: --cursor {body['next_cursor']}")
+            say(f"{body['hosts_total']} hosts in all. Next page: --cursor {body['next_cursor']}")
 
 
 @app.command("raw")
 def raw(run_id: str, as_json: Json = False) -> None:
-    """Write the tool's own output: byte for byte into a pipe or file, with active characters escaped on a terminal.
+    """Print the tool's own output: byte for byte into a pipe or file, with control characters escaped on a terminal.
 
-    With --json, print only the hash and sizes of what is kept.
+    With --json, print only its hash and sizes.
     """
     from mcp_server.api.runs import raw_of
     from mcp_server.model.encoding import encode
@@ -99,7 +99,7 @@ def raw(run_id: str, as_json: Json = False) -> None:
             async for piece in store.iter_raw(kept):
                 sys.stdout.buffer.write(piece)
             return
-        rest = b""  # the beginning of a character that the end of a piece cut in two
+        rest = b""  # the first bytes of a character that continues in the next piece
         async for piece in store.iter_raw(kept):
             whole = whole_characters(rest + piece)
             rest = (rest + piece)[len(whole) :]

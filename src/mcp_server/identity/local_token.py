@@ -1,4 +1,4 @@
-"""The token of the state folder. It is made once, and whoever can read its file has full access."""
+"""The token of the state folder. It is made once, and a user who can read its file has full access."""
 
 from __future__ import annotations
 

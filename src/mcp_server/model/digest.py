@@ -71,9 +71,9 @@ class HostDigestView:
 
     @property
     def summary(self) -> str:
-        """The counts in words: ``3 up, 5 open, 1 given up``."""
-        given_up = f", {self.timed_out} given up" if self.timed_out else ""
-        return f"{self.up} up, {self.open_ports} open{given_up}"
+        """The counts in words: ``3 up, 5 open, 1 timed out``."""
+        timed_out = f", {self.timed_out} timed out" if self.timed_out else ""
+        return f"{self.up} up, {self.open_ports} open{timed_out}"
 
     def fields(self) -> dict[str, Any]:
         """Return the fields of a structured answer, without text of a target. Their schema is `HOST_FIELDS`."""
@@ -87,7 +87,7 @@ class HostDigestView:
             lines = [f"{address} {ports}".rstrip() for address, ports in self.hosts.items()]
         else:
             lines = [f"{group['ports']}: {group['addresses']}" for group in self.groups or []]
-        return [*lines, f"({self.omitted} hosts more)"] if self.omitted else lines
+        return [*lines, f"({self.omitted} more hosts)"] if self.omitted else lines
 
     def from_target(self) -> dict[str, dict[str, str]]:
         """Return text of targets by its source and its number."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from mcp_server.audit import AuditLog
-from mcp_server.audit.escaping import escape_values
+from mcp_server.audit.records import escape_values
 from mcp_server.config import Config
 from mcp_server.errors import AccessError, NetworkToolsError, RefusedError
 from mcp_server.model.access import Access

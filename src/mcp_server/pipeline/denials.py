@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from mcp_server.audit import AuditLog
-from mcp_server.audit.escaping import escape_values
 from mcp_server.audit.log_rate_limiter import LogRateLimiter
+from mcp_server.audit.records import escape_values
 from mcp_server.errors import NetworkToolsError
 from mcp_server.model.run import Actor
 from mcp_server.pipeline.log_fields import given_id, who

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mcp_server.audit.escaping import escape_values
+from mcp_server.audit.records import escape_values
 from mcp_server.config.redact import without_secrets
 from mcp_server.model.run import Actor, Run
 from mcp_server.tools.base import CORRELATION_ID_MAX_CHARS

@@ -7,12 +7,14 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final
 
 from mcp_server import __version__, metrics
+from mcp_server.metrics.sampler import Sampler
 from mcp_server.netguard import Enforcement
 from mcp_server.observability import tracing
 from mcp_server.server.lazy import Lazy
 
 if TYPE_CHECKING:
     from mcp_server.api.http.metrics_page import MetricsPage
+    from mcp_server.config import Config
     from mcp_server.health import HealthCheckManager
     from mcp_server.identity.authenticator import Authenticator
     from mcp_server.pipeline.current import Current
@@ -43,7 +45,7 @@ class BackgroundTasks:
         self._health = health
         self._authenticator = authenticator
         self._lifecycle = lifecycle
-        self._sampler = metrics.Sampler(lambda: current.value.config.metrics, current.value.config.state_dir)
+        self._sampler = Sampler(lambda: current.value.config.metrics, current.value.config.state_dir)
         self._page = Lazy(self._make_page)
         self._delayed: asyncio.TimerHandle | None = None
         self._started = False
@@ -98,7 +100,7 @@ class BackgroundTasks:
 
     def _configure_metrics(self) -> None:
         current = self._current.value
-        metrics.configure(enabled=current.config.metrics.enabled)
+        metrics.configure(enabled=_serves_metrics(current.config))
         metrics.prepare(current.registry.offered)
         metrics.gauge("mcp_server_info", 1.0, version=__version__, enforcement=self._enforcement.value)
         metrics.gauge("mcp_server_ready", float(self._lifecycle.ready))
@@ -117,3 +119,10 @@ class BackgroundTasks:
         from mcp_server.api.http.metrics_page import MetricsPage
 
         return MetricsPage(lambda: self._current.value.config, self._authenticator, guarded=self._guarded)
+
+
+def _serves_metrics(config: Config) -> bool:
+    """Return whether a client can read the metrics of this server. If not, none are counted."""
+    settings = config.metrics
+    has_page = config.server.transport == "http" or settings.is_set("prometheus_port")
+    return settings.enabled and settings.prometheus_enabled and has_page

@@ -109,7 +109,7 @@ def test_what_does_not_fit_is_counted() -> None:
     body, view = views.structured(CallResult(run=RUN, digest=made))
     assert body["omitted"] > 0
     assert view is not None
-    assert views.text(CallResult(run=RUN, digest=made), view, full=True).endswith(f"({body['omitted']} hosts more)")
+    assert views.text(CallResult(run=RUN, digest=made), view, full=True).endswith(f"({body['omitted']} more hosts)")
 
 
 def test_what_was_given_up_and_not_looked_at_is_told() -> None:
@@ -120,7 +120,7 @@ def test_what_was_given_up_and_not_looked_at_is_told() -> None:
     body, view = views.structured(answer)
     assert body["coverage"]["not_looked_at"] == 56
     text = views.text(answer, view, full=False)
-    assert text.startswith("nmap partial: 1 up, 2 open, 1 given up; looked at 200 of 256.")
+    assert text.startswith("nmap partial: 1 up, 2 open, 1 timed out; looked at 200 of 256.")
 
 
 def test_a_failure_brings_its_error_and_the_end_of_standard_error() -> None:

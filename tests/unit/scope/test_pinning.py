@@ -1,4 +1,4 @@
-"""Pinning against a real DNS server: one lookup per name, every answer judged, every address counted once."""
+"""Pinning with a real DNS server: one look-up per name, every answer judged, every address counted once."""
 
 from __future__ import annotations
 
@@ -50,9 +50,7 @@ async def test_all_addresses_of_a_name_are_pinned_in_a_stable_order(
     assert (await pin(policy, resolver, HOST)).canonical() == ("10.77.0.5", "10.77.0.9", "192.168.1.1")
 
 
-async def test_ipv6_answers_need_an_entry_of_their_own(
-    zone: Zone, policy: ScopePolicy, resolver: SystemResolver
-) -> None:
+async def test_ipv6_answers_need_their_own_entry(zone: Zone, policy: ScopePolicy, resolver: SystemResolver) -> None:
     zone.records[HOST] = ["A 10.77.0.5", "AAAA fd77::5"]
     error = await refusal(policy, resolver, HOST)
     assert error.code == "target_out_of_scope"
@@ -69,7 +67,10 @@ async def test_ipv6_answers_need_an_entry_of_their_own(
         (["A 10.77.0.5", "A 169.254.169.254"], "169.254.169.254"),
         (["A 127.0.0.1"], "127.0.0.1"),
         (["A 0.0.0.0"], "0.0.0.0"),
-        (["A 10.77.0.5", "AAAA ::ffff:10.77.0.5"], str(ip_address("::ffff:a4d:5"))),  # written so until Python 3.13
+        (
+            ["A 10.77.0.5", "AAAA ::ffff:10.77.0.5"],
+            str(ip_address("::ffff:a4d:5")),
+        ),  # the spelling of Python before 3.13
         (["AAAA 64:ff9b::a4d:5"], "64:ff9b::a4d:5"),
         (["CNAME alias.lab.internal."], "8.8.4.4"),
     ],
@@ -116,7 +117,7 @@ async def test_a_name_without_an_address_is_unresolvable(
     assert sorted(zone.questions) == ASKED_ONCE
 
 
-async def test_a_silent_server_is_given_up_in_time(zone: Zone, policy: ScopePolicy) -> None:
+async def test_a_silent_name_server_ends_in_a_timeout(zone: Zone, policy: ScopePolicy) -> None:
     zone.silent |= {(f"{HOST}.", "A"), (f"{HOST}.", "AAAA")}
     resolver = SystemResolver(["127.0.0.1"], port=zone.port, lifetime=0.3, hosts_file=None)
     start = time.monotonic()
@@ -128,8 +129,8 @@ async def test_a_silent_server_is_given_up_in_time(zone: Zone, policy: ScopePoli
 
 
 @pytest.mark.parametrize("kind", ["A", "AAAA"])
-async def test_half_an_answer_is_not_the_host(kind: str, zone: Zone) -> None:
-    """Without it, a scan would silently leave out the addresses of the other version."""
+async def test_a_name_with_one_failed_question_is_refused(kind: str, zone: Zone) -> None:
+    """Otherwise a scan would silently omit the addresses of the other IP version."""
     policy = ScopePolicy.from_entries(["RFC1918", "fd77::/64", ".lab.internal"])
     resolver = SystemResolver(["127.0.0.1"], port=zone.port, lifetime=0.3, hosts_file=None)
     zone.records[HOST] = ["A 10.77.0.5", "AAAA fd77::5"]
@@ -142,7 +143,7 @@ async def test_half_an_answer_is_not_the_host(kind: str, zone: Zone) -> None:
     assert error.message == f"{HOST} cannot be resolved: the name servers gave no usable answer."
 
 
-async def test_rebinding_changes_nothing_that_is_pinned(
+async def test_dns_rebinding_does_not_change_pinned_targets(
     zone: Zone, policy: ScopePolicy, resolver: SystemResolver
 ) -> None:
     zone.records[HOST] = []
@@ -183,7 +184,7 @@ async def test_evidence_from_the_hosts_file_names_the_file(policy: ScopePolicy, 
     assert (target.evidence.source, target.evidence.ttl) == (str(hosts), None)
 
 
-async def test_the_evidence_of_the_first_answer_stands_when_the_server_changes_its_mind(
+async def test_the_evidence_is_that_of_the_first_answer(
     zone: Zone, policy: ScopePolicy, resolver: SystemResolver
 ) -> None:
     zone.records[HOST] = []
@@ -208,21 +209,21 @@ async def test_an_alias_that_is_excluded_refuses_the_name(zone: Zone, resolver: 
 
 
 async def test_resolvers_of_the_policy_are_asked_and_nothing_else(zone: Zone, tmp_path: Path) -> None:
-    """Neither resolv.conf nor the hosts file has a say where the owner named the servers."""
+    """If the policy names resolvers, neither resolv.conf nor the hosts file is used."""
     file = tmp_path / "policy.yaml"
     file.write_text("version: 1\nallow: [RFC1918, .lab.internal]\nresolvers: [127.0.0.1, 10.0.0.53]\n")
     policy = ScopePolicy.from_file(file)
     made = SystemResolver.of(policy)
     assert made._nameservers == ["127.0.0.1", "10.0.0.53"]
     assert made._hosts_file is None
-    made._port = zone.port  # 53 is not ours to listen on here
+    made._port = zone.port  # the test server cannot listen on port 53
     zone.records["localhost.lab.internal"] = ["A 10.77.0.5"]
     assert (await pin(policy, made, "localhost.lab.internal")).canonical() == ("10.77.0.5",)
     default = SystemResolver.of(ScopePolicy.from_entries(["RFC1918"]))
     assert (default._nameservers, str(default._hosts_file)) == (None, "/etc/hosts")
 
 
-# nothing is asked for a call that is refused anyway
+# no question for a refused call
 
 
 @pytest.mark.parametrize(
@@ -375,7 +376,7 @@ class NoAnswers:
         return Evidence(name, ())
 
 
-async def test_an_empty_lookup_is_never_an_empty_success(policy: ScopePolicy) -> None:
+async def test_an_empty_lookup_is_refused(policy: ScopePolicy) -> None:
     with pytest.raises(TargetError) as caught:
         await pin_targets([HOST], policy, NoAnswers(), max_addresses=10)
     assert caught.value.code == "target_unresolvable"

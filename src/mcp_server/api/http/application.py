@@ -47,7 +47,7 @@ logger = logging.getLogger(__name__)
 PROBES: Final = frozenset({"/livez", "/readyz"})
 """Paths that anybody may GET, whatever the Host header: an orchestrator knows neither a token nor a name."""
 MAX_SESSIONS: Final = 512
-"""The most sessions of clients of protocol revision 2025. To open more, an idle one is closed. Later revisions have none."""
+"""The most sessions of protocol revision 2025. To open more, an idle one is closed. Later revisions have none."""
 SESSION_IDLE_SEC: Final = 15 * 60.0
 """Seconds after which an idle session is closed, because clients rarely close theirs."""
 

@@ -182,8 +182,8 @@ def challenge(scope: Scope, error: str | None, needed: Iterable[Permission]) -> 
     """The ``WWW-Authenticate`` header of a refusal (RFC 6750 section 3, RFC 9728 section 5.1).
 
     ``error`` is ``invalid_token``, ``insufficient_scope``, or None if no credential was sent. ``needed`` are the
-    permissions that the request needs. Every value is a word of this project or of the operator, never of the caller, so
-    none needs escaping.
+    permissions that the request needs. Every value is a word of this project or of the operator, never of the caller,
+    so none needs escaping.
     """
     scopes = " ".join(sorted(permission.value for permission in needed))
     parts = {"error": error, "scope": scopes, "resource_metadata": scope.get(_METADATA_URL)}

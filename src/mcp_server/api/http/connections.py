@@ -110,7 +110,8 @@ class BoundedSocket(socket.socket):
     """A listening socket that closes a new connection at once while ``limit`` accepted connections are open.
 
     No weaker measure keeps descriptors free. asyncio accepts every waiting connection before it reports the first one.
-    If the system has no descriptor left, it tries again as often as its backlog is long, and logs a traceback each time.
+    If the system has no descriptor left, it tries again as often as its backlog is long, and logs a traceback
+    each time.
     """
 
     def __init__(self, sock: socket.socket, limit: int) -> None:
@@ -147,7 +148,7 @@ class BoundedSocket(socket.socket):
 
 
 class LimitedWarning:
-    """A warning that is logged at most every `WARNING_SEC` seconds, with the number of its events since the last one."""
+    """A warning that is logged at most every `WARNING_SEC` seconds, with the number of events since the last one."""
 
     def __init__(self, event: str) -> None:
         self._event = event

@@ -48,8 +48,9 @@ async def page(config: Config) -> bytes:
         if not getattr(config.metrics, key):
             hint = f"The operator can set metrics.{key} to true."
             raise NotFoundError(f"This server offers no metrics: metrics.{key} is false.", hint=hint)
-    # The values are copied on the event loop. Formatting them takes longer, at the first time 50 ms.
-    return await asyncio.to_thread(metrics.render, metrics.collect())
+    metrics.refresh()
+    # A page of 1,000 lines takes 10 ms.
+    return await asyncio.to_thread(metrics.exposition)
 
 
 class MetricsPage:

@@ -106,7 +106,7 @@ def problem_response(
 async def send_problem(
     scope: Scope, receive: Receive, send: Send, error: NetworkToolsError, headers: Iterable[tuple[bytes, bytes]] = ()
 ) -> None:
-    """Answer the request in ``scope`` with the HTTP status of ``error`` and a `problem_body`. Close a websocket instead.
+    """Answer the request in ``scope`` with the HTTP status of ``error`` and its `problem_body`. Closes a websocket.
 
     The answer is sent at once and is never cached. The rest of the request is then read and discarded for a moment,
     because to close a connection with unread data resets it, and the client may lose the answer (RFC 9112 section 9.6).

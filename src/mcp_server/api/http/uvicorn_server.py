@@ -64,8 +64,8 @@ async def serve_http(
 
     ``ready`` is called with the base address once requests are answered. To stop means to stop listening, to end event
     streams, and to give requests in progress ``shutdown_grace`` seconds, with ``stop`` its ``left``. Then they are
-    cancelled. A second SIGINT cancels them at once. A connection that sends no complete head within ``head_sec`` seconds
-    is closed, and so is each connection above `most_connections`. With ``tls`` the listener accepts TLS only.
+    cancelled. A second SIGINT cancels them at once. A connection that sends no complete head within ``head_sec``
+    seconds is closed, and so is each connection above `most_connections`. With ``tls`` only TLS is accepted.
 
     Raises NetworkToolsError if the application does not start. The log has the reason.
     """
@@ -74,8 +74,9 @@ async def serve_http(
         if ready is not None:
             ready(replace(listener, scheme="http" if tls is None else "https").url)
 
-    # Accepted connections inherit this option. asyncio sets it only on sockets that say that they are TCP, which one
-    # created without a protocol does not. Without it, the body of an answer waits 40 ms for the client's acknowledgment.
+    # Accepted connections inherit this option. asyncio sets it only on sockets that say that they are TCP, and a socket
+    # created without a protocol does not. Without it, the body of an answer waits 40 ms for the client to acknowledge
+    # its head.
     listener.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock = BoundedSocket(listener.sock, most_connections())
     try:
@@ -188,8 +189,8 @@ class _Uvicorn(uvicorn.Server):
 class EndlessRequestMiddleware:
     """Can end the requests that do not end by themselves, so that they do not delay a server that stops.
 
-    Those are event streams, which end as if they were complete, and requests whose body does not arrive. Place it before
-    everything else. If uvicorn cancels a request after `end`, nothing is logged.
+    Those are event streams, which end as if they were complete, and requests whose body does not arrive. Place it
+    before everything else. If uvicorn cancels a request after `end`, nothing is logged.
     """
 
     def __init__(self, app: ASGIApp) -> None:

@@ -75,13 +75,13 @@ def build_mcp_server(pipeline: Pipeline, interface: str) -> Server[Any]:
         on_list_resource_templates=resources.list_templates,
         on_read_resource=resources.read,
     )
-    # Between them stands the SDK's middleware. It makes a span of each message, with the trace in the message's `_meta`.
+    # The SDK's own middleware is between them. It makes a span of each message, with the trace in its `_meta`.
     server.middleware = [_use_trace_of_request, *server.middleware, handlers.describe_span]
     return server
 
 
 class _Server(Server[Any]):
-    """The SDK's server. Says in the handshake that it sends notices of changed tools, as no handler does before 2026."""
+    """The SDK's server, which also says in the handshake of older revisions that it sends notices of changed tools."""
 
     def create_initialization_options(
         self, notification_options: NotificationOptions | None = None, *args: Any, **named: Any

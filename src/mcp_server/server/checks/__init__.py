@@ -1,6 +1,6 @@
 """The health checks of this project, for ``doctor``, ``/health`` and the metrics.
 
-Each finding says what is missing, what still works without it, and how to fix it. `health_of_host` is for a host on
+Each outcome says what is missing, what still works without it, and how to repair it. `health_of_host` is for a host on
 which no server runs yet, `health_of_server` for a running server.
 """
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from mcp_server.audit import AuditLog
     from mcp_server.config import Config
-    from mcp_server.health import Finding, SystemHealth
+    from mcp_server.health import CheckOutcome, SystemHealth
     from mcp_server.identity.authenticator import Authenticator
     from mcp_server.limits.rate_limit import RateLimiter
     from mcp_server.pipeline.pipeline import Pipeline
@@ -49,19 +49,19 @@ def health_of_server(
 
     manager.observe(publish)
 
-    async def guard() -> Finding:
+    async def guard() -> CheckOutcome:
         return await service.check_guard(current.value.config, pipeline.guard)
 
-    async def engine() -> Finding:
+    async def engine() -> CheckOutcome:
         return await service.check_engine(pipeline.guard)
 
-    async def breakers() -> Finding:
+    async def breakers() -> CheckOutcome:
         return load.check_breakers(pipeline.breakers.snapshot())
 
-    async def queue() -> Finding:
+    async def queue() -> CheckOutcome:
         return load.check_queue(pipeline.admission.snapshot(), current.value.config.admission.max_waiting)
 
-    async def rate_limit() -> Finding:
+    async def rate_limit() -> CheckOutcome:
         return load.check_rate_limit(await limiter.check())
 
     _register_service(
@@ -88,13 +88,13 @@ def health_of_server(
 def health_of_host(
     config: Config, registry: ToolRegistry, open_store: Callable[[], Awaitable[Store]], audit: AuditLog
 ) -> HealthCheckManager:
-    """The checks of a host on which no server runs in this process; chooses a guard, which may fork."""
+    """The checks of a host. No server runs in this process. Choosing a guard may fork."""
     from mcp_server.netguard.choice import choose_guard
 
     manager = HealthCheckManager(lambda: config.health)
-    chosen = service.check_choice(config, choose_guard)  # now, while this process has one thread
+    chosen = service.check_choice(config, choose_guard)  # now, while this process has only one thread
 
-    async def guard() -> Finding:
+    async def guard() -> CheckOutcome:
         return chosen
 
     _register_service(
@@ -115,16 +115,16 @@ def _register_service(
     registry: Callable[[], ToolRegistry],
     open_store: Callable[[], Awaitable[Store]],
     audit: AuditLog,
-    guard: Callable[[], Awaitable[Finding]],
+    guard: Callable[[], Awaitable[CheckOutcome]],
     *,
     allow_raw: bool,
     serving: bool,
 ) -> None:
-    """What both have. Whatever may block has a thread."""
+    """Register the checks that both have. Checks that may block run in threads."""
     scope, actors = service.ScopeCheck(serving=serving), ActorsCheck(serving=serving)
     cpu, stored = host.CpuCheck(), service.StoreCheck(open_store)
 
-    async def store() -> Finding:
+    async def store() -> CheckOutcome:
         return await stored(config())
 
     manager.register("tools", _INFORMATIONAL, Threaded(lambda: service.check_tools(registry())))
