@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import threading
 import time
@@ -16,10 +15,11 @@ from weakref import WeakKeyDictionary
 from mcp_server.errors import BusyError
 from mcp_server.limits.admission_forecast import History, expected_waits
 from mcp_server.limits.admission_queue import Caps, QueueEntry, QueuePosition, Ticket, WaitQueue
+from mcp_server.logger import get_logger
 
 __all__ = ["Admission", "Admitted", "Caps", "Load", "QueuePosition", "Ticket"]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 STOPPING_RETRY_SEC: Final = 5
 """When to call again if the server is stopping: about the time that a restart takes."""
@@ -184,7 +184,7 @@ class Admission:
                 entry.on_wait(QueuePosition(position, math.ceil(wait)))
             except Exception:
                 # A failing listener must not affect the slots of other calls.
-                logger.exception("admission.on_wait_failed tool=%s", tool)
+                logger.exception("admission.on_wait_failed", tool=tool)
                 entry.on_wait = None
 
     def _queue(self) -> WaitQueue:

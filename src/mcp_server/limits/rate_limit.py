@@ -7,7 +7,6 @@ call, in a thread.
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import time
 from collections.abc import Awaitable, Callable
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
 
 from mcp_server.errors import BusyError
+from mcp_server.logger import get_logger
 
 if TYPE_CHECKING:
     from limits.aio.strategies import MovingWindowRateLimiter
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mcp_server.config.sections import RateLimitConfig
     from mcp_server.limits.rate_limit_windows import CallTimes
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 ANSWER_SEC: Final = 1.0
 """How long a call waits for Redis. After that it is counted in memory."""
@@ -163,7 +163,7 @@ class RateLimiter:
 
     def _lost(self, error: Exception) -> None:
         if self._problem is None:
-            logger.warning("rate_limit.counting_in_memory reason=%s", _reason(error))
+            logger.warning("rate_limit.counting_in_memory", reason=_reason(error))
         self._problem = f"Calls are counted in this process only: {_reason(error)}."
 
     def _found(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -10,10 +9,11 @@ from mcp_server.audit import AuditLog
 from mcp_server.audit.log_rate_limiter import LogRateLimiter
 from mcp_server.audit.records import escape_values
 from mcp_server.errors import NetworkToolsError
+from mcp_server.logger import get_logger
 from mcp_server.model.run import Actor
 from mcp_server.pipeline.log_fields import given_id, who
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 COLLAPSED: Final = frozenset({"rate_limited", "circuit_open", "shutting_down", "insufficient_scope"})
 """Codes of refusals that cost the caller nothing. One synced record for each would fill the disk."""
@@ -60,7 +60,7 @@ class Denials:
         try:
             await self._audit.append("decision", **record, **self._terms())
         except NetworkToolsError as failure:
-            logger.error("audit.repeats_not_logged code=%s: %s", fields["code"], failure.message)  # noqa: TRY400 - no traceback: the failure is a disk
+            logger.error("audit.repeats_not_logged", code=fields["code"], message=failure.message)  # noqa: TRY400 - no traceback: the failure is a disk
 
 
 def _fields(actor: Actor, tool: str, arguments: Mapping[str, Any], error: NetworkToolsError) -> dict[str, Any]:

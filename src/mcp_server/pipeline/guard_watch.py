@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -10,11 +9,12 @@ from weakref import WeakKeyDictionary
 from mcp_server import metrics
 from mcp_server.audit import AuditLog
 from mcp_server.errors import NetworkToolsError
+from mcp_server.logger import get_logger
 from mcp_server.model.run import Run
 from mcp_server.netguard import Guard, GuardReading
 from mcp_server.pipeline.log_fields import run_facts
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _counted: WeakKeyDictionary[Guard, dict[str, int]] = WeakKeyDictionary()
 
@@ -87,4 +87,4 @@ async def _log_alarm(audit: AuditLog, run: Run, alarm: str, **facts: Any) -> Non
         await audit.append("alarm", alarm=alarm, **run_facts(run), **facts)
     except NetworkToolsError as error:
         # The run must still end and be recorded. No other run starts while the log cannot be written.
-        logger.error("audit.alarm_not_logged run_id=%s: %s", run.id, error.message)  # noqa: TRY400 - no traceback: the failure is a disk
+        logger.error("audit.alarm_not_logged", run_id=run.id, message=error.message)  # noqa: TRY400 - no traceback: the failure is a disk

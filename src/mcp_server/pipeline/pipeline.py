@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import replace
@@ -15,10 +14,10 @@ from mcp_server.limits.admission import Admission
 from mcp_server.limits.calls import Calls
 from mcp_server.limits.circuit_breaker import Breakers
 from mcp_server.limits.rate_limit import RateLimiter
+from mcp_server.logger import bound, get_logger
 from mcp_server.model.access import Access
 from mcp_server.model.run import Actor
 from mcp_server.netguard import Guard
-from mcp_server.observability import logs
 from mcp_server.observability.events import EventBus
 from mcp_server.pipeline.admit import AdmissionController
 from mcp_server.pipeline.authorize import AuthorizedPlan, Authorizer, PlannedCall, log_not_started, outcome_of
@@ -43,7 +42,7 @@ from mcp_server.tools.registry import ToolRegistry
 if TYPE_CHECKING:
     from mcp_server.store.base import Store
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 class Pipeline:
@@ -149,7 +148,7 @@ class Pipeline:
         tool = known_name(current.registry.seen_by(actor.access.tools), name)
         async with AsyncExitStack() as held:
             held.enter_context(self._invalidating())
-            held.enter_context(logs.bound(actor=actor.name, tool=tool))
+            held.enter_context(bound(actor=actor.name, tool=tool))
             async with self._logging_refusal(name, tool, arguments, actor):
                 with step("validate"):
                     self.calls.check()
@@ -158,7 +157,7 @@ class Pipeline:
                     request = validated or self._validate(current, name, arguments, actor)
                     call = replace(request.require(Call), actor=actor)
                     permit = held.enter_context(self.admission_controller.attempt(tool))
-                held.enter_context(logs.bound(run_id=call.id, correlation_id=call.correlation_id))
+                held.enter_context(bound(run_id=call.id, correlation_id=call.correlation_id))
                 with step("plan") as span:
                     plan = await self._planner(current, actor.access).plan(call)
                     span.set(**plan_facts(plan))

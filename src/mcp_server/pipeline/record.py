@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from mcp_server.audit import AuditLog
 from mcp_server.errors import NetworkToolsError, PlatformError
+from mcp_server.logger import get_logger
 from mcp_server.model.run import LOCAL, Coverage, Outcome, Run
 from mcp_server.pipeline.authorize import AuthorizedPlan
 from mcp_server.pipeline.log_fields import run_facts
@@ -19,7 +19,7 @@ from mcp_server.tools.results import Observation
 if TYPE_CHECKING:
     from mcp_server.store.base import Store
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 RETRY_SEC = 1.0
 LATER_ATTEMPTS = 64
@@ -86,7 +86,7 @@ class Recorder:
                 # The end of the run must not cancel a write halfway: its observations would be lost.
                 await asyncio.shield(self.flush())
             except NetworkToolsError as error:
-                logger.warning("store.hosts_wait run_id=%s: %s", self.run.id, error.message)
+                logger.warning("store.hosts_wait", run_id=self.run.id, message=error.message)
                 await asyncio.sleep(RETRY_SEC)
                 self._seen.set()
 
@@ -162,7 +162,7 @@ async def _store_later(recorder: Recorder) -> None:
         except PlatformError:
             continue
         except NetworkToolsError as error:
-            logger.error("store.end_given_up run_id=%s: %s", recorder.run.id, error.message)  # noqa: TRY400 - our own message says all
+            logger.error("store.end_given_up", run_id=recorder.run.id, message=error.message)  # noqa: TRY400 - our own message says all
             return
-        logger.info("store.end_stored_late run_id=%s", recorder.run.id)
+        logger.info("store.end_stored_late", run_id=recorder.run.id)
         return

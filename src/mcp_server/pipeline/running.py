@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Coroutine
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -14,6 +13,7 @@ from mcp_server.config import Config
 from mcp_server.errors import NetworkToolsError, PlatformError
 from mcp_server.limits.calls import Calls
 from mcp_server.limits.circuit_breaker import Permit
+from mcp_server.logger import get_logger
 from mcp_server.model.run import Outcome
 from mcp_server.netguard import Guard, GuardReading
 from mcp_server.observability import tracing
@@ -28,7 +28,7 @@ from mcp_server.pipeline.signals import Signals, step
 if TYPE_CHECKING:
     from mcp_server.store.base import Store
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 T = TypeVar("T")
 
@@ -134,7 +134,7 @@ class AdmittedRun:
             run_, size = await recorder.finish(replace(recorder.run, raw=raw, **why)), raw.size
         except NetworkToolsError as failure:
             # The caller gets the error that ended the run. The row says `running` until the store takes the end.
-            logger.error("run.end_not_recorded: %s", failure.message)  # noqa: TRY400 - no traceback: the failure is a disk or a database
+            logger.error("run.end_not_recorded", message=failure.message)  # noqa: TRY400 - no traceback: the failure is a disk or a database
             if recorder.begun:
                 services.unstored.keep(recorder)
         seconds = ((run_.ended or datetime.now(UTC)) - run_.started).total_seconds()

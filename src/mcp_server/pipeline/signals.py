@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from mcp_server import metrics
 from mcp_server.errors import ERRORS, NetworkToolsError, NotFoundError
+from mcp_server.logger import get_logger
 from mcp_server.model.digest import HOST_COUNTS
 from mcp_server.model.run import Actor, Outcome, Run
 from mcp_server.observability import tracing
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mcp_server.limits.circuit_breaker import Breakers, Result, State
     from mcp_server.observability.events import EventBus
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 UNKNOWN: Final = "unknown"
 """Stands for every tool that does not exist, because text of a caller must not become a label."""
@@ -119,8 +119,12 @@ class Signals:
         hosts_up, open_ports = (run.counts.get(name, 0) for name in HOST_COUNTS)
         metrics.count("mcp_hosts_seen_total", hosts_up, tool=run.tool)
         logger.info(
-            "run.ended outcome=%s code=%s seconds=%.3f hosts_up=%d open_ports=%d",
-            *(run.outcome.value, run.error_code or "none", seconds, hosts_up, open_ports),
+            "run.ended",
+            outcome=run.outcome.value,
+            code=run.error_code or "none",
+            seconds=round(seconds, 3),
+            hosts_up=hosts_up,
+            open_ports=open_ports,
         )
         self._events.publish(
             "run.ended",
@@ -144,7 +148,7 @@ class Signals:
 
     def alarm(self, alarm: str, run: Run, message: str, count: int | None = None) -> None:
         """The guard dropped packets during a run, or is gone."""
-        logger.critical("guard.alarm alarm=%s: %s", alarm, message)
+        logger.critical("guard.alarm", alarm=alarm, message=message)
         metrics.count("mcp_alarms_total", alarm=alarm)
         fields: dict[str, Any] = {"alarm": alarm, "run_id": run.id, "message": message}
         fields |= {} if count is None else {"count": count}
@@ -179,7 +183,7 @@ class BreakerSignals:
         """The state changed."""
         changes = "circuit_breaker_transitions_total"
         metrics.count(changes, name=name, from_state=before.value, to_state=after.value)
-        logger.warning("breaker.changed tool=%s before=%s after=%s", name, before.value, after.value)
+        logger.warning("breaker.changed", tool=name, before=before.value, after=after.value)
 
 
 def show_breakers(breakers: Breakers) -> None:

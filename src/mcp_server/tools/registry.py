@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import logging
 import pkgutil
 import re
 from collections.abc import Iterable, Iterator
@@ -18,10 +17,11 @@ from fnmatch import fnmatchcase
 from types import ModuleType
 
 from mcp_server.errors import ConflictError, NotFoundError
+from mcp_server.logger import get_logger
 from mcp_server.model.untrusted import sanitize
 from mcp_server.tools.base import MCPBaseTool, ServerTool, ToolPolicy
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 BUILT_IN = "mcp_server.tools"
 ENTRY_POINT_GROUP = "mcp_server.tools"
@@ -137,7 +137,7 @@ def discover(
         elif type(found[name]) is not candidate:
             left_out.append(LeftOut(full_name, f"another tool is already called {name!r}", broken=True))
     for item in left_out:
-        logger.info("tool.left_out name=%s reason=%s", item.name, item.reason)
+        logger.info("tool.left_out", name=item.name, reason=item.reason)
     return ToolRegistry({name: found[name] for name in sorted(found)}, tuple(left_out))
 
 
@@ -150,7 +150,7 @@ def _build(candidate: type[RegisteredTool], policy: ToolPolicy) -> RegisteredToo
         if not candidate.__module__.startswith(f"{BUILT_IN}."):  # built-in tools are tested, and a schema takes time
             tool.parameters.model_json_schema()
     except Exception as error:  # noqa: BLE001 - as for modules
-        logger.warning("tool.build_failed name=%s error=%s", candidate.__qualname__, error)
+        logger.warning("tool.build_failed", name=candidate.__qualname__, error=error)
         return f"it cannot be built: {error}"
     return tool
 
@@ -201,7 +201,7 @@ def _import(name: str) -> ModuleType | LeftOut:
     try:
         return importlib.import_module(name)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - a foreign module may raise anything, and loses only its own tools
-        logger.warning("tool.import_failed module=%s error=%s", name, error)
+        logger.warning("tool.import_failed", module=name, error=error)
         return LeftOut(name, f"it cannot be imported: {error}", broken=True)
 
 
@@ -223,7 +223,7 @@ def _entry_points() -> Iterator[type[RegisteredTool] | LeftOut]:
         try:
             loaded = point.load()
         except (Exception, SystemExit) as error:  # noqa: BLE001 - as for modules
-            logger.warning("tool.import_failed entry_point=%s error=%s", point.value, error)
+            logger.warning("tool.import_failed", entry_point=point.value, error=error)
             yield LeftOut(point.value, f"it cannot be loaded: {error}", broken=True)
             continue
         if isinstance(loaded, ModuleType):
