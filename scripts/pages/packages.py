@@ -40,10 +40,10 @@ def _layers(root: Path) -> set[str]:
 
 
 def _imports() -> Graph:
-    """Return the imports between packages; imports for type checkers only are left out."""
+    """Return the imports between packages, also those for type checkers only."""
     import grimp
 
-    graph = grimp.build_graph("mcp_server", exclude_type_checking_imports=True, cache_dir=None)
+    graph = grimp.build_graph("mcp_server", exclude_type_checking_imports=False, cache_dir=None)
     found: Graph = {}
     for module in sorted(graph.modules):
         package = _package(module)

@@ -146,7 +146,7 @@ def _plain(schema: dict[str, Any]) -> str:
             special = {"date-time": "time (RFC 3339)", "binary": "bytes"}
             text = special.get(schema.get("format", ""), "text") + _bounds(schema, "Length")
         case "integer" | "number" as kind:
-            span = f" {low} to {high}" if high is not None else f" from {low}" if low is not None else ""
+            span = f" {low:g} to {high:g}" if high is not None else f" from {low:g}" if low is not None else ""
             text = f"{kind}{span}"
         case kind:
             text = str(kind or "anything")

@@ -5,8 +5,10 @@ Events go through the loggers of the standard library of the same name, whose ha
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
+from typing import Any
 
 __all__ = ["bound", "get_logger", "structlog"]
 
@@ -28,12 +30,29 @@ structlog.configure(
     processors=[
         structlog.stdlib.filter_by_level,
         structlog.contextvars.merge_contextvars,
+        structlog.processors.format_exc_info,
         structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
     ],
     logger_factory=structlog.stdlib.LoggerFactory(),
     wrapper_class=structlog.stdlib.BoundLogger,
     cache_logger_on_first_use=True,
 )
+
+
+def _as_text(_logger: Any, _name: str, event: Any) -> str:
+    """Return an event as ``name field=value …``."""
+    return " ".join([str(event.pop("event")), *(f"{name}={value}" for name, value in event.items())])
+
+
+if logging.lastResort is not None:  # the handler of a process that has not set up logging, such as a command
+    logging.lastResort.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                _as_text,
+            ]
+        )
+    )
 
 
 def get_logger(name: str) -> structlog.stdlib.BoundLogger:

@@ -235,7 +235,7 @@ async def test_commands_on_an_empty_state_folder(tmp_path: Path) -> None:
     assert done[0][2].startswith("not_found: There is no record in "), "an empty log must fail verification"
 
 
-async def test_checkpoints_of_other_logs_are_told_apart_by_a_kept_key(
+async def test_a_kept_key_distinguishes_checkpoints_of_other_logs(
     audit: Audit, state: Path, written: Path, tmp_path: Path
 ) -> None:
     """Two servers may ship to one system log. Only a key that was kept says which checkpoints belong to which log."""

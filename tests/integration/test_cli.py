@@ -123,7 +123,7 @@ async def test_runs_are_paged(env: dict[str, str], a_run: dict[str, Any]) -> Non
         env, ["runs", "show", seen[0], "--limit", "5"], ["runs", "list", "--limit", "1"]
     )
     assert "8 hosts in all. Next page: --cursor " in out
-    assert "next page: --cursor " in text
+    assert "Next page: --cursor " in text
 
 
 EXITS: list[tuple[str, list[str], dict[str, str], int]] = [

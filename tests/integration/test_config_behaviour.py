@@ -72,7 +72,7 @@ async def probe(server: EnhancedMCPServer, what: str, tool: str = "probe", **mor
     return await server.pipeline.call(tool, {"target": "127.0.0.1", "extra_args": f"--do {what}"} | more, ACTOR)
 
 
-@changes(".state_dir")
+@changes("state_dir")
 async def test_all_state_is_in_the_state_folder(tmp_path: Path, site: SiteTools) -> None:
     async with serving(tmp_path, site) as server:
         await probe(server, "nothing")

@@ -114,8 +114,8 @@ async def test_without_a_descriptor_a_listener_rests_and_says_so_once(caplog: py
             for client in clients:
                 assert await loop.sock_recv(client, 1) == b""
                 client.close()
-    said = [record.getMessage() for record in caplog.records]
-    assert [line.partition(" ")[0] for line in said] == ["connections.no_descriptor"], said
+    lines = [record.msg for record in caplog.records]
+    assert [line["event"] for line in lines if isinstance(line, dict)] == ["connections.no_descriptor"], lines
     server.close()
     await server.wait_closed()
 

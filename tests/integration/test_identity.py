@@ -337,7 +337,7 @@ def test_health_and_doctor_report_an_issuer_that_does_not_answer(tmp_path: Path)
         )
         assert int(answer.headers["retry-after"]) >= 1
     output = cli.run("doctor", env=gone).stdout
-    assert re.search(r"degraded +identity: the issuer's keys at http://127\.0\.0\.1:1/jwks cannot be fetched", output)
+    assert re.search(r"degraded +identity: The keys of the issuer at http://127\.0\.0\.1:1/jwks cannot be", output)
 
 
 def test_wrong_credentials_lock_new_callers_out_and_not_recent_ones(tmp_path: Path) -> None:

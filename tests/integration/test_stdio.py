@@ -226,7 +226,9 @@ async def test_a_client_that_goes_away_ends_the_service(caplog: pytest.LogCaptur
         client.read_transport.close()
         await client.send(*(call(n, "test_simple_text") for n in range(2, 30)))
         await client.ended(within=5)
-    assert not [record for record in caplog.records if record.exc_info], "no traceback for a client that left"
+    assert not [record for record in caplog.records if record.exc_info or "Traceback" in record.getMessage()], (
+        "no traceback for a client that left"
+    )
 
 
 async def test_serving_can_be_cancelled_while_nothing_arrives() -> None:
@@ -242,7 +244,7 @@ async def test_a_closed_descriptor_is_a_platform_error() -> None:
     read_end, write_end = os.pipe()
     os.close(read_end)
     try:
-        with pytest.raises(PlatformError, match=f"descriptor {read_end} is not open"):
+        with pytest.raises(PlatformError, match=f"Descriptor {read_end} is not open"):
             await serve_stdio(everything_server(), stdin_fd=read_end, stdout_fd=write_end)
     finally:
         os.close(write_end)

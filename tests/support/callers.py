@@ -1,4 +1,4 @@
-"""Authentication for tests of what stands behind it: one token, and no files."""
+"""Authentication with one token and without files, for tests of the application behind it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class _OneToken:
 
 
 def token_only(token: str | None) -> Callable[[ASGIApp], ASGIApp]:
-    """What `compose` takes, where one token opens everything; None: nobody is asked for one."""
+    """Return the authentication middleware for `compose`: one token allows everything. None means no authentication."""
     if token is None:
         return NoAuthenticationMiddleware
     return lambda app: BearerMiddleware(app, _OneToken(token), AuthConfig)

@@ -11,7 +11,7 @@ from mcp_server.limits.admission import Admission, Caps, QueuePosition, Ticket
 
 @dataclass
 class Numbers:
-    """Caps that a test may change as a reload does."""
+    """Limits that a test can change, as a reload does."""
 
     total: int = 100
     per_tool: int = 2
@@ -46,7 +46,7 @@ def ticket(
 
 
 class Crowd:
-    """Calls that hold their slot until a test ends them, with a record of the order in which they got one."""
+    """Calls that hold their slot until a test ends them, and the order in which they got a slot."""
 
     def __init__(self, numbers: Numbers | None = None) -> None:
         self.numbers = numbers or Numbers()
@@ -85,5 +85,6 @@ class Crowd:
 
 
 async def settle() -> None:
+    """Let tasks run that are ready."""
     for _ in range(5):
         await asyncio.sleep(0)

@@ -1,12 +1,12 @@
 """Starts `python -m mcp_server` in tests without importing everything again: a fork of a process that has imported it.
 
-Importing takes 0.4 s of processor time, and the tests start the program about a thousand times. `fork_server`
-replaces the function with which `subprocess` starts programs. The replacement recognizes this one command and asks a
-helper process, the fork server, for a fork. Everything else, and every start with unusual options, is executed as usual.
+Importing takes 0.4 s of processor time, and the tests start the program about a thousand times. `fork_server` replaces
+the function with which `subprocess` starts programs. The replacement recognizes this one command and asks a helper
+process, the fork server, for a fork. Everything else, and every start with unusual options, is executed as usual.
 
-The fork is a direct child of the test process, so signals, exit codes and ``wait`` work as usual. It has the descriptors,
-environment, working folder and arguments it was asked for, and then runs the module as ``python -m`` does. What is
-missing in comparison: execve(2), the start of the interpreter, and the imports. Tests that start the program
+The fork is a direct child of the test process, so signals, exit codes and ``wait`` work as usual. It has the
+descriptors, environment, working folder and arguments it was asked for, and then runs the module as ``python -m`` does.
+What is missing in comparison: execve(2), the start of the interpreter, and the imports. Tests that start the program
 under a prefix (in a namespace, as another user, in a container, through its script) still cover these, and
 ``COLD_STARTS=1`` makes all tests start it with execve(2).
 

@@ -35,7 +35,7 @@ async def test_a_log_that_cannot_be_written_raises_a_typed_error(tmp_path: Path)
     await refused(AuditLog(tmp_path / "no such folder"))
 
 
-async def test_a_link_in_place_of_the_log_is_refused(tmp_path: Path) -> None:
+async def test_a_link_instead_of_the_log_is_refused(tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.touch()
     (tmp_path / "audit.jsonl").symlink_to(elsewhere)
@@ -43,7 +43,7 @@ async def test_a_link_in_place_of_the_log_is_refused(tmp_path: Path) -> None:
     assert elsewhere.read_bytes() == b""
 
 
-async def test_a_pipe_in_place_of_the_log_is_refused_at_once(tmp_path: Path) -> None:
+async def test_a_pipe_instead_of_the_log_is_refused_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "audit.jsonl")
     assert "not a regular file" in await refused(AuditLog(tmp_path))
 

@@ -18,17 +18,6 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 SOURCES: Final = sorted((ROOT / "src/mcp_server").rglob("*.py"))
 CLASSES = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, NetworkToolsError)]
 
-NOT_YET: Final = frozenset(
-    {
-        "api",
-        "audit",
-        "cli",
-        "observability",
-        "server",
-    }
-)
-"""Packages whose messages are not all sentences yet."""
-
 
 @pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
 def test_every_class_has_a_code_of_the_table_and_is_in_the_tree_of_the_docstring(kind: type[NetworkToolsError]) -> None:
@@ -117,17 +106,13 @@ def texts(node: ast.Call, classes: set[str]) -> Iterator[ast.expr]:
 
 def test_messages_and_hints_end_with_a_full_stop() -> None:
     classes = error_classes()
-    wrong: dict[str, list[str]] = {}
-    for path in SOURCES:
-        name = path.relative_to(ROOT / "src/mcp_server").parts[0].removesuffix(".py")
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call):
-                for text in texts(node, classes):
-                    for ending in endings(text):
-                        if not ending.endswith((".", "…")) and not ending.endswith(".\n"):
-                            where = f"{path.relative_to(ROOT)}:{text.lineno}"
-                            wrong.setdefault(name, []).append(f"{where}: {ending[-60:]!r}")
-    found = [each for name, each in sorted(wrong.items()) if name not in NOT_YET]
-    assert not found, "texts without a full stop:\n" + "\n".join(each for group in found for each in group)
-    finished = NOT_YET - wrong.keys()
-    assert not finished, f"take these packages out of NOT_YET: {sorted(finished)}"
+    wrong = [
+        f"{path.relative_to(ROOT)}:{text.lineno}: {ending[-60:]!r}"
+        for path in SOURCES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+        for text in texts(node, classes)
+        for ending in endings(text)
+        if not ending.rstrip("\n").endswith((".", "…"))
+    ]
+    assert not wrong, "messages or hints without a full stop:\n" + "\n".join(wrong)

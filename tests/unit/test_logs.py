@@ -210,7 +210,7 @@ def test_a_reload_neither_loses_nor_doubles_a_line_of_another_thread(tmp_path: P
     gc.collect()  # Python warns now about a file that was left open
 
 
-def test_bad_settings_leave_the_previous_handlers_in_place(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_bad_settings_keep_the_previous_handlers(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     configure_logging(LoggingConfig(level="WARNING"))
     with pytest.raises(PlatformError):

@@ -56,7 +56,7 @@ def log_notices(config: Config) -> None:
     `load_config` does this once. A server that opens its log after loading calls it again.
     """
     for notice in config.clamped:
-        _logger.warning("%s", notice)
+        _logger.warning(notice)
 
 
 class _Current:

@@ -7,16 +7,16 @@ its path has changed; the events of the file system only say when to look.
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 from collections.abc import AsyncGenerator, Callable, Collection, Iterable
 from contextlib import aclosing
 from pathlib import Path
 from typing import Final, TypeAlias
 
+from mcp_server.logger import get_logger
 from mcp_server.operator_files.file_state import FileState, file_state
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 QUIET_MS: Final = 250
 """Milliseconds without an event after which a change is complete. The watching thread wakes up as often."""
@@ -106,7 +106,7 @@ async def watch(paths: Callable[[], Collection[Path]], restart: asyncio.Event) -
             states = await _settled(states, paths())
             yield
         except (OSError, RuntimeError) as error:  # watchfiles raises RuntimeError
-            logger.warning("config.not_watched folders=%s: %s", ",".join(sorted(map(str, folders))), error)
+            logger.warning("config.not_watched", folders=",".join(sorted(map(str, folders))), message=str(error))
             await asyncio.sleep(RETRY_SEC)
             yield
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hmac
-import logging
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -11,9 +10,10 @@ from typing import Final
 from mcp_server.errors import NetworkToolsError, PlatformError
 from mcp_server.identity.base import Directory, Identity, Rejected
 from mcp_server.identity.key_file import KEY, KEY_FILE, ApiKey, hash_of, read_keys
+from mcp_server.logger import get_logger
 from mcp_server.operator_files.file_state import FileState, file_state
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _NO_HASH: Final = "0" * 64
 """What an unknown key is compared with, so that the comparison takes as long as for a known one."""
@@ -75,5 +75,5 @@ class ApiKeys:
         except NetworkToolsError as error:
             # Accept no key: the change that cannot be read may be a revocation.
             self._keys, self.problem = {}, error.message
-            logger.error("identity.keys_unreadable: %s", error.message)  # noqa: TRY400 - the message says it all
+            logger.error("identity.keys_unreadable", message=error.message)  # noqa: TRY400 - the message says it all
         self._read_state, self._was_read = state, True

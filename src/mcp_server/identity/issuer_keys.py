@@ -9,7 +9,6 @@ issuer does not answer, the last keys stay in use for `KEEP_SEC`.
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import time
 from collections.abc import Callable
@@ -21,10 +20,11 @@ from mcp_server.errors import ConfigError, NetworkToolsError, PlatformError
 from mcp_server.identity.base import Rejected
 from mcp_server.identity.fetching import fetch
 from mcp_server.identity.jwk_set import MAX_BYTES, JwkSet
+from mcp_server.logger import get_logger
 from mcp_server.operator_files.file_state import FileState, file_state
 from mcp_server.operator_files.reading import OTHERS_WRITE, FileRules, read_file
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 FRESH_SEC: Final = 300.0
 KEEP_SEC: Final = 24 * 3600.0
@@ -99,7 +99,7 @@ class FileKeys:
             self._set = await asyncio.to_thread(read_jwks_file, self._path)
         except ConfigError as error:
             self.problem = error.message
-            logger.error("identity.issuer_keys_unreadable: %s", error.message)  # noqa: TRY400 - the message says it all
+            logger.error("identity.issuer_keys_unreadable", message=error.message)  # noqa: TRY400 - the message says it all
         else:
             self.problem = None
 
@@ -199,14 +199,14 @@ class UrlKeys:
             self._failed(f"{type(error).__name__}.")
         else:
             if self.problem is not None:
-                logger.info("identity.issuer_keys_read keys=%d", len(found))
+                logger.info("identity.issuer_keys_read", keys=len(found))
             self._set, self.problem = found, None
             self._read_at, self._read_wall = self._clock(), wall
 
     def _failed(self, why: str) -> None:
         problem = f"The keys of the issuer at {self._url} cannot be fetched. {why}"
         if problem != self.problem:
-            logger.error("identity.issuer_keys_unavailable: %s", problem)
+            logger.error("identity.issuer_keys_unavailable", message=problem)
         self.problem = problem
 
 

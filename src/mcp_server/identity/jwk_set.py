@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from mcp_server.errors import ConfigError
+from mcp_server.logger import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 MAX_BYTES: Final = 256 * 1024
 """The largest set in bytes: a hundred keys with certificate chains."""
@@ -84,7 +84,7 @@ def _read(entry: Any) -> _JsonWebKey | None:
     key = _JsonWebKey(key_id, algorithm, kind, entry.get("crv"), public)
     fits = next((name for name in _algorithms(key) if key.fits(name)), None)
     if fits is None or _load(key, fits) is None:
-        logger.warning("identity.key_left_out kty=%s: it cannot be used for signatures", kind)
+        logger.warning("identity.key_left_out", kty=kind, message="Keys of this type cannot verify signatures.")
         return None
     return key
 

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from mcp_server.errors import PlatformError
+from mcp_server.logger import get_logger
 from mcp_server.netguard import DEFAULT_USER, Enforcement
 
 if TYPE_CHECKING:
     from mcp_server.config import Config
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _NEEDS_ROOT: Final = "The kernel tier needs root."
 _AS_CONFIGURED: Final = "security.guard is set to this tier."
@@ -30,7 +31,8 @@ class GuardChoice:
         """Log the tier. It is a warning if only arguments are checked and the operator did not ask for that."""
         unexpected = self.enforcement is Enforcement.ARGUMENT and self.reason != _AS_CONFIGURED
         level = logging.WARNING if unexpected else logging.INFO
-        logger.log(level, "guard.chosen enforcement=%s: %s", self.enforcement.value, self.reason)
+        reason = {"message": self.reason} if self.reason else {}
+        logger.log(level, "guard.chosen", enforcement=self.enforcement.value, **reason)
 
 
 def choose_guard(config: Config) -> GuardChoice:

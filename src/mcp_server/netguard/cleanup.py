@@ -6,7 +6,6 @@ and the next start of a guard do the same work.
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import socket
@@ -17,12 +16,13 @@ from pathlib import Path
 from typing import Final
 
 from mcp_server.errors import NetworkToolsError
+from mcp_server.logger import get_logger
 from mcp_server.netguard.children import become_silent
 from mcp_server.netguard.network import ip
 from mcp_server.netguard.nft import Nft
 from mcp_server.netguard.state import GuardState, all_guards, load, lock
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _ATTEMPTS: Final = 50
 
@@ -52,7 +52,7 @@ def undo_dead_guards() -> None:
     for state in all_guards():
         if not state.alive and state.here:
             for problem in undo(state):
-                logger.warning("guard.not_undone %s", problem)
+                logger.warning("guard.not_undone", message=problem)
 
 
 def _delete_tables(state: GuardState) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import logging
 import os
 import signal
 import socket
@@ -13,6 +12,7 @@ from ipaddress import IPv4Network, IPv6Network
 from typing import TYPE_CHECKING, Any, Final
 
 from mcp_server.errors import PlatformError, TargetError
+from mcp_server.logger import get_logger
 from mcp_server.netguard import Enforcement, GuardReading, messages
 from mcp_server.netguard.messages import HelperReply, HelperRequest, RequestKind
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mcp_server.model.target import Network, Targets
     from mcp_server.sandbox.executor import Executor
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 REPLY_SEC: Final = 2.0
 """Time limit for a reply of the guard helper. A reading takes it about 1 ms."""
@@ -205,7 +205,7 @@ class PacketGuard:
         except (BlockingIOError, InterruptedError):
             return
         except PlatformError as error:
-            logger.error("guard.invalid_reply %s", error.message)  # noqa: TRY400 - the traceback adds nothing
+            logger.error("guard.invalid_reply", message=error.message)  # noqa: TRY400 - the traceback adds nothing
             return
         except (OSError, EOFError):
             self._on_helper_ended()
@@ -224,7 +224,7 @@ class PacketGuard:
         for waiting in self._waiting.values():
             if not waiting.done():
                 waiting.set_exception(_unavailable(_ENDED))
-        logger.critical("guard.lost The guard helper has ended, so the server ends too.")
+        logger.critical("guard.lost", message="The guard helper has ended, so the server ends too.")
         os.kill(os.getpid(), signal.SIGTERM)
 
 

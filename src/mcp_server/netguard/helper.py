@@ -7,7 +7,6 @@ namespace: `kernel` and `rootless`.
 
 from __future__ import annotations
 
-import logging
 import os
 import select
 import signal
@@ -18,6 +17,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mcp_server.errors import NetworkToolsError
+from mcp_server.logger import get_logger
 from mcp_server.netguard import messages
 from mcp_server.netguard.children import ForwardedSignals, close_all_but, end, exit_code, fork, silence
 from mcp_server.netguard.messages import HelperReply, HelperRequest, RequestKind
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from mcp_server.netguard.nft import Nft
     from mcp_server.scope.policy import ScopePolicy
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 class GuardHelper(ABC):
@@ -127,9 +127,10 @@ class GuardHelper(ABC):
         silence()
         if not self.policy.resolvers and any(entry.startswith(".") for entry in self.policy.entries):
             logger.warning(
-                "guard.no_resolvers The policy allows names but has no resolvers, so no name can be resolved."
+                "guard.no_resolvers",
+                message="The policy allows names but has no resolvers, so no name can be resolved.",
             )
-        logger.info("guard.up enforcement=%s policy=%s", self.enforcement.value, self.policy.hash)
+        logger.info("guard.up", enforcement=self.enforcement.value, policy=self.policy.hash)
 
     def _serve(self, signals: ForwardedSignals) -> int:
         server = os.pidfd_open(self.server)
@@ -201,7 +202,7 @@ class GuardHelper(ABC):
         self.nft.run(update(policy.guard_sets()))
         self.policy = policy
         self.finish_reload()
-        logger.info("guard.reloaded policy=%s", policy.hash)
+        logger.info("guard.reloaded", policy=policy.hash)
 
     def description(self) -> dict[str, Any]:
         """Return what the server and ``guard status`` need to know besides a reading."""

@@ -5,7 +5,6 @@ Its changes to the host are undone however it ends (`cleanup`).
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 import struct
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from mcp_server.errors import ConfigError, NetworkToolsError, PlatformError
+from mcp_server.logger import get_logger
 from mcp_server.netguard import Enforcement, GuardReading, messages
 from mcp_server.netguard.account import (
     Account,
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from mcp_server.config import Config
     from mcp_server.scope.policy import ScopePolicy
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 DEFAULT_STATE_DIR: Final = Path("/var/lib/mcp-network-tools")
 """The state folder of the server if none is configured. Root's own home folder is private."""
@@ -293,7 +293,7 @@ class KernelGuardHelper(GuardHelper):
             self._namespace.close()
         if self._state is not None and not (self._reaper and self._reaper.finish()):
             for problem in undo(self._state):
-                logger.error("guard.not_undone %s", problem)
+                logger.error("guard.not_undone", message=problem)
 
 
 def kernel_unavailable(config: Config) -> str:

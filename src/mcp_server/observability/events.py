@@ -317,14 +317,14 @@ class EventBus:
 
     def _replay(self, subscription: Subscription, known: int | None) -> None:
         """Queue the kept events after number ``known``, or all of them if it is None."""
-        gone = self._number - len(self._ring)
+        dropped = self._number - len(self._ring)
         if known is None:
             subscription.miss(None)
-        elif gone > known:
+        elif dropped > known:
             # It is no longer known how many of the lost events were for this actor. It must not learn the number of
             # others.
-            subscription.miss(gone - known if subscription.reads_all else None)
-        for event in islice(self._ring, max(0, (known or 0) - gone), None):
+            subscription.miss(dropped - known if subscription.reads_all else None)
+        for event in islice(self._ring, max(0, (known or 0) - dropped), None):
             subscription.offer(event, capacity=len(self._ring))
 
     def _number_of(self, event_id: str) -> int | None:

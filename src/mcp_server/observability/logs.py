@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from mcp_server.config.redact import REDACTED, follows_secret_flag, is_secret_name, without_secrets
 from mcp_server.errors import PlatformError
-from mcp_server.logger import bound, get_logger, structlog
+from mcp_server.logger import get_logger, structlog
 from mcp_server.model.untrusted import sanitize
 from mcp_server.observability import tracing
 
 if TYPE_CHECKING:
     from mcp_server.config.sections import LoggingConfig
 
-__all__ = ["VALUE_LIMIT", "LineFormatter", "bound", "configure_logging"]
+__all__ = ["VALUE_LIMIT", "LineFormatter", "configure_logging"]
 
 VALUE_LIMIT: Final = 8192
 """Characters of one value of a line, and of each line of a traceback."""
@@ -97,7 +97,7 @@ def _with_formatter(handler: logging.Handler, settings: LoggingConfig, *, colors
 def _log_file(path: Path, settings: LoggingConfig) -> logging.Handler:
     from logging.handlers import RotatingFileHandler
 
-    class LogFile(RotatingFileHandler):
+    class RotatingLog(RotatingFileHandler):
         failed = retired = False
 
         def emit(self, record: logging.LogRecord) -> None:
@@ -119,7 +119,7 @@ def _log_file(path: Path, settings: LoggingConfig) -> logging.Handler:
 
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return LogFile(path, maxBytes=settings.max_file_size, backupCount=settings.backup_count, encoding="utf-8")
+        return RotatingLog(path, maxBytes=settings.max_file_size, backupCount=settings.backup_count, encoding="utf-8")
     except OSError as error:
         raise PlatformError(
             f"The log file {path} cannot be written: {error.strerror}.",
@@ -129,9 +129,9 @@ def _log_file(path: Path, settings: LoggingConfig) -> logging.Handler:
 
 
 def _add_origin(_logger: Any, _name: str, event: Any) -> Any:
-    """Add the logger's name, the level, and the id of the trace that is being recorded."""
+    """Put the event first, and add the logger's name, the level, and the id of the trace that is being recorded."""
     record = event["_record"]
-    event |= {"logger": record.name, "level": record.levelname.lower()}
+    event = {"event": event.pop("event"), **event, "logger": record.name, "level": record.levelname.lower()}
     if (trace_id := tracing.trace_id()) is not None:
         event.setdefault("trace_id", trace_id)
     return event

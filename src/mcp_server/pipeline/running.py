@@ -16,7 +16,6 @@ from mcp_server.limits.circuit_breaker import Permit
 from mcp_server.logger import get_logger
 from mcp_server.model.run import Outcome
 from mcp_server.netguard import Guard, GuardReading
-from mcp_server.observability import tracing
 from mcp_server.pipeline.admit import judge
 from mcp_server.pipeline.authorize import AuthorizedPlan
 from mcp_server.pipeline.execute import Execution, Progress, ProgressUpdate, run
@@ -111,7 +110,7 @@ class AdmittedRun:
                 services.signals.ended(recorder.run, execution.exit.seconds, execution.exit.bytes_out, failure)
                 raise
         services.signals.ended(run_, execution.exit.seconds, execution.exit.bytes_out, problem)
-        with tracing.span("respond", **{"mcp_network_tools.outcome": run_.outcome.value}):
+        with step("respond", **{"mcp_network_tools.outcome": run_.outcome.value}):
             return make_result(run_, execution, problem)
 
     async def _note_guard(self) -> None:

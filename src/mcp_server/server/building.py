@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import gc
-import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from mcp_server.limits.admission import Caps
+from mcp_server.logger import get_logger
 from mcp_server.netguard import Enforcement
 from mcp_server.pipeline.current import Current, Snapshot
 from mcp_server.sandbox.sandbox import can_open_raw_sockets
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mcp_server.netguard import Guard
     from mcp_server.scope.policy import ScopePolicy
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 WARNINGS: Final = 20
 """The most networks outside the policy that are named in warnings. The rest is only counted."""
@@ -122,7 +122,7 @@ def _read_actors(config: Config, policy: ScopePolicy) -> Actors | None:
     actors = read_actors_file(path)
     outside = list(actors.outside(policy))
     for name, entry in outside[:WARNINGS]:
-        logger.warning("actors.outside_policy actor=%s entry=%s: it allows no more than the policy does", name, entry)
+        logger.warning("actors.outside_policy", actor=name, entry=entry, message="It allows no more than the policy.")
     if len(outside) > WARNINGS:
-        logger.warning("actors.outside_policy more=%d", len(outside) - WARNINGS)
+        logger.warning("actors.outside_policy", more=len(outside) - WARNINGS)
     return actors

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import signal
 import sys
@@ -14,6 +13,7 @@ from mcp_server import metrics
 from mcp_server.config import Config, get_config, log_notices
 from mcp_server.config.reload_result import Trigger
 from mcp_server.errors import NetworkToolsError
+from mcp_server.logger import get_logger
 from mcp_server.netguard.choice import GuardChoice, require
 from mcp_server.netguard.client import ArgumentGuard
 from mcp_server.observability.logs import configure_logging
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from mcp_server.netguard import Guard
     from mcp_server.pipeline.pipeline import Pipeline
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 OPEN_SEC: Final = 5.0
 """How long a start waits for a database. A database that answers later is used from then on."""
@@ -124,7 +124,7 @@ class EnhancedMCPServer:
                     async with asyncio.timeout(RELEASE_SEC):
                         await release()
                 except Exception:
-                    logger.exception("server.not_released part=%s", name)
+                    logger.exception("server.not_released", part=name)
             services.lifecycle.finished()
 
     async def _prepare(self) -> None:
@@ -148,7 +148,8 @@ class EnhancedMCPServer:
         except SchemaError:
             raise
         except (NetworkToolsError, TimeoutError) as error:
-            logger.error("store.not_open_yet: %s", str(error) or f"no answer within {OPEN_SEC:g} s")  # noqa: TRY400 - the cause is a disk or a database, a traceback says no more
+            message = str(error) or f"The store did not answer within {OPEN_SEC:g} s."
+            logger.error("store.not_open_yet", message=message)  # noqa: TRY400 - a traceback says no more
 
     async def _serve_stdio(self) -> None:
         lifecycle = self.services.lifecycle
@@ -202,7 +203,7 @@ class EnhancedMCPServer:
         if phase is Phase.STOPPING:
             running, grace = self.pipeline.calls.running, self.config.server.shutdown_grace_period
             if self.services.lifecycle.served:  # a start that failed is logged as an error
-                logger.info("server.stopping calls=%d grace=%d", running, grace)
+                logger.info("server.stopping", calls=running, grace=grace)
             self.pipeline.admission.close()
             self.pipeline.events.publish("server.stopping", {"running": running, "grace_sec": grace})
 

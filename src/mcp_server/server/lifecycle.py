@@ -16,7 +16,6 @@ A stop does this in order:
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import os
 import threading
@@ -26,11 +25,12 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final
 
 from mcp_server.errors import ExitCode
+from mcp_server.logger import get_logger
 
 if TYPE_CHECKING:
     from mcp_server.limits.calls import Calls
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 CANCEL_SEC: Final = 1.2
 """Seconds for cancelled calls to write their results. Half a second of it is for programs, before they are killed."""
@@ -93,7 +93,7 @@ class Lifecycle:
             self._ending = asyncio.create_task(self._end_calls(grace_sec))
         elif time.monotonic() - self._asked > _SAME_SEC and not self.hurried.is_set():
             self.hurried.set()
-            logger.warning("server.hurried calls=%d", self._calls.running)
+            logger.warning("server.hurried", calls=self._calls.running)
 
     def stop_by_signal(self, grace_sec: float) -> None:
         """As `stop`. Also ends this process `OVERDUE_SEC` after the grace period at the latest."""
@@ -130,7 +130,7 @@ class Lifecycle:
             for task in (drained, hurried):
                 task.cancel()
             if (running := self._calls.running) and not await self._calls.end(CANCEL_SEC):
-                logger.error("server.calls_did_not_end calls=%d of=%d", self._calls.running, running)
+                logger.error("server.calls_did_not_end", calls=self._calls.running, of=running)
         finally:
             self.ended.set()
 

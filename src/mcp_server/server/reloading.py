@@ -8,7 +8,6 @@ or not.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable
 from contextlib import aclosing, suppress
 from datetime import UTC, datetime
@@ -21,6 +20,7 @@ from mcp_server.config.pending import Pending, apply_live_keys, changed_keys
 from mcp_server.config.reload_result import ReloadResult, Trigger
 from mcp_server.config.watching import changed_since, file_states, watch
 from mcp_server.errors import ConfigError, NetworkToolsError
+from mcp_server.logger import get_logger
 from mcp_server.model.access import FULL_ACCESS
 from mcp_server.model.run import Actor
 from mcp_server.netguard import Enforcement
@@ -31,7 +31,7 @@ from mcp_server.server.applying import apply
 if TYPE_CHECKING:
     from mcp_server.pipeline.pipeline import Pipeline
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 WATCH_AFTER_SEC: Final = 1.0
 """Files are watched so long after the start, because the import of the watcher would delay the first answers."""
@@ -145,11 +145,12 @@ class Reloader:
         event |= {"changed": list(done.changed), "restart_needed": waiting}
         self._pipeline.events.publish("config.reloaded", event)
         if error is not None:
-            logger.error("config.not_reloaded by=%s code=%s: %s %s", done.by, error.code, error.message, error.hint)
+            message = f"{error.message} {error.hint}"
+            logger.error("config.not_reloaded", by=done.by.value, code=error.code, message=message)
             return
-        logger.info("config.reloaded by=%s changed=%s", done.by, ",".join(done.changed))
+        logger.info("config.reloaded", by=done.by.value, changed=",".join(done.changed))
         if waiting:
-            logger.warning("config.restart_needed keys=%s", ",".join(waiting))
+            logger.warning("config.restart_needed", keys=",".join(waiting))
 
     def _watched(self) -> frozenset[Path]:
         return self._files if self._config.server.watch_config else frozenset()

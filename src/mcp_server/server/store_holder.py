@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from typing import TYPE_CHECKING
 
 from mcp_server.errors import NetworkToolsError, PlatformError
+from mcp_server.logger import get_logger
 from mcp_server.pipeline.log_fields import run_facts
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mcp_server.model.run import Run
     from mcp_server.store.base import Store
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 class StoreHolder:
@@ -68,9 +68,9 @@ class StoreHolder:
 
     async def _log_interrupted(self, run: Run) -> None:
         """Write the end of a run on the audit log. The process that started the run ended before it could do so."""
-        logger.warning("store.interrupted_run run_id=%s", run.id)
+        logger.warning("store.interrupted_run", run_id=run.id)
         try:
             await self._audit.append("end", **run_facts(run), outcome=run.outcome.value)
         except NetworkToolsError as error:
             # Stored runs stay readable without an audit log. A new run needs one, and is refused with the reason.
-            logger.error("audit.end_not_logged run_id=%s: %s", run.id, error.message)  # noqa: TRY400 - the cause is a disk, a traceback says no more
+            logger.error("audit.end_not_logged", run_id=run.id, message=error.message)  # noqa: TRY400 - a traceback says no more

@@ -9,7 +9,6 @@ opened.
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
@@ -21,12 +20,13 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from mcp_server import metrics
 from mcp_server.errors import NetworkToolsError
+from mcp_server.logger import get_logger
 from mcp_server.store.files import unavailable
 
 T = TypeVar("T")
 Work = Callable[[Connection], T]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 class Database(ABC):
@@ -100,7 +100,7 @@ class Database(ABC):
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._pending.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            logger.debug("store.transaction_failed: %s", error)
+            logger.debug("store.transaction_failed", message=str(error))
 
     async def _with_retry(self, transact: Callable[[Work[T]], Awaitable[T]], work: Work[T]) -> T:
         try:

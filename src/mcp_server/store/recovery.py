@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
-import logging
 import os
 import time
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from typing import Any, Final
 from sqlalchemy import Connection, select, update
 
 from mcp_server.errors import NetworkToolsError
+from mcp_server.logger import get_logger
 from mcp_server.model.digest import HostDigest
 from mcp_server.model.encoding import decode
 from mcp_server.model.host import Host
@@ -31,7 +31,7 @@ from mcp_server.store.queries import get_run
 from mcp_server.store.schema import observations, runs
 from mcp_server.store.writes import write_end
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 SETTLED_SEC: Final = 60.0
 _MESSAGE = "The process that carried out this run ended before the run did. What was found until then is kept."
@@ -72,7 +72,7 @@ async def _adopt(state_dir: Path, run_id: str) -> Raw | None:
     try:
         return await asyncio.to_thread(adopt_spool, state_dir, run_id)
     except NetworkToolsError as error:
-        logger.warning("store.raw_not_adopted: run %s: %s", run_id, error)
+        logger.warning("store.raw_not_adopted", run_id=run_id, message=str(error))
         return None
 
 
@@ -136,7 +136,7 @@ async def remove_leftovers(database: Database, owner: Owner, state_dir: Path) ->
 
     for run_id in left.keys() - await database.read(known):
         left[run_id].unlink(missing_ok=True)
-        logger.info("store.spool_removed run=%s", run_id)
+        logger.info("store.spool_removed", run_id=run_id)
 
 
 def _spools(state_dir: Path) -> Iterator[tuple[str, Path]]:

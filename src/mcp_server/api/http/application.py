@@ -14,7 +14,6 @@ pass no middleware, because they answer only yes or no.
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -33,6 +32,7 @@ from mcp_server.api.http.middleware import (
 )
 from mcp_server.api.http.request_metrics import RequestMetricsMiddleware
 from mcp_server.api.http.sessions import SessionLimitMiddleware
+from mcp_server.logger import get_logger
 
 if TYPE_CHECKING:
     from mcp.server.lowlevel import Server
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from mcp_server.api.rest.services import RestServices
     from mcp_server.identity.authenticator import Authenticator
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 PROBES: Final = frozenset({"/livez", "/readyz"})
 """Paths that anybody may GET, whatever the Host header: an orchestrator knows neither a token nor a name."""
@@ -70,7 +70,8 @@ def build_application(
     if settings.auth == "token":
         _prepare(authenticator(), current.value.config.state_dir / "token")
     else:
-        logger.warning("auth.none every process on this host can use every tool: server.auth is 'none'")
+        message = "Every process on this host can use every tool, because server.auth is 'none'."
+        logger.warning("auth.none", message=message)
 
     def authenticate(app: ASGIApp) -> ASGIApp:
         if settings.auth == "none":
@@ -98,7 +99,8 @@ def _prepare(authenticator: Authenticator, path: object) -> None:
     if token is not None:
         print(f"Token, shown once and kept in {path}: {token}", file=sys.stderr)
     if authenticator.lets_nobody_in:
-        logger.warning("auth.nobody auth.local_token is off, there is no auth.issuer, and no API key is valid")
+        message = "No credential is accepted: auth.local_token is off, auth.issuer is not set, and no API key is valid."
+        logger.warning("auth.nobody", message=message)
 
 
 def mcp_app(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import logging
 import resource
 import socket
 import time
@@ -13,8 +12,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from mcp_server.errors import ConfigError, NetworkToolsError, PlatformError
+from mcp_server.logger import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 HEAD_SEC: Final = 10.0
 """Seconds within which a connection must send the head of a request. Otherwise it is closed."""
@@ -133,7 +133,7 @@ class BoundedSocket(socket.socket):
                     self._open.add(accepted)
                     return accepted, address
                 accepted.close()
-                self._warning.log(f"{self._limit} connections are open, as many as the limit on descriptors allows")
+                self._warning.log(f"{self._limit} connections are open, as many as the limit on descriptors allows.")
         except OSError as exc:
             if exc.errno in _NO_DESCRIPTORS:
                 # asyncio stops listening for a second, but first calls this again as often as its backlog is long.
@@ -160,7 +160,7 @@ class LimitedWarning:
         self._count += 1
         now = time.monotonic()
         if now >= self._next:
-            logger.warning("%s count=%d: %s", self._event, self._count, message)
+            logger.warning(self._event, count=self._count, message=message)
             self._next, self._count = now + WARNING_SEC, 0
 
 
@@ -174,7 +174,7 @@ class AcceptErrorHandler:
         """Log ``context``: one line for a missing descriptor, anything else as asyncio does."""
         exc = context.get("exception")
         if isinstance(exc, OSError) and exc.errno in _NO_DESCRIPTORS and "accept" in context.get("message", ""):
-            self._warning.log(f"a connection could not be accepted: {exc.strerror}")
+            self._warning.log(f"A connection could not be accepted: {exc.strerror}.")
         else:
             loop.default_exception_handler(context)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
 from typing import Any, Final
@@ -12,8 +11,9 @@ from mcp_server.audit.log_rate_limiter import LogRateLimiter
 from mcp_server.errors import NetworkToolsError
 from mcp_server.identity.base import Rejected
 from mcp_server.identity.lockout import source_of
+from mcp_server.logger import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 MOST_KINDS: Final = 64
 """Records per minute, at most, because each is a synced write. The rest is counted under the address ``others``."""
@@ -56,4 +56,4 @@ class FailedAuthentications:
             await self._audit.append("authentication", decision="deny", **fields, **self._terms())
         except NetworkToolsError as failure:
             # The request is refused in any case, so a failure of the audit log does not change the answer.
-            logger.error("audit.authentication_not_logged: %s", failure.message)  # noqa: TRY400 - the cause is a disk, a traceback says no more
+            logger.error("audit.authentication_not_logged", message=failure.message)  # noqa: TRY400 - a traceback says no more

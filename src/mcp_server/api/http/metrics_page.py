@@ -7,7 +7,6 @@ servers on one machine, each started by its client, would compete for port 9090.
 from __future__ import annotations
 
 import asyncio
-import logging
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from mcp_server.api.http.connections import HEAD_SEC, KEEP_ALIVE_SEC, BoundedSoc
 from mcp_server.api.http.middleware import HostMiddleware, RequestLimitMiddleware
 from mcp_server.api.http.problems import send_problem
 from mcp_server.errors import NetworkToolsError, NotFoundError
+from mcp_server.logger import get_logger
 from mcp_server.model.access import Permission
 from mcp_server.scope.permissions import require_permission
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from mcp_server.config import Config
     from mcp_server.identity.authenticator import Authenticator
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 PATH: Final = "/metrics"
 HOST: Final = "127.0.0.1"
@@ -75,7 +75,8 @@ class MetricsPage:
         """Open, move or close the page, as the configuration says. Returns at once. A failure is logged."""
         port = _wanted_port(self._config())
         if port is not None and self._guarded:
-            logger.warning("metrics.page_unreachable port=%d: the guard's 127.0.0.1 is not this host's", port)
+            message = "Inside a guard, 127.0.0.1 is not that of the host."
+            logger.warning("metrics.page_unreachable", port=port, message=message)
             port = None
         if port == self._port and (port is None or (self._task is not None and not self._task.done())):
             return
@@ -96,10 +97,10 @@ class MetricsPage:
             sock = BoundedSocket(socket.create_server((HOST, port)), MAX_CONNECTIONS)
         except (OSError, NetworkToolsError) as error:
             # The server can still run calls without this page.
-            logger.warning("metrics.page_not_served port=%d: %s", port, error)
+            logger.warning("metrics.page_not_served", port=port, message=str(error))
             return
         with sock:
-            logger.info("metrics.page_served url=%s", f"http://{HOST}:{port}{PATH}")
+            logger.info("metrics.page_served", url=f"http://{HOST}:{port}{PATH}")
             await _serve_until_cancelled(app, sock)
 
     def _application(self, port: int) -> ASGIApp:

@@ -9,7 +9,6 @@ first other request chooses the revision.
 from __future__ import annotations
 
 import asyncio
-import logging
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import anyio
@@ -35,11 +34,12 @@ from pydantic import ValidationError
 
 from mcp_server.api.mcp.stdio_streams import private_stdio, read_lines, write_all
 from mcp_server.errors import ArgumentError, NetworkToolsError
+from mcp_server.logger import get_logger
 
 if TYPE_CHECKING:
     from mcp.server.lowlevel import Server
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 MAX_LINE: Final = 4 * 1024 * 1024
 """Bytes of the longest line that is read, without its newline. An HTTP body has the same limit."""
@@ -134,7 +134,7 @@ class _Conversation:
             async for line in read_lines(source, max_line):
                 await self._take(line, max_line)
         except OSError as exc:
-            logger.warning("stdio.input_failed: %s", exc)
+            logger.warning("stdio.input_failed", message=str(exc))
 
     @staticmethod
     async def _stop(ended: asyncio.Event, reading: anyio.CancelScope) -> None:
@@ -191,7 +191,7 @@ class _Conversation:
         try:
             self._outbox.send_nowait(SessionMessage(answer))
         except anyio.WouldBlock:
-            logger.warning("stdio.refusal_dropped: the client does not read: %s", answer.error.message)
+            logger.warning("stdio.refusal_dropped", message=f"The client does not read: {answer.error.message}")
 
     async def _write(self) -> None:
         async with self._outgoing:
@@ -201,7 +201,7 @@ class _Conversation:
                 try:
                     await write_all(self._sink, line)
                 except OSError as exc:
-                    logger.info("stdio.output_closed: %s", exc)
+                    logger.info("stdio.output_closed", message=str(exc))
                     self._tasks.cancel_scope.cancel()
                     return
                 if isinstance(message, JSONRPCResponse | JSONRPCError) and message.id is not None:

@@ -33,7 +33,7 @@ _CRITICAL, _IMPORTANT, _INFORMATIONAL = HealthCheckPriority
 def health_of_server(
     pipeline: Pipeline, limiter: RateLimiter, authenticator: Authenticator | None
 ) -> HealthCheckManager:
-    """The checks of a running server. Every round uses the configuration in force.
+    """Return the checks of a running server. Every round uses the configuration in force.
 
     ``authenticator`` is that of its HTTP interfaces, None if it has none. Each round is logged, counted and published.
     """
@@ -88,11 +88,11 @@ def health_of_server(
 def health_of_host(
     config: Config, registry: ToolRegistry, open_store: Callable[[], Awaitable[Store]], audit: AuditLog
 ) -> HealthCheckManager:
-    """The checks of a host. No server runs in this process. Choosing a guard may fork."""
+    """Return the checks of a host for a process that runs no server. Chooses a guard, which may fork."""
     from mcp_server.netguard.choice import choose_guard
 
     manager = HealthCheckManager(lambda: config.health)
-    chosen = service.check_choice(config, choose_guard)  # now, while this process has only one thread
+    chosen = service.check_choice(config, choose_guard)  # now, because this process must have one thread
 
     async def guard() -> CheckOutcome:
         return chosen
@@ -120,7 +120,7 @@ def _register_service(
     allow_raw: bool,
     serving: bool,
 ) -> None:
-    """Register the checks that both have. Checks that may block run in threads."""
+    """Register the checks that a server and a host have in common. Blocking checks run in threads."""
     scope, actors = service.ScopeCheck(serving=serving), ActorsCheck(serving=serving)
     cpu, stored = host.CpuCheck(), service.StoreCheck(open_store)
 

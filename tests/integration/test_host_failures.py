@@ -1,4 +1,4 @@
-"""A host that cannot run a tool: no binary, disk space or permission, names that lead nowhere; through all interfaces."""
+"""A host that cannot run a tool, through all interfaces: no program, no disk space, no permission, no address."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ CALL = {"target": "127.0.0.1", "mode": "discover"}
 
 
 def assert_failed(reply: Reply, interface: str, code: str) -> None:
-    """The interface gave this error with a hint, its own status, and nothing that looks like success."""
+    """Check that the interface returned this error, with a hint and with its status for it."""
     assert reply.error is not None, f"{interface}: {reply.text}"
     assert reply.code == code, f"{interface}: {reply.error}"
-    assert reply.error["message"]
-    assert reply.error["hint"]
+    assert reply.error["message"], f"{interface}: the error has no message"
+    assert reply.error["hint"], f"{interface}: the error has no hint"
     spec = ERRORS[code]
     if interface == "rest":
         assert reply.status == spec.http
@@ -39,7 +39,7 @@ def assert_failed(reply: Reply, interface: str, code: str) -> None:
         assert reply.body["outcome"] in {"refused", "failed"}
 
 
-async def test_a_missing_nmap(tmp_path: Path) -> None:
+async def test_a_missing_program_is_an_error_with_the_command_that_installs_it(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     async with open_interfaces(tmp_path / "state", PATH=str(tmp_path / "empty")) as interfaces:
         for interface in INTERFACES:
@@ -54,7 +54,7 @@ async def test_a_missing_nmap(tmp_path: Path) -> None:
     assert "apt-get install nmap" in nmap["remedy"]
 
 
-async def test_an_nmap_that_may_not_be_executed(tmp_path: Path) -> None:
+async def test_a_program_without_execute_permission_is_an_error_with_the_command_that_sets_it(tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "nmap").write_text("#!/bin/sh\n")
     async with open_interfaces(tmp_path / "state", PATH=str(tmp_path / "bin")) as interfaces:
@@ -74,11 +74,11 @@ def fill(folder: Path, *, leaving: int) -> None:
 
 
 @pytest.mark.parametrize("leaving", [0, 8192], ids=["for-the-log", "for-the-store"])
-async def test_no_disk_space(tmp_path: Path, leaving: int) -> None:
+async def test_a_full_disk_refuses_calls_until_there_is_space(tmp_path: Path, leaving: int) -> None:
     state = tmp_path / "state"
     state.mkdir(mode=0o700)
     with mount_namespace('mount -t tmpfs -o size=1m,mode=700 tmpfs "$1"', str(state)) as inside:
-        # The servers make their token and audit log before there is no more room; the test reads the token outside.
+        # The server can read a token that exists. The test reads the token outside the mount namespace.
         (inside.see(state) / "token").write_text("t" * 43)
         (state / "token").write_text("t" * 43)
         for token in (inside.see(state) / "token", state / "token"):
@@ -90,18 +90,18 @@ async def test_no_disk_space(tmp_path: Path, leaving: int) -> None:
                 assert_failed(reply, interface, "disk_full")
             (inside.see(state) / "filler").unlink()
             reply = await interfaces.call("rest", "nmap", {"target": "8.8.8.8"})
-            assert reply.code == "target_out_of_scope", "the server has lived through it"
+            assert reply.code == "target_out_of_scope", "the server works again"
             assert not spawned(inside.see(state)), "a process was started"
 
 
 def without_file_privileges() -> tuple[str, ...]:
-    """A prefix that runs a command as this user, held by file modes even where that is root."""
+    """Return a prefix that runs a command as this user, and makes file modes apply to root too."""
     if os.geteuid():
         return ()
     return (binary("setpriv"), "--bounding-set=-dac_override,-dac_read_search", "--")
 
 
-async def test_a_state_folder_that_became_read_only(tmp_path: Path) -> None:
+async def test_a_state_folder_that_became_read_only_refuses_calls(tmp_path: Path) -> None:
     state = tmp_path / "state"
     async with open_interfaces(state, prefix=without_file_privileges()) as interfaces:
         state.chmod(0o500)
@@ -121,7 +121,7 @@ async def test_a_state_folder_that_became_read_only(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("words", [["serve", "--transport", "http"], ["serve"], ["call", "nmap", "target=127.0.0.1"]])
-def test_a_state_folder_that_cannot_be_made(tmp_path: Path, words: list[str]) -> None:
+def test_a_state_folder_that_cannot_be_created_ends_the_program(tmp_path: Path, words: list[str]) -> None:
     locked = tmp_path / "locked"
     locked.mkdir(mode=0o500)
     done = subprocess.run(
@@ -141,6 +141,7 @@ def test_a_state_folder_that_cannot_be_made(tmp_path: Path, words: list[str]) ->
 
 @asynccontextmanager
 async def name_server(address: str, records: dict[str, list[str]]) -> AsyncIterator[Zone]:
+    """Serve DNS records on port 53 of a loopback address."""
     zone = Zone(records=records)
     loop = asyncio.get_running_loop()
     transport, _ = await loop.create_datagram_endpoint(lambda: zone, local_addr=(address, 53))
@@ -161,7 +162,7 @@ NAMES: list[tuple[str, list[str] | None, str]] = [
 ]
 
 
-async def test_names_that_lead_nowhere_or_out_of_scope(tmp_path: Path) -> None:
+async def test_names_without_an_address_or_out_of_scope_are_refused(tmp_path: Path) -> None:
     address = f"127.53.{os.getpid() >> 8 & 255}.{os.getpid() & 255 or 1}"
     (tmp_path / "resolv.conf").write_text(f"nameserver {address}\noptions timeout:2 attempts:1\n")
     zone = {name: records for name, records, _ in NAMES if records is not None}
@@ -176,17 +177,16 @@ async def test_names_that_lead_nowhere_or_out_of_scope(tmp_path: Path) -> None:
                     reply = await interfaces.call(interface, "nmap", {"target": name})
                     assert_failed(reply, interface, code)
                     assert reply.error is not None
-                    assert name in reply.error["message"], "the error names the offending name"
+                    assert name in reply.error["message"], "the message does not have the name"
             assert ("nowhere.lab.internal.", "A") in server.questions
             assert not accepted(tmp_path / "state")
             reply = await interfaces.call("rest", "nmap", {"target": "here.lab.internal", "mode": "discover"})
-    assert reply.error is None, "a good name on the same server is scanned"
+    assert reply.error is None, "a name in the scope on the same server was refused"
     assert reply.body["hosts"][0]["address"] == "127.0.0.1"
     assert len(accepted(tmp_path / "state")) == 1
 
 
-def test_the_binary_is_looked_up_where_the_server_runs(tmp_path: Path) -> None:
-    """`doctor` on a host without nmap: what is missing, what still works, and the command that mends it."""
+def test_doctor_names_a_missing_program_what_still_works_and_the_command_that_installs_it(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "mcp_server", "doctor", "--json"],
         env=environment(tmp_path / "state", PATH=str(tmp_path)), cwd=ROOT, capture_output=True, text=True, check=False,
@@ -197,4 +197,4 @@ def test_the_binary_is_looked_up_where_the_server_runs(tmp_path: Path) -> None:
     assert nmap["name"] == "tool nmap"
     assert nmap["works"]
     assert nmap["remedy"] == "Install it, on Debian or Ubuntu with: sudo apt-get install nmap"
-    assert shutil.which("nmap"), "the test says nothing on a host that has no nmap anyway"
+    assert shutil.which("nmap"), "this test needs a host with nmap"
