@@ -1,4 +1,4 @@
-"""One interface of a real server, and the process behind it: for tests of what becomes of calls when that is told to end."""
+"""One interface of a real server, and its process, for tests of a server that stops during calls."""
 
 from __future__ import annotations
 
