@@ -1,4 +1,4 @@
-"""The REST interface of a real server: every endpoint, its pages, and a problem body for everything that is no success."""
+"""The REST interface of a real server: every endpoint, its pages, and a problem body for every error."""
 
 from __future__ import annotations
 

@@ -188,7 +188,7 @@ class WaitQueue:
 
     def _reserved_for(self) -> QueueEntry | None:
         """Return the first call that was overtaken too often. What it waits for is reserved for it."""
-        # Nothing is reserved for a call that waits for runs of its own caller, because other callers would wait without need.
+        # Nothing is reserved for a call that waits for runs of its own caller, because others would wait without need.
         overtaken = (e for e in self.waiting.values() if e.overtaken >= PATIENCE and self._actor_below_cap(e))
         return min(overtaken, key=lambda entry: entry.position, default=None)
 
