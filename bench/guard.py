@@ -1,7 +1,7 @@
 """Measure guard and sandbox together in the kernel tier: a process start, and the scan of a /24.
 
 The host is a namespace created for this, with a machine outside it (`tests.support.guarded`). A start is a run as in
-the pipeline (a reading of the guard, the sandboxed program, a reading). It alternates with a plain asyncio subprocess
+the pipeline (a reading of the guard, the sandboxed program, a reading). It alternates with the floor of `bench.spawn`
 in one process. The scan is ``nmap -sS`` of the segment inside the guard, compared with the same command without the
 guard.
 """
@@ -12,6 +12,7 @@ import time
 from typing import Final
 
 from bench.result import Range, Result
+from bench.spawn import SHELL, TRUE
 from tests.support.guarded import Inside, World, inside, policy, world
 from tests.support.processes import binary
 
@@ -30,7 +31,7 @@ def measure() -> list[Result]:
 
 
 def _spawns(made: Inside) -> Result:
-    bare, guarded = made.ask("spawns", program="/bin/true", rounds=ROUNDS)
+    bare, guarded = made.ask("spawns", floor=SHELL, program=TRUE, rounds=ROUNDS)
     added = Range.of([mine - raw for mine, raw in zip(guarded, bare, strict=True)], "ms")
     notes = (f"two readings of the guard and the sandbox add {added}",)
     return Result.of_ratio("a process start under the guard", guarded, bare, "ms", START_RATIO, notes)

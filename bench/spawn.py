@@ -21,8 +21,8 @@ from mcp_server.sandbox.sandbox import Sandbox
 ROUNDS: Final = 200
 WARM_UP: Final = 20
 RATIO: Final = 4.0
-_TRUE: Final = "/bin/true"
-_SHELL: Final = ("/usr/bin/nice", "-n", str(NICENESS), "/bin/sh", "-c", f"{_TRUE}; :")
+TRUE: Final = "/bin/true"
+SHELL: Final = ("/usr/bin/nice", "-n", str(NICENESS), "/bin/sh", "-c", f"{TRUE}; :")
 """The floor. Like the sandbox, it starts the program through another process, and at the priority of a tool."""
 _GIB: Final = 1 << 30
 
@@ -36,7 +36,7 @@ async def _measure() -> list[Result]:
     executor, sandbox = Executor.here(), Sandbox(reads=("/usr/share/nmap",), raw_sockets=True)
 
     async def ours() -> None:
-        ended = await run_process((_TRUE,), ProcessLimits(10), lambda _: None, executor=executor, sandbox=sandbox)
+        ended = await run_process((TRUE,), ProcessLimits(10), lambda _: None, executor=executor, sandbox=sandbox)
         assert ended.returncode == 0
 
     try:
@@ -62,7 +62,7 @@ async def _measure() -> list[Result]:
 
 async def _shell() -> None:
     process = await asyncio.create_subprocess_exec(
-        *_SHELL,
+        *SHELL,
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""One interface of a real server and its process, for tests that stop or kill the process during calls."""
+"""One interface of a real server, and its process, for tests of a server that stops during calls."""
 
 from __future__ import annotations
 

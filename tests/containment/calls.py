@@ -24,8 +24,9 @@ from mcp.client.stdio import StdioServerParameters
 
 from tests.containment import canaries, guarded_host, lab_scope
 from tests.containment.corpus import CORPUS
-from tests.containment.warm_cli import batch
 from tests.lab.network.handle import Lab
+from tests.support.cli import batch
+from tests.support.fork_server import fork_server
 from tests.support.interfaces import (
     INTERFACES,
     ROOT,
@@ -121,12 +122,13 @@ async def _over(interfaces: Interfaces, interface: str, calls: Sequence[CallToSe
 async def _over_cli(env: dict[str, str], calls: Sequence[CallToSend]) -> list[CallOutcome]:
     expressible = [call for call in calls if "cli" in call.interfaces]
     shares = [expressible[start::_OVER_CLI] for start in range(_OVER_CLI)]
-    done = await asyncio.gather(
-        *(
-            batch(env, *(["call", call.tool, *cli_words(call.arguments), "--json"] for call in share))
-            for share in shares
+    with fork_server(env, first=("call", "nmap", "target=8.8.8.8", "--json")):
+        done = await asyncio.gather(
+            *(
+                batch(env, *(["call", call.tool, *cli_words(call.arguments), "--json"] for call in share))
+                for share in shares
+            )
         )
-    )
     return [
         outcome_of(call, "cli", cli_reply(*result))
         for share, results in zip(shares, done, strict=True)

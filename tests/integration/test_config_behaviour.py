@@ -287,9 +287,9 @@ async def test_memory_and_descriptors_of_a_process_are_limited(tmp_path: Path, s
 @changes("tool.include_patterns", "tool.exclude_patterns", "tool.packages")
 async def test_patterns_select_the_tools(tmp_path: Path, site: SiteTools) -> None:
     async with serving(tmp_path, site) as server:
-        assert list(server.pipeline.current.value.registry.tools) == ["nmap", "probe", "single"]
+        assert list(server.pipeline.current.value.registry.programs) == ["nmap", "probe", "single"]
     async with serving(tmp_path, site, TOOL_INCLUDE="n*,probe") as server:
-        assert list(server.pipeline.current.value.registry.tools) == ["nmap", "probe"]
+        assert list(server.pipeline.current.value.registry.programs) == ["nmap", "probe"]
     async with serving(tmp_path, site, TOOL_EXCLUDE="nmap") as server:
         with pytest.raises(NotFoundError):
             server.pipeline.current.value.registry.get("nmap")

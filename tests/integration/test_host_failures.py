@@ -196,5 +196,5 @@ def test_doctor_names_a_missing_program_what_still_works_and_the_command_that_in
     nmap = report["checks"][0]
     assert nmap["name"] == "tool nmap"
     assert nmap["works"]
-    assert nmap["remedy"] == "Install it, on Debian or Ubuntu with: sudo apt-get install nmap"
+    assert nmap["remedy"] == "Install it, on Debian or Ubuntu with 'sudo apt-get install nmap'."
     assert shutil.which("nmap"), "this test needs a host with nmap"

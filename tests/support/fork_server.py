@@ -10,11 +10,13 @@ descriptors, environment, working folder and arguments that the caller asked for
 under a prefix (in a namespace, as another user, in a container, through its script) still cover these, and
 ``COLD_STARTS=1`` makes all tests start it with execve(2).
 
-If this module is run as a program, it is the fork server. Its only argument is the descriptor of its socket.
+If this module is run as a program, it is the fork server. Its arguments are the descriptor of its socket and the
+command to run first.
 """
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import gc
 import importlib
@@ -31,8 +33,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -49,12 +51,17 @@ _real: Callable[..., int] = subprocess._fork_exec  # type: ignore[attr-defined]
 
 
 @contextmanager
-def fork_server() -> Iterator[None]:
-    """Start the program by fork in a block, unless ``COLD_STARTS`` is set or this machine's clone(2) is not known."""
+def fork_server(env: Mapping[str, str] = os.environ, *, first: Sequence[str] = ()) -> Iterator[None]:
+    """Start the program by fork in a block, unless ``COLD_STARTS`` is set or this machine's clone(2) is not known.
+
+    ``env`` is the environment of the fork server. It must have the values of `_FIXED_AT_START` that the program will be
+    started with. ``first`` is a command that the fork server itself runs before the first fork: hundreds of similar
+    commands then find in memory what it built there.
+    """
     if not _CLONE or os.environ.get("COLD_STARTS"):
         yield
         return
-    starter = _Starter()
+    starter = _Starter(env, first)
     subprocess._fork_exec = starter.fork_exec  # type: ignore[attr-defined]
     try:
         yield
@@ -77,10 +84,17 @@ def _fixed(env: dict[str, str]) -> dict[str, str]:
     return {name: env[name] for name in env if name.startswith(_FIXED_AT_START) and name != "PYTHONPATH"}
 
 
+def _customized(env: dict[str, str]) -> bool:
+    """Whether a file on ``PYTHONPATH`` changes the interpreter's start."""
+    return any(Path(path, "sitecustomize.py").exists() for path in env.get("PYTHONPATH", "").split(os.pathsep))
+
+
 class _Starter:
     """Decides for each program that is started whether the fork server can start it, and asks it to."""
 
-    def __init__(self) -> None:
+    def __init__(self, env: Mapping[str, str], first: Sequence[str]) -> None:
+        self._env = env
+        self._first = first
         self._lock = threading.Lock()
         self._socket: socket.socket | None = None
         self._server: subprocess.Popen[bytes] | None = None
@@ -92,8 +106,8 @@ class _Starter:
         usual = (close_fds, keep, gids, {gid, uid} <= {None, -1}, last[0]) == (True, (error_pipe,), None, True, None)
         words = [os.fsdecode(word) for word in argv]
         known = words[:2] == [sys.executable, "-m"] and words[2:3] and words[2] in MODULES
-        if known and usual and executables == (os.fsencode(sys.executable),):
-            given = dict(os.environ) if env is None else dict(os.fsdecode(each).split("=", 1) for each in env)
+        given = dict(os.environ) if env is None else dict(os.fsdecode(each).split("=", 1) for each in env)
+        if known and usual and executables == (os.fsencode(sys.executable),) and not _customized(given):
             order = {"words": words, "cwd": os.fspath(cwd or "."), "env": given}
             order |= {"session": session, "group": group, "umask": umask}
             streams = [fd if fd >= 0 else number for number, fd in enumerate((in_child, out_child, err_child))]
@@ -111,12 +125,12 @@ class _Starter:
     def _start(self) -> bool:
         """Start the fork server unless it runs already; False if it could not be started or has ended."""
         if self._server is None:
-            env = {name: value for name, value in os.environ.items() if not name.startswith(("COVERAGE_", "MCP_"))}
+            env = {name: value for name, value in self._env.items() if not name.startswith("COVERAGE_")}
             self._like = (*_surroundings(), _fixed(env))
             self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             with theirs:
                 self._server = subprocess.Popen(
-                    [sys.executable, "-m", __name__, str(theirs.fileno())],
+                    [sys.executable, "-m", __name__, str(theirs.fileno()), *self._first],
                     pass_fds=(theirs.fileno(),), env=env, cwd=Path(__file__).resolve().parents[2],
                     stdin=subprocess.DEVNULL,
                 )  # fmt: skip
@@ -208,6 +222,15 @@ def _become(order: dict[str, Any]) -> str:
     return str(module)
 
 
+def _run_here(words: list[str]) -> None:
+    """Run one command of the program in this process, and drop what it prints."""
+    from mcp_server.cli import main
+
+    sys.argv = ["mcp-network-tools", *words]
+    with redirect_stdout(io.StringIO()), suppress(SystemExit):
+        main()
+
+
 def _main() -> NoReturn:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     connection = socket.socket(fileno=int(sys.argv[1]))
@@ -218,10 +241,30 @@ def _main() -> NoReturn:
             importlib.import_module(found.name)
     for name in ("coverage", *_LAZY):
         importlib.import_module(name)
+    if len(sys.argv) > 2:
+        _run_here(sys.argv[2:])
     gc.collect()
     gc.freeze()
-    runpy._run_module_as_main(_become(_wait_for_order(connection)))  # type: ignore[attr-defined]
-    sys.exit()
+    module = _become(_wait_for_order(connection))
+    try:
+        runpy._run_module_as_main(module)  # type: ignore[attr-defined]
+    except SystemExit as leaving:
+        if isinstance(leaving.code, int | None):
+            _leave(leaving.code or 0)
+        raise
+    _leave(0)
+
+
+def _leave(code: int) -> NoReturn:
+    """End as the interpreter does, but do not take every module apart: that copies all of the fork server's memory."""
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        sys.exit(code)  # The interpreter tries again and reports it.
+    os._exit(code)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ input, one JSON object per line, and answers each on standard output. The orders
 - ``{"do": "send", "hex": …}`` sends bytes to the guard helper.
 - ``{"do": "descriptors", "count": …}`` passes file descriptors to the guard helper.
 - ``{"do": "run", "targets": […], "argv": […]}`` runs a program.
-- ``{"do": "spawns", "program": …, "rounds": …}`` measures how long it takes to start a program.
+- ``{"do": "spawns", "floor": […], "program": …, "rounds": …}`` measures the start of the floor and of the program.
 - ``{"do": "python", "code": …}`` executes code. In it, ``guard`` is the guard. The answer is the value of ``found``.
 """
 
@@ -55,7 +55,7 @@ async def carry_out(guard: PacketGuard, order: dict[str, Any]) -> Any:  # noqa: 
             )
             return {"returncode": ended.returncode, "output": output.decode(), "seconds": ended.seconds}
         case "spawns":
-            return await spawn(guard, order["program"], order["rounds"])
+            return await spawn(guard, order["floor"], order["program"], order["rounds"])
         case "python":
             names: dict[str, Any] = {"guard": guard, "found": None}
             exec(order["code"], names)  # noqa: S102 - code of the test
@@ -64,12 +64,12 @@ async def carry_out(guard: PacketGuard, order: dict[str, Any]) -> Any:  # noqa: 
             raise ValueError(other)
 
 
-async def spawn(guard: PacketGuard, program: str, rounds: int) -> list[list[float]]:
-    """Milliseconds for asyncio's own subprocess and for a sandboxed run between two readings of the guard."""
+async def spawn(guard: PacketGuard, floor: list[str], program: str, rounds: int) -> list[list[float]]:
+    """Return the milliseconds of asyncio's own subprocess and of a sandboxed run between two readings of the guard."""
     executor, sandbox = guard.executor_for(targets_of(["192.0.2.1"])), Sandbox(raw_sockets=True)
 
     async def bare() -> None:
-        process = await asyncio.create_subprocess_exec(program, stdout=asyncio.subprocess.PIPE)
+        process = await asyncio.create_subprocess_exec(*floor, stdout=asyncio.subprocess.PIPE)
         await process.communicate()
 
     async def guarded() -> None:

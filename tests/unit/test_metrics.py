@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mcp_server import metrics
@@ -106,6 +106,7 @@ def test_a_gauge_that_was_never_set_is_not_on_the_page() -> None:
     assert sample("mcp_health_status") is None, "0 would say that the server is healthy"
 
 
+@settings(deadline=None, max_examples=50)
 @given(name=ANY_TEXT, other=ANY_TEXT, number=st.floats(min_value=0, allow_nan=False, allow_infinity=False))
 def test_no_label_value_and_no_number_makes_the_page_unreadable(name: str, other: str, number: float) -> None:
     with counting():
@@ -122,6 +123,7 @@ def test_no_label_value_and_no_number_makes_the_page_unreadable(name: str, other
         assert all(line.isprintable() for line in lines), "the page has characters that act on a terminal"
 
 
+@settings(deadline=None)
 @given(st.floats())
 def test_a_gauge_takes_every_number(number: float) -> None:
     metrics.gauge("mcp_event_loop_lag_seconds", number)

@@ -71,9 +71,9 @@ class HostDigestView:
 
     @property
     def summary(self) -> str:
-        """The counts in words: ``3 up, 5 open, 1 given up``."""
-        given_up = f", {self.timed_out} given up" if self.timed_out else ""
-        return f"{self.up} up, {self.open_ports} open{given_up}"
+        """The counts in words: ``3 up, 5 open, 1 timed out``."""
+        timed_out = f", {self.timed_out} timed out" if self.timed_out else ""
+        return f"{self.up} up, {self.open_ports} open{timed_out}"
 
     def fields(self) -> dict[str, Any]:
         """Return the fields of a structured answer, without text of a target. Their schema is `HOST_FIELDS`."""

@@ -173,7 +173,7 @@ class ProcessCheck:
         most = "any number" if use.most_descriptors == resource.RLIM_INFINITY else use.most_descriptors
         detail = (
             f"{use.resident // MIB} MiB, {use.descriptors} of {most} descriptors, {use.threads} threads, {tasks} tasks"
-            f"; loop late by {1000 * self._lag.mean:.0f} ms on average, {1000 * self._lag.longest:.0f} ms at most"
+            f"; event loop delay {1000 * self._lag.mean:.0f} ms on average, {1000 * self._lag.longest:.0f} ms at most"
         )
         limited = use.most_descriptors != resource.RLIM_INFINITY  # which is -1
         if limited and use.descriptors > DESCRIPTORS_SHARE * use.most_descriptors:
