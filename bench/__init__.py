@@ -1,1 +1,1 @@
-"""Benchmarks: speed, memory and token cost, each against a floor that is measured in the same run."""
+"""Benchmarks of speed, memory and token cost, each compared with a floor that is measured in the same run."""

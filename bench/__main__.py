@@ -1,4 +1,4 @@
-"""``python -m bench`` runs every benchmark, ``python -m bench NAME …`` some; the status is 1 for a missed bound."""
+"""``python -m bench [NAME …]`` runs all benchmarks or some. The exit status is 1 if a bound is missed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NAMES = (
     "big_result",
     "memory",
     "flat_parse",
-    "answer_cost",
+    "result_cost",
     "policy",
     "audit",
     "spawn",
@@ -31,7 +31,7 @@ def main(wanted: list[str]) -> int:
     """Run the benchmarks in order and print one table at the end."""
     unknown = [name for name in wanted if name not in NAMES]
     if unknown:
-        print(f"there is no benchmark {unknown[0]!r}; there are {', '.join(NAMES)}", file=sys.stderr)
+        print(f"There is no benchmark {unknown[0]!r}. Benchmarks: {', '.join(NAMES)}.", file=sys.stderr)
         return 2
     results: list[Result] = []
     load = os.getloadavg()[0]
@@ -40,12 +40,12 @@ def main(wanted: list[str]) -> int:
         print(f"{name} …", end=" ", file=sys.stderr, flush=True)
         try:
             results += importlib.import_module(f"bench.{name}").measure()
-        except Exception as error:  # noqa: BLE001 - the others still have something to say
+        except Exception as error:  # noqa: BLE001 - the other benchmarks still run
             traceback.print_exc()
             results.append(Result(name, "failed", type(error).__name__, within=False))
         print(f"{time.perf_counter() - started:.0f} s", file=sys.stderr)
     print(table(results))
-    print(f"\nload average {load:.1f} before, {os.getloadavg()[0]:.1f} after, on {os.cpu_count()} cores")
+    print(f"\nLoad average: {load:.1f} before, {os.getloadavg()[0]:.1f} after, on {os.cpu_count()} cores.")
     return 0 if all(result.within for result in results) else 1
 
 

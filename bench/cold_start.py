@@ -1,4 +1,4 @@
-"""From the spawn of a server to its answer to the first ``tools/list``, against the smallest server of the same SDK."""
+"""Measure the time to the first ``tools/list`` response, compared with the smallest server of the SDK."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
-from bench.result import Result, Spread
+from bench.result import Result
 from bench.stdio import CONSOLE_SCRIPT, FLOOR, MODULE, served
 
 ROUNDS: Final = 11
@@ -16,43 +16,37 @@ _SERVERS: Final = {"floor": FLOOR, "console script": CONSOLE_SCRIPT, "python -m"
 
 
 def measure() -> list[Result]:
-    """Both of our entry points in the handshake era, the console script in the newer one too."""
+    """Measure both entry points with a handshake, and the console script also with revision 2026-07-28."""
     cases = [
         (name, revision)
         for revision in _REVISIONS
         for name in _SERVERS
         if not (revision != _REVISIONS[0] and name == "python -m")
     ]
-    for name, revision in cases:  # the first start compiles, as an installer does
-        _first_answer(_SERVERS[name], revision)
-    seconds: dict[tuple[str, str], list[float]] = {case: [] for case in cases}
+    for name, revision in cases:  # the first start compiles the bytecode
+        _first_response(_SERVERS[name], revision)
+    milliseconds: dict[tuple[str, str], list[float]] = {case: [] for case in cases}
     for _ in range(ROUNDS):
         for name, revision in cases:
-            seconds[name, revision].append(_first_answer(_SERVERS[name], revision))
-    spreads = {case: Spread.of([1000 * value for value in values], "ms") for case, values in seconds.items()}
-    results = []
-    for (name, revision), spread in spreads.items():
-        if name != "floor":
-            floor = spreads["floor", revision]
-            ratio = spread.median / floor.median
-            results.append(
-                Result(
-                    f"cold start, {name}, {revision}",
-                    str(spread),
-                    f"ratio <= {RATIO}",
-                    ratio <= RATIO,
-                    floor=str(floor),
-                    ratio=ratio,
-                )
-            )
-    return results
+            milliseconds[name, revision].append(1000 * _first_response(_SERVERS[name], revision))
+    return [
+        Result.of_ratio(
+            f"cold start, {name}, {revision}",
+            milliseconds[name, revision],
+            milliseconds["floor", revision],
+            "ms",
+            RATIO,
+        )
+        for name, revision in cases
+        if name != "floor"
+    ]
 
 
-def _first_answer(argv: Sequence[str], revision: str) -> float:
+def _first_response(argv: Sequence[str], revision: str) -> float:
     started = time.perf_counter()
     with served(argv, revision=revision) as (session, _):
         tools = session.request("tools/list")["tools"]
         seconds = time.perf_counter() - started
     if not tools:
-        raise RuntimeError("the server lists no tool")
+        raise RuntimeError("The server lists no tool.")
     return seconds

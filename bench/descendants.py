@@ -1,4 +1,4 @@
-"""Processes below a process, by the kernel's own lists (proc(5))."""
+"""Find the descendants of a process in the lists of the kernel (proc(5))."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 def descendants(pid: int) -> Iterator[int]:
-    """Every process below ``pid`` that is there when it is looked at."""
+    """Yield every current descendant of ``pid``."""
     for listing in Path(f"/proc/{pid}/task").glob("*/children"):
         try:
             children = [int(child) for child in listing.read_text().split()]
@@ -22,10 +22,10 @@ def descendants(pid: int) -> Iterator[int]:
             yield from descendants(child)
 
 
-class EndOf:
-    """Notes when a program below a process ends, on the clock of `time.perf_counter`.
+class ProcessEnd:
+    """Records when a descendant that runs a program ends, on the clock of `time.perf_counter`.
 
-    A thread that waits: use it in a process that is otherwise idle.
+    It polls in a thread, so the process should be otherwise idle.
     """
 
     def __init__(self, program: str, below: int) -> None:
@@ -36,10 +36,10 @@ class EndOf:
         self._thread.start()
 
     def at(self) -> float:
-        """When it ended; RuntimeError where it was never seen."""
+        """Return when the program ended; raise RuntimeError if no end was observed."""
         self._thread.join(timeout=10)
         if self._ended is None:
-            raise RuntimeError(f"{self._program} was not seen to end")
+            raise RuntimeError(f"No end of {self._program} was observed.")
         return self._ended
 
     def _watch(self) -> None:

@@ -1,6 +1,6 @@
-"""The floor of a start and of a call: the smallest server that the same SDK can make, with one tool.
+"""The smallest server that the SDK can make, with one tool: the floor for a start and for a call.
 
-Over stdio, or with a port as its argument over HTTP.
+It uses stdio, or HTTP if a port is given as argument.
 """
 
 from __future__ import annotations

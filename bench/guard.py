@@ -1,8 +1,9 @@
-"""What guard and sandbox add together, under the kernel tier: to a spawn, and to the scan of a /24.
+"""Measure guard and sandbox together in the kernel tier: a process start, and the scan of a /24.
 
-The host is a namespace made for this, with a machine outside of it (`tests.support.guarded`). A spawn is a run as the
-road makes it (a reading of the guard, the sandboxed program, a reading) against asyncio's bare subprocess, in turns
-in one process. The scan is ``nmap -sS`` of the segment inside the guard against the same words on the bare host.
+The host is a namespace created for this, with a machine outside it (`tests.support.guarded`). A start is a run as in
+the pipeline (a reading of the guard, the sandboxed program, a reading). It alternates with the floor of `bench.spawn`
+in one process. The scan is ``nmap -sS`` of the segment inside the guard, compared with the same command without the
+guard.
 """
 
 from __future__ import annotations
@@ -10,37 +11,30 @@ from __future__ import annotations
 import time
 from typing import Final
 
-from bench.result import Result, Spread
+from bench.result import Range, Result
+from bench.spawn import SHELL, TRUE
 from tests.support.guarded import Inside, World, inside, policy, world
 from tests.support.processes import binary
 
 ROUNDS: Final = 200
 SCANS: Final = 7
-ADDED_MS: Final = 15.0
-SHARE: Final = 1.05
+START_RATIO: Final = 7.0
+SCAN_RATIO: Final = 1.05
 _NETWORK: Final = "10.99.0.0/24"
 _PORT: Final = 8299
 
 
 def measure() -> list[Result]:
-    """The medians of what is added."""
+    """Measure a process start and a scan."""
     with world() as host, inside(host, _PORT, rules=policy(_NETWORK)) as made:
         return [_spawns(made), _scans(host, made)]
 
 
 def _spawns(made: Inside) -> Result:
-    bare, guarded = made.ask("spawns", program="/bin/true", rounds=ROUNDS)
-    added = Spread.of([mine - raw for mine, raw in zip(guarded, bare, strict=True)], "ms")
-    floor, whole = Spread.of(bare, "ms"), Spread.of(guarded, "ms")
-    return Result(
-        "guard and sandbox add to a spawn",
-        str(added),
-        f"<= {ADDED_MS:g} ms",
-        added.median <= ADDED_MS,
-        floor=str(floor),
-        ratio=whole.median / floor.median,
-        notes=(f"two readings of the guard and the sandboxed program {whole}",),
-    )
+    bare, guarded = made.ask("spawns", floor=SHELL, program=TRUE, rounds=ROUNDS)
+    added = Range.of([mine - raw for mine, raw in zip(guarded, bare, strict=True)], "ms")
+    notes = (f"two readings of the guard and the sandbox add {added}",)
+    return Result.of_ratio("a process start under the guard", guarded, bare, "ms", START_RATIO, notes)
 
 
 def _scans(host: World, made: Inside) -> Result:
@@ -65,7 +59,5 @@ def _scans(host: World, made: Inside) -> Result:
         if turn:
             bare.append(middle - started)
             guarded.append(time.perf_counter() - middle)
-        assert "2222/tcp open" in ended["output"], "the scan must have seen the machine outside"
-    floor, whole = Spread.of(bare, "s"), Spread.of(guarded, "s")
-    ratio = whole.median / floor.median
-    return Result("a scan of a /24 inside the guard", str(whole), f"<= {SHARE:g} x", ratio <= SHARE, str(floor), ratio)
+        assert "2222/tcp open" in ended["output"], "the scan did not find the machine outside"
+    return Result.of_ratio("a scan of a /24 under the guard", guarded, bare, "s", SCAN_RATIO)

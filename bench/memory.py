@@ -1,4 +1,4 @@
-"""Whether a server that has answered many calls holds more than one that has answered few: memory, files, children."""
+"""Check whether memory, descriptors and children of a server grow with the number of calls."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
-    """What a process holds: resident bytes, open descriptors, processes below it."""
+class ResourceUse:
+    """The resources of a process: resident bytes, open descriptors, descendants."""
 
     resident: int
     files: int
     children: int
 
     @classmethod
-    def by(cls, pid: int) -> Held:
-        """What it holds now."""
+    def of(cls, pid: int) -> ResourceUse:
+        """Read the current values of a process."""
         pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
         return cls(pages * _PAGE, len(list(Path(f"/proc/{pid}/fd").iterdir())), len(list(descendants(pid))))
 
 
 def measure() -> list[Result]:
-    """Resident memory after 1,000 calls against after 200; descriptors and children must be the same."""
+    """Compare resident memory after 1,000 calls with that after 200; descriptors and children must be the same."""
     with served() as (session, _):
         _call(session, EARLY)
         early = _settled(session)
@@ -52,10 +52,10 @@ def measure() -> list[Result]:
             ratio <= GROWTH,
             floor=f"{early.resident / 1e6:.1f} MB",
             ratio=ratio,
-            notes=(f"the floor is the same server after {EARLY} calls; {rate:.0f} calls a second, one at a time",),
+            notes=(f"the floor is the same server after {EARLY} calls; {rate:.0f} calls per second, one at a time",),
         ),
         Result(
-            f"held after {LATE} calls",
+            f"descriptors after {LATE} calls",
             f"{late.files} files, {late.children} children",
             f"as after {EARLY}",
             (late.files, late.children) == (early.files, early.children),
@@ -69,7 +69,7 @@ def _call(session: Session, count: int) -> None:
         session.call("nmap", target="127.0.0.1", mode="discover")
 
 
-def _settled(session: Session) -> Held:
-    """What the server holds once the store has folded what the last calls brought."""
+def _settled(session: Session) -> ResourceUse:
+    """Return the resources of the server a second after the last call."""
     time.sleep(_SETTLE_SEC)
-    return Held.by(session.process.pid)
+    return ResourceUse.of(session.process.pid)

@@ -1,4 +1,4 @@
-"""A raw MCP client over standard input and output: JSON lines and nothing else, so that it adds next to no time."""
+"""A minimal MCP client over stdio: it reads and writes JSON lines, so that it adds almost no time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CONSOLE_SCRIPT: Final = (str(BIN / "mcp-network-tools"), "serve")
 MODULE: Final = (sys.executable, "-m", "mcp_server.server")
 FLOOR: Final = (sys.executable, str(ROOT / "bench" / "floor_server.py"))
 
-_PATIENCE_SEC: Final = 60.0
+_TIMEOUT_SEC: Final = 60.0
 _MODERN_META: Final = {
     "io.modelcontextprotocol/protocolVersion": "2026-07-28",
     "io.modelcontextprotocol/clientCapabilities": {},
@@ -28,16 +28,22 @@ _MODERN_META: Final = {
 
 
 def child_environment(state_dir: str | Path, targets: str = "loopback") -> dict[str, str]:
-    """This environment without what would make a child unlike an installed program, and with its own state folder."""
+    """Return the environment of an installed program: without variables of Python, and with its own state folder."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "MCP_", "COV"))}
-    # One caller calls far more often, and one address, than anybody may by default.
+    # A benchmark makes more calls, and to one address, than the default limits allow.
     free = {"MCP_RATE_LIMIT_CALLS_PER_MINUTE": "0", "MCP_RATE_LIMIT_TOTAL_CALLS_PER_MINUTE": "0"}
     free |= {"MCP_ADMISSION_PER_HOST": "100", "MCP_ADMISSION_PER_ACTOR": "100"}
     return {**kept, **free, "MCP_STATE_DIR": str(state_dir), "MCP_SECURITY_ALLOWED_TARGETS": targets}
 
 
+def argv_of_last_call(state_dir: Path) -> tuple[str, ...]:
+    """Return the argv of the last decision on the audit log."""
+    records = map(json.loads, (state_dir / "audit.jsonl").read_text().splitlines())
+    return tuple([record for record in records if record["event"] == "decision"][-1]["argv"])
+
+
 class Session:
-    """A server process and the conversation with it, one request at a time."""
+    """A server process and a client for it that sends one request at a time."""
 
     def __init__(self, argv: Sequence[str], environment: dict[str, str]) -> None:
         self.process = subprocess.Popen(
@@ -45,10 +51,10 @@ class Session:
         )
         self._meta: dict[str, Any] = {}
         self._next = 0
-        self._held = b""
+        self._buffer = b""
 
     def open(self, revision: str = "2025-11-25") -> None:
-        """Shake hands in the older era; the 2026-07-28 one has no handshake."""
+        """Initialize the session; revision 2026-07-28 has no handshake."""
         if revision == "2026-07-28":
             self._meta = {"_meta": _MODERN_META}
             return
@@ -57,7 +63,7 @@ class Session:
         self._send({"jsonrpc": "2.0", "method": "notifications/initialized"})
 
     def request(self, method: str, **params: Any) -> dict[str, Any]:
-        """Send a request and return its result; RuntimeError for an error, TimeoutError after a minute of silence."""
+        """Send a request and return its result; raise RuntimeError for an error, TimeoutError after a minute."""
         self._next += 1
         self._send({"jsonrpc": "2.0", "id": self._next, "method": method, "params": params | self._meta})
         while True:
@@ -70,14 +76,14 @@ class Session:
         return result
 
     def call(self, tool: str, **arguments: Any) -> dict[str, Any]:
-        """Call a tool; RuntimeError where the answer is an error."""
+        """Call a tool and return its result; raise RuntimeError if it is an error."""
         result = self.request("tools/call", name=tool, arguments=arguments)
         if result.get("isError"):
             raise RuntimeError(f"{tool}: {result['content']}")
         return result
 
     def close(self) -> None:
-        """End the server by ending its input."""
+        """Close the input of the server and wait for its end."""
         if self.process.stdin is not None:
             self.process.stdin.close()
         try:
@@ -90,25 +96,25 @@ class Session:
 
     def _send(self, message: dict[str, Any]) -> None:
         if self.process.stdin is None:
-            raise RuntimeError("the server was started without a pipe")
+            raise RuntimeError("The server was started without a pipe.")
         self.process.stdin.write(json.dumps(message).encode() + b"\n")
         self.process.stdin.flush()
 
     def _line(self) -> bytes:
         if self.process.stdout is None:
-            raise RuntimeError("the server was started without a pipe")
+            raise RuntimeError("The server was started without a pipe.")
         descriptor = self.process.stdout.fileno()
         waiting = select.poll()
         waiting.register(descriptor, select.POLLIN)
-        until = time.monotonic() + _PATIENCE_SEC
-        while b"\n" not in self._held:
+        until = time.monotonic() + _TIMEOUT_SEC
+        while b"\n" not in self._buffer:
             if not waiting.poll(1000 * max(0.0, until - time.monotonic())):
-                raise TimeoutError(f"no answer within {_PATIENCE_SEC:g} s")
+                raise TimeoutError(f"No response within {_TIMEOUT_SEC:g} s.")
             data = os.read(descriptor, 1 << 20)
             if not data:
-                raise RuntimeError(f"the server ended with {self.process.wait()}")
-            self._held += data
-        line, _, self._held = self._held.partition(b"\n")
+                raise RuntimeError(f"The server ended with {self.process.wait()}.")
+            self._buffer += data
+        line, _, self._buffer = self._buffer.partition(b"\n")
         return line
 
 
@@ -120,7 +126,7 @@ def served(
     targets: str = "loopback",
     tools_package: str = "",
 ) -> Iterator[tuple[Session, Path]]:
-    """An open session with a server of its own, and that server's state folder, removed afterwards."""
+    """Start a server and open a session; yield the session and the state folder, which is removed afterwards."""
     with tempfile.TemporaryDirectory(prefix="mcp-bench-") as folder:
         environment = child_environment(folder, targets) | ({"TOOLS_PACKAGE": tools_package} if tools_package else {})
         session = Session(argv, environment)

@@ -1,4 +1,4 @@
-"""What a model is charged for, counted as four characters a token."""
+"""Count tokens as four characters each."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import json
 from typing import Any
 
 
-def answer_tokens(result: dict[str, Any]) -> float:
-    """The tokens of a tool result, its text and its structure together."""
+def result_tokens(result: dict[str, Any]) -> float:
+    """Return the tokens of a tool result, its text and its structured content together."""
     return json_tokens(result["structuredContent"]) + sum(len(block["text"]) for block in result["content"]) / 4
 
 
 def json_tokens(value: Any) -> float:
-    """The tokens of a value as compact JSON."""
+    """Return the tokens of a value as compact JSON."""
     return len(json.dumps(value, separators=(",", ":"), ensure_ascii=False)) / 4

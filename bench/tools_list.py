@@ -1,4 +1,4 @@
-"""What ``tools/list`` costs every agent that connects, in tokens of four characters."""
+"""Measure the cost of ``tools/list``, which every agent reads, in tokens of four characters."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from bench.result import Result
 from bench.stdio import served
 from bench.tokens import json_tokens
 
-TOKENS: Final = 1200
+TOKENS: Final = 1000
 
 
 def measure() -> list[Result]:
-    """The result of ``tools/list`` as it would be if nmap were the only tool."""
+    """Measure the result of ``tools/list`` as if nmap were the only tool."""
     with served() as (session, _):
         result = session.request("tools/list")
     nmap = [tool for tool in result["tools"] if tool["name"] == "nmap"]
     if not nmap:
-        raise RuntimeError("nmap is not listed")
+        raise RuntimeError("The server does not list nmap.")
     tokens = json_tokens(result | {"tools": nmap})
     parts = {key: json_tokens(value) for key, value in nmap[0].items()}
     note = ", ".join(f"{key} {cost:,.0f}" for key, cost in parts.items() if cost >= 10)

@@ -1,6 +1,6 @@
-"""Writes what nmap -sV would write of a large network: ``python -m bench.xml_stream HOSTS``, XML on standard output.
+"""Write the XML of an nmap -sV scan of a large network to standard output: ``python -m bench.xml_stream HOSTS``.
 
-Hosts stand one after the other from 10.0.0.0 on, each up, with the open ports of one of a few profiles.
+The hosts have consecutive addresses from 10.0.0.0. Each is up and has the open ports of one of five profiles.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ _PROFILES: Final = (
 
 
 def covering(hosts: int) -> IPv4Network:
-    """The network whose first ``hosts`` addresses the stream describes."""
+    """Return the network whose first ``hosts`` addresses are in the stream."""
     network = ip_network(NETWORK)
     if not isinstance(network, IPv4Network) or hosts > network.num_addresses:
-        raise ValueError(f"{hosts} hosts do not fit into {NETWORK}")
+        raise ValueError(f"{hosts} hosts do not fit into {NETWORK}.")
     return network
 
 

@@ -1,18 +1,18 @@
 #!/bin/sh
-# Installs the server on a plain Debian or Ubuntu host, or brings an installation up to date. Run again it changes nothing
-# that is right already. docs/deployment.md describes what it makes.
+# Installs or updates the server on a plain Debian or Ubuntu host. Running it again changes nothing that is already correct.
+# docs/deployment.md describes what it creates.
 #
 #   sudo deploy/install.sh [--unit kernel|argument|none] [--from WHEEL|FOLDER] [--no-packages]
 #   sudo deploy/install.sh --uninstall [--purge]
 #
-#   --unit         which service: in the kernel tier (default), in the argument tier without root, or none
-#   --from         a wheel, or the folder of a checkout or unpacked sdist; the one this script is in unless given
-#   --no-packages  the Debian packages are there already
-#   --uninstall    removes program and unit; what was configured and recorded stays
-#   --purge        with --uninstall: removes that as well, and the user
+#   --unit         the service to install: in the kernel tier (default), in the argument tier without root, or none
+#   --from         a wheel, or the folder of a checkout or unpacked sdist; default: the folder of this script
+#   --no-packages  do not install Debian packages
+#   --uninstall    remove program and unit; keep configuration and data
+#   --purge        with --uninstall: also remove configuration, data and the user
 #
-# A new version is installed beside the one in use, tried, and then takes its place in one step: /opt/mcp-network-tools is a
-# link. Whatever fails before leaves the installation as it was. PYTHON names another interpreter, 3.11 or newer.
+# A new version is installed beside the old one and tested. Then the link /opt/mcp-network-tools is moved to it in one step.
+# If anything fails before that, the old installation stays in use. PYTHON selects another interpreter, 3.11 or newer.
 #
 # Exit status: 0 done, 1 failed, 2 wrong usage.
 set -eu
@@ -52,14 +52,14 @@ while [ $# -gt 0 ]; do
 done
 case $unit in kernel | argument | none) ;; *) usage ;; esac
 if [ "$purge" = yes ] && [ "$act" != uninstall ]; then usage; fi
-[ "$(id -u)" -eq 0 ] || fail 'root is needed: sudo deploy/install.sh'
+[ "$(id -u)" -eq 0 ] || fail 'This script needs root: sudo deploy/install.sh'
 
-# Only where systemd is what runs this host; in an image or a chroot its files are put into place all the same.
+# systemctl is called only if systemd runs this host. In an image or a chroot, only the files are installed.
 systemd() { [ ! -d /run/systemd/system ] || systemctl "$@"; }
 
 uninstall() {
     for name in mcp-network-tools mcp-network-tools-argument; do
-        [ ! -e "$units/$name.service" ] || systemd disable --quiet --now "$name.service" || say "could not stop $name"
+        [ ! -e "$units/$name.service" ] || systemd disable --quiet --now "$name.service" || say "Could not stop $name."
         rm -f "$units/$name.service"
     done
     systemd daemon-reload
@@ -68,10 +68,10 @@ uninstall() {
         rm -rf "$etc" "$state"
         rm -rf "$units/mcp-network-tools.service.d" "$units/mcp-network-tools-argument.service.d"
         if id "$user" >/dev/null 2>&1; then userdel "$user"; fi
-        say 'program, configuration, records and user are removed'
+        say 'Removed: program, configuration, data and user.'
     else
-        say "the program is removed; kept: $etc (configuration), $state (runs, decision log, token), the user $user"
-        say 'to remove these as well: install.sh --uninstall --purge'
+        say "Removed: the program. Kept: $etc (configuration), $state (runs, audit log, token), the user $user."
+        say 'To remove these as well, run: install.sh --uninstall --purge'
     fi
 }
 
@@ -82,41 +82,41 @@ debian_packages() {
         dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'install ok installed' || missing="$missing $package"
     done
     [ -n "$missing" ] || return 0
-    say "Debian packages:$missing"
-    apt-get -qq update || fail 'the package lists could not be fetched'
+    say "Installing Debian packages:$missing"
+    apt-get -qq update || fail 'The package lists could not be downloaded.'
     # shellcheck disable=SC2086 # a list of package names is meant to be split
     DEBIAN_FRONTEND=noninteractive apt-get -qq -y --no-install-recommends --no-remove install $missing >/dev/null ||
-        fail 'the Debian packages could not be installed'
+        fail 'The Debian packages could not be installed.'
 }
 
-# Leaves nothing half made behind.
+# Removes an incomplete installation.
 clean_up() {
     status=$?
     if [ -n "$new" ]; then rm -rf "$new" "$new.build"; fi
-    if [ "$status" -ne 0 ] && [ -e "$link" ]; then say 'the installation that was there is in use as before'; fi
+    if [ "$status" -ne 0 ] && [ -e "$link" ]; then say 'The old installation is still in use.'; fi
     exit "$status"
 }
 
 environment() {
     python=${PYTHON:-python3}
-    command -v "$python" >/dev/null 2>&1 || fail "there is no $python"
-    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || fail "Python 3.11 or newer is needed: set PYTHON"
+    command -v "$python" >/dev/null 2>&1 || fail "$python was not found."
+    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || fail "Python 3.11 or newer is needed. Set PYTHON to one."
     lock=$here/requirements/deploy.lock
     if [ -d "$from" ]; then lock=$from/requirements/deploy.lock; fi
-    [ -r "$lock" ] || fail "there is no $lock"
+    [ -r "$lock" ] || fail "$lock was not found."
     mkdir -p "$versions"
     new=$(mktemp -d "$versions/XXXXXXXX")
     chmod 755 "$new"
     trap clean_up EXIT
     trap 'exit 130' INT
     trap 'exit 143' TERM HUP
-    say 'Python packages, versions and hashes as in requirements/deploy.lock'
+    say 'Installing Python packages with the versions and hashes of requirements/deploy.lock'
     "$python" -m venv "$new"
     pip="$new/bin/python -m pip --quiet --disable-pip-version-check"
     $pip install --require-hashes --only-binary :all: -r "$lock"
     wheel=$from
     if [ -d "$from" ]; then
-        # What builds the wheel is not part of what runs.
+        # The build tools get a separate environment, so that they are not part of the installation.
         "$python" -m venv "$new.build"
         build="$new.build/bin/python -m pip --quiet --disable-pip-version-check"
         $build install --require-hashes --only-binary :all: -r "$from/requirements/build.lock"
@@ -125,14 +125,14 @@ environment() {
     fi
     $pip install --no-deps --no-index "$wheel"
     rm -rf "$new.build"
-    "$new/bin/mcp-network-tools" version >/dev/null || fail 'what was installed does not start'
+    "$new/bin/mcp-network-tools" version >/dev/null || fail 'The installed program does not start.'
 }
 
 account() {
     id "$user" >/dev/null 2>&1 ||
         useradd --system --user-group --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin "$user"
     [ -d "$state" ] || install -d -m 0700 -o "$user" -g "$user" "$state"
-    # A token made by the server would be shown once in the journal, which others read too.
+    # A token created by the server would be printed in the journal, which other users can read.
     if [ ! -e "$state/token" ]; then
         (umask 077 && "$new/bin/python" -c 'import secrets; print(secrets.token_urlsafe(32))' >"$state/.token.new")
         chown "$user:$user" "$state/.token.new"
@@ -140,8 +140,8 @@ account() {
     fi
 }
 
-# A file of the owner's is made once and never written again.
-give() {
+# Creates a configuration file from standard input, unless it exists.
+create() {
     if [ ! -e "$etc/$1" ]; then
         cat >"$etc/.$1.new"
         chown "root:$user" "$etc/.$1.new"
@@ -152,32 +152,32 @@ give() {
 
 configuration() {
     [ -d "$etc" ] || install -d -m 0750 -o root -g "$user" "$etc"
-    give environment <<END
+    create environment <<END
 MCP_CONFIG_FILE=$etc/config.yaml
 END
-    give config.yaml <<END
-# docs/configuration.md has every key. Read again when it changes.
+    create config.yaml <<END
+# docs/configuration.md lists every key. The server reloads this file when it changes.
 server:
   host: 127.0.0.1
   port: 8080
 security:
   policy_file: $etc/policy.yaml
 END
-    give policy.yaml <<END
-# The scope (docs/policy.md). Until a network stands here, nothing may be touched.
+    create policy.yaml <<END
+# The scope (docs/policy.md). Without an entry under allow, no target is allowed.
 version: 1
 allow: []
 END
 }
 
-into_use() {
-    if [ -e "$link" ] && [ ! -L "$link" ]; then fail "$link is not a link: move it away first"; fi
+activate() {
+    if [ -e "$link" ] && [ ! -L "$link" ]; then fail "$link is not a link. Move it away first."; fi
     old=$(readlink "$link" || true)
     ln -s "$new" "$link.new"
     mv -T "$link.new" "$link"
     kept=$new
     new=
-    # The version before stays for going back: ln -sfn FOLDER /opt/mcp-network-tools
+    # The previous version stays. To go back: ln -sfn FOLDER /opt/mcp-network-tools
     for version in "$versions"/*; do
         if [ "$version" != "$kept" ] && [ "$version" != "$old" ]; then rm -rf "$version"; fi
     done
@@ -197,19 +197,19 @@ service() {
     install -m 0644 "$here/deploy/systemd/$name.service" "$units/$name.service"
     systemd daemon-reload
     systemd try-restart "$name.service"
-    say "when the policy is written: systemctl enable --now $name"
+    say "After you have written the policy, run: systemctl enable --now $name"
 }
 
 if [ "$act" = uninstall ]; then
     uninstall
     exit 0
 fi
-[ -e "$from" ] || fail "there is no $from"
-if [ -e "$link" ] && [ ! -L "$link" ]; then fail "$link is not a link: move it away first"; fi
+[ -e "$from" ] || fail "$from was not found."
+if [ -e "$link" ] && [ ! -L "$link" ]; then fail "$link is not a link. Move it away first."; fi
 debian_packages
 environment
 account
 configuration
-into_use
+activate
 service
-say "$("$link/bin/mcp-network-tools" version) is in $link; configuration in $etc, state in $state"
+say "Installed: $("$link/bin/mcp-network-tools" version) in $link. Configuration: $etc. State: $state."

@@ -1,10 +1,11 @@
-"""Asks a service for known vulnerabilities of the locked packages; fails where it could not be asked about every one.
+"""Check the locked packages for known vulnerabilities; fail if there is no result for one of them.
 
-pip-audit alone ends with 0 where a service knows none of the packages: to it they are skipped, to us not audited.
+pip-audit itself exits with 0 if a service knows none of the packages: it counts them as skipped. Here they count as not
+audited.
 
     python -m scripts.audit [--lock requirements/run.lock] [--service pypi|osv] [--osv-url URL]
 
-Exit status: 0 every package was audited and none is known to be vulnerable, 1 one is, 3 could not audit.
+Exit status: 0 if every package was audited and none is vulnerable, 1 if one is vulnerable, 3 if one was not audited.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from scripts.locked import RUN_LOCK, pins
+from scripts.locked import RUN_LOCK, locked_packages
 
 CLEAN, VULNERABLE, COULD_NOT_AUDIT = 0, 1, 3
 SERVICES: Final = ("pypi", "osv")
@@ -25,20 +26,20 @@ SERVICES: Final = ("pypi", "osv")
 
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """How it went: the exit status, and a line for each reason."""
+    """The exit status, and a line for each reason."""
 
     status: int
     lines: tuple[str, ...]
 
 
 def audit(lock: Path = RUN_LOCK, services: tuple[str, ...] = SERVICES, osv_url: str = "") -> Audit:
-    """Ask the services in turn until one has a verdict on every pin that holds here; any finding counts."""
-    wanted = {pin.name: pin.version for pin in pins(lock) if pin.here}
+    """Ask each service until one has a result for every pin of this platform. Any vulnerability ends the audit."""
+    wanted = {each.name: each.version for each in locked_packages(lock) if each.here}
     reasons: list[str] = []
     for service in services:
-        document, said = _ask(service, lock, osv_url)
+        document, message = _ask(service, lock, osv_url)
         if document is None:
-            reasons.append(f"{service}: could not audit: {said}")
+            reasons.append(f"{service}: could not audit: {message}")
             continue
         found = _vulnerable(document)
         if found:
@@ -52,7 +53,7 @@ def audit(lock: Path = RUN_LOCK, services: tuple[str, ...] = SERVICES, osv_url: 
 
 
 def _ask(service: str, lock: Path, osv_url: str) -> tuple[dict[str, Any] | None, str]:
-    """Have pip-audit ask; its document, or None and the last line of what it said."""
+    """Run pip-audit; return its document, or None and the last line of its error output."""
     words = ["--requirement", str(lock), "--no-deps", "--disable-pip", "--format", "json", "--progress-spinner", "off"]
     words += ["--vulnerability-service", service, "--timeout", "20"]
     if service == "osv" and osv_url:
@@ -61,7 +62,7 @@ def _ask(service: str, lock: Path, osv_url: str) -> tuple[dict[str, Any] | None,
     try:
         document = json.loads(done.stdout)
     except ValueError:
-        return None, (done.stderr.strip().splitlines() or ["it said nothing"])[-1][:200]
+        return None, (done.stderr.strip().splitlines() or ["no output"])[-1][:200]
     return document, ""
 
 
@@ -71,7 +72,7 @@ def _audited(document: dict[str, Any]) -> set[str]:
 
 def _vulnerable(document: dict[str, Any]) -> list[str]:
     return [
-        f"{each['name']} {each['version']}: {known['id']}, mended in {', '.join(known['fix_versions']) or 'no version'}"
+        f"{each['name']} {each['version']}: {known['id']}, fixed in {', '.join(known['fix_versions']) or 'no version'}"
         for each in document["dependencies"]
         for known in each.get("vulns", ())
     ]

@@ -1,7 +1,7 @@
-"""One cell of the compatibility matrix: an installed server used by a user on a host that lacks something.
+"""Run one cell of the compatibility matrix: an installed server, used by a user, on a host that lacks programs.
 
-As root a cell is a host of its own, in network, mount and PID namespaces: the programs that it is to lack are gone from
-its folders, its networks are loopback and a device that leads nowhere, and no process outlives it.
+For root, a cell is a separate host in network, mount and PID namespaces. The missing programs are removed from its
+folders, its only networks are loopback and a device without a peer network, and no process outlives it.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from typing import Final
 from scripts.interpreters import Interpreter
 
 OPTIONAL: Final = ("nmap", "libnftables", "ip", "pasta")
-"""What the server works without, with less: a tool (nmap), the guard's tiers (the others)."""
+"""Optional programs and libraries: for a tool (nmap), or for the tiers of the guard (the others)."""
 USERS: Final = {"root": "kernel", "unprivileged": "rootless"}
-"""Who runs the server, and the tier that this user can have."""
+"""The users that run the server, with the tier that each can have."""
 UPLINK: Final = "10.99.0.1"
 NOBODY: Final = "65534"
 SMOKE: Final = Path(__file__).with_name("smoke.py")
 _FOLDERS: Final = ("/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/local/bin", "/usr/bin", "/bin")
 _WHOLE_CELL_SEC: Final = 400
 
-# A folder that others may not pass is replaced by one that they may, with the interpreter alone in it.
+# A folder that other users may not enter is replaced by one that they may, which contains only the interpreter.
 _HOST: Final = r"""
 mount -t tmpfs -o mode=755 run /run
 mkdir /run/keep /run/hide
@@ -43,7 +43,7 @@ while [ "$1" != -- ]; do
 done
 shift
 mount -t tmpfs -o mode=755 net /dev/net
-mknod -m 666 /dev/net/tun c 10 200  # as udev makes it; some containers have it for root alone
+mknod -m 666 /dev/net/tun c 10 200  # as udev creates it; in some containers only root may use it
 ip link set lo up
 ip link add up0 type veth peer name up1
 ip addr add 10.99.0.1/24 dev up0
@@ -67,7 +67,7 @@ exec "$@"
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """Which interpreter ("3.12"), who runs the server, and what the host lacks."""
+    """The interpreter ("3.12"), the user that runs the server, and the programs that the host lacks."""
 
     python: str
     user: str
@@ -75,13 +75,13 @@ class Cell:
 
     @property
     def lacks(self) -> str:
-        """What the host lacks, in words."""
+        """The missing programs, in words."""
         return "nothing" if not self.absent else "all of them" if set(self.absent) == set(OPTIONAL) else self.absent[0]
 
 
 @dataclass(slots=True)
 class Verdict:
-    """How a cell went: ``passed``, ``failed``, ``in part`` (some step was not run) or ``not run``; notes say why."""
+    """The state of a cell (``passed``, ``failed``, ``in part``: a step was not run, ``not run``) with the reasons."""
 
     state: str
     notes: list[str] = field(default_factory=list)
@@ -89,36 +89,36 @@ class Verdict:
 
 
 def cells(pythons: list[str], lacking: list[tuple[str, ...]] | None = None) -> Iterator[Cell]:
-    """Every cell: each interpreter, each user, and nothing, one optional program or all of them lacking."""
+    """Return every cell: each interpreter, each user, and no, one or all optional programs missing."""
     for python in pythons:
         for user in USERS:
             for absent in lacking or [(), *((name,) for name in OPTIONAL), OPTIONAL]:
                 yield Cell(python, user, absent)
 
 
-def cannot(cell: Cell) -> str:
-    """Why this machine, or whoever runs this, cannot carry a cell out; empty where it can."""
+def obstacle(cell: Cell) -> str:
+    """Return why this machine or user cannot run a cell, or an empty text if it can."""
     missing = sorted(set(OPTIONAL) - set(cell.absent) - {name for name in OPTIONAL if files_of(name)})
     if missing:
         return f"this machine has no {', '.join(missing)}"
     if os.geteuid() == 0:
         needed = ("unshare", "mountpoint", "setpriv", "ip")
-        return next((f"there is no {name} to make the cell with" for name in needed if not shutil.which(name)), "")
+        return next((f"cells need {name}" for name in needed if not shutil.which(name)), "")
     if cell.user == "root":
-        return "this was not started by root"
+        return "the matrix was not started by root"
     return "only root can hide a program" if any(map(files_of, cell.absent)) else ""
 
 
 def files_of(name: str) -> list[str]:
-    """Where this machine has an optional program, or library."""
+    """Return the paths of an optional program or library on this machine."""
     if name.startswith("lib"):
         return sorted(str(path) for path in Path("/usr/lib").glob(f"*/{name}.so.*"))
     folders = dict.fromkeys(os.path.realpath(folder) for folder in _FOLDERS)
     return [path for folder in folders if os.path.lexists(path := f"{folder}/{name}")]
 
 
-def shut(prefix: Path) -> list[str]:
-    """The folder above an interpreter that only its owner may pass, and the interpreter's; empty where none is."""
+def closed_folder(prefix: Path) -> list[str]:
+    """Return the folder above an interpreter that only its owner may enter, and the interpreter's; empty if none."""
     for folder in reversed(prefix.parents):
         if not folder.stat().st_mode & 0o001:
             return [str(folder), str(prefix)]
@@ -126,9 +126,9 @@ def shut(prefix: Path) -> list[str]:
 
 
 def run(cell: Cell, interpreter: Interpreter, environment: Path, version: str) -> Verdict:
-    """Carry a cell out. ``environment`` is what the server is installed in; everybody can read it."""
-    if why := cannot(cell):
-        return Verdict("not run", [why])
+    """Run a cell. ``environment`` is the installation of the server; all users can read it."""
+    if reason := obstacle(cell):
+        return Verdict("not run", [reason])
     with tempfile.TemporaryDirectory(dir=environment.parent) as name:
         folder = Path(name)
         folder.chmod(0o755)
@@ -156,24 +156,24 @@ def run(cell: Cell, interpreter: Interpreter, environment: Path, version: str) -
                 stdin=subprocess.DEVNULL,
             )
         except subprocess.TimeoutExpired:
-            return Verdict("failed", [f"it did not end within {_WHOLE_CELL_SEC} s"])
+            return Verdict("failed", [f"the cell did not end within {_WHOLE_CELL_SEC} s"])
     return read(done)
 
 
 def _on_a_host(cell: Cell, interpreter: Interpreter, smoke: list[str]) -> list[str]:
-    """What is put before the steps so that they run on a host of their own, as their user."""
+    """Return the command that runs the steps on a separate host, as the user of the cell."""
     namespaces = ["--net", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc"]
     hidden = [path for name in cell.absent for path in files_of(name)]
     drop = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--"]
     return [
-        *("unshare", *namespaces, "sh", "-ec", _HOST, "sh", *shut(interpreter.prefix), "--", *hidden, "--"),
+        *("unshare", *namespaces, "sh", "-ec", _HOST, "sh", *closed_folder(interpreter.prefix), "--", *hidden, "--"),
         *(drop if cell.user != "root" else []),
         *smoke,
     ]
 
 
 def read(done: subprocess.CompletedProcess[str]) -> Verdict:
-    """The verdict over the steps of a cell; without a line of every step there is none but ``failed``."""
+    """Return the verdict of a cell from its output; if the line of a step is missing, it is ``failed``."""
     steps = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     failed = [f"{step['step']}: {step['detail']}" for step in steps if step["state"] == "failed"]
     left_out = [f"{step['step']} not run: {step['detail']}" for step in steps if step["state"] == "not run"]

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Lint, format, types, import layers, the documentation as a site; its tests are part of `make test` and run here alone.
+# Checks lint, format, types, import layers, the site of the documentation, and the tests of the documentation.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 .venv/bin/ruff check .

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Runs the official MCP conformance suite against the test server on this project's interfaces and prints a summary.
+# Runs the official MCP conformance suite against a test server that uses the project's MCP interfaces, and prints a summary.
 set -eu
 cd "$(dirname "$0")/.."
 scripts/node-tools.sh

@@ -1,8 +1,8 @@
-"""What connects each client: the one source of the snippets in docs/clients.md, README.md, and what `make run` prints.
+"""The snippets that connect each client: the one source for docs/clients.md, README.md and the output of `make run`.
 
-tests/contract/test_clients.py starts the command of each one and speaks MCP to it.
+tests/contract/test_clients.py starts the command of each snippet and speaks MCP to it.
 
-    python -m scripts.connect --check      are the pages' snippets these?
+    python -m scripts.connect --check      compare the snippets with the pages
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 PAGE: Final = ROOT / "docs/clients.md"
 NAME: Final = "network-tools"
 COMMAND: Final = "/path/to/.venv/bin/mcp-network-tools"
-"""What stands in the pages for the program of an installation."""
+"""The placeholder for the program of an installation in the pages."""
 URL: Final = "http://127.0.0.1:8080/mcp"
-TOKEN: Final = "TOKEN"  # noqa: S105 - what stands for it in the pages
-TOKEN_VARIABLE: Final = "MCP_NETWORK_TOOLS_TOKEN"  # noqa: S105 - its name
+TOKEN: Final = "TOKEN"  # noqa: S105 - the placeholder in the pages
+TOKEN_VARIABLE: Final = "MCP_NETWORK_TOOLS_TOKEN"  # noqa: S105 - the name of a variable
 INSPECTOR: Final = "@modelcontextprotocol/inspector@2.12.0"
 
 
 @dataclass(frozen=True, slots=True)
 class Snippet:
-    """One way to connect one client: what is typed (``shell``) or stands in its file (``json``)."""
+    """One way to connect one client: a command (``shell``) or the content of a file (``json``)."""
 
     client: str
     interface: str
@@ -36,7 +36,7 @@ class Snippet:
 
 
 def snippets(command: str = COMMAND) -> list[Snippet]:
-    """Every snippet, for a program at ``command``."""
+    """Return every snippet, for a program at ``command``."""
     entry: dict[str, Any] = {"command": command, "args": ["serve"]}
     bearer = f"Authorization: Bearer {TOKEN}"
     header = {"Authorization": f"Bearer ${{env:{TOKEN_VARIABLE}}}"}
@@ -70,7 +70,7 @@ def snippets(command: str = COMMAND) -> list[Snippet]:
 
 
 def lines(command: str) -> list[tuple[str, str]]:
-    """The usual clients' names and one line for each, as `make run` prints them."""
+    """Return the names of the usual clients with one line for each, as `make run` prints them."""
     usual = {"Claude Code": "Claude Code", "Claude Desktop, Cursor": "", "VS Code": "VS Code (.vscode/mcp.json)"}
     return [
         (usual[each.client] or each.client, one_line(each))
@@ -80,12 +80,12 @@ def lines(command: str) -> list[tuple[str, str]]:
 
 
 def one_line(snippet: Snippet) -> str:
-    """The snippet on one line."""
+    """Return the snippet on one line."""
     return snippet.text if snippet.language == "shell" else json.dumps(json.loads(snippet.text), ensure_ascii=False)
 
 
 def blocks(page: str) -> list[tuple[str, str]]:
-    """The fenced blocks of a page that are for a client: their language and text."""
+    """Return the fenced blocks of a page that are for a client: language and text."""
     return [
         (kind, text.strip())
         for kind, text in re.findall(r"^```(json|shell)\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
@@ -93,7 +93,7 @@ def blocks(page: str) -> list[tuple[str, str]]:
 
 
 def differences(page: str) -> list[str]:
-    """Snippets that a page lacks, and blocks of it that are none."""
+    """Return the snippets that a page lacks, and the blocks on it that are not snippets."""
     wanted = [(each.language, each.text) for each in snippets()]
     found = blocks(page)
     return [f"missing: {text}" for kind, text in wanted if (kind, text) not in found] + [
@@ -102,16 +102,16 @@ def differences(page: str) -> list[str]:
 
 
 def _json(value: dict[str, Any]) -> str:
-    """Indented, with short lists and objects left on one line, as people write these files."""
+    """Return indented JSON with lists of one text on one line, as people write these files."""
     text = json.dumps(value, indent=2, ensure_ascii=False)
     return re.sub(r"\[\s+(\"[^\"]*\")\s+\]", r"[\1]", text)
 
 
 def main() -> int:
-    """Print the snippets, or with ``--check`` what of them the page lacks."""
+    """Print the snippets, or with ``--check`` the differences between them and the page."""
     if "--check" in sys.argv:
         found = differences(PAGE.read_text())
-        print("\n".join(found) or "the page has them all")
+        print("\n".join(found) or "The page has all snippets.")
         return 1 if found else 0
     for each in snippets():
         print(f"# {each.client}, {each.interface}\n{each.text}\n")

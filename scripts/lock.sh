@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Resolves the dependencies again; the lock files carry versions and hashes, and no address of any index.
-# run and dev are for a checkout. deploy is what an image or a plain host gets (every extra, no build tool), and build what
-# makes the wheel that goes with it. Extras stay written out: pip before 23.3 takes a pin of coverage for no pin of coverage[toml].
+# Resolves the dependencies and writes the lock files, with versions and hashes but without the address of an index.
+# run and dev are for a checkout. deploy is for an image or a plain host (every extra, no build tools), and build is for
+# building the wheel. Extras are kept in the names, because pip before 23.3 does not use a pin of coverage for coverage[toml].
 set -euo pipefail
 cd "$(dirname "$0")/.."
 tool=.cache/uv

@@ -1,4 +1,4 @@
-"""What the lock file of the runtime pins: names, versions and hashes."""
+"""Read the packages of a lock file: names, versions and hashes."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _PIN: Final = re.compile(
 
 
 @dataclass(frozen=True, slots=True)
-class Pin:
-    """One pinned package; ``here`` is False where its marker names another platform or Python."""
+class LockedPackage:
+    """One package of a lock file; ``here`` is False if its marker names another platform or Python."""
 
     name: str
     version: str
@@ -27,10 +27,10 @@ class Pin:
     here: bool
 
 
-def pins(lock: Path = RUN_LOCK) -> list[Pin]:
-    """Every pin of a lock file, in its order; a name may stand twice, for different Pythons."""
+def locked_packages(lock: Path = RUN_LOCK) -> list[LockedPackage]:
+    """Return every package of a lock file, in its order; a name may occur twice, for different Python versions."""
     return [
-        Pin(
+        LockedPackage(
             canonicalize_name(name),
             version,
             tuple(re.findall(r"--hash=(sha256:[0-9a-f]{64})", hashes or "")),

@@ -1,4 +1,4 @@
-"""What tells others of this server: the MCP registry's server.json and the manifest of the bundle for Claude Desktop.
+"""Write server.json for the MCP registry, and the manifest of the bundle for Claude Desktop.
 
 Both are made from the version in src/mcp_server/__init__.py, and from name, description and owner in pyproject.toml.
 
@@ -16,32 +16,32 @@ from typing import Any, Final
 from scripts.connect import ROOT
 
 NO_OWNER: Final = "owner-not-set"
-"""Marks that nobody is named who could publish; `make release` says so."""
+"""Placeholder for the owner of the registry name, who publishes; with it, `make release` does not pass."""
 _SCOPE: Final = "MCP_SECURITY_ALLOWED_TARGETS"
 _PROJECT: Final = tomllib.loads((ROOT / "pyproject.toml").read_text())
 NAME: Final[str] = _PROJECT["project"]["name"]
-FULL_ACCESS: Final[str] = _PROJECT["tool"]["mcp-network-tools"]["owner"]
-REGISTRY_NAME: Final = f"io.github.{FULL_ACCESS}/{NAME}"
+OWNER: Final[str] = _PROJECT["tool"]["mcp-network-tools"]["owner"]
+REGISTRY_NAME: Final = f"io.github.{OWNER}/{NAME}"
 MCP_NAME: Final = f"<!-- mcp-name: {REGISTRY_NAME} -->"
-"""The line in README.md by which the registry sees that the package is its owner's."""
+"""The line in README.md that proves to the registry who owns the package."""
 
 
 def version() -> str:
-    """The version, from the one place where it stands."""
+    """Return the version, which is defined only in src/mcp_server/__init__.py."""
     source = (ROOT / "src/mcp_server/__init__.py").read_text()
     found = re.search(r'^__version__ = "([^"]+)"$', source, re.MULTILINE)
     if found is None:
-        raise ValueError("src/mcp_server/__init__.py names no version")
+        raise ValueError("src/mcp_server/__init__.py defines no version")
     return found.group(1)
 
 
 def server_json() -> dict[str, Any]:
-    """The registry's entry, schema 2025-12-11."""
+    """Return the entry for the registry, schema 2025-12-11."""
     return {
         "$schema": "https://static.modelcontextprotocol.io/schemas/2025-12-11/server.schema.json",
         "name": REGISTRY_NAME,
         "title": "Network Tools",
-        "description": "Network security tools (nmap) for AI agents, held inside the owner's scope",
+        "description": "Network security tools (nmap) for AI agents, limited to the scope that the operator sets",
         "version": version(),
         "packages": [
             {
@@ -54,7 +54,7 @@ def server_json() -> dict[str, Any]:
                 "environmentVariables": [
                     {
                         "name": _SCOPE,
-                        "description": "What may be looked at: networks and names, separated by commas",
+                        "description": "Allowed targets: networks and names, separated by commas",
                         "default": "RFC1918,.lab.internal",
                         "isRequired": False,
                     }
@@ -65,7 +65,7 @@ def server_json() -> dict[str, Any]:
 
 
 def bundle_manifest() -> dict[str, Any]:
-    """The bundle's manifest, version 0.4: uv makes the environment from the source in the bundle."""
+    """Return the manifest of the bundle, version 0.4: uv creates the environment from the source in the bundle."""
     return {
         "manifest_version": "0.4",
         "name": NAME,
@@ -92,7 +92,7 @@ def bundle_manifest() -> dict[str, Any]:
             "scope": {
                 "type": "string",
                 "title": "Scope",
-                "description": "What may be looked at: networks and names, separated by commas",
+                "description": "Allowed targets: networks and names, separated by commas",
                 "default": "RFC1918,.lab.internal",
                 "required": True,
             }
@@ -105,7 +105,7 @@ FILES: Final = {ROOT / "server.json": server_json, ROOT / "deploy/mcpb/manifest.
 
 
 def stale() -> list[str]:
-    """The files that are not what is made here."""
+    """Return the files that differ from the generated text."""
     return [
         str(path.relative_to(ROOT))
         for path, make in FILES.items()
@@ -114,7 +114,7 @@ def stale() -> list[str]:
 
 
 def text(document: dict[str, Any]) -> str:
-    """A document as it stands in its file."""
+    """Return the text of a document as written to its file."""
     return json.dumps(document, indent=2) + "\n"
 
 
@@ -122,9 +122,9 @@ def main() -> int:
     found = stale()
     if "--check" in sys.argv:
         print(
-            f"stale: {', '.join(found)}; run: .venv/bin/python -m scripts.manifests"
+            f"Stale: {', '.join(found)}. Run: .venv/bin/python -m scripts.manifests"
             if found
-            else "the files are current"
+            else "The files are current."
         )
         return 1 if found else 0
     for path, make in FILES.items():

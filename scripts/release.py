@@ -1,7 +1,7 @@
-"""Makes a release, and publishes nothing: dist/ with what would be published, how it was checked, and its sums.
+"""Build and check a release in dist/, without publishing it.
 
-Every step is carried out and told. A step that failed, or could not be carried out, keeps SHA256SUMS from being written
-and ends this with status 1, unless it is named after ``--release-anyway``; RELEASE.md beside the files then says so.
+Every step is run and reported. If a step failed or could not be run, SHA256SUMS is not written and the exit status is
+1, unless the step is named after ``--release-anyway``; RELEASE.md then lists it.
 
     python -m scripts.release [--to dist] [--release-anyway STEP ...]
 """
@@ -22,22 +22,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from scripts import artifacts, audit, cells, licences, manifests, matrix, smoke
-from scripts.artifacts import NotAsItShouldBeError, run
+from scripts import artifacts, audit, cells, licenses, manifests, matrix, smoke
+from scripts.artifacts import CheckFailedError, run
 from scripts.connect import ROOT
-from scripts.interpreters import Interpreter, NotHadError
-from scripts.locked import pins
+from scripts.interpreters import Interpreter
+from scripts.locked import locked_packages
 
 PASSED, FAILED, COULD_NOT, ANYWAY = "passed", "FAILED", "COULD NOT", "ANYWAY"
 
 
-class CouldNotError(Exception):
-    """A step that could not be carried out here, and why: not the same as one that passed."""
+class StepNotPossibleError(Exception):
+    """The step could not be run here, so it neither passed nor failed; the message gives the reason."""
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """One step, how it went, and what it found."""
+class StepResult:
+    """The state of one step, and what it found."""
 
     step: str
     state: str
@@ -45,7 +45,7 @@ class Told:
 
 
 class Release:
-    """The steps in their order; each returns what it found, or raises."""
+    """The steps, in order; each returns what it found, or raises."""
 
     def __init__(self, folder: Path, to: Path) -> None:
         self.folder = folder
@@ -55,57 +55,57 @@ class Release:
         self.environment: Path | None = None
 
     def step_tree(self) -> str:
-        """What is released is a commit."""
+        """Check that everything is committed."""
         changed = run("git", "status", "--porcelain", cwd=ROOT).splitlines()
         if changed:
-            raise NotAsItShouldBeError(f"{len(changed)} files are not committed: {', '.join(changed[:3])}")
+            raise CheckFailedError(f"{len(changed)} files are not committed: {', '.join(changed[:3])}")
         return f"clean at {run('git', 'rev-parse', '--short', 'HEAD', cwd=ROOT).strip()}"
 
     def step_version(self) -> str:
-        """The version is a new one, and every file that is made from it is current."""
+        """Check that the version is new, and that every file made from it is current."""
         if run("git", "tag", "--list", f"v{self.version}", cwd=ROOT).strip():
-            raise NotAsItShouldBeError(f"the tag v{self.version} exists: raise src/mcp_server/__init__.py")
+            raise CheckFailedError(f"the tag v{self.version} exists: raise src/mcp_server/__init__.py")
         if stale := manifests.stale():
-            raise NotAsItShouldBeError(f"not made from {self.version}: {', '.join(stale)}")
+            raise CheckFailedError(f"not made from {self.version}: {', '.join(stale)}")
         return self.version
 
     def step_changelog(self) -> str:
-        """The changelog has a dated section of this version, and it says something."""
+        """Check that the changelog has a dated section of this version with entries."""
         return changelog_section((ROOT / "CHANGELOG.md").read_text(), self.version)
 
     def step_hashes(self) -> str:
-        """Every locked package is pinned by hash."""
-        bare = [pin.name for pin in pins() if not pin.hashes]
+        """Check that every locked package is pinned by hash."""
+        bare = [each.name for each in locked_packages() if not each.hashes]
         if bare:
-            raise NotAsItShouldBeError(f"without a hash: {', '.join(bare)}")
-        return f"{len(pins())} pins"
+            raise CheckFailedError(f"without a hash: {', '.join(bare)}")
+        return f"{len(locked_packages())} packages"
 
     def step_build(self) -> str:
-        """Built twice at different places, byte by byte the same."""
+        """Build twice in different folders, and check that the files are identical."""
         epoch = run("git", "log", "-1", "--format=%ct", cwd=ROOT).strip()
         self.files = artifacts.build_twice(self.folder, epoch)
         return ", ".join(f"{path.name} ({path.stat().st_size // 1024} KiB)" for path in self.files.values())
 
     def step_contents(self) -> str:
-        """What is in them."""
+        """Check the content of wheel and sdist."""
         return artifacts.check_contents(self.built(), self.version)
 
     def step_metadata(self) -> str:
-        """What an index reads."""
+        """Check the metadata that an index reads."""
         return artifacts.check_metadata(self.built())
 
     def step_wheel(self) -> str:
-        """Installed into an empty environment, with hashes, and used."""
-        here = Interpreter("wheel", Path(sys.executable), Path(sys.base_prefix), "this one")
+        """Install the wheel into an empty environment, with hashes, and test it."""
+        here = Interpreter("wheel", Path(sys.executable), Path(sys.base_prefix), "current interpreter")
         self.environment = matrix.install(here, self.built()["wheel"], self.folder)
         return self.use(self.environment)
 
     def step_sdist(self) -> str:
-        """Built and installed into an empty environment from the sdist, with the locked packages, and used."""
+        """Build and install the sdist into an empty environment, with the locked packages, and test it."""
         environment = self.folder / "python-sdist"
         run(sys.executable, "-m", "venv", "--without-pip", environment)
         pip = (sys.executable, "-m", "pip", "--python", environment / "bin/python", "--quiet", "install")
-        with tempfile.TemporaryDirectory() as name:  # the lock file is the sdist's own
+        with tempfile.TemporaryDirectory() as name:  # use the lock file of the sdist
             shutil.unpack_archive(self.built()["sdist"], name, filter="data")
             (lock,) = Path(name).glob("*/requirements/run.lock")
             run(*pip, "--require-hashes", "--requirement", lock, cwd=self.folder)
@@ -114,22 +114,24 @@ class Release:
         return self.use(environment)
 
     def use(self, environment: Path) -> str:
-        """List the tools and scan loopback with an installation; the checkout is not on its path."""
+        """Check that an installation does not import the checkout, list its tools, and scan loopback with it."""
         where = run(environment / "bin/python", "-I", "-c", "import mcp_server; print(mcp_server.__file__)").strip()
         if not where.startswith(str(environment)):
-            raise NotAsItShouldBeError(f"it imports {where}")
+            raise CheckFailedError(f"the installation imports {where}")
         state = Path(tempfile.mkdtemp(dir=self.folder))
-        steps_of_use = shutil.copy(cells.SMOKE, state)
+        smoke_script = shutil.copy(cells.SMOKE, state)
         words: list[str | Path] = ["--program", environment / "bin/mcp-network-tools", "--state", state / "state"]
         (state / "state").mkdir()
         steps = ["--steps", "installed", "doctor", "stdio", "handshake", "http"]
-        said = run(environment / "bin/python", "-I", steps_of_use, *words, "--version", self.version, *steps, cwd=state)
-        return str({step["step"]: step for step in map(json.loads, said.splitlines())}["stdio"]["detail"])
+        output = run(
+            environment / "bin/python", "-I", smoke_script, *words, "--version", self.version, *steps, cwd=state
+        )
+        return str({step["step"]: step for step in map(json.loads, output.splitlines())}["stdio"]["detail"])
 
     def step_sbom(self) -> str:
-        """CycloneDX of an environment that the package was installed into, held against its schema and the lock."""
+        """Write a CycloneDX SBOM of the environment, and compare it with its schema and the lock file."""
         if self.environment is None:
-            raise CouldNotError("nothing was installed")
+            raise StepNotPossibleError("nothing was installed")
         out = self.to / f"{manifests.NAME}-{self.version}.cdx.json"
         options = (
             "--pyproject",
@@ -142,56 +144,56 @@ class Release:
         interpreter = self.environment / "bin/python"
         run(sys.executable, "-m", "cyclonedx_py", "environment", *options, "--output-file", out, interpreter)
         listed = {each["name"]: each["version"] for each in json.loads(out.read_text())["components"]}
-        wanted = {pin.name: pin.version for pin in pins() if pin.here}
+        wanted = {each.name: each.version for each in locked_packages() if each.here}
         found = {name.lower().replace("_", "-").replace(".", "-"): version for name, version in listed.items()}
         if missing := sorted(wanted.items() - found.items()):
-            raise NotAsItShouldBeError(f"the SBOM lacks {missing[:3]}")
+            raise CheckFailedError(f"the SBOM lacks {missing[:3]}")
         return f"{out.name}, {len(listed)} components"
 
-    def step_licences(self) -> str:
-        """The licence of every dependency is on the list, and the page is current."""
-        found = licences.report(str(self.environment / "bin/python") if self.environment else sys.executable)
-        if problems := licences.refused(found):
-            raise NotAsItShouldBeError(f"not on the list: {'; '.join(problems)}")
-        if licences.PAGE.read_text() != licences.page(found):
-            raise NotAsItShouldBeError("docs/licences.md is stale")
-        shutil.copy(licences.PAGE, self.to / "licences.md")
+    def step_licenses(self) -> str:
+        """Check that the license of every dependency is on the list, and that the page is current."""
+        found = licenses.report(str(self.environment / "bin/python") if self.environment else sys.executable)
+        if problems := licenses.refused(found):
+            raise CheckFailedError(f"not on the list: {'; '.join(problems)}")
+        if licenses.PAGE.read_text() != licenses.page(found):
+            raise CheckFailedError("docs/licenses.md is stale")
+        shutil.copy(licenses.PAGE, self.to / "licenses.md")
         return f"{len(found)} packages"
 
     def step_audit(self) -> str:
-        """No known vulnerability in what is pinned; a service that cannot be asked is no verdict."""
+        """Check that no pinned package has a known vulnerability."""
         found = audit.audit()
         if found.status == audit.COULD_NOT_AUDIT:
-            raise CouldNotError("; ".join(found.lines))
+            raise StepNotPossibleError("; ".join(found.lines))
         if found.status != audit.CLEAN:
-            raise NotAsItShouldBeError("; ".join(found.lines))
+            raise CheckFailedError("; ".join(found.lines))
         return "; ".join(found.lines)
 
     def step_registry(self) -> str:
-        """The MCP registry's entry against its schema, the proof in the README, and somebody to publish it."""
+        """Check the registry entry against its schema, the proof of ownership in README.md, and the owner."""
         rule = "mcp-registry-server-json-valid"
         run(Path(sys.executable).with_name("skillsaw"), "lint", "--strict", "--rule", rule, ROOT / "server.json")
         if manifests.MCP_NAME not in (ROOT / "README.md").read_text():
-            raise NotAsItShouldBeError(f"README.md lacks {manifests.MCP_NAME}")
+            raise CheckFailedError(f"README.md lacks {manifests.MCP_NAME}")
         shutil.copy(ROOT / "server.json", self.to)
-        if manifests.FULL_ACCESS == manifests.NO_OWNER:
-            raise CouldNotError(
-                "valid, but nobody owns the name yet: set owner in pyproject.toml, [tool.mcp-network-tools]"
+        if manifests.OWNER == manifests.NO_OWNER:
+            raise StepNotPossibleError(
+                "valid, but no owner is set: set owner in pyproject.toml, [tool.mcp-network-tools]"
             )
         return manifests.REGISTRY_NAME
 
     def step_bundle(self) -> str:
-        """The bundle for Claude Desktop: the bundler's own check, and what is in it."""
+        """Pack the bundle for Claude Desktop; the bundler checks it, and its content is checked."""
         self.built()
         packed = artifacts.bundle(self.folder, self.folder / "one/tree")
         shutil.copy(packed, self.to)
         return f"{packed.name} ({packed.stat().st_size // 1024} KiB)"
 
     def step_bundle_used(self) -> str:
-        """The command in the bundle's manifest, as Claude Desktop would: uv makes the environment and serves."""
+        """Run the command of the bundle's manifest like Claude Desktop: uv creates the environment and serves."""
         unpacked = self.folder / "unpacked"
         if not unpacked.exists():
-            raise CouldNotError("there is no bundle")
+            raise StepNotPossibleError("there is no bundle")
         server = json.loads((unpacked / "manifest.json").read_text())["server"]["mcp_config"]
         default = manifests.bundle_manifest()["user_config"]["scope"]["default"]
         settings = {key: value.replace("${user_config.scope}", default) for key, value in server["env"].items()}
@@ -199,7 +201,7 @@ class Release:
         uv = Path(sys.executable).with_name(server["command"])
         state = {"MCP_STATE_DIR": str(self.folder / "bundle-state")}
         message = {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {"_meta": smoke.MODERN}}
-        said = subprocess.run(
+        ended = subprocess.run(
             [uv, *words],
             input=json.dumps(message) + "\n",
             env={**os.environ, **settings, **state},
@@ -209,14 +211,14 @@ class Release:
             check=False,
             timeout=300,
         )
-        if '"nmap"' not in said.stdout:
-            raise NotAsItShouldBeError(f"it ended with {said.returncode}: {said.stderr.strip()[-300:]}")
+        if '"nmap"' not in ended.stdout:
+            raise CheckFailedError(f"the server ended with {ended.returncode}: {ended.stderr.strip()[-300:]}")
         return "tools/list was answered"
 
     def built(self) -> dict[str, Path]:
-        """The wheel and the sdist."""
+        """Return the wheel and the sdist; raise StepNotPossibleError if they were not built."""
         if not self.files:
-            raise CouldNotError("nothing was built")
+            raise StepNotPossibleError("nothing was built")
         return self.files
 
 
@@ -224,52 +226,59 @@ STEPS: Final = tuple(name.removeprefix("step_") for name in vars(Release) if nam
 
 
 def changelog_section(text: str, version: str) -> str:
-    """The heading of a version's section; NotAsItShouldBeError where there is none, or nothing stands in it."""
+    """Return the number of entries of a version's section; raise CheckFailedError if it is missing or empty."""
     found = re.search(
         rf"^## {re.escape(version)} - \d{{4}}-\d\d-\d\d\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL
     )
     if found is None:
-        raise NotAsItShouldBeError(f"CHANGELOG.md has no section '## {version} - YYYY-MM-DD'")
+        raise CheckFailedError(f"CHANGELOG.md has no section '## {version} - YYYY-MM-DD'")
     lines = [line for line in found.group(1).splitlines() if line.startswith("- ")]
     if not lines:
-        raise NotAsItShouldBeError(f"nothing stands under {version} in CHANGELOG.md")
+        raise CheckFailedError(f"the section {version} of CHANGELOG.md is empty")
     unreleased = re.search(r"^## Unreleased\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
     if unreleased and "- " in unreleased.group(1):
-        raise NotAsItShouldBeError("lines stand under Unreleased in CHANGELOG.md")
+        raise CheckFailedError("CHANGELOG.md has entries under Unreleased")
     return f"{len(lines)} lines"
 
 
-def attempt(name: str, step: Callable[[], str], anyway: frozenset[str]) -> Told:
-    """Carry a step out and tell how it went."""
+def attempt(name: str, step: Callable[[], str], anyway: frozenset[str]) -> StepResult:
+    """Run a step and return its result."""
     try:
-        return Told(name, PASSED, step())
-    except CouldNotError as error:
-        return Told(name, ANYWAY if name in anyway else COULD_NOT, str(error))
-    except (NotAsItShouldBeError, NotHadError, OSError, subprocess.SubprocessError, StopIteration) as error:
-        return Told(name, ANYWAY if name in anyway else FAILED, f"{type(error).__name__}: {error}"[:400])
+        return StepResult(name, PASSED, step())
+    except StepNotPossibleError as error:
+        return StepResult(name, ANYWAY if name in anyway else COULD_NOT, str(error))
+    except (CheckFailedError, matrix.InstallationError, OSError, subprocess.SubprocessError, StopIteration) as error:
+        return StepResult(name, ANYWAY if name in anyway else FAILED, f"{type(error).__name__}: {error}"[:400])
 
 
-def record(to: Path, version: str, told: list[Told]) -> str:
-    """RELEASE.md: each step, and for the reader what was let pass."""
-    rows = "\n".join(f"| {each.step} | {each.state} | {each.detail.replace('|', '/')} |" for each in told)
-    let = [each.step for each in told if each.state == ANYWAY]
-    note = f"\n\nReleased although these steps did not pass, by --release-anyway: {', '.join(let)}." if let else ""
+def record(to: Path, version: str, results: list[StepResult]) -> str:
+    """Write RELEASE.md: each step, and the steps whose failure was ignored."""
+    rows = "\n".join(f"| {each.step} | {each.state} | {each.detail.replace('|', '/')} |" for each in results)
+    ignored = [each.step for each in results if each.state == ANYWAY]
+    note = (
+        f"\n\nReleased although these steps did not pass, by --release-anyway: {', '.join(ignored)}." if ignored else ""
+    )
     text = f"# mcp-network-tools {version}\n\n| step | state | found |\n|---|---|---|\n{rows}{note}\n"
     (to / "RELEASE.md").write_text(text)
     return text
 
 
-def sums(to: Path) -> None:
-    """SHA256SUMS of all files, as sha256sum --check reads it."""
+def write_checksums(to: Path) -> None:
+    """Write SHA256SUMS of all files, in the format of sha256sum --check."""
     lines = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in sorted(to.iterdir())]
     (to / "SHA256SUMS").write_text("".join(lines))
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Make a release; nothing is published.")
+    parser = argparse.ArgumentParser(description="Build and check a release. Nothing is published.")
     parser.add_argument("--to", type=Path, default=ROOT / "dist")
     parser.add_argument(
-        "--only", nargs="+", choices=STEPS, default=list(STEPS), metavar="STEP", help="a rehearsal of some steps"
+        "--only",
+        nargs="+",
+        choices=STEPS,
+        default=list(STEPS),
+        metavar="STEP",
+        help="run only these steps; this makes no release",
     )
     parser.add_argument("--release-anyway", nargs="+", choices=STEPS, default=[], metavar="STEP")
     options = parser.parse_args(argv)
@@ -278,19 +287,19 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault("PIP_DISABLE_PIP_VERSION_CHECK", "1")
     with tempfile.TemporaryDirectory(prefix="release-") as name:
         release = Release(Path(name), options.to)
-        told = []
+        results = []
         for step in STEPS:
             if step in options.only:
-                told.append(attempt(step, getattr(release, f"step_{step}"), frozenset(options.release_anyway)))
-                print(f"{told[-1].state:10} {step:10} {told[-1].detail}", flush=True)
+                results.append(attempt(step, getattr(release, f"step_{step}"), frozenset(options.release_anyway)))
+                print(f"{results[-1].state:10} {step:10} {results[-1].detail}", flush=True)
         for path in release.files.values():
             shutil.copy(path, options.to)
-    record(options.to, release.version, told)
-    held = [each.step for each in told if each.state in {FAILED, COULD_NOT}]
-    if held or set(options.only) != set(STEPS):
-        print(f"\nNot a release: {', '.join(held) or 'only some steps were carried out'}. No SHA256SUMS was written.")
-        return 1 if held else 0
-    sums(options.to)
+    record(options.to, release.version, results)
+    blocking = [each.step for each in results if each.state in {FAILED, COULD_NOT}]
+    if blocking or set(options.only) != set(STEPS):
+        print(f"\nNot a release: {', '.join(blocking) or 'only some steps were run'}. SHA256SUMS was not written.")
+        return 1 if blocking else 0
+    write_checksums(options.to)
     print(f"\n{options.to} is ready to be published.")
     return 0
 

@@ -1,8 +1,8 @@
-"""What MkDocs cannot do by itself: pages of the repository's root in the site, and links that work in both places.
+"""MkDocs hook: adds pages of the repository's root folder to the site, and makes links work there.
 
-A page is written for the plain view of the repository. There a link may lead out of docs/ (``../CHANGELOG.md``,
-``../src/…``) and into it (``docs/scope.md`` in a page of the root). In the site the pages of the root lie beside the
-others, and a linked file of another kind is copied under ``repository/``.
+A page is written for the plain view of the repository. There, a link may point out of docs/ (``../CHANGELOG.md``,
+``../src/…``) or into it (``docs/scope.md`` in a page of the root folder). In the site, the pages of the root folder are
+beside the others, and other linked files are copied to ``repository/``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _CODE = re.compile(r"^(?:```.*?^```|~~~.*?^~~~)\s*$|`[^`\n]+`", re.MULTILINE | r
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Leave out of the navigation what is not there, and write ``folder/*`` out; MkDocs warns of pages left over."""
+    """Remove entries without a page from the navigation, and expand ``folder/*``."""
     config.nav = _existing(config.nav or [])
     return config
 
@@ -36,7 +36,7 @@ def _existing(entries: list[Any]) -> list[Any]:
             kept.append({title: _existing(value)})
         elif value.endswith("/*"):
             pages = sorted(path.relative_to(DOCS).as_posix() for path in (DOCS / value[:-2]).glob("*.md"))
-            # The index stands first and gives the section its own page.
+            # The index comes first, because it becomes the page of the section.
             kept.append({title: sorted(pages, key=lambda page: not page.endswith("/index.md"))})
         elif (DOCS / value).exists() or value in ROOT_PAGES:
             kept.append(entry)
@@ -44,7 +44,7 @@ def _existing(entries: list[Any]) -> list[Any]:
 
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
-    """Put the root's pages and every linked file of the repository beside the pages of docs/."""
+    """Add the pages of the root folder, and every linked file of the repository, to the pages of docs/."""
     for name in ROOT_PAGES:
         if (ROOT / name).exists():
             files.append(File.generated(config, name, abs_src_path=str(ROOT / name)))
@@ -59,7 +59,7 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:  # noqa: ARG001 - MkDocs' names
-    """Lead links out of docs/, and those of the root's pages into it, to where the site has these files."""
+    """Change links out of docs/, and links of root pages into it, to the paths of these files in the site."""
     source = page.file.src_uri
     here = (ROOT if source in ROOT_PAGES else DOCS) / source
     depth = "../" * source.count("/")

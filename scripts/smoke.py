@@ -1,7 +1,8 @@
-"""Uses an installed mcp-network-tools as a person and a client would; one JSON line says how each step went.
+"""Test an installed mcp-network-tools as a user and a client would; print one JSON line with the result of each step.
 
-Standard library alone, so that every interpreter and every empty environment can run it: doctor, MCP over stdio in
-both eras with a real scan of a listener of its own on loopback, MCP over HTTP, the guard, an orderly stop of each.
+It uses only the standard library, so that every interpreter and every empty environment can run it. The steps: doctor,
+MCP over stdio in both protocol revisions with a real scan of a listener on loopback, MCP over HTTP, the guard, and a
+clean stop of each server.
 
     python smoke.py --program VENV/bin/mcp-network-tools --state EMPTY_FOLDER [--version VERSION] [--absent nmap]
                     [--guard kernel|rootless] [--target 10.99.0.1]
@@ -32,28 +33,28 @@ MODERN = {
     "io.modelcontextprotocol/clientCapabilities": {},
 }
 GUARD_NEEDS = {"kernel": {"libnftables", "ip"}, "rootless": {"libnftables", "ip", "pasta"}}
-"""What each tier cannot be without (docs/guard.md)."""
+"""The programs and libraries that each tier needs (docs/guard.md)."""
 
 
 class NotRunError(Exception):
-    """A step that this host cannot carry out, and why."""
+    """This host cannot run the step; the message gives the reason."""
 
 
-def check(so: bool, why: object) -> None:
-    """Raise AssertionError with the reason; ``assert`` is gone under -O."""
-    if not so:
-        raise AssertionError(str(why)[:600])
+def check(condition: bool, reason: object) -> None:
+    """Raise AssertionError with the reason if the condition is false; -O would remove an ``assert``."""
+    if not condition:
+        raise AssertionError(str(reason)[:600])
 
 
 def piped(stream: IO[str] | None) -> IO[str]:
-    """A pipe that was asked for."""
+    """Return the stream; raise ValueError if it is None."""
     if stream is None:
-        raise ValueError("it is not a pipe")
+        raise ValueError("the stream is not a pipe")
     return stream
 
 
 class Server:
-    """A server over stdio: a message out, a message in."""
+    """A server process over stdio: sends and receives messages."""
 
     def __init__(self, program: str, environment: dict[str, str], *words: str) -> None:
         self.process = subprocess.Popen(
@@ -76,7 +77,7 @@ class Server:
         """Send a request and return its result."""
         if modern:
             params["_meta"] = MODERN
-        with contextlib.suppress(BrokenPipeError):  # what the server said is told below
+        with contextlib.suppress(BrokenPipeError):  # the error below has the output of the server
             self.send({"id": 1, "method": method, "params": params})
         while line := self.stdout.readline():
             answer = json.loads(line)
@@ -91,7 +92,7 @@ class Server:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_rest: object) -> None:
-        """After its steps: end its input and expect a clean end within five seconds. After a failure: kill it."""
+        """Without a failure, close its input and expect a clean exit within five seconds. After a failure, kill it."""
         if kind is None:
             self.stop()
             return
@@ -99,22 +100,22 @@ class Server:
         self.process.communicate()
 
     def stop(self) -> None:
-        """End its input and expect a clean end."""
+        """Close its input and expect a clean exit."""
         self.stdin.close()
         code = self.process.wait(5)
-        said = self.stderr.read()
-        check(code == 0 and "Traceback" not in said, f"it ended with {code}: {said[-500:]}")
+        output = self.stderr.read()
+        check(code == 0 and "Traceback" not in output, f"the server ended with {code}: {output[-500:]}")
 
 
 @contextlib.contextmanager
 def listener(address: str) -> Iterator[int]:
-    """A port that is open for as long as this is entered; the kernel completes the handshake, nothing is accepted."""
+    """Open a port for the duration of the context; the kernel completes the handshake, and nothing is accepted."""
     with socket.create_server((address, 0)) as listening:
         yield int(listening.getsockname()[1])
 
 
 class Smoke:
-    """The steps, in the order in which they are carried out."""
+    """The steps, in order."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.program = str(options.program)
@@ -131,11 +132,11 @@ class Smoke:
         }
 
     def settings(self, folder: str, **more: str) -> dict[str, str]:
-        """The environment of a server with a state folder of its own."""
+        """Return the environment of a server with its own state folder."""
         return {**self.environment, "MCP_STATE_DIR": str(self.state / folder), **more}
 
     def run(self, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
-        """Run a command of the program to its end."""
+        """Run a command of the program and wait for its end."""
         return subprocess.run(
             [self.program, *words],
             env=self.settings("cli", **more),
@@ -146,7 +147,7 @@ class Smoke:
         )
 
     def step_installed(self) -> str:
-        """The program is the version that was built, and its package is not that of any checkout."""
+        """The program has the version that was built."""
         done = self.run("version", "--json")
         check(done.returncode == 0, done.stderr)
         version = json.loads(done.stdout)["version"]
@@ -154,7 +155,7 @@ class Smoke:
         return str(version)
 
     def step_doctor(self) -> str:
-        """The doctor runs, and says of nmap what is so."""
+        """The doctor runs, and reports correctly whether nmap is installed."""
         done = self.run("doctor", "--json")
         check("Traceback" not in done.stderr and done.stdout.startswith("{"), done.stderr or done.stdout)
         report = json.loads(done.stdout)
@@ -163,7 +164,7 @@ class Smoke:
         return f"{report['state']}, exit {done.returncode}"
 
     def scan(self, server: Server, address: str, enforcement: str) -> str:
-        """Have nmap look at a port that is open and one that is not; or be told that there is no nmap."""
+        """Scan an open and a closed port with nmap; without nmap, expect a refusal."""
         with listener(address) as port:
             arguments = {"target": address, "mode": "ports", "ports": f"{port},9"}
             result = server.ask("tools/call", name="nmap", arguments=arguments)
@@ -179,7 +180,7 @@ class Smoke:
         return "found the open port"
 
     def step_stdio(self) -> str:
-        """Cold start to the answer of tools/list on the 2026 wire, then a scan."""
+        """Measure the cold start to the tools/list response of protocol revision 2026-07-28, then scan."""
         started = time.monotonic()
         with Server(self.program, self.settings("stdio")) as server:
             listed = server.ask("tools/list")
@@ -189,7 +190,7 @@ class Smoke:
         return f"{took:.2f} s to tools/list; nmap {found}"
 
     def step_handshake(self) -> str:
-        """A client of the earlier era, which says initialize first."""
+        """A client of an earlier protocol revision, which sends initialize first."""
         opening = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "smoke", "version": "1"}}
         with Server(self.program, self.settings("handshake")) as server:
             result = server.ask("initialize", modern=False, **opening)
@@ -198,30 +199,30 @@ class Smoke:
         return str(result["protocolVersion"])
 
     def step_http(self) -> str:
-        """The token is asked for, tools/list is answered, and SIGTERM ends the server in order."""
+        """A request needs the token, tools/list is answered, and SIGTERM stops the server cleanly."""
         environment = self.settings("http", MCP_SERVER_SHUTDOWN_GRACE_PERIOD="1")
         with listener("127.0.0.1") as free:
             port = str(free)
         words = [self.program, "serve", "--transport", "http", "--host", "127.0.0.1", "--port", port, "--json"]
         with subprocess.Popen(
             words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-        ) as it:
-            errors, said = piped(it.stderr), ""
-            while not (place := re.search(r"http://127\.0\.0\.1:\d+", said)):
+        ) as server:
+            errors, output = piped(server.stderr), ""
+            while not (url := re.search(r"http://127\.0\.0\.1:\d+", output)):
                 line = errors.readline()
-                check(bool(line), f"the server ended: {said}")
-                said += line
+                check(bool(line), f"the server ended: {output}")
+                output += line
             try:
-                self.speak_http(place.group())
+                self.speak_http(url.group())
             finally:
-                it.send_signal(signal.SIGTERM)
-                said += errors.read()
-            code = it.wait(10)
-        check(code in {0, 143} and "Traceback" not in said, f"it ended with {code}: {said[-500:]}")
+                server.send_signal(signal.SIGTERM)
+                output += errors.read()
+            code = server.wait(10)
+        check(code in {0, 143} and "Traceback" not in output, f"the server ended with {code}: {output[-500:]}")
         return f"stopped with exit {code}"
 
     def speak_http(self, base: str) -> None:
-        """One request without the token, one with it."""
+        """Send one request without the token and one with it."""
         check(fetch(f"{base}/livez")[0] == 200, "livez")
         body = {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {"_meta": MODERN}}
         headers = {
@@ -237,28 +238,28 @@ class Smoke:
         check(status == 200 and '"nmap"' in text, (status, text))
 
     def step_guard(self) -> str:
-        """The tier that this user can have holds a scan; without what it needs, the start is refused with its code."""
+        """Scan in the tier that this user can have; if a requirement is missing, expect a refused start."""
         if not self.guard:
-            raise NotRunError("no tier was asked for")
-        if self.guard == "rootless" and (why := no_namespaces()):
-            raise NotRunError(why)
+            raise NotRunError("no tier was requested")
+        if self.guard == "rootless" and (reason := missing_namespaces()):
+            raise NotRunError(reason)
         needs = self.absent & GUARD_NEEDS[self.guard]
         more = {"MCP_SECURITY_GUARD": self.guard, "MCP_STATE_DIR": str(self.state / "guard")}
         if self.guard == "kernel":
             more["MCP_GUARD_USER"] = "nobody"
         if needs:
             done = self.run("serve", **more)
-            said = done.stderr[-400:]
-            check(done.returncode == 9 and "guard_unavailable" in said, f"without {needs}: {done.returncode}: {said}")
+            refused = done.returncode == 9 and "guard_unavailable" in done.stderr
+            check(refused, f"without {needs}: {done.returncode}: {done.stderr[-400:]}")
             return "refused: guard_unavailable"
         with Server(self.program, self.settings("guard", **more)) as server:
             found = self.scan(server, "127.0.0.1" if self.guard == "kernel" else self.target, self.guard)
         return f"{self.guard}: nmap {found}"
 
     def step_nothing_left(self) -> str:
-        """Inside a PID namespace of its own: every process that was started has ended."""
+        """In the PID namespace of the cell, every process has ended."""
         if os.environ.get("SMOKE_OWN_PIDS") != "1":
-            raise NotRunError("not in a PID namespace of its own")
+            raise NotRunError("this process has no PID namespace of its own")
         deadline = time.monotonic() + 5
         while left := [each for each in processes() if self.program.encode() in each or b"mcp_server" in each]:
             check(time.monotonic() < deadline, left)
@@ -267,7 +268,7 @@ class Smoke:
 
 
 def processes() -> list[bytes]:
-    """The command lines of every process that can be seen, but for this one."""
+    """Return the command lines of all visible processes except this one."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():
@@ -278,19 +279,19 @@ def processes() -> list[bytes]:
     return found
 
 
-def no_namespaces() -> str:
-    """Why this host gives a user no namespaces with a tap; empty where it does."""
+def missing_namespaces() -> str:
+    """Return why this host has no user namespaces with a tap device, or an empty text if it has them."""
     unshare = shutil.which("unshare") or "/usr/bin/unshare"
     try:
         subprocess.run([unshare, "--user", "--net", "true"], check=True, capture_output=True)
         with Path("/dev/net/tun").open("r+b", buffering=0):
             return ""
     except (OSError, subprocess.CalledProcessError) as error:
-        return f"this host has no user namespaces with a tap: {error}"
+        return f"this host has no user namespaces with a tap device: {error}"
 
 
 def fetch(url: str, body: dict[str, Any] | None = None, headers: dict[str, str] | None = None) -> tuple[int, str]:
-    """GET, or POST of JSON; the status and the text. ``url`` is always one of this machine's."""
+    """Send a GET, or a POST with JSON, to this machine; return the status and the text."""
     data = None if body is None else json.dumps(body).encode()
     try:
         request = urllib.request.Request(url, data, headers or {})  # noqa: S310
@@ -302,13 +303,13 @@ def fetch(url: str, body: dict[str, Any] | None = None, headers: dict[str, str] 
 
 
 def attempt(name: str, step: Callable[[], str]) -> dict[str, str]:
-    """Carry a step out; it has `DEADLINE_SEC` seconds."""
+    """Run a step with a time limit of `DEADLINE_SEC` seconds."""
     signal.alarm(DEADLINE_SEC)
     try:
         return {"step": name, "state": "passed", "detail": step()}
     except NotRunError as error:
         return {"step": name, "state": "not run", "detail": str(error)}
-    except Exception as error:  # noqa: BLE001 - whatever it is, the step has failed and the next is tried
+    except Exception as error:  # noqa: BLE001 - any error fails the step, and the next step runs
         return {"step": name, "state": "failed", "detail": f"{type(error).__name__}: {error}"}
     finally:
         signal.alarm(0)

@@ -1,12 +1,12 @@
 #!/bin/sh
-# Installs the programs that `make run` or `make test` needs from Debian's packages. No service that comes with them is
-# started, now or at the next boot, and no package of the machine's owner is removed for them.
+# Installs the Debian packages that `make run` or `make test` needs. It starts no service of these packages, now or at the
+# next boot, and removes no installed package.
 #
 #   scripts/system-packages.sh run     nmap and Python's venv module
 #   scripts/system-packages.sh test    the same, and everything the tests run against
 #
-# Exit status: 0 all there (or now installed), 1 something is missing and could not be installed, 2 wrong usage.
-# What is there already is found by program, not by package, so another flavour of nginx or a PostgreSQL of one's own will do.
+# Exit status: 0 all programs are installed, 1 a program is missing and could not be installed, 2 wrong usage.
+# It looks for programs, not for packages, so another variant of nginx or your own PostgreSQL is enough.
 set -eu
 
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
@@ -15,7 +15,7 @@ units_before=$root/.cache/system-packages.units
 policy=/usr/sbin/policy-rc.d
 policy_saved=$policy.mcp-network-tools-saved
 unpacked=$root/.cache/programs
-policy_mark='# mcp-network-tools: placed for one apt-get run'
+policy_mark='# mcp-network-tools: only for one run of apt-get'
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin:$unpacked/usr/sbin
 
 # One line for each package: its name, then the programs it must provide.
@@ -53,8 +53,8 @@ systemd systemd-analyze
 
 say() { printf '%s\n' "$*" >&2; }
 
-# The packages of a list on standard input that lack one of their programs.
-lacking() {
+# Prints the packages of the list on standard input of which a program is missing.
+missing_of() {
     while read -r package programs; do
         for program in $programs; do
             command -v "$program" >/dev/null 2>&1 || { printf '%s ' "$package"; break; }
@@ -69,7 +69,7 @@ postgresql_is_there() {
     return 1
 }
 
-# Debian keeps ensurepip out of python3; an interpreter from elsewhere brings both modules with it.
+# Debian's python3 has no ensurepip; other interpreters have both modules.
 venv_is_there() {
     command -v python3 >/dev/null 2>&1 && python3 -S -c '
 import importlib.util, sys
@@ -77,24 +77,24 @@ sys.exit(not all(map(importlib.util.find_spec, ("venv", "ensurepip"))))' 2>/dev/
 }
 
 missing_packages() {
-    printf '%s' "$run_packages" | lacking
+    printf '%s' "$run_packages" | missing_of
     venv_is_there || printf 'python3-venv '
     if [ "$1" = test ]; then
-        printf '%s' "$test_packages" | lacking
+        printf '%s' "$test_packages" | missing_of
         postgresql_is_there || printf 'postgresql '
         command -v ntpd >/dev/null 2>&1 || printf 'ntpsec '
     fi
 }
 
-# Two runs at once would swap the policy file under each other. Every Debian has flock, from util-linux.
+# Two runs at the same time would overwrite each other's policy file. Every Debian has flock (util-linux).
 take_lock() {
     exec 9>/var/lock/mcp-network-tools-packages
     flock -w 600 9 || { say 'Another installation has held the lock for ten minutes.'; exit 1; }
 }
 
 # invoke-rc.d and deb-systemd-invoke ask this file before they start a daemon; 101 means no (invoke-rc.d(8)).
-# A file left by a run that was killed is known by its mark; what stood there before waits beside it.
-ours_is_in_place() {
+# The mark identifies a file that a killed run left; the original file is saved beside it.
+our_policy_exists() {
     grep -qsF "$policy_mark" "$policy" || [ -e "$policy_saved" ]
 }
 
@@ -116,26 +116,26 @@ allow_starting() {
 }
 
 apt() {
-    # --no-remove: a package here must never push one of the owner's own (a mail server, say) off the machine.
+    # --no-remove: an installation must never remove another package of this machine (for example a mail server).
     DEBIAN_FRONTEND=noninteractive apt-get -qq -y --no-remove --no-install-recommends \
         -o DPkg::Lock::Timeout=120 -o Dpkg::Options::=--force-confold "$@" >>"$log" 2>&1 </dev/null
 }
 
 fail() {
-    say "$1 What apt-get said last (all of it is in $log):"
+    say "$1 The end of the output of apt-get (all of it is in $log):"
     tail -n 15 "$log" >&2
     exit 1
 }
 
-# Debian has one time-daemon at a time: installing ntpsec would take the one that keeps this machine's clock off it.
-# Its program runs from wherever it lies, so it is unpacked into the checkout instead.
+# Debian allows one time daemon: installing ntpsec would remove the one that keeps this machine's clock. Its program runs
+# from any folder, so it is unpacked into the checkout instead.
 unpack_ntpsec() {
     mkdir -p "$unpacked"
     (cd "$unpacked" && rm -f ntpsec_*.deb && apt download -o APT::Sandbox::User=root ntpsec &&
         dpkg -x ntpsec_*.deb . && rm -f ntpsec_*.deb) && apt install libbsd0 libcap2 libssl3
 }
 
-# policy-rc.d keeps a service from starting now; its package enables it for the next boot all the same.
+# policy-rc.d prevents the start of a service now, but its package still enables it for the next boot.
 enabled_units() {
     find /etc/systemd/system -type l -path '*.wants/*' 2>/dev/null | sort
 }
@@ -143,7 +143,7 @@ enabled_units() {
 disable_new_units() {
     command -v systemctl >/dev/null 2>&1 || return 0
     enabled_units | comm -13 "$units_before" - | sed 's|.*/||' | sort -u | while read -r unit; do
-        systemctl --quiet disable "$unit" >>"$log" 2>&1 || say "Could not disable $unit; it starts at the next boot"
+        systemctl --quiet disable "$unit" >>"$log" 2>&1 || say "Could not disable $unit. It starts at the next boot."
     done
 }
 
@@ -161,14 +161,14 @@ install_packages() {
     trap 'exit 130' INT
     trap 'exit 143' TERM HUP
     forbid_starting
-    say "Fetching Debian's package lists"
-    apt update || { say 'That failed; once more in five seconds'; sleep 5; apt update; } ||
-        fail 'The package lists could not be fetched.'
-    say "Fetching: $*"
+    say "Downloading the package lists"
+    apt update || { say 'The download failed. Trying again in five seconds.'; sleep 5; apt update; } ||
+        fail 'The package lists could not be downloaded.'
+    say "Downloading: $*"
     ordinary=$(printf '%s\n' "$@" | grep -vx ntpsec | tr '\n' ' ')
     if [ -n "$ordinary" ]; then
         # shellcheck disable=SC2086
-        apt install --download-only $ordinary || fail 'The packages could not be fetched.'
+        apt install --download-only $ordinary || fail 'The packages could not be downloaded.'
     fi
     for package in $ordinary; do
         say "Installing $package"
@@ -176,7 +176,7 @@ install_packages() {
     done
     case " $* " in *" ntpsec "*)
         say 'Unpacking ntpsec'
-        unpack_ntpsec || fail 'ntpsec could not be fetched and unpacked.'
+        unpack_ntpsec || fail 'ntpsec could not be downloaded and unpacked.'
         ;;
     esac
 }
@@ -190,8 +190,8 @@ run | test) ;;
     ;;
 esac
 
-if ours_is_in_place && [ "$(id -u)" -eq 0 ]; then
-    take_lock # waits for a run that is still at work; without one, the file is what a killed run left
+if our_policy_exists && [ "$(id -u)" -eq 0 ]; then
+    take_lock # wait for another run; if there is none, a killed run left the file
     allow_starting
     exec 9>&-
 fi
@@ -200,13 +200,13 @@ missing=$(missing_packages "$mode")
 [ -n "$missing" ] || exit 0
 
 if ! command -v apt-get >/dev/null 2>&1; then
-    say "These Debian packages' programs are missing, and there is no apt-get to install them with: $missing"
-    say 'Install them with the package manager of this system (nmap is called nmap everywhere).'
+    say "Programs of these Debian packages are missing, and apt-get was not found: $missing"
+    say 'Install them with the package manager of this system.'
     exit 1
 fi
 if [ "$(id -u)" -ne 0 ]; then
-    say "Missing: $missing"
-    say "Type this and start again:  sudo $root/scripts/system-packages.sh $mode"
+    say "Missing packages: $missing"
+    say "Run this command, and then start again:  sudo $root/scripts/system-packages.sh $mode"
     exit 1
 fi
 
@@ -217,4 +217,4 @@ if [ -n "$still" ]; then
     say "Still missing after the installation: $still"
     exit 1
 fi
-say 'All programs are there.'
+say 'All programs are installed.'

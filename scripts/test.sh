@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Runs every test with coverage of lines, in this process and in the servers the tests start. Most of a test's time is
-# waiting for packets, so there are more workers than cores; a file stays with one worker.
+# Runs every test with line coverage, in the test process and in the servers that the tests start. Most tests mainly wait
+# for packets, so there are more workers than cores. All tests of a file run in one worker.
 #
-# Some tests hold an end to a second or a scan to its time limit. A few that miss it while four workers share two cores are
-# run once more, alone; what fails then as well, or more than a few, fails the run. Both runs stand in the output.
+# Some tests check a time limit to the second, and may miss it while four workers share two cores. If at most five tests
+# fail, they are run again alone. The run fails if a test fails again, or if more than five failed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 few=5
@@ -14,10 +14,10 @@ status=0
 if [ "$status" = 1 ] && [ -e "$failed" ]; then
   count=$(.venv/bin/python -c 'import json, sys; print(len(json.load(open(sys.argv[1]))))' "$failed")
   if [ "$count" -le "$few" ]; then
-    echo "test.sh: $count failed beside the others; once more, alone:"
+    echo "test.sh: $count tests failed. Running them again alone:"
     status=0
     .venv/bin/python -m coverage run -m pytest --last-failed "$@" || status=$?
-    [ "$status" = 0 ] && echo "test.sh: what failed beside the others passed alone; look at it when the machine is quiet"
+    [ "$status" = 0 ] && echo "test.sh: The failed tests passed alone. Check them on an idle machine."
   fi
 fi
 .venv/bin/python -m coverage combine --quiet

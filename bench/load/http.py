@@ -1,4 +1,4 @@
-"""A raw HTTP/1.1 client on one connection, and a server to talk to: what a library would add is not the server's."""
+"""A minimal HTTP/1.1 client, so that no library adds time, and a server to test."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from bench.stdio import CONSOLE_SCRIPT, ROOT, child_environment
+from bench.stdio import CONSOLE_SCRIPT, FLOOR, ROOT, child_environment
 
 _START_SEC: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A server over HTTP: its port, its token, its process, and what it writes to standard error."""
+    """A server over HTTP: port, token, process id, and the file with its standard error."""
 
     port: int
     token: str
@@ -31,9 +31,9 @@ class Served:
 
 @contextmanager
 def served(**settings: str) -> Iterator[Served]:
-    """Serve on a free port of loopback with ``settings`` as further variables; gone afterwards.
+    """Serve on a free loopback port, with ``settings`` as additional environment variables; stop the server afterwards.
 
-    The tier is named: where the guard stands, the process started is the guard helper, and the server is a child of it.
+    The tier is argument, because with a guard the started process would be the guard helper and not the server.
     """
     with tempfile.TemporaryDirectory() as folder, socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -55,17 +55,41 @@ def served(**settings: str) -> Iterator[Served]:
                 process.kill()
 
 
+@contextmanager
+def floor_served() -> Iterator[int]:
+    """Serve `bench.floor_server` on a free loopback port, and yield the port."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    process = subprocess.Popen([*FLOOR, str(port)], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        until = time.monotonic() + _START_SEC
+        while not _listens(port):
+            if process.poll() is not None or time.monotonic() > until:
+                raise RuntimeError("The floor server did not start.")
+            time.sleep(0.05)
+        yield port
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 def _wait_for(log: Path, process: subprocess.Popen[bytes]) -> None:
     until = time.monotonic() + _START_SEC
     while "Listening on" not in log.read_text():
         if process.poll() is not None or time.monotonic() > until:
-            raise RuntimeError(f"the server did not start: {log.read_text()[-500:]}")
+            raise RuntimeError(f"The server did not start: {log.read_text()[-500:]}")
         time.sleep(0.02)
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """One answer: the status, the body, and seconds from the request's first byte to the answer's last."""
+class Response:
+    """One response: status, body, and the seconds from the first byte of the request to the last of the response."""
 
     status: int
     body: bytes
@@ -73,7 +97,7 @@ class Answer:
 
 
 class Connection:
-    """One connection, one request at a time; opened at the first, and again where the server closed it."""
+    """One connection for one request at a time. The first request opens it, and a later one if the server closed it."""
 
     def __init__(self, port: int, token: str) -> None:
         self._port = port
@@ -81,16 +105,16 @@ class Connection:
         self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
 
-    async def get(self, path: str) -> Answer:
-        """GET a path."""
-        return await self._ask(f"GET {path} HTTP/1.1\r\n{self._head}\r\n".encode())
+    async def get(self, path: str) -> Response:
+        """Send a GET request."""
+        return await self._send(f"GET {path} HTTP/1.1\r\n{self._head}\r\n".encode())
 
-    async def post(self, path: str, body: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Answer:
-        """POST a JSON object."""
+    async def post(self, path: str, body: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Response:
+        """Send a POST request with a JSON object."""
         data = json.dumps(body).encode()
         more = "".join(f"{name}: {value}\r\n" for name, value in (headers or {}).items())
         head = f"POST {path} HTTP/1.1\r\n{self._head}{more}Content-Type: application/json\r\n"
-        return await self._ask(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
+        return await self._send(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
 
     async def close(self) -> None:
         """Close the connection."""
@@ -98,7 +122,7 @@ class Connection:
             self._writer.close()
             self._writer = None
 
-    async def _ask(self, request: bytes) -> Answer:
+    async def _send(self, request: bytes) -> Response:
         if self._writer is None:
             self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self._port)
         reader, writer = self._reader, self._writer
@@ -114,7 +138,7 @@ class Connection:
         taken = time.perf_counter() - started
         if "connection: close" in head:
             await self.close()
-        return Answer(status, body, taken)
+        return Response(status, body, taken)
 
 
 async def _chunks(reader: asyncio.StreamReader) -> bytes:

@@ -1,8 +1,8 @@
-"""``python -m bench.load.soak MINUTES``: one server under a steady mix, and whether what it holds stays the same.
+"""``python -m bench.load.soak MINUTES``: run one server under steady load, and check whether its resources grow.
 
-Every ten seconds the memory, descriptors, threads, tasks and children of the server are read. Of the time after the
-first fifth, in which caches fill, the first quarter is compared with the last. The status is 1 where one has grown, and
-where a request was answered otherwise than intended or not at all; 2 where the time was too short to compare.
+Every ten seconds it reads memory, descriptors, threads, tasks and children of the server. It ignores the first fifth of
+the time, in which caches fill, and compares the first quarter of the rest with the last. The exit status is 1 if a
+value has grown or a request had an unintended response or none, and 2 if the time was too short for a comparison.
 """
 
 from __future__ import annotations
@@ -19,29 +19,35 @@ from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Final
 
-from bench.load.http import Answer, Connection, Served, served
-from bench.memory import Held
+from bench.load.http import Connection, Response, Served, served
+from bench.memory import ResourceUse
 
 SAMPLE_SEC: Final = 10.0
 PAUSES: Final = {"/health": 1.0, "/runs?limit=50": 0.5, "/scope?target=127.0.0.1": 0.5, "/metrics": 5.0}
 SCAN_PAUSE_SEC: Final = 2.0
 REFUSED_PAUSE_SEC: Final = 1.0
-LEAVES_SEC: Final = 3.0
-PATIENCE_SEC: Final = 60.0
+DISCONNECT_SEC: Final = 3.0
+TIMEOUT_SEC: Final = 60.0
 WARM_UP_SHARE: Final = 0.2
 MAY_GROW: Final = {"resident_mb": 0.05, "files": 0.0, "threads": 0.0, "tasks": 0.0, "children": 0.0}
-"""By which share each may be more at the end; descriptors, threads, tasks and children go up and down by `SLACK`."""
+"""Allowed growth as a fraction; `SLACK` is the allowed growth as a number, because these values vary."""
 SLACK: Final = {"resident_mb": 0.0, "files": 3.0, "threads": 2.0, "tasks": 6.0, "children": 1.0}
 LEAST_SAMPLES: Final = 8
 INTENDED: Final = frozenset(
-    {*(f"{path.partition('?')[0]} 200" for path in PAUSES), "scan 200", "scan left", "refused 400", "events 200"}
+    {
+        *(f"{path.partition('?')[0]} 200" for path in PAUSES),
+        "scan 200",
+        "scan disconnected",
+        "refused 400",
+        "events 200",
+    }
 )
-"""What may be counted. There is one scan at a time and no rate limit, so that none is told to wait."""
+"""The intended responses. There is one scan at a time and no rate limit, so no call should get 429."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What the server held at one moment."""
+    """The resources of the server at one moment."""
 
     resident_mb: float
     files: float
@@ -51,10 +57,10 @@ class Sample:
 
     @classmethod
     async def of(cls, server: Served, connection: Connection) -> Sample:
-        """What it holds now; its tasks as its own check of the process counted them last."""
-        held, threads = Held.by(server.pid), _threads(server.pid)
+        """Read the current values; the number of tasks comes from the last health check of the server."""
+        used, threads = ResourceUse.of(server.pid), _threads(server.pid)
         tasks = re.search(r"(\d+) tasks", (await connection.get("/health")).body.decode())
-        return cls(held.resident / 1e6, held.files, threads, int(tasks[1]) if tasks else 0, held.children)
+        return cls(used.resident / 1e6, used.files, threads, int(tasks[1]) if tasks else 0, used.children)
 
 
 def _threads(pid: int) -> int:
@@ -63,9 +69,13 @@ def _threads(pid: int) -> int:
 
 async def _soak(server: Served, seconds: float) -> tuple[list[Sample], Counter[str]]:
     until = time.monotonic() + seconds
-    answers: Counter[str] = Counter()
-    work = [_reads(server, path, pause, until, answers) for path, pause in PAUSES.items()]
-    work += [_scans(server, until, answers), _refusals(server, until, answers), _listeners(server, until, answers)]
+    responses: Counter[str] = Counter()
+    work = [_reads(server, path, pause, until, responses) for path, pause in PAUSES.items()]
+    work += [
+        _scans(server, until, responses),
+        _refusals(server, until, responses),
+        _event_readers(server, until, responses),
+    ]
     tasks = [asyncio.create_task(each) for each in work]
     samples, connection = [], Connection(server.port, server.token)
     while time.monotonic() < until:
@@ -73,56 +83,56 @@ async def _soak(server: Served, seconds: float) -> tuple[list[Sample], Counter[s
         samples.append(await Sample.of(server, connection))
     await connection.close()
     await asyncio.gather(*tasks)
-    return samples, answers
+    return samples, responses
 
 
-async def _told(connection: Connection, call: Awaitable[Answer], patience: float = PATIENCE_SEC) -> str:
-    """The status of an answer; ``late`` or ``lost`` where none came, and the connection is closed then."""
+async def _status(connection: Connection, call: Awaitable[Response], timeout_sec: float = TIMEOUT_SEC) -> str:
+    """Return the status of a response; without one, close the connection and return ``late`` or ``lost``."""
     try:
-        return str((await asyncio.wait_for(call, patience)).status)
+        return str((await asyncio.wait_for(call, timeout_sec)).status)
     except TimeoutError:
-        said = "late"
+        status = "late"
     except (OSError, asyncio.IncompleteReadError):
-        said = "lost"
+        status = "lost"
     await connection.close()
-    return said
+    return status
 
 
-async def _reads(server: Served, path: str, pause: float, until: float, answers: Counter[str]) -> None:
+async def _reads(server: Served, path: str, pause: float, until: float, responses: Counter[str]) -> None:
     connection = Connection(server.port, server.token)
     while time.monotonic() < until:
-        answers[f"{path.partition('?')[0]} {await _told(connection, connection.get(path))}"] += 1
+        responses[f"{path.partition('?')[0]} {await _status(connection, connection.get(path))}"] += 1
         await asyncio.sleep(pause)
     await connection.close()
 
 
-async def _scans(server: Served, until: float, answers: Counter[str]) -> None:
+async def _scans(server: Served, until: float, responses: Counter[str]) -> None:
     chance = random.Random(1)  # noqa: S311 - a seed, no secret
     connection = Connection(server.port, server.token)
     while time.monotonic() < until:
-        # A client that goes away in the middle now and then; the run is cancelled.
-        leaves = chance.random() < 0.1
-        ports = "1-60000" if leaves else "1-100"
+        # Every tenth client disconnects in the middle, which cancels the run.
+        disconnects = chance.random() < 0.1
+        ports = "1-60000" if disconnects else "1-100"
         call = connection.post("/tools/nmap/execute", {"target": f"127.0.0.{chance.randint(1, 254)}", "ports": ports})
-        said = await _told(connection, call, LEAVES_SEC if leaves else PATIENCE_SEC)
-        answers["scan left" if leaves and said == "late" else f"scan {said}"] += 1
+        status = await _status(connection, call, DISCONNECT_SEC if disconnects else TIMEOUT_SEC)
+        responses["scan disconnected" if disconnects and status == "late" else f"scan {status}"] += 1
         await asyncio.sleep(SCAN_PAUSE_SEC)
     await connection.close()
 
 
-async def _refusals(server: Served, until: float, answers: Counter[str]) -> None:
+async def _refusals(server: Served, until: float, responses: Counter[str]) -> None:
     connection = Connection(server.port, server.token)
     while time.monotonic() < until:
         call = connection.post("/tools/nmap/execute", {"target": "8.8.8.8"})
-        answers[f"refused {await _told(connection, call)}"] += 1
+        responses[f"refused {await _status(connection, call)}"] += 1
         await asyncio.sleep(REFUSED_PAUSE_SEC)
     await connection.close()
 
 
-async def _listeners(server: Served, until: float, answers: Counter[str]) -> None:
-    """Readers of events who come, listen for a while and go without a word."""
+async def _event_readers(server: Served, until: float, responses: Counter[str]) -> None:
+    """Connect to the event stream, read for a while and disconnect, again and again."""
     while time.monotonic() < until:
-        answers[f"events {await _listen(server)}"] += 1
+        responses[f"events {await _listen(server)}"] += 1
 
 
 async def _listen(server: Served) -> str:
@@ -131,19 +141,19 @@ async def _listen(server: Served) -> str:
     try:
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
         writer.write(head.encode())
-        words = (await asyncio.wait_for(reader.readline(), PATIENCE_SEC)).split()
+        words = (await asyncio.wait_for(reader.readline(), TIMEOUT_SEC)).split()
     except TimeoutError:
         words = [b"", b"late"]
     except OSError:
         words = []
-    await asyncio.sleep(LEAVES_SEC)
+    await asyncio.sleep(DISCONNECT_SEC)
     if writer is not None:
         writer.close()
     return words[1].decode() if len(words) > 1 else "lost"
 
 
 def grown(samples: Sequence[Sample]) -> dict[str, tuple[float, float]]:
-    """What is more at the end than it may be: its name, the median of the first quarter and that of the last."""
+    """Return the values that have grown too much, each with the medians of the first and the last quarter."""
     after = samples[int(WARM_UP_SHARE * len(samples)) :]
     quarter = max(len(after) // 4, 1)
     found = {}
@@ -156,34 +166,34 @@ def grown(samples: Sequence[Sample]) -> dict[str, tuple[float, float]]:
     return found
 
 
-def unintended(answers: Mapping[str, int]) -> dict[str, int]:
-    """What was counted that is not among `INTENDED`."""
-    return {what: count for what, count in sorted(answers.items()) if what not in INTENDED}
+def unintended(responses: Mapping[str, int]) -> dict[str, int]:
+    """Return the responses that are not in `INTENDED`."""
+    return {what: count for what, count in sorted(responses.items()) if what not in INTENDED}
 
 
-def verdict(samples: Sequence[Sample], answers: Mapping[str, int]) -> tuple[int, list[str]]:
-    """The status to end with, and the lines that say why."""
-    wrong, short = unintended(answers), len(samples) < LEAST_SAMPLES
+def verdict(samples: Sequence[Sample], responses: Mapping[str, int]) -> tuple[int, list[str]]:
+    """Return the exit status and the lines with its reasons."""
+    wrong, short = unintended(responses), len(samples) < LEAST_SAMPLES
     more = {} if short else grown(samples)
     lines = [f"NOT INTENDED: {what} x{count}" for what, count in wrong.items()]
     lines += [f"GROWN: {name} from {early:.1f} to {late:.1f}" for name, (early, late) in more.items()]
-    lines.append("too short to say whether it grows" if short else "not flat" if more else "flat")
+    lines.append("too short for a comparison" if short else "not flat" if more else "flat")
     if wrong or more:
         return 1, lines
     return 2 if short else 0, lines
 
 
 def main(words: Sequence[str]) -> int:
-    """Soak for as many minutes as the first word says, one without any."""
+    """Run for the given number of minutes, or for one."""
     seconds = 60 * float(words[0] if words else 1)
     with served() as server:
-        samples, answers = asyncio.run(_soak(server, seconds))
+        samples, responses = asyncio.run(_soak(server, seconds))
     print(f"{'minute':>8}  " + "  ".join(f"{each.name:>12}" for each in fields(Sample)))
     for index in range(0, len(samples), max(len(samples) // 15, 1)):
         minute = (index + 1) / len(samples) * seconds / 60
         print(f"{minute:8.1f}  " + "  ".join(f"{value:12.1f}" for value in astuple(samples[index])))
-    print("answers: " + ", ".join(f"{what} x{count}" for what, count in sorted(answers.items())))
-    status, lines = verdict(samples, answers)
+    print("responses: " + ", ".join(f"{what} x{count}" for what, count in sorted(responses.items())))
+    status, lines = verdict(samples, responses)
     print("\n".join(lines))
     return status
 

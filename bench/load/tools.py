@@ -1,9 +1,9 @@
-"""nmap as it is, but for how often at once: the load is the server's to bear, not the tool's own bound's."""
+"""nmap with a higher concurrency, so that the limit of the tool does not reduce the load on the server."""
 
 from mcp_server.tools.nmap_tool import NmapTool
 
 
 class ManyTool(NmapTool):
-    """As many at once as the server lets."""
+    """The built-in tool with a concurrency of 100."""
 
     concurrency = 100

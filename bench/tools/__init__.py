@@ -1,1 +1,1 @@
-"""Tools of the benchmarks, found as any package is that ``TOOLS_PACKAGE`` names."""
+"""Tools of the benchmarks, in a package that ``TOOLS_PACKAGE`` names."""

@@ -1,4 +1,4 @@
-"""nmap without the limit of addresses a call, so that one answer can be of 2,000 hosts."""
+"""nmap with a higher limit of addresses per call, so that one result can have 2,000 hosts."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ from mcp_server.tools.nmap_tool import NmapTool
 
 
 class WideNmapTool(NmapTool):
-    """The built-in tool, for up to 4,096 addresses."""
+    """The built-in tool with at most 4,096 addresses."""
 
     max_addresses = 4096

@@ -1,4 +1,4 @@
-"""docs/mcp.md, written from what a server says to MCP clients of both wire eras."""
+"""Generate docs/mcp.md from the responses of a server to MCP clients of both protocol revisions."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Any, Final
 
 _HEAD: Final = """# MCP reference
 
-What a client sees, over stdio and over streamable HTTP at `/mcp` alike. The tools, schemas, resources and capabilities on this
-page are what a server with the default configuration answered when the page was written; a test holds them to it. Tools of the
-owner's own are listed after the built-in ones.
+This page describes the MCP interface. It is the same over stdio and over streamable HTTP at `/mcp`. The tools, schemas, resources
+and capabilities on this page are the responses of a server with the default configuration; a test compares them. Tools that the
+operator has added are listed after the built-in ones.
 
-Server `{name}`, with these instructions for the model:
+The server is named `{name}` and sends these instructions to the model:
 
 > {instructions}
 
@@ -24,63 +24,63 @@ Server `{name}`, with these instructions for the model:
 
 {versions}
 
-`scripts/conformance.sh` (`make conformance`) runs the official conformance suite against it.
+`make conformance` runs the official conformance suite against the server.
 
 ## Capabilities
 
-| era | capabilities |
+| revisions | capabilities |
 |---|---|
 {capabilities}
 
-There are no prompts, no sampling and no elicitation: nothing of an answer depends on what a client can do.
+There are no prompts, no sampling and no elicitation, so a result does not depend on the capabilities of the client.
 """
-_AFTER_TOOLS: Final = """## Answers
+_AFTER_TOOLS: Final = """## Results
 
-A call is answered with structured content in the tool's output schema and one short text with the same facts. A result of at
-most 400 characters stands in the text too; a longer one only in the structure. `MCP_SERVER_ANSWER_TEXT=full`, or a protocol
-version before 2025-06-18, brings all of it as text as well. An answer has at most about 3,000 tokens; what was left out is
-counted in `omitted`, or said by `truncated`, and is at the run's resource.
+A result has structured content in the output schema of the tool, and one short text with the same facts. A result of at most 400
+characters is in the text too; a longer one is only in the structured content. With `MCP_SERVER_ANSWER_TEXT=full`, or a protocol
+revision before 2025-06-18, the text has everything. A result has at most about 3,000 tokens. `omitted` counts what was left out, or
+`truncated` marks it; the full data is at the resource of the run.
 
-| field | what it says |
+| field | meaning |
 |---|---|
-| `outcome` | `completed`, `partial`, `failed`, `refused`, `cancelled` or `interrupted`: a run that was cut short never says `completed` |
-| `coverage` | how many addresses were planned and looked at, which ports and how; what was not looked at is not closed |
-| `enforcement` | the tier the scope was held by: `kernel`, `rootless` or `argument` ([The guard](guard.md)) |
-| `from_target` | text that scanned hosts wrote, by its source: data, never instructions ([Text from targets](untrusted-output.md)) |
-| `run_id` | the run's record is at `run://RUN_ID` |
+| `outcome` | `completed`, `partial`, `failed`, `refused`, `cancelled` or `interrupted`. A run that was cut short is never `completed` |
+| `coverage` | how many addresses were planned and scanned, which ports, and how. A port that was not scanned is not closed |
+| `enforcement` | the tier that enforced the scope: `kernel`, `rootless` or `argument` ([The guard](guard.md)) |
+| `from_target` | text that scanned hosts wrote, by its source. It is data, never an instruction ([Text from targets](untrusted-output.md)) |
+| `run_id` | the id of the run; its record is at `run://RUN_ID` |
 | `error` | `code`, `message`, `hint`, `retryable`, and `details` such as `retry_after` ([Errors](errors.md)) |
 
 """
 _FOOT: Final = """## Progress, cancelling, notifications
 
-- **Progress**: a call with a `progressToken` gets `notifications/progress` about once a second while it waits and runs: a share
-  from 0 to 1 that never falls, and a sentence.
-- **Cancelling**: `notifications/cancelled` (up to 2025-11-25), or a request that its client ends. The program is ended, the run is
-  `cancelled` and keeps what it had.
-- **Changed tools**: a client of 2026-07-28 asks for it with `subscriptions/listen`; earlier ones get
-  `notifications/tools/list_changed` on their connection, over HTTP on the stream that they opened with `GET /mcp`. At most
-  32 clients of a interface listen at once.
-- `tools/list` may be kept for five minutes by clients that read its cache hint.
+- **Progress**: a call with a `progressToken` gets `notifications/progress` about once a second while it waits and runs. Each has a
+  number from 0 to 1 that never decreases, and a sentence.
+- **Cancelling**: the client sends `notifications/cancelled` (up to 2025-11-25) or ends the request. The program is ended, and the run
+  is `cancelled` and keeps its results so far.
+- **Changed tools**: a client of 2026-07-28 subscribes with `subscriptions/listen`. Earlier clients get
+  `notifications/tools/list_changed` on their connection; over HTTP, on the stream that they opened with `GET /mcp`. At most 32
+  clients of an interface can listen at the same time.
+- Clients that read the cache hint of `tools/list` may keep it for five minutes.
 
 ## Errors
 
-| what | answer |
+| case | response |
 |---|---|
-| a refused call, a run that failed or was cut short | a tool result with `isError`, and `error` in its structure |
-| a tool that there is not | JSON-RPC error -32602 (invalid params), with code `unknown_tool` in `data` |
-| a resource that there is not, a wrong cursor or offset | JSON-RPC error -32602, with the code (`unknown_run`, `invalid_arguments`, …) in `data` |
-| a resource that cannot be read now | JSON-RPC error -32603 (internal error), with the code (`store_unavailable`, …) in `data` |
-| a method that there is not | JSON-RPC error -32601 |
-| a line or body that is no JSON | JSON-RPC error -32700 |
-| over HTTP, before MCP is reached: no good credential, a scope that is missing, another Host or Origin, too large, no place | the status and problem body of [Errors](errors.md) |
+| a refused call; a run that failed or was cut short | a tool result with `isError`, and `error` in the structured content |
+| an unknown tool | JSON-RPC error -32602 (invalid params), with code `unknown_tool` in `data` |
+| an unknown resource; a wrong cursor or offset | JSON-RPC error -32602, with the code (`unknown_run`, `invalid_arguments`, …) in `data` |
+| a resource that cannot be read at the moment | JSON-RPC error -32603 (internal error), with the code (`store_unavailable`, …) in `data` |
+| an unknown method | JSON-RPC error -32601 |
+| a line or body that is not JSON | JSON-RPC error -32700 |
+| over HTTP, before MCP: no valid credential, a missing permission, a Host or Origin that is not allowed, a body that is too large, no free slot | the status and problem body of [Errors](errors.md) |
 
-Every code is a row of [Errors](errors.md), the same in all interfaces.
+Every code is a row of [Errors](errors.md) and is the same in all interfaces.
 """
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """What one client was told."""
+class Responses:
+    """The responses of the server to one client."""
 
     version: str
     capabilities: dict[str, Any]
@@ -91,24 +91,24 @@ class Seen:
 
 
 def page() -> str:
-    """The whole page."""
+    """Return the page."""
     return "\n".join(_lines(*asyncio.run(_ask())))
 
 
-async def _ask() -> tuple[Seen, Seen]:
-    """Connect a client of the handshake era and one of the later, each to a real server in this process."""
+async def _ask() -> tuple[Responses, Responses]:
+    """Connect a client with a handshake and one without, each to a real server in this process."""
     from mcp_server.config import load_config
     from mcp_server.server import EnhancedMCPServer
 
     with tempfile.TemporaryDirectory() as folder:
         server = EnhancedMCPServer(load_config(env={"MCP_STATE_DIR": str(Path(folder) / "state")}))
         try:
-            return await _see(server, "legacy"), await _see(server, "auto")
+            return await _connect(server, "legacy"), await _connect(server, "auto")
         finally:
             await server.cleanup()
 
 
-async def _see(server: Any, mode: Any) -> Seen:
+async def _connect(server: Any, mode: Any) -> Responses:
     from mcp import Client
 
     from mcp_server.api.mcp.handlers import build_mcp_server
@@ -117,7 +117,7 @@ async def _see(server: Any, mode: Any) -> Seen:
         return value.model_dump(by_alias=True, exclude_none=True, mode="json")
 
     async with Client(build_mcp_server(server.pipeline, "stdio"), mode=mode) as client:
-        return Seen(
+        return Responses(
             version=client.protocol_version,
             capabilities=plain(client.server_capabilities),
             tools=[plain(tool) for tool in (await client.list_tools()).tools],
@@ -127,38 +127,38 @@ async def _see(server: Any, mode: Any) -> Seen:
         )
 
 
-def _lines(handshake: Seen, modern: Seen) -> Iterator[str]:
+def _lines(handshake: Responses, modern: Responses) -> Iterator[str]:
     from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS, MODERN_PROTOCOL_VERSIONS
 
     if handshake.tools != modern.tools or handshake.templates != modern.templates:
-        raise RuntimeError("the eras list different tools or resources: the page has to say so")
+        raise RuntimeError("The protocol revisions list different tools or resources. Describe this on the page.")
     revisions = {"handshake": HANDSHAKE_PROTOCOL_VERSIONS, "per request": MODERN_PROTOCOL_VERSIONS}
     versions = "\n".join(
         [
             f"- **{', '.join(revisions['handshake'])}**: a session that begins with `initialize`.",
-            f"- **{', '.join(revisions['per request'])}**: no session; each request says its version and what its client can do.",
+            f"- **{', '.join(revisions['per request'])}**: no session; each request has its revision and the client's capabilities.",
         ]
     )
     capabilities = "\n".join(
-        f"| {revision} ({seen.version}) | `{json.dumps(seen.capabilities)}` |"
-        for revision, seen in zip(revisions, (handshake, modern), strict=True)
+        f"| {revision} ({responses.version}) | `{json.dumps(responses.capabilities)}` |"
+        for revision, responses in zip(revisions, (handshake, modern), strict=True)
     )
     yield _HEAD.format(name=modern.name, instructions=modern.instructions, versions=versions, capabilities=capabilities)
     yield "## Tools\n"
     for tool in modern.tools:
         yield from _tool(tool)
     yield _AFTER_TOOLS
-    yield "## Resources\n\n`resources/list` names the runs, newest first, in pages of 50.\n"
-    yield "| template | type | what it is |\n|---|---|---|"
+    yield "## Resources\n\n`resources/list` lists the runs, newest first, in pages of 50.\n"
+    yield "| template | type | content |\n|---|---|---|"
     for each in modern.templates:
         yield f"| `{each['uriTemplate']}` | `{each['mimeType']}` | {each['description']} |"
-    yield "\nWhere there is more, `next` in the contents' `_meta` is the address of the next page (in a run's page `next` as well).\n"
+    yield "\nIf there are more pages, `next` in the `_meta` of the contents is the URI of the next page. A page of a run also has `next`.\n"
     yield _FOOT
 
 
 def _tool(tool: dict[str, Any]) -> Iterator[str]:
     hints = ", ".join(f"`{key}`: {str(value).lower()}" for key, value in tool["annotations"].items())
-    yield f"### {tool['name']}\n\n{tool['title']}. {tool['description']} How it is used: [{tool['name']}](tools/{tool['name']}.md).\n"
+    yield f"### {tool['name']}\n\n{tool['title']}. {tool['description']} See [{tool['name']}](tools/{tool['name']}.md).\n"
     yield f"Annotations: {hints}.\n\n| parameter | schema | meaning |\n|---|---|---|"
     required = tool["inputSchema"].get("required", ())
     for name, schema in tool["inputSchema"]["properties"].items():
@@ -170,7 +170,7 @@ def _tool(tool: dict[str, Any]) -> Iterator[str]:
     required = tool["outputSchema"].get("required", ())
     for name, schema in tool["outputSchema"]["properties"].items():
         rest = {key: value for key, value in schema.items() if key != "description"}
-        mark = " (always there)" if name in required else ""
+        mark = " (always present)" if name in required else ""
         yield f"| `{name}`{mark} | {_code(rest)} | {schema.get('description', '')} |"
     yield ""
 

@@ -1,4 +1,4 @@
-"""docs/rest.md, written from the OpenAPI document that a server answers at ``/openapi.json``."""
+"""Generate docs/rest.md from the OpenAPI document that a server returns at ``/openapi.json``."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any, Final
 
 _HEAD: Final = """# REST reference
 
-`mcp-network-tools serve --transport http` answers these routes beside MCP's `/mcp`. This page is written from the server's own
-OpenAPI document, which it gives at `/openapi.json` and, for reading, at `/docs`; a test holds the page to it, and another one
-holds a real server to the document.
+`mcp-network-tools serve --transport http` provides these routes beside `/mcp` of MCP. This page is generated from the OpenAPI document of
+the server, which is at `/openapi.json` and, for people, at `/docs`. A test compares the page with the document, and another test
+compares a real server with the document.
 
 ```
 curl -H "Authorization: Bearer $TOKEN" http://127.0.0.1:8080/tools
@@ -21,33 +21,35 @@ curl -H "Authorization: Bearer $TOKEN" -H 'Content-Type: application/json' \\
   -d '{"target": "192.168.1.10", "ports": "22,80"}' http://127.0.0.1:8080/tools/nmap/execute
 ```
 
-- Every route but `/livez` and `/readyz` asks for a credential ([Who may come in](identity.md)), and most for a scope ([Who may do what](actors.md)).
-- A problem is an `application/problem+json` body (RFC 9457): the shape `Problem` below, with a `code` of the
-  [table of errors](errors.md). Where it says when to come back, so does the header `Retry-After`.
-- A query parameter or a key of a body that a route does not know is refused (422), so that a misspelled filter does not look like none.
-- Lists come in pages: send `next_cursor` of one page as `cursor` for the next.
-- New fields may come in answers; a reader passes over those it does not know.
-- Text that a target wrote stands under `from_target` only ([Text from targets](untrusted-output.md)).
+- Every route except `/livez` and `/readyz` needs a credential ([Authentication](identity.md)), and most need a permission
+  ([Authorization](actors.md)).
+- An error is an `application/problem+json` body (RFC 9457) with the schema `Problem` below and a `code` of the
+  [table of errors](errors.md). If it says when to try again, the header `Retry-After` has the same value.
+- An unknown query parameter or body key is refused (422). Otherwise a misspelled filter would look like no filter.
+- Lists have pages: send `next_cursor` of one page as `cursor` to get the next one.
+- Later versions may add fields to responses. Clients must ignore fields that they do not know.
+- Text from a target is only under `from_target` ([Text from targets](untrusted-output.md)).
 """
 _METHODS: Final = ("get", "post", "put", "patch", "delete")
 
 
 def page() -> str:
-    """The whole page."""
+    """Return the page."""
     return "\n".join(_lines(document()))
 
 
 def document() -> dict[str, Any]:
-    """The OpenAPI document of a server with the configuration's defaults."""
+    """Return the OpenAPI document of a server with the default configuration."""
     from mcp_server.api.rest.app import build_rest
     from mcp_server.config import load_config
     from mcp_server.server import EnhancedMCPServer
+    from mcp_server.server.services import rest_services
 
     async def build() -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
             server = EnhancedMCPServer(load_config(env={"MCP_STATE_DIR": str(Path(folder) / "state")}))
             try:
-                return build_rest(server).openapi()
+                return build_rest(rest_services(server.services)).openapi()
             finally:
                 await server.cleanup()
 
@@ -56,7 +58,7 @@ def document() -> dict[str, Any]:
 
 def _lines(openapi: dict[str, Any]) -> Iterator[str]:
     yield _HEAD
-    yield "## Routes\n\n| route | what it is for |\n|---|---|"
+    yield "## Routes\n\n| route | purpose |\n|---|---|"
     routes = [
         (method, path, operation)
         for path, operations in sorted(openapi["paths"].items())
@@ -68,9 +70,9 @@ def _lines(openapi: dict[str, Any]) -> Iterator[str]:
     yield ""
     for method, path, operation in routes:
         yield from _route(method, path, operation)
-    yield "## Shapes\n"
+    yield "## Schemas\n"
     for name, schema in sorted(openapi["components"]["schemas"].items()):
-        yield from _shape(name, schema)
+        yield from _schema(name, schema)
 
 
 def _route(method: str, path: str, operation: dict[str, Any]) -> Iterator[str]:
@@ -87,23 +89,23 @@ def _route(method: str, path: str, operation: dict[str, Any]) -> Iterator[str]:
     if "requestBody" in operation:
         (schema,) = (content["schema"] for content in operation["requestBody"]["content"].values())
         yield f"Body: {_type(schema)}. {schema.get('description', '')}\n"
-    yield "| status | answer |\n|---|---|"
+    yield "| status | response |\n|---|---|"
     problems = []
-    for status, answer in sorted(operation["responses"].items()):
-        kinds = answer.get("content", {})
+    for status, response in sorted(operation["responses"].items()):
+        kinds = response.get("content", {})
         if "application/problem+json" in kinds and set(kinds) == {"application/problem+json"}:
             problems.append(status)
             continue
-        shapes = "; ".join(f"{_type(content.get('schema', {}))} as `{kind}`" for kind, content in kinds.items())
-        headers = ", ".join(f"`{name}`" for name in answer.get("headers", {}))
-        said = _cell(answer.get("description", "")).removeprefix("Successful Response")
-        yield f"| {status} | {': '.join(filter(None, (said, shapes)))}{'; headers ' + headers if headers else ''} |"
+        schemas = "; ".join(f"{_type(content.get('schema', {}))} as `{kind}`" for kind, content in kinds.items())
+        headers = ", ".join(f"`{name}`" for name in response.get("headers", {}))
+        description = _cell(response.get("description", "")).removeprefix("Successful Response")
+        yield f"| {status} | {': '.join(filter(None, (description, schemas)))}{'; headers ' + headers if headers else ''} |"
     if problems:
         yield f"| {', '.join(problems)} | [Problem](#problem) |"
     yield ""
 
 
-def _shape(name: str, schema: dict[str, Any]) -> Iterator[str]:
+def _schema(name: str, schema: dict[str, Any]) -> Iterator[str]:
     yield f"### {name}\n"
     if schema.get("description"):
         yield f"{' '.join(schema['description'].split()).replace('``', '`')}\n"
@@ -119,7 +121,7 @@ def _shape(name: str, schema: dict[str, Any]) -> Iterator[str]:
 
 
 def _type(schema: dict[str, Any], *, codes: bool = True) -> str:
-    """A schema in a few words, with links to the shapes it names; without ``codes`` a list of values is left out."""
+    """Return a schema in a few words, with links to the schemas it names; without ``codes``, values are left out."""
     branches = schema.get("anyOf") or schema.get("oneOf") or schema.get("allOf") or ()
     if branches:
         named = (_type(branch, codes=codes) for branch in branches if branch != {"type": "null"})
@@ -132,7 +134,7 @@ def _type(schema: dict[str, Any], *, codes: bool = True) -> str:
 
 
 def _plain(schema: dict[str, Any]) -> str:
-    """A schema of one of JSON's own types."""
+    """Return the description of a basic JSON type."""
     low, high = schema.get("minimum"), schema.get("maximum")
     match schema.get("type"):
         case "array":
@@ -144,7 +146,7 @@ def _plain(schema: dict[str, Any]) -> str:
             special = {"date-time": "time (RFC 3339)", "binary": "bytes"}
             text = special.get(schema.get("format", ""), "text") + _bounds(schema, "Length")
         case "integer" | "number" as kind:
-            span = f" {low} to {high}" if high is not None else f" from {low}" if low is not None else ""
+            span = f" {low:g} to {high:g}" if high is not None else f" from {low:g}" if low is not None else ""
             text = f"{kind}{span}"
         case kind:
             text = str(kind or "anything")
@@ -157,7 +159,7 @@ def _bounds(schema: dict[str, Any], what: str) -> str:
 
 
 def _link(method: str, path: str) -> str:
-    """A link to the heading of a route; the heading of ``GET /`` has other anchors in other renderers."""
+    """Return a link to the heading of a route, but not for ``GET /``, whose anchor differs between renderers."""
     text = f"`{method.upper()} {path}`"
     letters = re.sub(r"[^\w-]", "", path)
     return f"[{text}](#{method}-{letters.lower()})" if letters else text

@@ -1,18 +1,21 @@
-"""The public import path of what a tool is made of; the code is in `mcp_server.tools.base`."""
+"""The public names for tools. They are defined in `mcp_server.tools.base` and `mcp_server.tools.flags`."""
 
 from mcp_server.errors import ToolErrorType
 from mcp_server.tools.base import (
     Command,
     Estimate,
     MCPBaseTool,
-    OutputParser,
-    Parsed,
+    PreparedParameters,
+    RunConditions,
+    ServerTool,
     ToolInput,
     ToolOutput,
     ToolParameters,
     ToolPolicy,
 )
+from mcp_server.tools.context import ToolAnswer, ToolContext
 from mcp_server.tools.flags import Flag
+from mcp_server.tools.results import OutputParser, Parsed
 
 __all__ = [
     "Command",
@@ -21,6 +24,11 @@ __all__ = [
     "MCPBaseTool",
     "OutputParser",
     "Parsed",
+    "PreparedParameters",
+    "RunConditions",
+    "ServerTool",
+    "ToolAnswer",
+    "ToolContext",
     "ToolErrorType",
     "ToolInput",
     "ToolOutput",

@@ -1,21 +1,22 @@
-"""Every error of the project: one tree, one table from code to HTTP status, MCP answer and exit code.
+"""Every error of the project: one tree of classes, and one table from code to HTTP status, exit code and hint.
 
 ::
 
     NetworkToolsError
     ├── ConfigError             the configuration cannot be used
-    ├── RefusedError            the caller must change something; no process was started
+    ├── RefusedError            the call was refused before a process was started
     │   ├── ArgumentError       a parameter is unknown, mistyped, out of bounds or unsafe
     │   ├── TargetError         a target is malformed, unresolvable or out of scope
     │   ├── AccessError         authentication, role, risk tier or approval is missing
     │   ├── NotFoundError       there is no such tool, run or page
-    │   ├── ConflictError       the thing exists but cannot be used in its present state
-    │   └── BusyError           rate limit, concurrency or queue; try again later
+    │   ├── ConflictError       the object exists, but its present state does not allow the call
+    │   └── BusyError           a limit on rate, concurrency or queue length was reached
     └── ToolError               the call was allowed, and running it failed
         └── PlatformError       the host cannot run it: binary, disk, permission
 
-Each error has a stable ``code`` (a row of `ERRORS`), a message that names the offending value, a hint that
-says what to do, and whether the same call may succeed later. Interfaces translate errors by the table only.
+Each error has a stable ``code`` (a row of `ERRORS`), a message that names the wrong value, a hint that says what to do,
+and whether the same call may succeed later. Message and hint are complete sentences with a full stop, so they can be
+shown one after the other. Interfaces translate errors only by this table.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from typing import Any, Final
 
 
 class ToolErrorType(StrEnum):
-    """The kinds of failure a `ToolOutput` reports."""
+    """The kinds of failure that a `ToolOutput` reports."""
 
     TIMEOUT = "timeout"
     NOT_FOUND = "not_found"
@@ -38,7 +39,7 @@ class ToolErrorType(StrEnum):
 
 
 class ExitCode:
-    """Exit codes of the command line, by what the caller can do about them."""
+    """Exit codes of the command line, grouped by what the caller can do."""
 
     OK: Final = 0
     INTERNAL: Final = 1
@@ -54,202 +55,196 @@ class ExitCode:
 
 @dataclass(frozen=True, slots=True)
 class ErrorSpec:
-    """One row of the table: how every interface answers an error code."""
+    """One row of the table: how every interface reports an error code."""
 
     http: int
     exit: int
-    type: ToolErrorType
-    retryable: bool
     hint: str
+    type: ToolErrorType = ToolErrorType.VALIDATION_ERROR
+    retryable: bool = False
 
 
-_V, _X, _U = ToolErrorType.VALIDATION_ERROR, ToolErrorType.EXECUTION_ERROR, ToolErrorType.UNKNOWN
-_RES = ToolErrorType.RESOURCE_EXHAUSTED
+_EXECUTION, _RESOURCES = ToolErrorType.EXECUTION_ERROR, ToolErrorType.RESOURCE_EXHAUSTED
+_UNKNOWN = ToolErrorType.UNKNOWN
 
 ERRORS: Final[dict[str, ErrorSpec]] = {
     # the call
     "invalid_arguments": ErrorSpec(
-        422, ExitCode.USAGE, _V, False, "Correct the named parameter; the tool's input schema lists them all."
+        422, ExitCode.USAGE, "Correct the named parameter. The input schema of the tool lists all parameters."
     ),
     "forbidden_characters": ErrorSpec(
-        400, ExitCode.REFUSED, _V, False, "Remove the named character; values are typed, never shell text."
+        400, ExitCode.REFUSED, "Remove the named character. Parameters are typed values, never shell text."
     ),
     "argument_not_allowed": ErrorSpec(
-        400, ExitCode.REFUSED, _V, False, "Use only the flags in the tool's table, spelled exactly."
+        400, ExitCode.REFUSED, "Use only flags from the table of the tool, in the exact spelling."
     ),
-    "arguments_too_long": ErrorSpec(400, ExitCode.REFUSED, _V, False, "Shorten the value below the stated limit."),
-    "body_too_large": ErrorSpec(413, ExitCode.REFUSED, _V, False, "Send less than 4 MiB."),
+    "arguments_too_long": ErrorSpec(400, ExitCode.REFUSED, "Shorten the value below the limit in the message."),
+    "body_too_large": ErrorSpec(413, ExitCode.REFUSED, "Send a body of less than 4 MiB."),
     "request_timeout": ErrorSpec(
-        408, ExitCode.BUSY, ToolErrorType.TIMEOUT, True, "Send the whole body without long pauses."
+        408, ExitCode.BUSY, "Send the whole body without long pauses.", type=ToolErrorType.TIMEOUT, retryable=True
     ),
-    "unknown_tool": ErrorSpec(404, ExitCode.NOT_FOUND, _V, False, "List the tools and use one of those names."),
-    "unknown_run": ErrorSpec(404, ExitCode.NOT_FOUND, _V, False, "List the runs and use one of those ids."),
-    "not_found": ErrorSpec(404, ExitCode.NOT_FOUND, _V, False, "Check the address against the API page."),
-    "method_not_allowed": ErrorSpec(
-        405, ExitCode.USAGE, _V, False, "Use one of the methods that the Allow header lists."
-    ),
-    "run_not_finished": ErrorSpec(409, ExitCode.BUSY, _V, True, "Wait until the run has ended and ask again."),
+    "unknown_tool": ErrorSpec(404, ExitCode.NOT_FOUND, "List the tools, and use one of their names."),
+    "unknown_run": ErrorSpec(404, ExitCode.NOT_FOUND, "List the runs, and use one of their ids."),
+    "not_found": ErrorSpec(404, ExitCode.NOT_FOUND, "Check the path against the page of the REST API."),
+    "method_not_allowed": ErrorSpec(405, ExitCode.USAGE, "Use one of the methods in the Allow header."),
+    "run_not_finished": ErrorSpec(409, ExitCode.BUSY, "Wait until the run has ended, and ask again.", retryable=True),
     # the target
     "invalid_target": ErrorSpec(
-        400,
-        ExitCode.REFUSED,
-        _V,
-        False,
-        "Write addresses in canonical form: 10.0.0.1, 10.0.0.0/24, fd00::1 or host.lab.internal.",
+        400, ExitCode.REFUSED, "Write addresses in canonical form: 10.0.0.1, 10.0.0.0/24, fd00::1 or host.lab.internal."
     ),
     "target_out_of_scope": ErrorSpec(
-        400,
-        ExitCode.REFUSED,
-        _V,
-        False,
-        "Choose a target inside the scope; only its owner can widen it, in the configuration.",
+        400, ExitCode.REFUSED, "Choose a target inside the scope. Only the operator can widen the scope."
     ),
-    "target_unresolvable": ErrorSpec(400, ExitCode.REFUSED, _V, True, "Check the name, or give the address."),
-    "too_many_targets": ErrorSpec(400, ExitCode.REFUSED, _V, False, "Split the call into smaller networks."),
+    "target_unresolvable": ErrorSpec(400, ExitCode.REFUSED, "Check the name, or give the address.", retryable=True),
+    "too_many_targets": ErrorSpec(400, ExitCode.REFUSED, "Split the call into smaller networks."),
     # permission
     "unauthorized": ErrorSpec(
-        401,
-        ExitCode.REFUSED,
-        _V,
-        False,
-        "Send 'Authorization: Bearer CREDENTIAL': the state folder's token, an API key, or a token of the issuer.",
+        401, ExitCode.REFUSED, "Send 'Authorization: Bearer CREDENTIAL' with a valid token or API key."
     ),
     "locked_out": ErrorSpec(
-        429,
-        ExitCode.BUSY,
-        _V,
-        True,
-        "Wait as long as retry_after says, then send a good credential; one that was good lately is taken at once.",
+        429, ExitCode.BUSY, "Wait for the time in retry_after, then send a valid credential.", retryable=True
     ),
     "identity_unavailable": ErrorSpec(
         503,
         ExitCode.ENVIRONMENT,
-        _X,
-        True,
-        "Try again when retry_after is over; the owner finds the reason with 'mcp-network-tools doctor'.",
+        "Try again after the time in retry_after. The operator finds the reason with 'mcp-network-tools doctor'.",
+        type=_EXECUTION,
+        retryable=True,
     ),
-    "forbidden_origin": ErrorSpec(
-        403, ExitCode.REFUSED, _V, False, "Use a Host and Origin that the server's lists name."
-    ),
+    "forbidden_origin": ErrorSpec(403, ExitCode.REFUSED, "Use a Host and an Origin that the server allows."),
     "insufficient_scope": ErrorSpec(
-        403, ExitCode.REFUSED, _V, False, "Come with a credential that holds the scope in details; its owner gives it."
+        403, ExitCode.REFUSED, "Use a credential with the scope listed in details. Ask the administrator for one."
     ),
     "intrusive_not_allowed": ErrorSpec(
-        403, ExitCode.REFUSED, _V, False, "The owner can set security.allow_intrusive to true."
+        403, ExitCode.REFUSED, "Ask the operator to set security.allow_intrusive to true."
     ),
     "risk_not_allowed": ErrorSpec(
-        403, ExitCode.REFUSED, _V, False, "Ask for less (mode discover, say), or have the owner raise max_risk there."
+        403, ExitCode.REFUSED, "Ask for less, for example mode discover, or ask the operator to raise max_risk."
     ),
     "outside_time_window": ErrorSpec(
-        403, ExitCode.BUSY, _V, True, "Call again inside the policy's time window; 'scope check' shows it."
+        403, ExitCode.BUSY, "Call again inside the time window, which 'scope check' shows.", retryable=True
     ),
     "budget_exceeded": ErrorSpec(
-        429, ExitCode.BUSY, _RES, True, "Ask for fewer addresses or ports, or wait until the budget is refilled."
+        429, ExitCode.BUSY, "Ask for fewer addresses or ports, or try again later.", type=_RESOURCES, retryable=True
     ),
     # admission
     "too_many_requests": ErrorSpec(
-        429, ExitCode.BUSY, _RES, True, "Wait for the running calls to end, then try again."
+        429, ExitCode.BUSY, "Wait until running calls have ended, then try again.", type=_RESOURCES, retryable=True
     ),
-    "rate_limited": ErrorSpec(429, ExitCode.BUSY, _RES, True, "Wait as long as retry_after says, then try again."),
+    "rate_limited": ErrorSpec(
+        429, ExitCode.BUSY, "Wait for the time in retry_after, then try again.", type=_RESOURCES, retryable=True
+    ),
     "circuit_open": ErrorSpec(
         503,
         ExitCode.BUSY,
-        ToolErrorType.CIRCUIT_BREAKER_OPEN,
-        True,
-        "The tool failed again and again. Wait as long as retry_after says; 'doctor' may show why it fails.",
+        "Wait for the time in retry_after. 'mcp-network-tools doctor' may show why the tool has failed.",
+        type=ToolErrorType.CIRCUIT_BREAKER_OPEN,
+        retryable=True,
     ),
     "tool_disabled": ErrorSpec(
-        409,
-        ExitCode.REFUSED,
-        _X,
-        False,
-        "Use another tool; an operator can enable this one with POST /admin/tools/NAME/enable.",
+        409, ExitCode.REFUSED, "Use another tool, or ask the operator to enable this one.", type=_EXECUTION
     ),
     "shutting_down": ErrorSpec(
-        503, ExitCode.BUSY, _RES, True, "The server is stopping. Call again when it, or another one, is ready."
+        503,
+        ExitCode.BUSY,
+        "The server is stopping. Call again when a server is ready.",
+        type=_RESOURCES,
+        retryable=True,
     ),
     # running
     "binary_not_found": ErrorSpec(
         503,
         ExitCode.ENVIRONMENT,
-        ToolErrorType.NOT_FOUND,
-        False,
-        "Install the program; 'mcp-network-tools doctor' prints the command.",
+        "Install the program. 'mcp-network-tools doctor' prints the command.",
+        type=ToolErrorType.NOT_FOUND,
     ),
     "permission_denied": ErrorSpec(
         503,
         ExitCode.ENVIRONMENT,
-        _X,
-        False,
         "Run 'mcp-network-tools doctor' to see which privilege or folder is missing.",
+        type=_EXECUTION,
     ),
     "binary_changed": ErrorSpec(
         503,
         ExitCode.ENVIRONMENT,
-        _X,
-        False,
-        "Check who replaced the program; if it was an upgrade, reload or restart the server to accept it.",
+        "Find out who replaced the program. If it was an upgrade, reload or restart the server to accept it.",
+        type=_EXECUTION,
     ),
     "guard_unavailable": ErrorSpec(
         503,
         ExitCode.ENVIRONMENT,
-        _X,
-        True,
-        "Nothing runs without the guard. Restart the server to set it up again; 'mcp-network-tools doctor' says more.",
+        "Restart the server to set up the guard. Nothing runs without it. 'mcp-network-tools doctor' shows details.",
+        type=_EXECUTION,
+        retryable=True,
     ),
     "enforcement_too_weak": ErrorSpec(
         503,
         ExitCode.ENVIRONMENT,
-        _X,
-        False,
-        "Start it with 'mcp-network-tools serve --guard kernel' as root, or lower security.require_enforcement.",
+        "Start 'mcp-network-tools serve --guard kernel' as root, or lower security.require_enforcement.",
+        type=_EXECUTION,
     ),
-    "disk_full": ErrorSpec(507, ExitCode.ENVIRONMENT, _RES, True, "Free space in the state folder and try again."),
+    "disk_full": ErrorSpec(
+        507, ExitCode.ENVIRONMENT, "Free space in the state folder, and try again.", type=_RESOURCES, retryable=True
+    ),
     "audit_unavailable": ErrorSpec(
-        503, ExitCode.ENVIRONMENT, _X, True, "Make the log in the state folder writable; nothing runs without it."
+        503,
+        ExitCode.ENVIRONMENT,
+        "Make the audit log in the state folder writable. Nothing runs without it.",
+        type=_EXECUTION,
+        retryable=True,
     ),
     "store_unavailable": ErrorSpec(
         503,
         ExitCode.ENVIRONMENT,
-        _X,
-        True,
-        "Make the store reachable and writable; 'mcp-network-tools doctor' shows where it is.",
+        "Make the store reachable and writable. 'mcp-network-tools doctor' shows where it is.",
+        type=_EXECUTION,
+        retryable=True,
     ),
     "timeout": ErrorSpec(
-        504, ExitCode.INCOMPLETE, ToolErrorType.TIMEOUT, True, "Raise timeout_sec, or scan fewer addresses or ports."
+        504,
+        ExitCode.INCOMPLETE,
+        "Raise timeout_sec, or scan fewer addresses or ports.",
+        type=ToolErrorType.TIMEOUT,
+        retryable=True,
     ),
     "tool_failed": ErrorSpec(
-        502, ExitCode.TOOL_FAILED, _X, False, "Read stderr in the result; the raw output is kept with the run."
+        502, ExitCode.TOOL_FAILED, "Read stderr in the result. The raw output is kept with the run.", type=_EXECUTION
     ),
     "output_exceeded": ErrorSpec(
-        502, ExitCode.INCOMPLETE, _RES, False, "Ask for less at once, or raise limits.max_raw_bytes."
+        502,
+        ExitCode.INCOMPLETE,
+        "Ask for less at once, or ask the operator to raise limits.max_raw_bytes.",
+        type=_RESOURCES,
     ),
     "cancelled": ErrorSpec(
-        499, ExitCode.INCOMPLETE, _X, True, "Call again; what was found so far is kept with the run."
+        499,
+        ExitCode.INCOMPLETE,
+        "Call again. The results so far are kept with the run.",
+        type=_EXECUTION,
+        retryable=True,
     ),
     "internal_error": ErrorSpec(
-        500, ExitCode.INTERNAL, _U, False, "This is a defect of the server; its log holds the details."
+        500, ExitCode.INTERNAL, "This is a defect of the server. Its log has the details.", type=_UNKNOWN
     ),
     "audit_broken": ErrorSpec(
         500,
         ExitCode.TOOL_FAILED,
-        _U,
-        False,
-        "Keep the files as they are, compare them with a checkpoint kept elsewhere, and find out who wrote to them.",
+        "Keep the files, compare them with a checkpoint that is kept elsewhere, and find out who changed them.",
+        type=_UNKNOWN,
     ),
     # configuration
     "config_invalid": ErrorSpec(
-        500, ExitCode.CONFIG, _V, False, "Correct the named key; 'mcp-network-tools config check' tests a file."
+        500, ExitCode.CONFIG, "Correct the named key. 'mcp-network-tools config check' tests a file."
     ),
 }
-"""Code to answer. `docs/errors.md` has a line for each row, and a test compares them."""
+"""The row of each code. `docs/errors.md` has a line for each row, and a test compares them."""
 
 
 class NetworkToolsError(Exception):
-    """The root of every error this project raises on purpose.
+    """The base class of every error that this project raises on purpose.
 
-    ``code`` is a key of `ERRORS`; ``hint`` defaults to that row's hint; ``details`` holds JSON-ready
-    facts such as the parameter's name or the limit that was passed.
+    ``code`` is a key of `ERRORS`, and ``hint`` defaults to the hint of that row. ``details`` are JSON-ready facts, such
+    as the name of a parameter or the limit that was exceeded.
     """
 
     default_code = "internal_error"
@@ -263,16 +258,16 @@ class NetworkToolsError(Exception):
 
     @property
     def spec(self) -> ErrorSpec:
-        """The table row of this error's code."""
+        """The row of this error's code."""
         return ERRORS[self.code]
 
     @property
     def retryable(self) -> bool:
-        """Whether the same call may succeed later without a change."""
+        """Whether the same call may succeed later."""
         return self.spec.retryable
 
     def as_dict(self) -> dict[str, Any]:
-        """The problem body every interface shows: code, message, hint, retryable and the details, if any."""
+        """The body of a problem at every interface: code, message, hint, retryable, and details if there are any."""
         body: dict[str, Any] = {
             "code": self.code,
             "message": self.message,
@@ -285,13 +280,13 @@ class NetworkToolsError(Exception):
 
 
 class ConfigError(NetworkToolsError):
-    """The configuration cannot be used; the message names the section and key."""
+    """The configuration cannot be used; the message names the key or the file."""
 
     default_code = "config_invalid"
 
 
 class RefusedError(NetworkToolsError):
-    """The call was refused before any process was started."""
+    """The call was refused before a process was started."""
 
 
 class ArgumentError(RefusedError):
@@ -319,7 +314,7 @@ class NotFoundError(RefusedError):
 
 
 class ConflictError(RefusedError):
-    """The thing exists but cannot be used in its present state."""
+    """The object exists, but its present state does not allow the call."""
 
     default_code = "run_not_finished"
 

@@ -42,7 +42,7 @@ async def test_twice_does_no_harm_and_nothing_stays_open(tmp_path: Path) -> None
     answer = await server.pipeline.call("nmap", {"target": "127.0.0.1", "mode": "discover"}, ACTOR)
     assert answer.error is None
     await server.cleanup()
-    assert server.lifecycle.phase is Phase.STOPPED
+    assert server.services.lifecycle.phase is Phase.STOPPED
     await server.cleanup()
     await asyncio.gather(server.cleanup(), server.cleanup())
     assert {each for each in descriptors() - before if str(tmp_path) in each} == set()
@@ -51,7 +51,7 @@ async def test_twice_does_no_harm_and_nothing_stays_open(tmp_path: Path) -> None
         await server.pipeline.call("nmap", {"target": "127.0.0.1"}, ACTOR)
     assert caught.value.code == "shutting_down"
     with pytest.raises(NetworkToolsError, match="its store is closed"):
-        await server.store()
+        await server.pipeline.open_store()
 
 
 async def test_before_anything_was_used(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ async def test_after_a_start_that_failed(tmp_path: Path) -> None:
         server = make(tmp_path, MCP_SERVER_TRANSPORT="http", MCP_SERVER_PORT=port)
         with pytest.raises(ConfigError, match="in use"):
             await server.serve()
-    assert server.lifecycle.phase is Phase.STOPPED
+    assert server.services.lifecycle.phase is Phase.STOPPED
     await server.cleanup()
     assert list((tmp_path / "state").iterdir()) == []
 
@@ -79,7 +79,7 @@ async def test_while_it_starts(tmp_path: Path, delay: float) -> None:
     await asyncio.sleep(delay)
     await server.cleanup()
     await asyncio.wait_for(serving, 5)
-    assert server.lifecycle.phase is Phase.STOPPED
+    assert server.services.lifecycle.phase is Phase.STOPPED
     assert not list((tmp_path / "state").glob("owners/*.lock"))
 
 
@@ -99,7 +99,7 @@ async def test_a_part_that_hangs_or_fails_is_left_behind(
 ) -> None:
     monkeypatch.setattr(server_module, "RELEASE_SEC", 0.1)
     server = make(tmp_path)
-    store = await server.store()
+    store = await server.pipeline.open_store()
     released, loop = asyncio.Event(), asyncio.get_running_loop()
 
     async def hang() -> None:
@@ -111,12 +111,16 @@ async def test_a_part_that_hangs_or_fails_is_left_behind(
     real = store.close
     monkeypatch.setattr(server.pipeline.audit, "close", fail)
     monkeypatch.setattr(store, "close", hang)
-    monkeypatch.setattr(server.guard, "close", lambda: loop.call_soon_threadsafe(released.set))
+    monkeypatch.setattr(server.pipeline.guard, "close", lambda: loop.call_soon_threadsafe(released.set))
     await asyncio.wait_for(server.cleanup(), 5)
     await asyncio.wait_for(released.wait(), 1)
-    assert server.lifecycle.phase is Phase.STOPPED
-    assert {record.getMessage() for record in caplog.records if "server.not_released" in record.getMessage()} == {
-        "server.not_released part=log",
-        "server.not_released part=store",
+    assert server.services.lifecycle.phase is Phase.STOPPED
+    assert {
+        record.msg["part"]
+        for record in caplog.records
+        if isinstance(record.msg, dict) and "server.not_released" in record.getMessage()
+    } == {
+        "log",
+        "store",
     }
     await real()

@@ -140,7 +140,7 @@ def test_a_port_in_use(tmp_path: Path) -> None:
         port = str(other.getsockname()[1])
         code, said = start(environment(tmp_path / "state"), "http", "--port", port)
     assert code == ExitCode.CONFIG
-    assert f"server.port {port}: the port is in use" in said
+    assert f"server.port {port} cannot be bound: the port is in use" in said
     assert files(tmp_path / "state") == {}
 
 

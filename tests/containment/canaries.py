@@ -1,6 +1,6 @@
-"""Files that attacks may try to read, run or leave behind, and the folders that are looked through afterwards.
+"""Canary files that attacks can try to read or execute, and the folders that are searched for changes afterwards.
 
-Made in the mount namespace that the servers under test share: /run and /tmp are empty there and nobody else's.
+They are in the mount namespace that the servers under test share, which has its own empty /run and /tmp.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ import subprocess
 from pathlib import Path
 from typing import Final
 
-from tests.containment import ground
+from tests.containment import lab_scope
 from tests.containment.corpus.attack import CANARIES, DROP_ZONE
 from tests.lab.network.programs import ROOT, find
 
 SECRET: Final = "canary-secret-7f3a91"
 RAN: Final = "canary-code-ran-52c4"
 MARKS: Final = (SECRET, RAN, "root:x:0:0", "cannot be preloaded")
-"""What must stand in no answer: a file's content, the result of foreign code, the password file, a preload's trace."""
+"""Texts that no answer may contain: file contents, the output of injected code, the user database, a preload error."""
 
 _HOME: Final = "/run/home"
 _SCRIPT: Final = f"""
@@ -25,21 +25,21 @@ portrule = function() return true end
 action = function(host, port)
   os.execute("touch {DROP_ZONE}/by-script")
   local socket = require("nmap").new_socket()
-  socket:connect("{ground.ROUTED_OUT}", 80)
+  socket:connect("{lab_scope.ROUTED_OUT}", 80)
   return "{RAN}"
 end
 """
 _MAIN: Final = f'os.execute("touch {DROP_ZONE}/by-main") print("{RAN}")'
-_WATCHED: Final = (CANARIES, _HOME, "/tmp", "/etc/cron.d", "/var/tmp", "/usr/share/nmap", os.path.expanduser("~/.nmap"))  # noqa: PTH111 - text, as the others
+_WATCHED: Final = (CANARIES, _HOME, "/tmp", "/etc/cron.d", "/var/tmp", "/usr/share/nmap", os.path.expanduser("~/.nmap"))  # noqa: PTH111 - text like the others
 
 
 def lay_out() -> None:
-    """Make the files and folders; /tmp becomes an empty file system of this mount namespace."""
+    """Create the files and folders, after mounting an empty file system at /tmp of this mount namespace."""
     checkout = os.open(ROOT, os.O_PATH)
     subprocess.run([find("mount"), "-t", "tmpfs", "-o", "mode=1777", "tmpfs", "/tmp"], check=True)
-    if ROOT.is_relative_to("/tmp"):  # it has just been hidden
+    if ROOT.is_relative_to("/tmp"):  # the mount has hidden the checkout
         ROOT.mkdir(parents=True)
-        # Else mount(8) would read the link, and bind the hidden folder's empty successor.
+        # Without --no-canonicalize, mount(8) would resolve the link to the new empty folder.
         command = [find("mount"), "--no-canonicalize", "--bind", f"/proc/{os.getpid()}/fd/{checkout}", str(ROOT)]
         subprocess.run(command, check=True)
     os.close(checkout)
@@ -49,7 +49,7 @@ def lay_out() -> None:
     Path(DROP_ZONE).chmod(0o1777)
     files = {
         f"{CANARIES}/secret": f"{SECRET}\n",
-        f"{CANARIES}/targets": f"{ground.ROUTED_OUT}\n{ground.ON_LINK_OUT}\n",
+        f"{CANARIES}/targets": f"{lab_scope.ROUTED_OUT}\n{lab_scope.ON_LINK_OUT}\n",
         f"{CANARIES}/evil.nse": _SCRIPT,
         f"{CANARIES}/scripts/script.db": 'Entry { filename = "evil.nse", categories = { "default" } }\n',
         f"{CANARIES}/scripts/evil.nse": _SCRIPT,
@@ -62,14 +62,14 @@ def lay_out() -> None:
 
 
 def hostile_environment() -> dict[str, str]:
-    """An environment that would lead tools astray, if they were given it."""
+    """An environment that would misdirect tools if they got it."""
     return {
         "HOME": _HOME,
         "NMAPDIR": CANARIES,
         "NMAP_PRIVILEGED": "1",
-        "http_proxy": f"http://{ground.ROUTED_OUT}:80",
-        "HTTPS_PROXY": f"http://{ground.ROUTED_OUT}:80",
-        "ALL_PROXY": f"socks5://{ground.ON_LINK_OUT}:1080",
+        "http_proxy": f"http://{lab_scope.ROUTED_OUT}:80",
+        "HTTPS_PROXY": f"http://{lab_scope.ROUTED_OUT}:80",
+        "ALL_PROXY": f"socks5://{lab_scope.ON_LINK_OUT}:1080",
         "RES_OPTIONS": "attempts:5 rotate",
         "LOCALDOMAIN": "elsewhere.example",
         "HOSTALIASES": f"{CANARIES}/targets",
@@ -84,7 +84,7 @@ def hostile_environment() -> dict[str, str]:
 
 
 def snapshot() -> dict[str, tuple[int, int]]:
-    """Every file in the watched folders with its size and time of change; not the checkout, where other tests write."""
+    """The size and mtime of every file in the watched folders, without the checkout, where other tests write."""
     found = {}
     for top in _WATCHED:
         for folder, folders, files in os.walk(top):
@@ -94,7 +94,7 @@ def snapshot() -> dict[str, tuple[int, int]]:
                     status = os.lstat(path)
                 except FileNotFoundError:
                     continue
-                # Test helpers keep unnamed files in /tmp: the folder's own time says nothing there.
+                # Test helpers create unnamed files in /tmp, which change the mtime of the folder itself.
                 found[path] = (
                     (0, 0 if path == "/tmp" else status.st_mtime_ns)
                     if path == folder
@@ -104,6 +104,6 @@ def snapshot() -> dict[str, tuple[int, int]]:
 
 
 def changes(before: dict[str, tuple[int, int]]) -> list[str]:
-    """The files and folders that are new, gone or changed since ``before``."""
+    """The files and folders that were created, removed or changed since ``before``."""
     after = snapshot()
     return sorted(path for path in before.keys() | after.keys() if before.get(path) != after.get(path))

@@ -1,4 +1,4 @@
-"""Each tool's own ways out of the scope: what it is told, what that puts on a wire, and which rule must stop it."""
+"""The ways of each tool to send outside the scope: the command, what it sends, and the rule that must drop it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Final
 from tests.containment.sender import KINDS
 
 SENDER: Final = str(Path(__file__).with_name("sender.py"))
-"""The program of frames made by hand."""
+"""The program that sends crafted frames."""
 
 _NMAP: Final = "nmap --privileged -n -T4 --max-retries 0 --host-timeout 3s"
 _SHORT: Final = {
@@ -22,17 +22,18 @@ _SHORT: Final = {
 
 
 def words(command: str, device: str) -> list[str]:
-    """The argv of a command: its first word may be a short form, and ``DEVICE`` stands for the way out."""
+    """The argv of a command. Its first word can be an abbreviation, and ``DEVICE`` is replaced by the device."""
     first, *rest = shlex.split(command)
     return [word.replace("DEVICE", device) for word in (*_SHORT.get(first, [first]), *rest)]
 
 
 @dataclass(frozen=True, slots=True)
 class Escape:
-    """A command, a fault that it leaves on an open wire, and the rule that drops it.
+    """A command, the fault of its frames on an unguarded wire, and the rule that drops them.
 
-    An empty ``fault``: nothing on the wire tells it from a scan in scope, or the tool itself refuses (nmap finds no
-    route for a source address that the host does not have). An empty ``rule``: several do, or the kernel before them.
+    ``fault`` is empty if its frames cannot be distinguished from a scan in scope, or if the tool itself refuses (nmap
+    finds no route for a source address that the host does not have). ``rule`` is empty if several rules drop them, or
+    if the kernel does before.
     """
 
     name: str
@@ -41,19 +42,19 @@ class Escape:
     rule: str
 
     def words(self, device: str) -> list[str]:
-        """The command on a device."""
+        """The argv for a device."""
         return words(self.command, device)
 
 
 ESCAPES: Final = (
     Escape(
-        "nmap decoys", "SYN -D 10.77.2.20,ME 10.77.1.10", "from 10.77.2.20, which is not ours, to 10.77.1.10", "source4"
+        "nmap decoys", "SYN -D 10.77.2.20,ME 10.77.1.10", "from 10.77.2.20 (not our address) to 10.77.1.10", "source4"
     ),
     Escape("nmap random decoys", "SYN -D RND:5,ME 10.77.1.10", "", "source4"),
     Escape(
         "nmap decoy of an excluded host",
         "SYN -D 10.77.1.12,ME 10.77.1.11",
-        "from 10.77.1.12, which is not ours, to 10.77.1.11",
+        "from 10.77.1.12 (not our address) to 10.77.1.11",
         "source4",
     ),
     Escape("nmap spoofed source", "SYN -S 10.77.2.21 -e DEVICE 10.77.1.11", "", ""),
@@ -65,7 +66,7 @@ ESCAPES: Final = (
     Escape(
         "nmap by Ethernet to an excluded host", "NMAP -sn --send-eth 10.77.1.12", "arp for 10.77.1.12", "arp_target"
     ),
-    Escape("nmap neighbour sweep", "NMAP -sn -PR 10.77.1.200-210", "arp for 10.77.1.205", "arp_target"),
+    Escape("nmap neighbor sweep", "NMAP -sn -PR 10.77.1.200-210", "arp for 10.77.1.205", "arp_target"),
     Escape("nmap by raw IP", "SYN --send-ip 10.77.2.22", "tcp to 10.77.2.22 port 80", "target4"),
     Escape("nmap by connect", "nmap -n --unprivileged -Pn -p 80 10.77.2.23", "tcp to 10.77.2.23 port 80", "target4"),
     Escape("nmap other protocols", "NMAP -Pn -sO -p 4,41,47 10.77.1.10", "protocol 47 to 10.77.1.10", "protocol4"),
@@ -95,7 +96,7 @@ ESCAPES: Final = (
     Escape("nmap UDP", "NMAP -Pn -sU -p 161 10.77.2.30", "udp to 10.77.2.30 port 161", "target4"),
     Escape("nmap pings", "NMAP -sn -PE -PP -PM -PO2 10.77.2.31", "protocol 2 to 10.77.2.31 port 0", "target4"),
     Escape("nmap IPv6 routed", "SYN -6 fd77:2::a", "tcp to fd77:2::a port 80", "target6"),
-    Escape("nmap IPv6 neighbour", "NMAP -6 -sn fd77:1::c", "nd for fd77:1::c", "nd_target"),
+    Escape("nmap IPv6 neighbor", "NMAP -6 -sn fd77:1::c", "nd for fd77:1::c", "nd_target"),
     Escape(
         "nmap new targets by multicast",
         "NMAP -6 -sn --script targets-ipv6-multicast-echo --script-args newtargets,interface=DEVICE",
@@ -105,11 +106,11 @@ ESCAPES: Final = (
     Escape(
         "nmap DHCP discover",
         "NMAP --script broadcast-dhcp-discover -e DEVICE",
-        "from 0.0.0.0, which is not ours, to 255.255.255.255",
+        "from 0.0.0.0 (not our address) to 255.255.255.255",
         "source4",
     ),
     Escape("nmap multicast DNS", "NMAP --script broadcast-dns-service-discovery", "udp to 224.0.0.251 port 5353", ""),
-    Escape("nmap by the second uplink", "SYN -e eth9 172.20.0.1", "192.168.77.2, which is not ours", ""),
+    Escape("nmap by the second uplink", "SYN -e eth9 172.20.0.1", "192.168.77.2 (not our address)", ""),
     Escape("nmap to the gateway", "SYN 10.77.1.1", "tcp to 10.77.1.1 port 80", "target4"),
     Escape("nmap to the resolver", "SYN 10.77.1.2", "tcp to 10.77.1.2 port 80", "resolver_port"),
     Escape(
@@ -124,7 +125,7 @@ ESCAPES: Final = (
     Escape(
         "masscan spoofed source",
         "MASSCAN 10.77.1.10 -p80-90 --adapter-ip 10.77.2.99 --router-mac 02-77-01-00-00-01",
-        "from 10.77.2.99, which is not ours, to 10.77.1.10",
+        "from 10.77.2.99 (not our address) to 10.77.1.10",
         "source4",
     ),
     Escape(
@@ -141,11 +142,11 @@ ESCAPES: Final = (
         Escape(f"sender {kind}", f"SENDER {kind} DEVICE", fault, rule)
         for kind, (fault, rule) in {
             "arp": ("arp for 10.77.1.200", "arp_target"),
-            "arp-spoof": ("arp from 10.77.2.20, which is not ours", "arp_sender"),
+            "arp-spoof": ("arp from 10.77.2.20 (not our address)", "arp_sender"),
             "nd": ("nd for fd77:2::a", "nd_target"),
             "routed": ("udp to 10.77.2.10 port 9", "target4"),
             "excluded": ("udp to 10.77.1.12 port 9", "excluded4"),
-            "spoofed": ("from 10.77.2.20, which is not ours", "source4"),
+            "spoofed": ("from 10.77.2.20 (not our address)", "source4"),
             "source-route": ("lsrr to 10.77.1.10", "header4"),
             "routing-header": ("routing header to fd77:1::a", "extension6"),
             "tunnel": ("protocol 4 to 10.77.1.10", "protocol4"),
@@ -166,6 +167,6 @@ IN_SCOPE: Final = (
     "MASSCAN 10.77.1.10 -p80,443 --router-mac 02-77-01-00-00-0a",
     "fping -c1 -t500 10.77.1.10",
 )
-"""What must go on unhindered beside them."""
+"""Scans that must succeed while the escapes run."""
 
 assert {escape.name.removeprefix("sender ") for escape in ESCAPES if escape.name.startswith("sender ")} == set(KINDS)

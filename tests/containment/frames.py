@@ -1,4 +1,4 @@
-"""Frames for the guard, made byte by byte: what no tool inside the scope may send, and what every tool needs."""
+"""Crafted frames for the guard: those that no tool in scope may send, and those that tools need."""
 
 from __future__ import annotations
 
@@ -86,8 +86,8 @@ def arp(
     )
 
 
-def neighbour(kind: int, wanted: str, *, mac: bytes = MAC, option: int = 1) -> bytes:
-    """A neighbour solicitation (135) or advertisement (136) with its link-layer option."""
+def neighbor(kind: int, wanted: str, *, mac: bytes = MAC, option: int = 1) -> bytes:
+    """A neighbor solicitation (135) or advertisement (136) with its link-layer option."""
     return struct.pack(">BBHI", kind, 0, 0, 0) + IPv6Address(wanted).packed + bytes([option, 1]) + mac
 
 
@@ -100,17 +100,20 @@ def checksum(data: bytes) -> int:
 
 
 def misdirected(frame: bytes, low: bytes) -> tuple[bytes, int, int]:
-    """``frame`` with two bytes that make its checksum ``low``, and where it is written: over half of the target."""
-    start, executor = 20, 30
+    """Change two bytes of ``frame`` so that its checksum is ``low``.
+
+    Return the frame, and the offsets that make the kernel write the checksum over half of the destination.
+    """
+    start, position = 20, 30
     for guess in range(1 << 16):
         tried = frame[:34] + guess.to_bytes(2, "big") + frame[36:]
         if checksum(tried[start:]).to_bytes(2, "big") == low:
-            return tried, start, executor - start
-    raise AssertionError("no two bytes give that checksum")
+            return tried, start, position - start
+    raise AssertionError(f"expected two bytes that give the checksum {low.hex()}, found none")
 
 
 def forbidden_frames() -> dict[str, bytes]:
-    """Frames that no tool inside the scope may send, by name."""
+    """Frames that no tool in scope may send, by name."""
     near, far = ipv4(INSIDE4, udp()), ipv4(OUTSIDE4, udp())
     near6, far6 = ipv6(INSIDE6, udp()), ipv6(OUTSIDE6, udp())
     loose = bytes([0x83, 7, 4]) + IPv4Address(OUTSIDE4).packed + b"\0"
@@ -123,7 +126,7 @@ def forbidden_frames() -> dict[str, bytes]:
         "tcp": ethernet(IPV4, ipv4(OUTSIDE4, tcp(), protocol=6)),
         "ping": ethernet(IPV4, ipv4(OUTSIDE4, icmp(), protocol=1)),
         "excluded": ethernet(IPV4, ipv4(EXCLUDED4, udp())),
-        "gateway itself": ethernet(IPV4, ipv4(GATEWAY4, udp())),
+        "packet to the gateway": ethernet(IPV4, ipv4(GATEWAY4, udp())),
         "other port of the resolver": ethernet(IPV4, ipv4(RESOLVER4, udp(5353))),
         "other tcp port of the resolver": ethernet(IPV4, ipv4(RESOLVER4, tcp(853), protocol=6)),
         "ping of the resolver": ethernet(IPV4, ipv4(RESOLVER4, icmp(), protocol=1)),
@@ -131,9 +134,9 @@ def forbidden_frames() -> dict[str, bytes]:
         "later fragment to the resolver": ethernet(IPV4, ipv4(RESOLVER4, udp(53), flags=0x0010)),
         "first fragment": ethernet(IPV4, ipv4(OUTSIDE4, udp(), flags=0x2000)),
         "later fragment": ethernet(IPV4, ipv4(OUTSIDE4, udp(), flags=0x0005)),
-        "another's source": ethernet(IPV4, ipv4(INSIDE4, udp(), source="10.77.1.9")),
+        "foreign source": ethernet(IPV4, ipv4(INSIDE4, udp(), source="10.77.1.9")),
         "source outside": ethernet(IPV4, ipv4(INSIDE4, udp(), source=OUTSIDE4)),
-        "another's MAC": ethernet(IPV4, near, source=bytes.fromhex("024d000000ff")),
+        "foreign MAC": ethernet(IPV4, near, source=bytes.fromhex("024d000000ff")),
         "loose source route": ethernet(IPV4, ipv4(INSIDE4, udp(), options=loose)),
         "strict source route": ethernet(IPV4, ipv4(INSIDE4, udp(), options=b"\x89" + loose[1:])),
         "record route": ethernet(IPV4, ipv4(INSIDE4, udp(), options=record)),
@@ -147,14 +150,14 @@ def forbidden_frames() -> dict[str, bytes]:
         "router advertisement": ethernet(IPV4, ipv4(INSIDE4, icmp(9), protocol=1)),
         "broadcast": ethernet(IPV4, ipv4("255.255.255.255", udp()), to=EVERYONE),
         "subnet broadcast": ethernet(IPV4, ipv4("10.77.1.255", udp()), to=EVERYONE),
-        "scoped address to all stations": ethernet(IPV4, near, to=EVERYONE),
+        "scoped address with the broadcast MAC": ethernet(IPV4, near, to=EVERYONE),
         "multicast": ethernet(IPV4, ipv4("239.77.1.9", udp()), to=GROUP4),
         "cloud metadata": ethernet(IPV4, ipv4("169.254.169.254", tcp(), protocol=6)),
         "version 5": ethernet(IPV4, ipv4(INSIDE4, udp(), version=5)),
         "header of three words": ethernet(IPV4, b"\x43" + near[1:]),
-        "IPv6 said to be IPv4": ethernet(IPV4, far6),
-        "IPv4 said to be IPv6": ethernet(IPV6, far),
-        "ARP said to be IPv4": ethernet(IPV4, arp(OUTSIDE4)),
+        "IPv6 with the EtherType of IPv4": ethernet(IPV4, far6),
+        "IPv4 with the EtherType of IPv6": ethernet(IPV6, far),
+        "ARP with the EtherType of IPv4": ethernet(IPV4, arp(OUTSIDE4)),
         "VLAN": ethernet(0x8100, b"\0\x07\x08\0" + near),
         "VLAN 0": ethernet(0x8100, b"\0\0\x08\0" + far),
         "QinQ": ethernet(0x88A8, b"\0\x07\x81\0\0\x08\x08\0" + near),
@@ -168,20 +171,20 @@ def forbidden_frames() -> dict[str, bytes]:
         "loopback test": ethernet(0x9000, bytes(40)),
         "IPv4 after a shim as long as a tag": MAC + MAC + b"\x08\0" + b"\0\0\x08\0" + near,
         "ARP outside": ethernet(ARP, arp(OUTSIDE4), to=EVERYONE),
-        "ARP for an excluded": ethernet(ARP, arp(EXCLUDED4), to=EVERYONE),
-        "ARP in another's name": ethernet(ARP, arp(INSIDE4, sender=GATEWAY4), to=EVERYONE),
-        "ARP reply in the gateway's name": ethernet(ARP, arp(INSIDE4, sender=GATEWAY4, operation=2)),
+        "ARP for an excluded host": ethernet(ARP, arp(EXCLUDED4), to=EVERYONE),
+        "ARP with a foreign sender": ethernet(ARP, arp(INSIDE4, sender=GATEWAY4), to=EVERYONE),
+        "ARP reply with the gateway as sender": ethernet(ARP, arp(INSIDE4, sender=GATEWAY4, operation=2)),
         "ARP probe": ethernet(ARP, arp(INSIDE4, sender="0.0.0.0"), to=EVERYONE),
-        "ARP with another's MAC": ethernet(ARP, arp(INSIDE4, mac=HOST_MAC), to=EVERYONE),
+        "ARP with a foreign MAC": ethernet(ARP, arp(INSIDE4, mac=HOST_MAC), to=EVERYONE),
         "ARP of another kind": ethernet(ARP, arp(INSIDE4, head=bytes.fromhex("000608000604")), to=EVERYONE),
         "ARP that is IPv6": ethernet(ARP, bytes.fromhex("000186dd0610") + bytes(60), to=EVERYONE),
         "ARP operation 9": ethernet(ARP, arp(INSIDE4, operation=9), to=EVERYONE),
-        "ARP with a letter behind it": ethernet(ARP, arp(INSIDE4) + bytes(600), to=EVERYONE),
+        "ARP with data behind it": ethernet(ARP, arp(INSIDE4) + bytes(600), to=EVERYONE),
         "IPv6": ethernet(IPV6, far6),
         "IPv6 excluded": ethernet(IPV6, ipv6(EXCLUDED6, udp())),
-        "IPv6 gateway itself": ethernet(IPV6, ipv6(GATEWAY6, tcp(), following=6)),
+        "IPv6 packet to the gateway": ethernet(IPV6, ipv6(GATEWAY6, tcp(), following=6)),
         "IPv6 resolver's other port": ethernet(IPV6, ipv6(RESOLVER6, udp(5353))),
-        "IPv6 another's source": ethernet(IPV6, ipv6(INSIDE6, udp(), source="fd77:1::9")),
+        "IPv6 with a foreign source": ethernet(IPV6, ipv6(INSIDE6, udp(), source="fd77:1::9")),
         "IPv6 unspecified source": ethernet(IPV6, ipv6(INSIDE6, udp(), source="::")),
         "IPv6 routing header": ethernet(IPV6, ipv6(INSIDE6, routing + udp(), following=43)),
         "IPv6 routing header in a fragment": ethernet(
@@ -195,66 +198,68 @@ def forbidden_frames() -> dict[str, bytes]:
         "IPv4 in IPv6": ethernet(IPV6, ipv6(INSIDE6, far, following=4)),
         "GRE in IPv6": ethernet(IPV6, ipv6(INSIDE6, bytes(8), following=47)),
         "IPv6 multicast": ethernet(IPV6, ipv6("ff02::1", udp()), to=bytes.fromhex("333300000001")),
-        "IPv6 scoped address to a group": ethernet(IPV6, near6, to=bytes.fromhex("333300000001")),
+        "IPv6 scoped address with a multicast MAC": ethernet(IPV6, near6, to=bytes.fromhex("333300000001")),
         "link-local": ethernet(IPV6, ipv6("fe80::4d:a", udp(), source=LOCAL6)),
         "mapped": ethernet(IPV6, ipv6(f"::ffff:{OUTSIDE4}", udp())),
         "solicitation outside": ethernet(
-            IPV6, ipv6("ff02::1:ff00:10", neighbour(135, OUTSIDE6), following=58, hops=255), to=solicited
+            IPV6, ipv6("ff02::1:ff00:10", neighbor(135, OUTSIDE6), following=58, hops=255), to=solicited
         ),
-        "solicitation of an excluded": ethernet(
-            IPV6, ipv6("ff02::1:ff00:5", neighbour(135, EXCLUDED6), following=58, hops=255), to=solicited
+        "solicitation of an excluded host": ethernet(
+            IPV6, ipv6("ff02::1:ff00:5", neighbor(135, EXCLUDED6), following=58, hops=255), to=solicited
         ),
         "solicitation to all nodes": ethernet(
-            IPV6, ipv6("ff02::1", neighbour(135, INSIDE6), following=58, hops=255), to=bytes.fromhex("333300000001")
+            IPV6, ipv6("ff02::1", neighbor(135, INSIDE6), following=58, hops=255), to=bytes.fromhex("333300000001")
         ),
         "solicitation to a host outside": ethernet(
-            IPV6, ipv6(OUTSIDE6, neighbour(135, INSIDE6), following=58, hops=255)
+            IPV6, ipv6(OUTSIDE6, neighbor(135, INSIDE6), following=58, hops=255)
         ),
-        "solicitation with another's MAC": ethernet(
+        "solicitation with a foreign MAC": ethernet(
             IPV6,
-            ipv6("ff02::1:ff00:10", neighbour(135, INSIDE6, mac=HOST_MAC), following=58, hops=255),
+            ipv6("ff02::1:ff00:10", neighbor(135, INSIDE6, mac=HOST_MAC), following=58, hops=255),
             to=solicited,
         ),
-        "solicitation from afar": ethernet(
-            IPV6, ipv6("ff02::1:ff00:10", neighbour(135, INSIDE6), following=58, hops=64), to=solicited
+        "solicitation with a low hop limit": ethernet(
+            IPV6, ipv6("ff02::1:ff00:10", neighbor(135, INSIDE6), following=58, hops=64), to=solicited
         ),
-        "advertisement of another": ethernet(
-            IPV6, ipv6(INSIDE6, neighbour(136, GATEWAY6, option=2), following=58, hops=255)
+        "advertisement of a foreign address": ethernet(
+            IPV6, ipv6(INSIDE6, neighbor(136, GATEWAY6, option=2), following=58, hops=255)
         ),
         "advertisement to all": ethernet(
             IPV6,
-            ipv6("ff02::1", neighbour(136, OWN6, option=2), following=58, hops=255),
+            ipv6("ff02::1", neighbor(136, OWN6, option=2), following=58, hops=255),
             to=bytes.fromhex("333300000001"),
         ),
-        "advertisement to one who did not ask": ethernet(
-            IPV6, ipv6("fe80::4d:bad", neighbour(136, OWN6, option=2), following=58, hops=255, source=LOCAL6)
+        "unsolicited advertisement": ethernet(
+            IPV6, ipv6("fe80::4d:bad", neighbor(136, OWN6, option=2), following=58, hops=255, source=LOCAL6)
         ),
         "IPv6 version 5": ethernet(IPV6, ipv6(INSIDE6, udp(), version=5)),
         "solicitation of code 1": ethernet(
             IPV6,
-            ipv6("ff02::1:ff00:10", b"\x87\1" + neighbour(135, INSIDE6)[2:], following=58, hops=255),
+            ipv6("ff02::1:ff00:10", b"\x87\1" + neighbor(135, INSIDE6)[2:], following=58, hops=255),
             to=solicited,
         ),
         "solicitation with two options": ethernet(
             IPV6,
-            ipv6("ff02::1:ff00:10", neighbour(135, INSIDE6) + b"\1\1" + HOST_MAC, following=58, hops=255),
+            ipv6("ff02::1:ff00:10", neighbor(135, INSIDE6) + b"\1\1" + HOST_MAC, following=58, hops=255),
             to=solicited,
         ),
-        "solicitation of one to a group": ethernet(
-            IPV6, ipv6(INSIDE6, neighbour(135, INSIDE6), following=58, hops=255), to=solicited
+        "unicast solicitation with a multicast MAC": ethernet(
+            IPV6, ipv6(INSIDE6, neighbor(135, INSIDE6), following=58, hops=255), to=solicited
         ),
-        "advertisement from afar": ethernet(IPV6, ipv6(INSIDE6, neighbour(136, OWN6, option=2), following=58)),
+        "advertisement with a low hop limit": ethernet(
+            IPV6, ipv6(INSIDE6, neighbor(136, OWN6, option=2), following=58)
+        ),
         "advertisement of code 1": ethernet(
-            IPV6, ipv6(INSIDE6, b"\x88\1" + neighbour(136, OWN6, option=2)[2:], following=58, hops=255)
+            IPV6, ipv6(INSIDE6, b"\x88\1" + neighbor(136, OWN6, option=2)[2:], following=58, hops=255)
         ),
         "advertisement with two options": ethernet(
-            IPV6, ipv6(INSIDE6, neighbour(136, OWN6, option=2) + b"\2\1" + HOST_MAC, following=58, hops=255)
+            IPV6, ipv6(INSIDE6, neighbor(136, OWN6, option=2) + b"\2\1" + HOST_MAC, following=58, hops=255)
         ),
-        "advertisement with another's MAC": ethernet(
-            IPV6, ipv6(INSIDE6, neighbour(136, OWN6, mac=HOST_MAC, option=2), following=58, hops=255)
+        "advertisement with a foreign MAC": ethernet(
+            IPV6, ipv6(INSIDE6, neighbor(136, OWN6, mac=HOST_MAC, option=2), following=58, hops=255)
         ),
-        "advertisement of one to a group": ethernet(
-            IPV6, ipv6(INSIDE6, neighbour(136, OWN6, option=2), following=58, hops=255), to=solicited
+        "unicast advertisement with a multicast MAC": ethernet(
+            IPV6, ipv6(INSIDE6, neighbor(136, OWN6, option=2), following=58, hops=255), to=solicited
         ),
         "router solicitation": ethernet(
             IPV6, ipv6("ff02::2", icmp(133), following=58, hops=255), to=bytes.fromhex("333300000002")
@@ -267,16 +272,16 @@ def forbidden_frames() -> dict[str, bytes]:
             to=bytes.fromhex("333300000016"),
         ),
         "header alone": ethernet(IPV4, b""),
-        "half a header": ethernet(IPV4, near[:12]),
+        "truncated header": ethernet(IPV4, near[:12]),
         "all but the last byte of the target": ethernet(IPV4, far[:19]),
-        "half an IPv6 header": ethernet(IPV6, far6[:30]),
+        "truncated IPv6 header": ethernet(IPV6, far6[:30]),
     }
     frames |= {f"ARP sweep {last}": ethernet(ARP, arp(f"10.77.1.{last}"), to=EVERYONE) for last in range(16, 40)}
     return frames
 
 
 def allowed_frames() -> dict[str, bytes]:
-    """Frames that a tool inside the scope needs, by name."""
+    """Frames that a tool in scope needs, by name."""
     solicited = bytes.fromhex("3333ff000010")
     fragment = struct.pack(">BBHI", 17, 0, 0x0001, 9)
     return {
@@ -289,7 +294,7 @@ def allowed_frames() -> dict[str, bytes]:
         "dns": ethernet(IPV4, ipv4(RESOLVER4, udp(53))),
         "dns over tcp": ethernet(IPV4, ipv4(RESOLVER4, tcp(53), protocol=6)),
         "arp": ethernet(ARP, arp(INSIDE4), to=EVERYONE),
-        "arp to one": ethernet(ARP, arp(INSIDE4)),
+        "unicast arp": ethernet(ARP, arp(INSIDE4)),
         "arp padded": ethernet(ARP, arp(INSIDE4) + bytes(18), to=EVERYONE),
         "arp for the gateway": ethernet(ARP, arp(GATEWAY4), to=EVERYONE),
         "arp for the resolver": ethernet(ARP, arp(RESOLVER4), to=EVERYONE),
@@ -300,12 +305,12 @@ def allowed_frames() -> dict[str, bytes]:
         "fragment 6": ethernet(IPV6, ipv6(INSIDE6, fragment + udp(), following=44)),
         "dns 6": ethernet(IPV6, ipv6(RESOLVER6, udp(53))),
         "solicitation": ethernet(
-            IPV6, ipv6("ff02::1:ff00:10", neighbour(135, INSIDE6), following=58, hops=255), to=solicited
+            IPV6, ipv6("ff02::1:ff00:10", neighbor(135, INSIDE6), following=58, hops=255), to=solicited
         ),
         "solicitation of the gateway": ethernet(
             IPV6,
-            ipv6("ff02::1:ff00:1", neighbour(135, GATEWAY6), following=58, hops=255),
+            ipv6("ff02::1:ff00:1", neighbor(135, GATEWAY6), following=58, hops=255),
             to=bytes.fromhex("3333ff000001"),
         ),
-        "advertisement": ethernet(IPV6, ipv6(INSIDE6, neighbour(136, OWN6, option=2), following=58, hops=255)),
+        "advertisement": ethernet(IPV6, ipv6(INSIDE6, neighbor(136, OWN6, option=2), following=58, hops=255)),
     }

@@ -1,7 +1,7 @@
-"""Frames made by hand and sent through a packet socket, with and without the queueing discipline.
+"""Sends crafted frames through a packet socket, with and without the queueing discipline.
 
-As a program, run by the system's Python: ``sender.py KIND DEVICE``; it sends the frames of one kind a few times and
-ends with 0. Errors of the kernel are not errors here: a frame that could not be sent is one that did not leave.
+This is a program for the system's Python: ``sender.py KIND DEVICE`` sends the frames of one kind a few times and exits
+with 0. It ignores errors of the kernel, because a frame that cannot be sent does not leave the host.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _TIMES = 3
 
 
 def checksum(data: bytes) -> int:
-    """The Internet checksum (RFC 1071)."""
+    """Return the Internet checksum (RFC 1071)."""
     total: int = sum(struct.unpack(f"!{(len(data) + 1) // 2}H", data + b"\0" * (len(data) % 2)))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
@@ -61,7 +61,7 @@ def arp(mac: bytes, own: bytes, wanted: bytes, operation: int = 1) -> bytes:
 
 
 def solicit(own: bytes, mac: bytes, wanted: bytes) -> bytes:
-    """A neighbour solicitation (RFC 4861)."""
+    """A neighbor solicitation (RFC 4861)."""
     group = bytes.fromhex("ff0200000000000000000001ff") + wanted[13:]
     body = struct.pack("!BBHI", 135, 0, 0, 0) + wanted + b"\x01\x01" + mac
     total = checksum(own + group + struct.pack("!II", len(body), 58) + body)
@@ -69,7 +69,7 @@ def solicit(own: bytes, mac: bytes, wanted: bytes) -> bytes:
 
 
 def frames(mac: bytes, own: bytes, own6: bytes) -> dict[str, list[tuple[bytes, int, bytes]]]:
-    """Frames by kind: destination MAC, EtherType, content."""
+    """Return the frames by kind, each with destination MAC, EtherType and content."""
     lsrr = b"\x83\x07\x04" + ROUTED + b"\0"
     routing = struct.pack("!BBBBI", 17, 2, 0, 1, 0) + ROUTED6
     hidden = ipv4(own, ROUTED, 17, udp())
@@ -101,12 +101,12 @@ KINDS = tuple(frames(bytes(6), bytes(4), bytes(16)))
 
 
 def main() -> None:
-    """Send one kind by every way a packet socket has, and by a raw socket."""
+    """Send the frames of one kind in every way of a packet socket, and through a raw socket."""
     kind, device = sys.argv[1], sys.argv[2].encode()
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as query:
         request = struct.pack("16s24x", device)
-        mac = fcntl.ioctl(asking, 0x8927, request)[18:24]
-        own = fcntl.ioctl(asking, 0x8915, request)[20:24]
+        mac = fcntl.ioctl(query, 0x8927, request)[18:24]
+        own = fcntl.ioctl(query, 0x8915, request)[20:24]
     made = frames(mac, own, OWN6.get(device, HOST6))[kind]
     for bypass in (0, 1):
         with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as packet:
@@ -115,12 +115,12 @@ def main() -> None:
             for to, ethertype, content in made * _TIMES:
                 with suppress(OSError):
                     packet.send(to + mac + struct.pack("!H", ethertype) + content)
-    # The same bytes, with the kernel told of another protocol: a filter must read the frame.
-    for told in (0x0800, 0x86DD, 0x0806, 0x0003):
+    # Send the same bytes with other protocols in the address. The guard must look at the frame itself.
+    for protocol in (0x0800, 0x86DD, 0x0806, 0x0003):
         with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as packet:
             for to, ethertype, content in made:
                 with suppress(OSError):
-                    packet.sendto(to + mac + struct.pack("!H", ethertype) + content, (device.decode(), told))
+                    packet.sendto(to + mac + struct.pack("!H", ethertype) + content, (device.decode(), protocol))
     for _, ethertype, content in made:
         if ethertype == 0x0800:
             with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw, suppress(OSError):

@@ -1,4 +1,4 @@
-"""What the guard costs a scan in scope: nothing. Same hosts, ports, versions, MAC addresses as raw nmap on the host."""
+"""The guard does not affect scans in scope: they find the same as an unguarded nmap on the host."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from mcp_server.model.host import Host
-from tests.containment import ground
-from tests.containment.cell import Cell, cell
+from tests.containment import lab_scope
+from tests.containment.attack_runner import AttackRunner, attack_runner
 from tests.containment.wire import Traffic, Wire
 from tests.lab.network.fleet import FLEET_PORTS
 from tests.lab.network.handle import Lab
@@ -24,7 +24,7 @@ LINK = ("10.77.1.8/30", "10.77.1.13", "10.77.1.14/31", "10.77.1.16/31", "10.77.1
 _NMAP = ("nmap", "--privileged", "-n", "-T4", "-oX", "-")
 SCANS: dict[str, tuple[str, ...]] = {
     "services": (*_NMAP, "-sS", "-sV", "-p", ",".join(map(str, SERVICES))),
-    "neighbours": (*_NMAP, "-sn", *LINK),
+    "neighbors": (*_NMAP, "-sn", *LINK),
     "fleet": (*_NMAP, "-sS", "-p", ",".join(map(str, FLEET_PORTS)), FLEET),
     "IPv6": (*_NMAP, "-6", "-sS", "-p", "22,80,443,2222", "fd77:1::a", "fd77:1::b", "fd77:1::14", "fd77:1::15"),
     "UDP": (*_NMAP, "-sU", "-Pn", "-p", "161", "--max-retries", "2", "10.77.1.17"),
@@ -34,50 +34,54 @@ SCANS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class Both:
-    """The XML of each scan, as the host's own nmap and as the guarded one wrote it."""
+    """The XML of each scan, from the unguarded nmap (``raw``) and from the guarded one."""
 
     raw: dict[str, str]
     guarded: dict[str, str]
     traffic: Traffic
 
 
-pytestmark = pytest.mark.timeout(300)  # far more than it takes on a machine that does nothing else
+pytestmark = pytest.mark.timeout(300)  # much longer than on an idle machine
 
 
 @pytest.fixture(scope="module")
-def both(ground_lab: Lab, wire: Wire) -> Both:
-    targets = {"services": tuple(str(ground_lab.truth[name].ipv4) for name in NAMES)}
+def both(prepared_lab: Lab, wire: Wire) -> Both:
+    targets = {"services": tuple(str(prepared_lab.truth[name].ipv4) for name in NAMES)}
     commands = [(*argv, *targets.get(name, ())) for name, argv in SCANS.items()]
 
-    def run(made: Cell) -> dict[str, str]:
+    def run(made: AttackRunner) -> dict[str, str]:
         done = made.run(commands, seconds=40)
         assert done.codes == [0] * len(commands), done.codes
-        assert not done.drops, f"a scan in scope met the guard: {done.drops}"
+        assert not done.drops, f"expected the guard to drop nothing, found {done.drops}"
         return dict(zip(SCANS, done.outputs, strict=True))
 
-    with cell(ground_lab, "bare") as bare, cell(ground_lab, "guarded") as guarded, ThreadPoolExecutor(2) as pool:
+    with (
+        attack_runner(prepared_lab, "bare") as bare,
+        attack_runner(prepared_lab, "guarded") as guarded,
+        ThreadPoolExecutor(2) as pool,
+    ):
         wire.reset()
         first, second = pool.map(run, (bare, guarded))
         return Both(first, second, wire.read())
 
 
 def hosts_of(document: str) -> list[Host]:
-    """The hosts of nmap's XML, read without this project's parser."""
+    """The hosts in nmap's XML, parsed without this project's parser."""
     return [_host(element) for element in ET.fromstring(document).iter("host")]  # noqa: S314 - local nmap's output
 
 
 _REASONS = {
     "arp-response": "arp-response",
     "nd-response": "nd-response",
-    # Of the probes that a routed host is sent at once, the one that is answered first is named.
+    # nmap sends several probes to a routed host and names the one that was answered first.
     **dict.fromkeys(("echo-reply", "timestamp-reply", "syn-ack", "reset", "conn-refused"), "answered"),
     **{word: word for word in ("no-response", "localhost-response", "user-set")},
 }
-"""Why a host is up, as far as it is the same each time."""
+"""Reasons why a host is up, with those that can vary replaced by one."""
 
 
 def facts(document: str) -> list[tuple[object, ...]]:
-    """Every fact of a scan that may not differ: addresses, MACs, states, reasons, ports, services, hops."""
+    """Everything in a scan's result that must not differ: addresses, states, reasons, ports, services, hops."""
     found: list[tuple[object, ...]] = []
     for host in ET.fromstring(document).iter("host"):  # noqa: S314 - local nmap's output
         addresses = tuple(sorted(a.get("addr", "") for a in host.iter("address")))
@@ -100,42 +104,42 @@ def facts(document: str) -> list[tuple[object, ...]]:
 
 
 @pytest.mark.parametrize("name", SCANS)
-def test_a_guarded_scan_says_what_an_unguarded_one_says(both: Both, name: str) -> None:
+def test_a_guarded_scan_finds_the_same_as_an_unguarded_one(both: Both, name: str) -> None:
     ours, raw = facts(both.guarded[name]), facts(both.raw[name])
-    assert raw, "the control found nothing"
+    assert raw, "expected the unguarded scan to find hosts, found none"
     assert ours == raw
 
 
-def test_open_ports_and_versions_are_the_truth(both: Both, ground_lab: Lab) -> None:
-    addresses = [str(ground_lab.truth[name].ipv4) for name in NAMES]
+def test_open_ports_and_versions_are_correct(both: Both, prepared_lab: Lab) -> None:
+    addresses = [str(prepared_lab.truth[name].ipv4) for name in NAMES]
     assert_true(
-        ground_lab.truth, hosts_of(both.guarded["services"]), addresses=addresses, tested=SERVICES, services=True
+        prepared_lab.truth, hosts_of(both.guarded["services"]), addresses=addresses, tested=SERVICES, services=True
     )
 
 
-def test_neighbours_are_found_by_arp_with_their_hardware_addresses(both: Both, ground_lab: Lab) -> None:
-    document = ET.fromstring(both.guarded["neighbours"])  # noqa: S314 - local nmap's output
+def test_neighbors_are_found_by_arp_with_their_mac_addresses(both: Both, prepared_lab: Lab) -> None:
+    document = ET.fromstring(both.guarded["neighbors"])  # noqa: S314 - local nmap's output
     seen = {
         host.findall("address")[0].get("addr"): (host.findall("address")[-1].get("addr", "").lower(), _reason(host))
         for host in document.iter("host")
     }
     expected = {
         address: (host.mac, "arp-response")
-        for host in ground_lab.truth.hosts.values()
+        for host in prepared_lab.truth.hosts.values()
         for address in host.addresses
-        if ":" not in address and ground.inside(address)
+        if ":" not in address and lab_scope.in_scope(address)
     }
     assert seen == expected
 
 
-def test_the_routed_fleet_is_found_whole(both: Both, ground_lab: Lab) -> None:
-    assert missing_hosts(ground_lab.truth, hosts_of(both.guarded["fleet"]), FLEET) == missing_hosts(
-        ground_lab.truth, hosts_of(both.raw["fleet"]), FLEET
+def test_the_routed_fleet_is_found_completely(both: Both, prepared_lab: Lab) -> None:
+    assert missing_hosts(prepared_lab.truth, hosts_of(both.guarded["fleet"]), FLEET) == missing_hosts(
+        prepared_lab.truth, hosts_of(both.raw["fleet"]), FLEET
     )
 
 
-def test_and_nothing_left_the_scope(both: Both) -> None:
-    both.traffic.assert_held(at_least=2000)
+def test_no_frame_was_out_of_scope(both: Both) -> None:
+    both.traffic.assert_in_scope(at_least=2000)
 
 
 def _reason(host: ET.Element) -> str:

@@ -1,4 +1,4 @@
-"""Whoever has a raw socket inside the guard tries everything a frame can be; what comes out is judged on the wire."""
+"""A process with a raw socket sends every kind of frame through the guard; each frame that leaves is checked."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from ipaddress import IPv4Network
 
 import pytest
 
-from mcp_server.netguard.filter import confine
-from mcp_server.netguard.rules import update
+from mcp_server.netguard.ruleset import update
+from mcp_server.netguard.syscall_filter import restrict_raw_sockets
 from mcp_server.scope.guard_sets import GuardSets
-from tests.containment import frames, guard_stage
+from tests.containment import frames, guarded_link
 from tests.containment.frames import (
     ARP,
     EXCLUDED4,
@@ -38,86 +38,96 @@ from tests.containment.frames import (
     ipv6,
     udp,
 )
-from tests.containment.guard_stage import LINK, SETS, Stage, ip, judge, send_ring, send_vnet, send_xdp, unguard
+from tests.containment.guarded_link import (
+    LINK,
+    SETS,
+    GuardedLink,
+    fault_of,
+    ip,
+    remove_guard,
+    send_ring,
+    send_vnet,
+    send_xdp,
+)
 
-# What a sender may say its frame is, whatever stands in it: the kernel takes the word of a packet socket.
+# Protocols that a packet socket can claim. The kernel believes it, whatever the frame contains.
 CLAIMS = (0, IPV4, IPV6, ARP, 0x0001, 0x0003, 0x0004, 0x8100, 0x88A8, 0x6558, 0x8847, 0x8863)
 
 
 @pytest.fixture
-def stage() -> Iterator[Stage]:
-    made = Stage()
+def guarded() -> Iterator[GuardedLink]:
+    made = GuardedLink()
     yield made
     made.close()
 
 
-def emit(stage: Stage, sends: Iterable[Callable[[], None]]) -> list[bytes]:
-    """What came out; a drop is told to some senders as an error."""
-    heard = []
-    with stage.inside.inside():
+def emit(guarded: GuardedLink, sends: Iterable[Callable[[], None]]) -> list[bytes]:
+    """Send frames and return those that left the guarded device. Some senders get an error for a dropped frame."""
+    arrived_frames = []
+    with guarded.inside.inside():
         for send in sends:
             with suppress(OSError):
                 send()
-            heard += stage.heard()
-    return heard + stage.settled()
+            arrived_frames += guarded.arrived()
+    return arrived_frames + guarded.remaining()
 
 
-def escapes(heard: list[bytes]) -> list[str]:
-    return [f"{judge(frame)}: {frame.hex()}" for frame in heard if judge(frame)]
+def escapes(arrived_frames: list[bytes]) -> list[str]:
+    return [f"{fault_of(frame)}: {frame.hex()}" for frame in arrived_frames if fault_of(frame)]
 
 
-def in_every_way(stage: Stage, all_frames: Iterable[bytes]) -> list[Callable[[], None]]:
+def in_every_way(guarded: GuardedLink, all_frames: Iterable[bytes]) -> list[Callable[[], None]]:
     return [
-        partial(stage.sender.send, frame, claimed=claim, bypass=bypass)
+        partial(guarded.sender.send, frame, claimed=claim, bypass=bypass)
         for frame in all_frames
         for claim in CLAIMS
         for bypass in (False, True)
     ]
 
 
-def test_no_frame_outside_the_scope_leaves_whatever_it_is_said_to_be(stage: Stage) -> None:
+def test_no_frame_outside_the_scope_leaves_whatever_protocol_it_claims(guarded: GuardedLink) -> None:
     forbidden, allowed = forbidden_frames(), allowed_frames()
-    attacks = in_every_way(stage, forbidden.values())
+    attacks = in_every_way(guarded, forbidden.values())
     assert len(attacks) > 2500
-    before = stage.nft.read()
+    before = guarded.nft.read()
 
-    assert emit(stage, attacks) == []
+    assert emit(guarded, attacks) == []
 
-    after = stage.nft.read()
-    # A few are what kernels send unasked, or too odd for a packet socket; the counters saw the others.
+    after = guarded.nft.read()
+    # Some frames count as a kernel's own, and a packet socket refuses a few. The rest was counted as dropped.
     assert after.dropped - before.dropped > 0.9 * len(attacks)
     assert after.passed == before.passed
-    arrived = Counter(emit(stage, in_every_way(stage, allowed.values())))
-    # Past the queue the kernel marks where a frame begins only for one without a claim (0, ETH_P_ALL); what is not
-    # marked cannot be read, and is dropped.
+    arrived = Counter(emit(guarded, in_every_way(guarded, allowed.values())))
+    # If a frame bypasses the queue, the kernel records its start only for the protocols 0 and ETH_P_ALL. Without that,
+    # the ruleset cannot read the frame and drops it.
     assert {name: arrived[frame] for name, frame in allowed.items()} == dict.fromkeys(allowed, len(CLAIMS) + 2)
     assert escapes(list(arrived)) == []
 
-    unguard(stage.nft)
-    loose = emit(stage, in_every_way(stage, forbidden.values()))
-    # A receiver takes a VLAN tag out of the frame.
+    remove_guard(guarded.nft)
+    loose = emit(guarded, in_every_way(guarded, forbidden.values()))
+    # The receiving kernel removes VLAN tags from a frame.
     tails = {name: frame[18:] if "VLAN" in name or name == "QinQ" else frame for name, frame in forbidden.items()}
-    blind = {name for name, tail in tails.items() if not any(frame.endswith(tail) for frame in loose)}
-    assert blind == set()
+    unseen = {name for name, tail in tails.items() if not any(frame.endswith(tail) for frame in loose)}
+    assert unseen == set(), f"expected all frames to arrive without the guard, found none of {unseen}"
 
 
-def test_frames_whose_head_the_kernel_makes(stage: Stage) -> None:
+def test_packets_with_a_link_header_from_the_kernel_stay_in_scope(guarded: GuardedLink) -> None:
     near = ipv4(INSIDE4, udp())
     sends = [
-        partial(stage.sender.send_cooked, content, claim, to)
+        partial(guarded.sender.send_cooked, content, claim, to)
         for content in (near, ipv4(OUTSIDE4, udp()), ipv6(OUTSIDE6, udp()), frames.arp(OUTSIDE4))
         for claim in CLAIMS
         for to in (frames.HOST_MAC, frames.EVERYONE, b"", b"\1\2")
     ]
-    heard = emit(stage, sends)
-    assert escapes(heard) == []
-    assert ethernet(IPV4, near) in heard
-    unguard(stage.nft)
-    assert len(escapes(emit(stage, sends))) > len(sends) // 2
+    arrived_frames = emit(guarded, sends)
+    assert escapes(arrived_frames) == []
+    assert ethernet(IPV4, near) in arrived_frames
+    remove_guard(guarded.nft)
+    assert len(escapes(emit(guarded, sends))) > len(sends) // 2
 
 
 def kernel_senders() -> dict[str, Callable[[], None]]:  # noqa: C901 - one small function for each kind of socket
-    """Sockets of the internet families: what they send goes through routing and neighbour lookup."""
+    """Return functions that send through ordinary and raw IP sockets, so that the kernel routes the packets."""
 
     def datagram(target: str, family: int = socket.AF_INET, **options: int) -> None:
         with socket.socket(family, socket.SOCK_DGRAM) as sender:
@@ -170,7 +180,7 @@ def kernel_senders() -> dict[str, Callable[[], None]]:  # noqa: C901 - one small
         "multicast 6": lambda: datagram("ff02::1%g0", socket.AF_INET6),
         "own header": lambda: own_header(ipv4(OUTSIDE4, udp()), OUTSIDE4),
         "own header, routed by another address": lambda: own_header(ipv4(OUTSIDE4, udp()), INSIDE4),
-        "own header, another's source": lambda: own_header(ipv4(INSIDE4, udp(), source="10.77.1.9"), INSIDE4),
+        "own header, foreign source": lambda: own_header(ipv4(INSIDE4, udp(), source="10.77.1.9"), INSIDE4),
         "own header 6": lambda: own_header6(ipv6(OUTSIDE6, udp()), INSIDE6),
         "transparent": lambda: spoofed("10.77.1.9", INSIDE4),
         "source route": lambda: routed(INSIDE4, route),
@@ -181,23 +191,24 @@ def kernel_senders() -> dict[str, Callable[[], None]]:  # noqa: C901 - one small
     }
 
 
-def test_what_sockets_send_through_the_kernel(stage: Stage) -> None:
-    assert escapes(emit(stage, kernel_senders().values())) == []
-    unguard(stage.nft)
-    with stage.inside.inside():
-        ip("neigh flush dev g0")  # a neighbour that is being looked for is not looked for again
-    seen = {name for name, send in kernel_senders().items() if escapes(emit(stage, [send]))}
-    assert set(kernel_senders()) - seen == set(), "the tap is blind to these"
+def test_packets_of_ip_sockets_stay_in_scope(guarded: GuardedLink) -> None:
+    assert escapes(emit(guarded, kernel_senders().values())) == []
+    remove_guard(guarded.nft)
+    with guarded.inside.inside():
+        ip("neigh flush dev g0")  # the kernel does not repeat a lookup that is in progress
+    seen = {name for name, send in kernel_senders().items() if escapes(emit(guarded, [send]))}
+    unseen = set(kernel_senders()) - seen
+    assert unseen == set(), f"expected all packets to arrive without the guard, found none of {unseen}"
 
 
-def test_tools_inside_the_scope_work(stage: Stage) -> None:
-    """Real neighbours, real connections, and nothing counted against anybody."""
-    with stage.outside.inside():
+def test_scans_and_connections_in_scope_work(guarded: GuardedLink) -> None:
+    """Neighbor discovery, connections and scans work, and nothing is counted as dropped."""
+    with guarded.outside.inside():
         listeners = [
             socket.create_server((INSIDE4, 8080)),
             socket.create_server((INSIDE6, 8080), family=socket.AF_INET6),
         ]
-    with stage.inside.inside():
+    with guarded.inside.inside():
         for address in (INSIDE4, INSIDE6):
             socket.create_connection((address, 8080), timeout=3).close()
         scan = ["nmap", "-n", "-sS", "-p", "8080,8081", INSIDE4]
@@ -209,38 +220,38 @@ def test_tools_inside_the_scope_work(stage: Stage) -> None:
     assert "8081/tcp closed" in done.stdout
     assert "8080/tcp open" in scan6.stdout
     assert f"MAC Address: {frames.text(frames.HOST_MAC).upper()}" in done.stdout
-    assert escapes(stage.settled()) == []
-    assert {name: n for name, n in stage.nft.read().drops.items() if n} == proof_drops()
+    assert escapes(guarded.remaining()) == []
+    assert {name: n for name, n in guarded.nft.read().drops.items() if n} == self_test_drops()
 
 
-def proof_drops() -> dict[str, int]:
-    """What the canary itself had dropped."""
+def self_test_drops() -> dict[str, int]:
+    """The drops that the self-test caused."""
     return {"target4": 2, "excluded4": 1, "arp_target": 1, "target6": 1, "excluded6": 1}
 
 
-def test_nobody_outside_the_scope_gets_an_answer(stage: Stage) -> None:
-    """A kernel that answers a stranger would send out of the scope, and count as a tool's attempt."""
-    before = stage.nft.read()
-    unknown_caller = bytes.fromhex("024d000000ee")
+def test_the_kernel_answers_no_host_outside_the_scope(guarded: GuardedLink) -> None:
+    """An answer would leave the scope and would be counted as a tool's frame."""
+    before = guarded.nft.read()
+    foreign_mac = bytes.fromhex("024d000000ee")
 
     def receive(frame: bytes) -> list[bytes]:
-        with stage.outside.inside(), socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as sender:
+        with guarded.outside.inside(), socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as sender:
             sender.sendto(frame, ("p0", 0))
-        return stage.settled()
+        return guarded.remaining()
 
-    def to_us(kind: int, content: bytes, to: bytes = frames.MAC) -> bytes:
-        return ethernet(kind, content, to=to, source=unknown_caller)
+    def to_guarded(kind: int, content: bytes, to: bytes = frames.MAC) -> bytes:
+        return ethernet(kind, content, to=to, source=foreign_mac)
 
-    asking = to_us(ARP, frames.arp(OWN4, sender="10.77.1.77", mac=unknown_caller), frames.EVERYONE)
-    failed_authentications = {
-        "SYN": to_us(IPV4, ipv4(OWN4, frames.tcp(), source=OUTSIDE4, protocol=6)),
-        "datagram": to_us(IPV4, ipv4(OWN4, udp(), source=OUTSIDE4)),
-        "ping": to_us(IPV4, ipv4(OWN4, frames.icmp(), source=OUTSIDE4, protocol=1)),
-        "excluded": to_us(IPV4, ipv4(OWN4, frames.icmp(), source=EXCLUDED4, protocol=1)),
-        "resolver's ping": to_us(IPV4, ipv4(OWN4, frames.icmp(), source=frames.RESOLVER4, protocol=1)),
-        "ARP": asking,
-        "SYN 6": to_us(IPV6, ipv6(OWN6, frames.tcp(), source=OUTSIDE6, following=6)),
-        "MLD query": to_us(
+    request = to_guarded(ARP, frames.arp(OWN4, sender="10.77.1.77", mac=foreign_mac), frames.EVERYONE)
+    received_frames = {
+        "SYN": to_guarded(IPV4, ipv4(OWN4, frames.tcp(), source=OUTSIDE4, protocol=6)),
+        "datagram": to_guarded(IPV4, ipv4(OWN4, udp(), source=OUTSIDE4)),
+        "ping": to_guarded(IPV4, ipv4(OWN4, frames.icmp(), source=OUTSIDE4, protocol=1)),
+        "excluded": to_guarded(IPV4, ipv4(OWN4, frames.icmp(), source=EXCLUDED4, protocol=1)),
+        "resolver's ping": to_guarded(IPV4, ipv4(OWN4, frames.icmp(), source=frames.RESOLVER4, protocol=1)),
+        "ARP": request,
+        "SYN 6": to_guarded(IPV6, ipv6(OWN6, frames.tcp(), source=OUTSIDE6, following=6)),
+        "MLD query": to_guarded(
             IPV6,
             ipv6(
                 "ff02::1", b"\x3a\0\5\2\0\0\1\0" + frames.icmp(130) + bytes(20), source="fe80::bad", following=0, hops=1
@@ -248,20 +259,22 @@ def test_nobody_outside_the_scope_gets_an_answer(stage: Stage) -> None:
             bytes.fromhex("333300000001"),
         ),
     }
-    assert {name: receive(frame) for name, frame in failed_authentications.items()} == {
-        name: [] for name in failed_authentications
-    }
-    assert stage.nft.read().drops == before.drops
+    assert {name: receive(frame) for name, frame in received_frames.items()} == {name: [] for name in received_frames}
+    assert guarded.nft.read().drops == before.drops
 
-    # A router speaks by its link-local address, which no policy names: it is answered, for a while.
+    # A router uses its link-local address, which no policy contains. Its solicitations are answered.
     local = "fe80::4d:a"
-    question = frames.neighbour(135, OWN6, mac=unknown_caller)
-    question = ipv6(
-        OWN6, question[:2] + icmp6_sum(local, OWN6, question) + question[4:], source=local, following=58, hops=255
+    solicitation = frames.neighbor(135, OWN6, mac=foreign_mac)
+    solicitation = ipv6(
+        OWN6,
+        solicitation[:2] + icmp6_sum(local, OWN6, solicitation) + solicitation[4:],
+        source=local,
+        following=58,
+        hops=255,
     )
-    answers = receive(to_us(IPV6, question))
+    answers = receive(to_guarded(IPV6, solicitation))
     assert [frame[54] for frame in answers if frame[12:14] == b"\x86\xdd"] == [136]
-    assert stage.nft.read().drops == before.drops
+    assert guarded.nft.read().drops == before.drops
 
 
 def icmp6_sum(source: str, target: str, body: bytes) -> bytes:
@@ -282,20 +295,20 @@ def beyond_the_hook() -> dict[str, Callable[[], None]]:
 
 
 @pytest.mark.parametrize("name", list(beyond_the_hook()))
-def test_the_ways_past_the_hook_are_closed_by_the_filter(stage: Stage, name: str) -> None:
-    """Each of them works without the guard, and cannot be begun by a process that is confined."""
-    with stage.inside.inside():
-        guard_stage.resolve_checksums("g0")
+def test_the_system_call_filter_closes_the_ways_past_the_hook(guarded: GuardedLink, name: str) -> None:
+    """Each works without the guard. A process with the filter cannot even open the socket for it."""
+    with guarded.inside.inside():
+        guarded_link.resolve_checksums("g0")
     send = beyond_the_hook()[name]
 
-    def attempt(*, confined: bool) -> int:
+    def attempt(*, filtered: bool) -> int:
         child = os.fork()
         if child == 0:
             status = 70
             try:
-                assert guard_stage._libc.setns(stage.inside.descriptor, guard_stage.CLONE_NEWNET) == 0
-                if confined:
-                    confine()
+                assert guarded_link._libc.setns(guarded.inside.descriptor, guarded_link.CLONE_NEWNET) == 0
+                if filtered:
+                    restrict_raw_sockets()
                 send()
                 status = 0
             except PermissionError:
@@ -306,15 +319,15 @@ def test_the_ways_past_the_hook_are_closed_by_the_filter(stage: Stage, name: str
                 os._exit(status)
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
-    assert attempt(confined=True) == 13
-    assert stage.settled() == []
-    unguard(stage.nft)
-    assert attempt(confined=False) == 0
-    assert escapes(stage.settled()), "the way does not work even without a guard"
+    assert attempt(filtered=True) == 13
+    assert guarded.remaining() == []
+    remove_guard(guarded.nft)
+    assert attempt(filtered=False) == 0
+    assert escapes(guarded.remaining()), "expected the frame to arrive without the guard, found none"
 
 
-def test_a_swap_of_the_sets_leaks_nothing_and_holds_nothing_back(stage: Stage) -> None:
-    """Two policies in turn, under a flood: what both allow always passes, what neither allows never does."""
+def test_updating_the_sets_under_load_leaks_and_delays_no_frame(guarded: GuardedLink) -> None:
+    """Two policies are loaded in turn. Frames that both allow always pass, and frames that neither allows never do."""
     other = GuardSets(
         allow4=(IPv4Network("10.77.1.0/28"), IPv4Network("10.77.2.0/24")),
         exclude4=(IPv4Network(f"{OUTSIDE4}/32"), IPv4Network("10.77.1.5")),
@@ -325,8 +338,8 @@ def test_a_swap_of_the_sets_leaks_nothing_and_holds_nothing_back(stage: Stage) -
     sent = {"near": 0, "far": 0}
     refused: list[OSError] = []
 
-    def flood() -> None:
-        with stage.inside.inside():
+    def send_all_the_time() -> None:
+        with guarded.inside.inside():
             sender = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
         with sender:
             sender.bind((device, IPV4))
@@ -342,22 +355,22 @@ def test_a_swap_of_the_sets_leaks_nothing_and_holds_nothing_back(stage: Stage) -
                     sent["far"] += 1
 
     device = LINK.device
-    thread = threading.Thread(target=flood)
+    thread = threading.Thread(target=send_all_the_time)
     thread.start()
     arrived = {near: 0}
-    swaps, deadline = 0, time.monotonic() + 4
+    updates, deadline = 0, time.monotonic() + 4
     try:
         while time.monotonic() < deadline:
-            stage.nft.run(update(other if swaps % 2 == 0 else SETS, LINK))
-            swaps += 1
-            for frame in stage.heard():
+            guarded.nft.run(update(other if updates % 2 == 0 else SETS))
+            updates += 1
+            for frame in guarded.arrived():
                 arrived[frame] = arrived.get(frame, 0) + 1
     finally:
         stop.set()
         thread.join()
-    for frame in stage.settled():
+    for frame in guarded.remaining():
         arrived[frame] = arrived.get(frame, 0) + 1
-    assert swaps > 50
+    assert updates > 50
     assert sent["far"] > 5000
     assert refused == []
     assert escapes(list(arrived)) == []

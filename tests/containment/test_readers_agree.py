@@ -1,7 +1,7 @@
-"""Whatever the target reader accepts, the programs behind the tools read as the same addresses.
+"""The programs read every target that the target reader accepts as the same addresses.
 
-nmap and masscan list targets without sending (``-sL``); fping has no such mode, so that all of them run in a network
-namespace without a device that is up, where nothing can be sent. getaddrinfo reads numbers only.
+nmap and masscan can list targets without sending (``-sL``), but fping cannot. So all of them run in a network namespace
+whose devices are down, where nothing can be sent. getaddrinfo is called for numeric addresses only.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ Address = IPv4Address | IPv6Address
 
 RFC1918: Final = tuple(map(ip_network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")))
 LARGEST: Final = 256
-"""Addresses of a network that the programs are asked to list."""
+"""The largest number of addresses in a network that the programs must list."""
 _TIMEOUT: Final = 20.0
 
 
-def alone(*argv: str) -> subprocess.CompletedProcess[str]:
-    """Run a program where it can send nothing."""
+def run_offline(*argv: str) -> subprocess.CompletedProcess[str]:
+    """Run a program in a network namespace from which it can send nothing."""
     return subprocess.run(
         [binary("unshare"), "--net", "--map-root-user", "--", *argv],
         stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_TIMEOUT, check=False,
@@ -40,20 +40,20 @@ def alone(*argv: str) -> subprocess.CompletedProcess[str]:
 
 
 def nmap_reads(texts: list[str], *options: str) -> list[Address]:
-    done = alone(binary("nmap"), "-n", "-sL", *options, "--", *texts)
+    done = run_offline(binary("nmap"), "-n", "-sL", *options, "--", *texts)
     assert done.returncode == 0, done.stderr
     assert "QUITTING" not in done.stderr
     return [ip_address(text) for text in re.findall(r"^Nmap scan report for (\S+)$", done.stdout, re.MULTILINE)]
 
 
 def masscan_reads(texts: list[str]) -> list[Address]:
-    done = alone(binary("masscan"), "-sL", *texts)
+    done = run_offline(binary("masscan"), "-sL", *texts)
     assert done.returncode == 0, done.stderr
     return sorted(map(IPv4Address, done.stdout.split()))
 
 
 def fping_reads(texts: list[str], *options: str) -> list[Address]:
-    done = alone(binary("fping"), "-A", "-r0", "-t50", "-i1", *options, *texts)
+    done = run_offline(binary("fping"), "-A", "-r0", "-t50", "-i1", *options, *texts)
     return [ip_address(text) for text in re.findall(r"^(\S+) is (?:unreachable|alive)$", done.stdout, re.MULTILINE)]
 
 
@@ -66,12 +66,12 @@ def getaddrinfo_reads(text: str) -> list[Address]:
 
 
 def members(network: Network) -> list[Address]:
-    """Every address of a network, its first and last too."""
+    """Every address of a network, including the first and the last."""
     return [network[offset] for offset in range(network.num_addresses)]
 
 
-class Tally:
-    """How many texts the reader took and refused."""
+class ReaderCounter:
+    """Counts the texts that the reader accepts and refuses."""
 
     def __init__(self) -> None:
         self.accepted = self.refused = self.names = 0
@@ -87,15 +87,15 @@ class Tally:
         return parsed
 
     def check(self) -> None:
-        """Neither side may be rare, or the property says little."""
+        """Check that enough texts were accepted and refused for the test to be meaningful."""
         total = self.accepted + self.refused
         assert total >= 1000
-        assert self.accepted >= 0.2 * total, f"{self.accepted} of {total} accepted"
-        assert self.refused >= 0.2 * total, f"{self.refused} of {total} refused"
-        assert self.names >= 0.02 * total, f"{self.names} names of {total}"
+        assert self.accepted >= 0.2 * total, f"expected 20 % accepted, found {self.accepted} of {total}"
+        assert self.refused >= 0.2 * total, f"expected 20 % refused, found {self.refused} of {total}"
+        assert self.names >= 0.02 * total, f"expected 2 % names, found {self.names} of {total}"
 
 
-# In scope and out of it, valid, nearly valid, and every notation that some parser takes.
+# Addresses in scope and outside, valid and nearly valid, and every notation that some parser accepts.
 _BYTE = st.integers(0, 255)
 _V4 = st.one_of(
     st.builds("10.{}.{}.{}".format, _BYTE, _BYTE, _BYTE),
@@ -160,7 +160,7 @@ _TEXT = st.integers(0, len(_KINDS) - 1).flatmap(_KINDS.__getitem__)
 
 
 def small(parsed: Iterable[tuple[str, ParsedTarget]], version: int) -> list[tuple[str, Network]]:
-    """The accepted texts of a version with the networks they mean, but for those too large to list."""
+    """The accepted texts of an IP version with their networks, without networks that are too large to list."""
     return [
         (text, target.network)
         for text, target in parsed
@@ -168,14 +168,14 @@ def small(parsed: Iterable[tuple[str, ParsedTarget]], version: int) -> list[tupl
     ]
 
 
-def check(texts: list[str], tally: Tally) -> None:
-    """All programs read what was accepted as the reader does: the caller's text, and the one that is handed on."""
-    parsed = [(text, target) for text in texts if (target := tally.read(text)) is not None]
+def check(texts: list[str], counter: ReaderCounter) -> None:
+    """Check that all programs read the caller's text and the canonical one as the reader does."""
+    parsed = [(text, target) for text in texts if (target := counter.read(text)) is not None]
     for text, target in parsed:
         if target.network is None:
             assert target.name is not None
             for spelling in (text, target.canonical):
-                assert getaddrinfo_reads(spelling) == [], f"{spelling!r} is a name here and a number elsewhere"
+                assert getaddrinfo_reads(spelling) == [], f"expected the name {spelling!r} not to be read as a number"
         elif target.network.num_addresses == 1:
             for spelling in (text.partition("/")[0], target.canonical):
                 assert getaddrinfo_reads(spelling) == [target.network[0]], spelling
@@ -189,7 +189,7 @@ def check(texts: list[str], tally: Tally) -> None:
 
 
 def check_numbers(chosen: list[tuple[str, Network]], options: tuple[str, ...]) -> None:
-    """nmap, fping and masscan list exactly the addresses of the networks, which are of one version."""
+    """Check that nmap, fping and masscan list exactly the addresses of networks of one IP version."""
     expected = [address for _, network in chosen for address in members(network)]
     spelled = [canonical(network) for _, network in chosen]
     for spellings in ([text for text, _ in chosen], spelled):
@@ -198,17 +198,17 @@ def check_numbers(chosen: list[tuple[str, Network]], options: tuple[str, ...]) -
     if single:
         assert fping_reads([canonical(network) for network in single]) == [network[0] for network in single]
     if not options:
-        # masscan merges what overlaps, and has no list of IPv6 targets.
+        # masscan merges overlapping networks and cannot list IPv6 targets.
         assert sorted(set(masscan_reads(spelled))) == sorted(set(expected))
 
 
 def canonical(network: Network) -> str:
-    """What is handed on for a network."""
+    """The canonical text of a network, as the programs get it."""
     return ParsedTarget("", network=network).canonical
 
 
-def test_every_program_reads_what_is_accepted_as_the_same_addresses() -> None:
-    tally = Tally()
+def test_every_program_reads_accepted_targets_as_the_same_addresses() -> None:
+    counter = ReaderCounter()
 
     @settings(
         max_examples=25,
@@ -217,15 +217,15 @@ def test_every_program_reads_what_is_accepted_as_the_same_addresses() -> None:
     )
     @given(st.lists(_TEXT, min_size=40, max_size=60))
     def agree(texts: list[str]) -> None:
-        check(texts, tally)
+        check(texts, counter)
 
     agree()
-    tally.check()
+    counter.check()
 
 
 @pytest.mark.parametrize("network", ["10.77.1.0/24", "10.0.0.4/30", "192.168.7.6/31", "172.16.0.1/32"])
-def test_fping_makes_the_same_addresses_of_a_network(network: str) -> None:
-    """It leaves out the first and the last of a network, and never adds one."""
+def test_fping_reads_a_network_as_the_same_addresses(network: str) -> None:
+    """It leaves out the first and the last address of a network, and never adds one."""
     parsed = read_target(network)
     assert parsed.network is not None
     found = fping_reads([str(parsed.network)], "-g")
@@ -234,14 +234,14 @@ def test_fping_makes_the_same_addresses_of_a_network(network: str) -> None:
 
 
 @pytest.mark.parametrize("network", ["10.0.0.0/20", "10.77.0.0/19"])
-def test_a_large_network_is_read_whole_and_no_further(network: str) -> None:
+def test_a_large_network_is_read_exactly(network: str) -> None:
     expected = members(ip_network(network))
     assert nmap_reads([network]) == expected
     assert masscan_reads([network]) == expected
 
 
-def test_the_programs_do_disagree_on_what_is_refused() -> None:
-    """Were these harmless, or the programs stricter than the reader, this file would test nothing."""
+def test_the_programs_disagree_on_texts_that_the_reader_refuses() -> None:
+    """This shows that the tests of this file can fail."""
     octal = "012.0115.1.012"
     assert nmap_reads([octal]) == [ip_address("12.115.1.12")]
     assert fping_reads([octal]) == [ip_address("10.77.1.10")]

@@ -1,7 +1,7 @@
-"""Tools without any check: the words of a call are the words of the program, and only the guard and sandbox stand.
+"""Tools without any check: the words of a call become the arguments of the program. Only guard and sandbox protect.
 
-A site's package (``TOOLS_PACKAGE``), and as bad a one as an owner could install. The target of a call is a pretext that
-is in scope, which keeps the rest of the road as it is.
+This is a package for ``TOOLS_PACKAGE``, and as insecure as one could be. The target of a call is only a pretext in
+scope, so that the pipeline accepts the call.
 """
 
 from __future__ import annotations
@@ -11,38 +11,36 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from mcp_server.base_tool import Command, Estimate, MCPBaseTool, ToolParameters
+from mcp_server.base_tool import Command, Estimate, MCPBaseTool, RunConditions, ToolParameters
 from mcp_server.model.run import Risk
 from mcp_server.model.target import Targets
-from mcp_server.tools.flags import Setting
 from tests.containment.escapes import SENDER
 
 _RESOLVING = ("/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf", "/etc/services", "/etc/protocols")
 
 
 class RawInput(ToolParameters):
-    """A pretext, and the words."""
+    """The target as a pretext, and the arguments of the program."""
 
     target: str
     words: Annotated[list[str], Field(max_length=500)]
 
 
 class RawNmapTool(MCPBaseTool):
-    """nmap as it comes."""
+    """nmap without checks."""
 
     command_name = "nmap"
-    description = "nmap, unchecked"
+    description = "nmap without checks"
     concurrency = 32
     parameters = RawInput
     risk = Risk.PROBE
     reads: ClassVar[Sequence[str]] = ("/usr/share/nmap", *_RESOLVING)
     limits_rate = True
 
-    def build_command(self, parameters: Any, targets: Targets, settings: tuple[Setting, ...]) -> Command:
+    def build_command(self, prepared: Any, targets: Targets, conditions: RunConditions) -> Command:
         """Give the words to the program."""
         return Command(
-            args=tuple(parameters.words),
-            risk=self.risk,
+            args=tuple(prepared.parameters.words),
             estimate=Estimate(addresses=targets.count),
             ok_returncodes=frozenset(range(256)),
             needs_raw_sockets=True,
@@ -50,19 +48,19 @@ class RawNmapTool(MCPBaseTool):
 
 
 class RawMasscanTool(RawNmapTool):
-    """masscan as it comes."""
+    """masscan without checks."""
 
     command_name = "masscan"
 
 
 class RawFpingTool(RawNmapTool):
-    """fping as it comes."""
+    """fping without checks."""
 
     command_name = "fping"
 
 
 class RawPythonTool(RawNmapTool):
-    """Any program at all: the system's Python."""
+    """The system's Python, which can do anything."""
 
     command_name = "python3.11"
     reads = (SENDER,)
@@ -78,4 +76,4 @@ TOOLS = {
     tool.command_name: tool.tool_name()
     for tool in (RawNmapTool, RawMasscanTool, RawFpingTool, RawPythonTool, RawBashTool)
 }
-"""Program to tool."""
+"""The tool names by program."""

@@ -1,7 +1,7 @@
-"""The wire outside of the server's namespace, counted twice: by nft on the router's port, and by a tap that reads.
+"""The wire outside the server's namespace. Its frames are counted twice: by nft on the router, and by a tap.
 
-nft loses nothing and shows nothing; the tap shows who did it. Both must have seen the same number of frames, so that
-neither can be blind.
+nft loses no frame but shows no details. The tap shows the faulty frames. Both must count the same number of frames,
+which shows that both work.
 """
 
 from __future__ import annotations
@@ -16,49 +16,53 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Self
 
-from tests.containment import ground
+from tests.containment import lab_scope
 from tests.lab.network.handle import Lab
 from tests.lab.network.programs import uncovered
 
 PORTS = ("scan", "scan2")
-"""Devices of the router that the scanner's namespace is joined to: its uplink, and a second one it may not use."""
+"""Devices of the router that are connected to the namespace ``scan``: its uplink, and a second one it may not use."""
 _SETTLE_SEC = 0.3
 _TAP = Path(__file__).with_name("tap.py")
 
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """What was on the wire: frames by kind, faults by reason, and nft's count of the same frames."""
+    """What was on the wire: allowed frames by kind, faulty ones by fault, and nft's counts of the same frames."""
 
-    rightly: dict[str, int]
+    allowed: dict[str, int]
     faults: dict[str, int]
-    wrong: int
+    faulty: int
     total: int
-    offenders: list[str] = field(repr=False)
+    samples: list[str] = field(repr=False)
     lost: int = 0
     counted: dict[str, int] = field(default_factory=dict)
 
     @property
     def scans(self) -> int:
-        """Frames that carry a probe or a conversation to an address in scope."""
-        return sum(self.rightly.get(kind, 0) for kind in ("tcp", "udp", "icmp", "icmp6"))
+        """Frames of scans to addresses in scope."""
+        return sum(self.allowed.get(kind, 0) for kind in ("tcp", "udp", "icmp", "icmp6"))
 
-    def check_eyes(self) -> None:
-        """The tap must have lost no frame, and nft must have counted as many."""
-        assert not self.lost, f"the tap lost {self.lost} frames"
-        assert self.counted["total"] == self.total, f"nft counted {self.counted['total']}, the tap {self.total} frames"
+    def check_instruments(self) -> None:
+        """Check that the tap lost no frame and that nft counted the same number of frames."""
+        assert not self.lost, f"expected the tap to lose no frames, found {self.lost}"
+        assert self.counted["total"] == self.total, (
+            f"expected equal counts, found nft {self.counted['total']} and tap {self.total}"
+        )
 
-    def assert_held(self, *, at_least: int) -> None:
-        """No frame out of scope, with ``at_least`` frames of scans in scope on the same wire."""
-        self.check_eyes()
-        assert not self.wrong, f"{self.wrong} frames out of scope: {self.faults}\n" + "\n".join(self.offenders)
+    def assert_in_scope(self, *, at_least: int) -> None:
+        """Check that no frame was out of scope, and that there were ``at_least`` frames of scans in scope."""
+        self.check_instruments()
+        assert not self.faulty, f"expected no frames out of scope, found {self.faulty}: {self.faults}\n" + "\n".join(
+            self.samples
+        )
         outside = {name: count for name, count in self.counted.items() if name != "total" and count}
-        assert not outside, f"nft counted frames out of scope: {outside}"
-        assert self.scans >= at_least, f"only {self.scans} frames of scans in scope: {self.rightly}; nothing was proved"
+        assert not outside, f"expected nft to count no frames out of scope, found {outside}"
+        assert self.scans >= at_least, f"expected {at_least} frames in scope, found {self.allowed}"
 
 
 class Wire:
-    """The tap and the counters, running."""
+    """The running tap and counters."""
 
     def __init__(self, lab: Lab, process: subprocess.Popen[str], stdin: IO[str], stdout: IO[str]) -> None:
         self._lab = lab
@@ -73,15 +77,15 @@ class Wire:
         return answer
 
     def reset(self) -> None:
-        """Forget what was seen so far, frames that are still under way included."""
+        """Reset all counts, after waiting for frames that are still on the wire."""
         time.sleep(_SETTLE_SEC)
         self._lab.run("r1", ["nft", "reset", "counters", "table", "netdev", "wire"])
         self._ask("reset")
 
     def read(self) -> Traffic:
-        """What was seen since the reset, once the wire has come to rest."""
+        """Return what was seen since the reset, after waiting for the last frames."""
         time.sleep(_SETTLE_SEC)
-        for _ in range(20):  # a frame between the two readings is no fault of either
+        for _ in range(20):  # a frame can arrive between the two readings
             counted = self._counters()
             seen = self._ask("read")
             if counted == self._counters():
@@ -96,14 +100,15 @@ class Wire:
     @classmethod
     @contextmanager
     def tap(cls, lab: Lab) -> Iterator[Self]:
-        """Watch both of the scanner's ports for as long as the block runs."""
+        """Watch both ports of the namespace ``scan`` for the length of a block."""
         lab.run("r1", ["nft", "-f", "-"], text_in=_counting_rules())
-        argv = lab.exec_argv("r1", [sys.executable, "-I", "-S", str(_TAP), json.dumps(ground.settings()), *PORTS])
+        argv = lab.exec_argv("r1", [sys.executable, "-I", "-S", str(_TAP), json.dumps(lab_scope.settings()), *PORTS])
         process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=uncovered(), text=True)
         assert process.stdin is not None
         assert process.stdout is not None
         try:
-            assert process.stdout.readline() == "ready\n"
+            line = process.stdout.readline()
+            assert line == "ready\n", f"expected the tap to start, found {line!r}"
             yield cls(lab, process, process.stdin, process.stdout)
         finally:
             process.stdin.close()
@@ -115,17 +120,17 @@ _SECOND_MACS = ("02:77:09:00:00:01", "02:77:09:00:00:02")
 
 
 def second_uplink(lab: Lab) -> None:
-    """Give the host another way out, with a route of its own: an escape by the wrong device is an escape too."""
+    """Give the host a second uplink with its own route, because using the wrong device is an escape too."""
     commands = [
         ("r1", f"link add scan2 address {_SECOND_MACS[0]} type veth peer name eth9 address {_SECOND_MACS[1]}"),
         ("r1", "link set scan2 up"),
         ("r1", "addr add 192.168.77.1/24 dev scan2"),
-        # Neither kernel has to ask the other, or to answer: what is seen there was sent on purpose.
+        # With static entries, the kernels send no neighbor discovery, so every frame there was sent by a tool.
         ("r1", f"neigh replace 192.168.77.2 lladdr {_SECOND_MACS[1]} nud permanent dev scan2"),
     ]
     for namespace, command in commands:
         lab.run(namespace, ["ip", *command.split()])
-    # veth ends are moved by process, as the lab's namespaces have names in its own mount namespace only.
+    # The device is moved by PID, because the names of the lab's namespaces exist only in the lab's mount namespace.
     mover = subprocess.Popen(lab.exec_argv("scan", ["sleep", "30"]))
     try:
         time.sleep(0.2)
@@ -145,17 +150,19 @@ def second_uplink(lab: Lab) -> None:
 
 def _counting_rules() -> str:
     four, six = (
-        ", ".join(net for net in ground.without_exclusions() if (":" in net) == is_six) for is_six in (False, True)
+        ", ".join(net for net in lab_scope.without_exclusions() if (":" in net) == is_six) for is_six in (False, True)
     )
-    link = ", ".join(address for address in (*ground.GATEWAYS, ground.RESOLVER, *ground.HOST) if ":" not in address)
-    near = f"{{ fe80::/10, {ground.GATEWAYS[1]} }}"
+    link = ", ".join(
+        address for address in (*lab_scope.GATEWAYS, lab_scope.RESOLVER, *lab_scope.HOST) if ":" not in address
+    )
+    near = f"{{ fe80::/10, {lab_scope.GATEWAYS[1]} }}"
     chains = "\n".join(
         f"""
   chain {port} {{
     type filter hook ingress device "{port}" priority -400; policy accept;
     counter name total
     ether type arp arp daddr ip != @four arp daddr ip != {{ {link} }} counter name arp_out
-    ether type ip ip daddr {ground.RESOLVER} meta l4proto {{ tcp, udp }} th dport 53 accept
+    ether type ip ip daddr {lab_scope.RESOLVER} meta l4proto {{ tcp, udp }} th dport 53 accept
     ether type ip ip daddr != @four counter name ip4_out
     ether type ip6 ip6 daddr != @six ip6 daddr != ff02::/16 ip6 daddr != {near} counter name ip6_out
     ether type != {{ arp, ip, ip6 }} counter name other_out

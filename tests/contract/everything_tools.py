@@ -1,6 +1,6 @@
 """The tools that the official conformance suite calls by name.
 
-What each must do stands in the suite itself (`conformance list`, and the description of each scenario).
+The suite describes what each tool must do (`conformance list`, and the description of each scenario).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ FIXTURES: dict[str, Fixture] = {}
 def fixture(
     description: str, *, schema: dict[str, Any] | None = None, name: str | None = None
 ) -> Callable[[Handler], Handler]:
-    """Register a tool under its function's name; ``schema`` is its whole input schema."""
+    """Register a tool under the name of its function; ``schema`` is its whole input schema."""
 
     def register(handler: Handler) -> Handler:
         tool_name = name or str(handler.__name__)
@@ -62,7 +62,7 @@ def text_result(text: str, *, is_error: bool = False) -> t.CallToolResult:
 
 
 def strings(*names: str) -> dict[str, Any]:
-    """The schema of an object with these required string properties."""
+    """Return the schema of an object with these required string properties."""
     return {"type": "object", "properties": {name: {"type": "string"} for name in names}, "required": list(names)}
 
 
@@ -262,7 +262,7 @@ def ask_model(question: str) -> t.CreateMessageRequest:
 
 
 def answered(params: t.InputResponseRequestParams, key: str, field: str) -> Any:
-    """What the user typed in ``field`` of the form ``key``; None where it is not there."""
+    """Return what the user entered in ``field`` of the form ``key``, or None if it is missing."""
     response = (params.input_responses or {}).get(key)
     return (response.content or {}).get(field) if isinstance(response, t.ElicitResult) else None
 
@@ -272,7 +272,7 @@ def seal(state: str) -> str:
 
 
 def unseal(sealed: str | None) -> str | None:
-    """The state of a request, None where there is none; a tampered one is an error."""
+    """Return the state of a request, or None if there is none; raise an error for a changed state."""
     if sealed is None:
         return None
     state = sealed.rpartition(".")[0]

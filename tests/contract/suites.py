@@ -1,4 +1,4 @@
-"""The conformance suites that are run, and what each must find; as a program it runs them and prints a summary."""
+"""The conformance suites, and how many checks of each must succeed. As a program it runs them and prints a summary."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ _TASKS = frozenset(
         "tasks-mrtr-composition",
     }
 )
-"""Scenarios of an optional extension, which the revision does not score."""
+"""Scenarios of an optional extension, which the protocol revision does not score."""
 
 
 @dataclass(frozen=True)
 class Suite:
-    """One run of the suite. ``checks`` is how many succeed at the version that is locked."""
+    """One run of the suite. ``checks`` is the number of checks that succeed with the locked version."""
 
     name: str
     options: tuple[str, ...]
@@ -48,8 +48,8 @@ SUITES = (
         "2025-11-25",
         ("--suite", "all", "--spec-version", "2025-11-25"),
         checks=81,
-        # Resuming a broken stream is a SHOULD. The SDK's event store is not told whose stream it keeps, so one client
-        # could be sent another's results; a run is kept by its id instead.
+        # Resuming a broken stream is a SHOULD. The event store of the SDK does not know the client of a stream, so one
+        # client could get the results of another. The server keeps runs by their id instead.
         may_warn=frozenset({"server-sse-polling"}),
     ),
     Suite("2025-06-18", ("--suite", "all", "--spec-version", "2025-06-18"), checks=56),
@@ -57,7 +57,7 @@ SUITES = (
 
 
 def scored_scenarios() -> set[str]:
-    """The server scenarios that the revision requires, from the suite's own frozen list."""
+    """Return the server scenarios that the protocol revision requires, from the suite's frozen list."""
     package = entry_point("conformance", "conformance").parents[1]
     requirements = yaml.safe_load((package / "requirements" / f"{REVISION}.yaml").read_text())
     return set(requirements["server"])

@@ -1,9 +1,8 @@
-"""What the conformance suite has for the authorization of a server: nothing yet, and this says when that changes.
+"""The conformance suite has no scenario for the authorization of a server; these tests fail when that changes.
 
-Its ``auth/…`` scenarios play a server and an issuer to a *client*; two more test an *authorization server*, which this
-project is not. None of its server scenarios sends a credential, and its ``server`` command cannot be given one. What a
-client of the specification needs of a resource server is shown with the SDK's own client instead, in
-tests/integration/test_identity.py.
+Its ``auth/…`` scenarios act as server and issuer for a *client*. Two more test an *authorization server*, which this
+project is not. None of its server scenarios sends a credential, and its ``server`` command has no option for one.
+tests/integration/test_identity.py tests with the SDK's own client what a client of the specification needs.
 """
 
 from __future__ import annotations
@@ -14,22 +13,22 @@ import subprocess
 from tests.support.mcp_node import NODE, entry_point
 
 
-def told(*words: str) -> str:
+def output_of(*words: str) -> str:
     script = entry_point("conformance", "conformance")
     done = subprocess.run([str(NODE), str(script), *words], capture_output=True, text=True, timeout=60, check=True)
     return done.stdout
 
 
 def scenarios() -> dict[str, list[str]]:
-    """Names of scenarios by what they test: server, client, authorization server."""
-    parts = re.split(r"^(\w[\w ]*) scenarios \(", told("list"), flags=re.MULTILINE)
+    """Return the names of scenarios by the part they test: server, client, authorization server."""
+    parts = re.split(r"^(\w[\w ]*) scenarios \(", output_of("list"), flags=re.MULTILINE)
     return {
         who.lower(): re.findall(r"^  - (\S+)", names, re.MULTILINE)
         for who, names in zip(parts[1::2], parts[2::2], strict=True)
     }
 
 
-def test_no_scenario_of_the_suite_concerns_the_authorization_of_a_server() -> None:
+def test_no_scenario_tests_the_authorization_of_a_server() -> None:
     found = scenarios()
     words = ("auth", "oauth", "token", "scope", "credential", "bearer")
     assert [name for name in found["server"] if any(word in name for word in words)] == []
@@ -38,6 +37,6 @@ def test_no_scenario_of_the_suite_concerns_the_authorization_of_a_server() -> No
 
 
 def test_the_suite_cannot_send_a_credential_to_a_server() -> None:
-    options = re.findall(r"^  (?:-\w, )?--([\w-]+)", told("server", "--help"), re.MULTILINE)
+    options = re.findall(r"^  (?:-\w, )?--([\w-]+)", output_of("server", "--help"), re.MULTILINE)
     assert "url" in options
     assert not {"header", "headers", "token", "auth", "authorization", "bearer"} & set(options)

@@ -1,7 +1,7 @@
-"""The connect guide, carried out: each command and file of docs/clients.md reaches a real server.
+"""The guide for clients: each command and file of docs/clients.md reaches a real server.
 
 Claude Code and the Inspector are the real programs. Claude Desktop, Cursor and VS Code have windows and cannot run
-here: what they would start is started from their file in the page, and what they would ask over HTTP is asked.
+here. The tests start the command of their file, or send the request that they would send over HTTP.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ def block_id(block: tuple[str, str]) -> str:
 
 
 def of_kind(language: str, interface: str) -> pytest.MarkDecorator:
-    """The page's blocks that start a command (stdio), or that name an address (http)."""
+    """Return the blocks of the page that start a command (stdio) or contain a URL (http)."""
     found = [block for block in BLOCKS if block[0] == language and ("http://" in block[1]) == (interface == "http")]
     assert found
     return pytest.mark.parametrize("block", found, ids=block_id)
 
 
 def servers(text: str) -> dict[str, Any]:
-    """The servers of a client's file: under ``servers`` in VS Code, under ``mcpServers`` elsewhere."""
+    """Return the servers in the file of a client: under ``servers`` in VS Code, otherwise under ``mcpServers``."""
     document = json.loads(text)
     found: dict[str, Any] = document.get("mcpServers") or document["servers"]
     return found
@@ -52,7 +52,7 @@ def servers(text: str) -> dict[str, Any]:
 
 @contextmanager
 def over_http(state: Path, *before: str) -> Iterator[tuple[str, str]]:
-    """A server over HTTP, with what is put before its command; its address and its token."""
+    """Start a server over HTTP, with a prefix for its command; yield its URL and its token."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])
     environment = {**os.environ, "MCP_STATE_DIR": str(state)}
@@ -68,14 +68,16 @@ def over_http(state: Path, *before: str) -> Iterator[tuple[str, str]]:
             process.communicate(timeout=2 * SOON)
 
 
-def test_the_page_has_every_client() -> None:
+def test_the_page_has_the_snippets_of_every_client() -> None:
     assert len(BLOCKS) == len(connect.snippets())
     assert connect.differences(connect.PAGE.read_text()) == []
 
 
 @of_kind("json", "stdio")
-@pytest.mark.parametrize("era", ["handshake", "stateless"])
-async def test_the_command_in_a_file_serves_in_both_eras(block: tuple[str, str], revision: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("revision", ["handshake", "stateless"])
+async def test_the_command_in_a_file_serves_both_protocol_revisions(
+    block: tuple[str, str], revision: str, tmp_path: Path
+) -> None:
     (server,) = servers(block[1]).values()
     assert server.get("type", "stdio") == "stdio"
     command = PRODUCT if server["command"] == connect.COMMAND else server["command"]
@@ -92,7 +94,7 @@ async def test_the_command_in_a_file_serves_in_both_eras(block: tuple[str, str],
 
 
 @of_kind("json", "http")
-async def test_the_address_in_a_file_answers_to_its_header_alone(block: tuple[str, str], tmp_path: Path) -> None:
+async def test_the_url_in_a_file_needs_its_header(block: tuple[str, str], tmp_path: Path) -> None:
     (server,) = servers(block[1]).values()
     assert server.get("type", "http") == "http"
     (header,) = server["headers"].items()
@@ -112,7 +114,7 @@ async def test_the_address_in_a_file_answers_to_its_header_alone(block: tuple[st
 
 
 @pytest.mark.parametrize("block", [each for each in BLOCKS if "inspector" in each[1]], ids=["stdio", "http"])
-def test_the_inspector_lists_the_tools_by_the_line_in_the_page(block: tuple[str, str], tmp_path: Path) -> None:
+def test_the_inspector_lists_the_tools_with_the_command_of_the_page(block: tuple[str, str], tmp_path: Path) -> None:
     npx, package, *words = shlex.split(block[1])
     name, _, version = package.rpartition("@")
     assert (npx, version) == ("npx", node_package(name)["version"])
@@ -135,7 +137,7 @@ def test_the_inspector_lists_the_tools_by_the_line_in_the_page(block: tuple[str,
 
 @contextmanager
 def island() -> Iterator[list[str]]:
-    """A network namespace with loopback alone; what is put before a command to run it there."""
+    """Yield the prefix of a command that runs in a network namespace with only loopback."""
     held = subprocess.Popen(
         [binary("unshare"), "--net", "sh", "-ec", "ip link set lo up; echo ready; exec sleep 300"],
         stdout=subprocess.PIPE,
@@ -151,8 +153,8 @@ def island() -> Iterator[list[str]]:
 
 
 @pytest.mark.parametrize("interface", ["stdio", "http"])
-def test_claude_code_connects_after_the_line_in_the_page(interface: str, tmp_path: Path) -> None:
-    """The real program, without an account and with nothing but loopback to talk to."""
+def test_claude_code_connects_after_the_command_of_the_page(interface: str, tmp_path: Path) -> None:
+    """Runs the real program, without an account and with only loopback."""
     folder = node_package("@anthropic-ai/claude-code-linux-x64")["folder"]
     (line,) = [
         text for _, text in BLOCKS if text.startswith("claude ") and ("http://" in text) == (interface == "http")

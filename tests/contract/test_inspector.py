@@ -1,4 +1,4 @@
-"""The official inspector's command line, listing and calling over both transports."""
+"""The command line of the official inspector lists and calls tools over both transports."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def everything_port() -> Iterator[int]:
 
 @pytest.fixture(scope="module")
 def product_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
-    """The product over HTTP: its address, and the token it made."""
+    """Start the server over HTTP; yield its URL and the token that it created."""
     state = tmp_path_factory.mktemp("state")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -63,7 +63,7 @@ def product_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str,
                     url = "http://" + line.partition("http://")[2].split()[0].rstrip("/")
                     break
             else:
-                raise AssertionError("the server ended without naming its address")
+                raise AssertionError("The server ended without printing its URL.")
             yield url.removesuffix("/mcp"), (state / "token").read_text().strip()
         finally:
             process.terminate()
@@ -90,7 +90,7 @@ def over_http(url: str, token: str) -> tuple[str, ...]:
     return (f"{url}/mcp", "--transport", "http", "--header", f"Authorization: Bearer {token}")
 
 
-REVISIONS = pytest.mark.parametrize("era", ["legacy", "modern"])
+REVISIONS = pytest.mark.parametrize("revision", ["legacy", "modern"])
 
 
 @REVISIONS

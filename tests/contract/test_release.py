@@ -1,4 +1,4 @@
-"""The release flow, carried out on the commit that is checked out; what may not pass it, does not."""
+"""The release script, run on the current commit: its steps pass, and it refuses what must not be released."""
 
 from __future__ import annotations
 
@@ -19,68 +19,81 @@ from typing import Any
 import pytest
 from packaging.utils import canonicalize_name
 
-from scripts import artifacts, audit, licences, locked, manifests, release
-from scripts.artifacts import NotAsItShouldBeError
+from scripts import artifacts, audit, licenses, locked, manifests, release
+from scripts.artifacts import CheckFailedError
 from tests.support.mcp_wire import ServedProcess, modern
 from tests.support.packages import offline_pip, packages
 
-CARRIED_OUT = ("version", "hashes", "build", "contents", "metadata", "sdist", "sbom", "licences", "registry", "bundle")
+STEPS_RUN_HERE = (
+    "version",
+    "hashes",
+    "build",
+    "contents",
+    "metadata",
+    "sdist",
+    "sbom",
+    "licenses",
+    "registry",
+    "bundle",
+)
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, release.Told]]:
-    """The folder of a rehearsal with every step that runs here without a network, and what was told of each."""
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, release.StepResult]]:
+    """Run every step that needs no network; return the folder and the result of each step."""
     to = tmp_path_factory.mktemp("dist")
     folder = tmp_path_factory.mktemp("release")
-    it = release.Release(folder, to)
+    started = release.Release(folder, to)
     with pytest.MonkeyPatch.context() as environment:
         for name, value in offline_pip(packages()).items():
             environment.setenv(name, value)
-        told = {name: release.attempt(name, getattr(it, f"step_{name}"), frozenset()) for name in CARRIED_OUT}
-    for path in it.files.values():
+        results = {
+            name: release.attempt(name, getattr(started, f"step_{name}"), frozenset()) for name in STEPS_RUN_HERE
+        }
+    for path in started.files.values():
         shutil.copy(path, to)
-    return to, told
+    return to, results
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("step", [name for name in CARRIED_OUT if name != "registry"])
-def test_a_step_passes(made: tuple[Path, dict[str, release.Told]], step: str) -> None:
+@pytest.mark.parametrize("step", [name for name in STEPS_RUN_HERE if name != "registry"])
+def test_each_step_passes(made: tuple[Path, dict[str, release.StepResult]], step: str) -> None:
     assert made[1][step].state == release.PASSED, made[1][step].detail
 
 
-def test_the_registry_entry_is_valid_and_waits_for_an_owner(made: tuple[Path, dict[str, release.Told]]) -> None:
-    told = made[1]["registry"]
-    if manifests.FULL_ACCESS == manifests.NO_OWNER:
-        assert told.state == release.COULD_NOT
-        assert told.detail.startswith("valid, but nobody owns the name yet")
+def test_the_registry_entry_is_valid_and_waits_for_an_owner(made: tuple[Path, dict[str, release.StepResult]]) -> None:
+    result = made[1]["registry"]
+    if manifests.OWNER == manifests.NO_OWNER:
+        assert result.state == release.COULD_NOT
+        assert result.detail.startswith("valid, but no owner is set")
     else:
-        assert told.state == release.PASSED, told.detail
+        assert result.state == release.PASSED, result.detail
 
 
-def test_the_sbom_names_every_pin_with_its_version(made: tuple[Path, dict[str, release.Told]]) -> None:
+def test_the_sbom_names_every_pin_with_its_version(made: tuple[Path, dict[str, release.StepResult]]) -> None:
     (path,) = made[0].glob("*.cdx.json")
     document = json.loads(path.read_text())
     assert (document["bomFormat"], document["specVersion"]) == ("CycloneDX", "1.6")
     assert document["metadata"]["component"]["name"] == "mcp-network-tools"
     found = {(canonicalize_name(each["name"]), each["version"]) for each in document["components"]}
-    assert {(pin.name, pin.version) for pin in locked.pins() if pin.here} <= found
+    assert {(each.name, each.version) for each in locked.locked_packages() if each.here} <= found
     assert all(each.get("licenses") for each in document["components"])
 
 
 def test_every_pin_has_hashes_in_both_lock_files() -> None:
     for name in ("run.lock", "dev.lock"):
         path = locked.ROOT / "requirements" / name
-        found = locked.pins(path)
+        found = locked.locked_packages(path)
         lines = re.findall(r"^[a-z0-9._-]+(?:\[[^\]]*\])?==", path.read_text(), re.MULTILINE)
         assert len(found) == len(lines) > 50
-        assert [pin.name for pin in found if not pin.hashes] == []
+        assert [each.name for each in found if not each.hashes] == []
 
 
-# what must not pass
+# contents and changelog
 
 
 def altered(wheel: Path, folder: Path, change: Callable[[dict[str, bytes]], object]) -> Path:
-    """A copy of a wheel with other files in it."""
+    """Return a copy of a wheel with changed files."""
     with zipfile.ZipFile(wheel) as archive:
         files = {name: archive.read(name) for name in archive.namelist()}
     change(files)
@@ -94,8 +107,11 @@ def altered(wheel: Path, folder: Path, change: Callable[[dict[str, bytes]], obje
 @pytest.mark.parametrize(
     ("change", "word"),
     [
-        (lambda files: files.update({"mcp_server/secret.env": b""}), "has what is not expected: mcp_server/secret.env"),
-        (lambda files: files.update({"tests/data/x.xml": b""}), "has what is not expected: tests/data/x.xml"),
+        (
+            lambda files: files.update({"mcp_server/secret.env": b""}),
+            "contains unexpected files: mcp_server/secret.env",
+        ),
+        (lambda files: files.update({"tests/data/x.xml": b""}), "contains unexpected files: tests/data/x.xml"),
         (lambda files: files.pop("mcp_server/py.typed"), "lacks mcp_server/py.typed"),
         (lambda files: files.pop("mcp_server/audit/record.schema.json"), "lacks mcp_server/audit/record.schema.json"),
         (
@@ -104,21 +120,23 @@ def altered(wheel: Path, folder: Path, change: Callable[[dict[str, bytes]], obje
         ),
         (lambda files: files.pop(next(name for name in files if name.endswith("LICENSE"))), "lacks mcp_network_tools"),
     ],
-    ids=["a secret", "test data", "no py.typed", "no schema", "no migration", "no licence"],
+    ids=["a secret", "test data", "no py.typed", "no schema", "no migration", "no license"],
 )
-def test_a_wheel_with_more_or_less_is_refused(
-    made: tuple[Path, dict[str, release.Told]],
+def test_a_wheel_with_additional_or_missing_files_is_refused(
+    made: tuple[Path, dict[str, release.StepResult]],
     tmp_path: Path,
     change: Callable[[dict[str, bytes]], object],
     word: str,
 ) -> None:
     (wheel,), (sdist,) = made[0].glob("*.whl"), made[0].glob("*.tar.gz")
     assert artifacts.check_contents({"wheel": wheel, "sdist": sdist}, manifests.version())
-    with pytest.raises(NotAsItShouldBeError, match=re.escape(word)):
+    with pytest.raises(CheckFailedError, match=re.escape(word)):
         artifacts.check_contents({"wheel": altered(wheel, tmp_path, change), "sdist": sdist}, manifests.version())
 
 
-def test_an_sdist_with_more_is_refused(made: tuple[Path, dict[str, release.Told]], tmp_path: Path) -> None:
+def test_an_sdist_with_additional_files_is_refused(
+    made: tuple[Path, dict[str, release.StepResult]], tmp_path: Path
+) -> None:
     (wheel,), (sdist,) = made[0].glob("*.whl"), made[0].glob("*.tar.gz")
     shutil.unpack_archive(sdist, tmp_path, filter="data")
     (top,) = tmp_path.iterdir()
@@ -126,7 +144,7 @@ def test_an_sdist_with_more_is_refused(made: tuple[Path, dict[str, release.Told]
     (top / "tests/secret").touch()
     with tarfile.open(tmp_path / sdist.name, "w:gz") as archive:
         archive.add(top, top.name)
-    with pytest.raises(NotAsItShouldBeError, match="the sdist has what is not expected: tests/secret"):
+    with pytest.raises(CheckFailedError, match="the sdist contains unexpected files: tests/secret"):
         artifacts.check_contents({"wheel": wheel, "sdist": tmp_path / sdist.name}, manifests.version())
 
 
@@ -137,7 +155,7 @@ def test_a_build_that_differs_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
         return {"wheel": folder / "x"}
 
     monkeypatch.setattr(artifacts, "build", build)
-    with pytest.raises(NotAsItShouldBeError, match="the wheel is not the same"):
+    with pytest.raises(CheckFailedError, match="the wheel differs"):
         artifacts.build_twice(tmp_path, "0")
 
 
@@ -147,63 +165,63 @@ def test_a_build_that_differs_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
         ("# Changelog\n\n## Unreleased\n\n- x\n", "has no section '## 1.2.3 - YYYY-MM-DD'"),
         ("## 1.2.3\n\n- x\n", "has no section"),
         ("## 1.2.30 - 2026-01-01\n\n- x\n", "has no section"),
-        ("## 1.2.3 - 2026-01-01\n\n## 1.2.2 - 2025-01-01\n\n- x\n", "nothing stands under 1.2.3"),
-        ("## Unreleased\n\n- more\n\n## 1.2.3 - 2026-01-01\n\n- x\n", "lines stand under Unreleased"),
+        ("## 1.2.3 - 2026-01-01\n\n## 1.2.2 - 2025-01-01\n\n- x\n", "the section 1.2.3 of CHANGELOG.md is empty"),
+        ("## Unreleased\n\n- more\n\n## 1.2.3 - 2026-01-01\n\n- x\n", "has entries under Unreleased"),
     ],
 )
 def test_a_changelog_without_its_section_is_refused(text: str, word: str) -> None:
-    with pytest.raises(NotAsItShouldBeError, match=word):
+    with pytest.raises(CheckFailedError, match=word):
         release.changelog_section(text, "1.2.3")
 
 
-def test_a_changelog_with_its_section_is_good() -> None:
+def test_a_changelog_with_its_section_is_accepted() -> None:
     assert release.changelog_section("## Unreleased\n\n## 1.2.3 - 2026-01-01\n\n- x\n- y\n", "1.2.3") == "2 lines"
 
 
-# the version and the owner stand in one place
+# version and owner
 
 
-def test_what_is_made_from_the_version_is_current() -> None:
+def test_files_made_from_the_version_are_current() -> None:
     assert manifests.stale() == []
     assert manifests.MCP_NAME in (locked.ROOT / "README.md").read_text()
     assert manifests.version() == json.loads((locked.ROOT / "server.json").read_text())["version"]
 
 
-def test_the_version_is_written_nowhere_else() -> None:
+def test_the_version_is_defined_in_one_file() -> None:
     git = shutil.which("git") or "git"
     listed = subprocess.run([git, "ls-files"], cwd=locked.ROOT, capture_output=True, text=True, check=True).stdout
     made_from_it = {str(path.relative_to(locked.ROOT)) for path in manifests.FILES}
-    at_home = {"src/mcp_server/__init__.py", "CHANGELOG.md", *made_from_it}
+    expected = {"src/mcp_server/__init__.py", "CHANGELOG.md", *made_from_it}
     named = re.compile(
         rf"(?:version|mcp.network.tools)\W{{0,20}}{re.escape(manifests.version())}(?![\d.])", re.IGNORECASE
     )
     for name in listed.split():
-        if name not in at_home and not name.startswith(("requirements/", "tests/", "docs/decisions/")):
+        if name not in expected and not name.startswith(("requirements/", "tests/", "docs/decisions/")):
             path = locked.ROOT / name
             if path.is_file() and path.suffix not in {".png", ".gz"}:
                 assert named.search(path.read_text(errors="replace")) is None, name
 
 
 @pytest.mark.parametrize("wrong", [{"version": "^1.0"}, {"name": "no-namespace"}, {"description": "x" * 101}])
-def test_an_entry_that_the_registry_would_refuse_fails(tmp_path: Path, wrong: dict[str, str]) -> None:
+def test_an_invalid_registry_entry_is_refused(tmp_path: Path, wrong: dict[str, str]) -> None:
     (tmp_path / "server.json").write_text(json.dumps(manifests.server_json() | wrong))
     skillsaw = Path(sys.executable).with_name("skillsaw")
     words = ("lint", "--strict", "--rule", "mcp-registry-server-json-valid", tmp_path / "server.json")
-    with pytest.raises(NotAsItShouldBeError, match="skillsaw ended with 1"):
+    with pytest.raises(CheckFailedError, match="skillsaw ended with 1"):
         artifacts.run(skillsaw, *words)
 
 
-# licences
+# licenses
 
 
-def test_the_page_of_licences_is_current_and_every_licence_on_the_list() -> None:
-    found = licences.report()
-    assert licences.refused(found) == []
-    assert licences.PAGE.read_text() == licences.page(found)
+def test_the_license_page_is_current_and_every_license_is_on_the_list() -> None:
+    found = licenses.report()
+    assert licenses.refused(found) == []
+    assert licenses.PAGE.read_text() == licenses.page(found)
 
 
 @pytest.mark.parametrize(
-    ("licence", "so"),
+    ("expression", "allowed"),
     [
         ("MIT", True),
         ("Apache-2.0 OR GPL-3.0-only", True),
@@ -218,24 +236,24 @@ def test_the_page_of_licences_is_current_and_every_licence_on_the_list() -> None
         ("MIT OR", False),
     ],
 )
-def test_a_licence_that_is_not_on_the_list_is_refused(licence: str, so: bool) -> None:
-    assert licences.allowed(licence) is so
-    assert bool(licences.refused({"it": ("1", licence)})) is not so
+def test_only_licenses_on_the_list_are_allowed(expression: str, allowed: bool) -> None:
+    assert licenses.allowed(expression) is allowed
+    assert bool(licenses.refused({"package": ("1", expression)})) is not allowed
 
 
-# the audit: the service cannot be reached from everywhere the tests run, so one that speaks its protocol stands in
+# the audit: the tests may run without internet access, so a local server replaces the vulnerability service
 
 
 class Osv(http.server.BaseHTTPRequestHandler):
-    """OSV's query: a vulnerability in ``idna``, none in any other package; 500 for what ``broken`` names."""
+    """A server for OSV queries: one vulnerability for ``vulnerable``, status 500 for ``broken``, otherwise none."""
 
     vulnerable: str = ""
     broken: str = ""
 
     def do_POST(self) -> None:
         """Answer one query."""
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        name = asked["package"]["name"]
+        query = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        name = query["package"]["name"]
         ranges = [{"type": "ECOSYSTEM", "events": [{"introduced": "0"}, {"fixed": "99"}]}]
         affected = [{"package": {"name": name, "ecosystem": "PyPI"}, "ranges": ranges}]
         known = {"id": "TEST-2026-1", "affected": affected, "summary": "made for this test"}
@@ -246,7 +264,7 @@ class Osv(http.server.BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Print nothing."""
 
 
 @pytest.fixture
@@ -271,22 +289,22 @@ def service(request: pytest.FixtureRequest) -> Iterator[str]:
     ("service", "status"),
     [({}, audit.CLEAN), ({"vulnerable": "idna"}, audit.VULNERABLE), ({"broken": "idna"}, audit.COULD_NOT_AUDIT)],
     indirect=["service"],
-    ids=["clean", "vulnerable", "no answer about one"],
+    ids=["clean", "vulnerable", "no result for one"],
 )
-def test_the_audit_tells_three_things_apart(service: str, status: int, lock: Path) -> None:
+def test_the_audit_has_a_status_for_clean_vulnerable_and_not_audited(service: str, status: int, lock: Path) -> None:
     found = audit.audit(lock, ("osv",), service)
     assert found.status == status, found.lines
     if status == audit.VULNERABLE:
-        assert found.lines == ("idna 1.0: TEST-2026-1, mended in 99",)
+        assert found.lines == ("idna 1.0: TEST-2026-1, fixed in 99",)
 
 
-def test_a_service_that_cannot_be_reached_is_no_clean_audit(lock: Path) -> None:
+def test_an_unreachable_service_is_not_a_clean_audit(lock: Path) -> None:
     found = audit.audit(lock, ("osv",), "http://127.0.0.1:9/v1/query")
     assert found.status == audit.COULD_NOT_AUDIT
     assert "could not audit" in found.lines[0]
 
 
-def test_packages_that_a_service_does_not_know_were_not_audited(lock: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_packages_unknown_to_the_service_count_as_not_audited(lock: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     document = {
         "dependencies": [{"name": "anyio", "version": "1.0", "vulns": []}, {"name": "idna", "skip_reason": "?"}]
     }
@@ -296,18 +314,18 @@ def test_packages_that_a_service_does_not_know_were_not_audited(lock: Path, monk
     assert found.lines == ("pypi: could not audit 1 of 2 packages (idna)",)
 
 
-# how it ends
+# the result of a release
 
 
 @pytest.fixture
 def three_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The flow with its last three steps alone: one that passes, one that could not be carried out, one that fails."""
+    """Reduce the release to three steps: one passes, one could not be run, one fails."""
 
     def could_not(_self: release.Release) -> str:
-        raise release.CouldNotError("nobody answered")
+        raise release.StepNotPossibleError("no service answered")
 
     def failed(_self: release.Release) -> str:
-        raise NotAsItShouldBeError("it is not")
+        raise CheckFailedError("the metadata is wrong")
 
     monkeypatch.setattr(release, "STEPS", ("hashes", "audit", "metadata"))
     monkeypatch.setattr(release.Release, "step_audit", could_not)
@@ -316,17 +334,17 @@ def three_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("three_steps")
 @pytest.mark.parametrize("anyway", [[], ["audit"], ["metadata"]])
-def test_one_step_that_did_not_pass_holds_the_release(anyway: list[str], tmp_path: Path) -> None:
+def test_one_step_that_did_not_pass_prevents_the_release(anyway: list[str], tmp_path: Path) -> None:
     words = ["--release-anyway", *anyway] if anyway else []
     assert release.main(["--to", str(tmp_path / "dist"), "--only", *release.STEPS, *words]) == 1
     assert not (tmp_path / "dist/SHA256SUMS").exists()
     record = (tmp_path / "dist/RELEASE.md").read_text()
-    assert ("| audit | COULD NOT | nobody answered |" in record) == ("audit" not in anyway)
+    assert ("| audit | COULD NOT | no service answered |" in record) == ("audit" not in anyway)
     assert ("| metadata | FAILED | " in record) == ("metadata" not in anyway)
 
 
 @pytest.mark.usefixtures("three_steps")
-def test_what_is_released_anyway_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_release_with_ignored_steps_names_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     to = tmp_path / "dist"
     words = ["--only", *release.STEPS, "--release-anyway", "audit", "metadata"]
     assert release.main(["--to", str(to), *words]) == 0
@@ -336,18 +354,18 @@ def test_what_is_released_anyway_says_so(tmp_path: Path, capsys: pytest.CaptureF
     assert (to / "SHA256SUMS").read_text() == f"{digest}  RELEASE.md\n"
 
 
-def test_some_steps_are_no_release(tmp_path: Path) -> None:
+def test_running_only_some_steps_makes_no_release(tmp_path: Path) -> None:
     assert release.main(["--to", str(tmp_path / "dist"), "--only", "hashes"]) == 0
     assert not (tmp_path / "dist/SHA256SUMS").exists()
 
 
-# without a checkout
+# installation without a checkout
 
 
-async def test_uvx_runs_the_wheel_from_packages_that_lie_ready(
-    made: tuple[Path, dict[str, release.Told]], tmp_path: Path
+async def test_uvx_runs_the_wheel_with_downloaded_packages(
+    made: tuple[Path, dict[str, release.StepResult]], tmp_path: Path
 ) -> None:
-    """The line in docs/clients.md, with a folder of the locked packages in place of an index."""
+    """Run the command of docs/clients.md, with a folder of the locked packages instead of an index."""
     (line,) = re.findall(r"^    (uvx .*)$", (locked.ROOT / "docs/clients.md").read_text(), re.MULTILINE)
     (wheel,) = made[0].glob("*.whl")
     uvx, *words = [str(wheel) if word.startswith("dist/") else word for word in line.split()]

@@ -1,7 +1,7 @@
-"""Schemathesis against the OpenAPI page: what the page says is what a real server answers, also to what is wrong.
+"""Schemathesis tests a real server against its OpenAPI document, also with invalid requests.
 
-Its command line is run, because its pytest plugin changes how other tests are collected. `schemathesis.toml` beside
-this file has its settings, with a reason wherever a check is told to expect more than it does by itself.
+The command line of Schemathesis is run, because its pytest plugin changes how other tests are collected.
+`schemathesis.toml` beside this file has its settings, with a reason for each check that expects more than by default.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ LIMIT_SEC = 60
 
 @dataclass(frozen=True)
 class Report:
-    """What Schemathesis said: ``failures`` by operation, and the text for whoever reads a failed test."""
+    """The result of Schemathesis: ``failures`` by operation, and the text for a failed test."""
 
     failures: dict[str, set[str]]
     tested: int
@@ -68,11 +68,11 @@ def run(base: str, token: str, folder: Path, *words: str) -> Report:
     assert done.returncode == bool(failures), done.stdout + done.stderr
     assert document["complete"]
     assert not document["errors"], done.stdout
-    assert document["operations"]["tested"] == document["operations"]["selected"], "none may be left out in silence"
+    assert document["operations"]["tested"] == document["operations"]["selected"], "some operations were not tested"
     return Report(failures, document["operations"]["tested"], document, done.stdout)
 
 
-def test_nothing_is_found_in_a_real_server(tmp_path: Path) -> None:
+def test_a_real_server_matches_its_document(tmp_path: Path) -> None:
     state = tmp_path / "state"
     state.mkdir(mode=0o700)
     env = environment(state, MCP_SECURITY_ALLOWED_TARGETS="127.0.0.0/8,::1")
@@ -83,25 +83,25 @@ def test_nothing_is_found_in_a_real_server(tmp_path: Path) -> None:
             for path, methods in client.get("/openapi.json").json()["paths"].items()
             for method in methods
         }
-        # Apart, because switching tools off and holding breakers open would hide what lies behind a call.
+        # Separate runs, because disabling tools and opening breakers would hide the results of calls.
         calls = run(base, token, tmp_path / "calls", "--exclude-path-regex", ADMIN)
         admin = run(base, token, tmp_path / "admin", "--include-path-regex", ADMIN)
         answered = client.get("/metrics").text
     assert calls.failures == {}, calls.text
     assert admin.failures == {}, admin.text
-    assert calls.tested + admin.tested == len(operations), "every operation of the page"
+    assert calls.tested + admin.tested == len(operations), "some operations of the document were not tested"
     for report in (calls, admin):
         assert {name: phase["status"] for name, phase in report.document["phases"].items()} == dict.fromkeys(
             PHASES, "success"
         )
         assert not any(report.document["warnings"].values()), report.text
     good = set(re.findall(r'mcp_http_requests_total\{method="(\w+)",route="([^"]+)",status="200"\}', answered))
-    assert operations <= {f"{method} {route}" for method, route in good}, "each was also asked what it can answer"
+    assert operations <= {f"{method} {route}" for method, route in good}, "some operations were never answered with 200"
     scanned = [record["arguments"]["target"] for record in accepted(state)]
-    assert "127.0.0.1" in scanned, "a tool was run"
+    assert "127.0.0.1" in scanned, "no tool was run"
     given = [each for target in scanned for each in (target if isinstance(target, list) else [target])]
-    assert all(ip_network(each).is_loopback for each in given), "on this host alone"
-    assert not [record for record in log_records(state) if record["event"] == "lookup"], "no name left this machine"
+    assert all(ip_network(each).is_loopback for each in given), "a target outside loopback was accepted"
+    assert not [record for record in log_records(state) if record["event"] == "lookup"], "a name was resolved"
 
 
 PROPERTY = {"type": "object", "required": ["count"], "properties": {"count": {"type": "integer"}}}
@@ -138,7 +138,7 @@ WRONG_PAGE: dict[str, Any] = {
 
 
 class WrongServer(BaseHTTPRequestHandler):
-    """Answers every path but ``/right`` otherwise than `WRONG_PAGE` says."""
+    """Responds to every path except ``/right`` differently from what `WRONG_PAGE` says."""
 
     RIGHT: ClassVar = (200, "application/json", b'{"count": 1}')
     WRONG: ClassVar = {
@@ -171,8 +171,8 @@ class WrongServer(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the name it has in the base class
-        """Say nothing: what is asked stands in the report."""
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the name in the base class
+        """Print nothing; the report has the requests."""
 
 
 @contextmanager
@@ -205,10 +205,10 @@ def wrong(tmp_path_factory: pytest.TempPathFactory) -> Report:
         ("/picky", "RejectedPositiveData"),
     ],
 )
-def test_what_is_wrong_is_found(wrong: Report, path: str, failure: str) -> None:
+def test_a_wrong_response_is_found(wrong: Report, path: str, failure: str) -> None:
     found = {each for operation, names in wrong.failures.items() if operation.endswith(f" {path}") for each in names}
     assert failure in found, wrong.text
 
 
-def test_what_is_right_is_not_found_wrong(wrong: Report) -> None:
+def test_a_correct_response_is_not_reported(wrong: Report) -> None:
     assert not [operation for operation in wrong.failures if operation.endswith(" /right")], wrong.text

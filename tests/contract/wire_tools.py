@@ -1,4 +1,4 @@
-"""The tools that the wire tests call: a child process, careless output, a long wait, a long answer."""
+"""The tools of the protocol tests: a child process, stray output, a long wait, a long result."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ async def run_child(ctx: Context, params: Params) -> Answer:
     finally:
         if process.returncode is None:
             process.kill()
-            # The SDK cancels by scope: without a shield every further await would be cancelled as well.
+            # The SDK cancels by scope: without a shield, every further await would be cancelled too.
             with anyio.CancelScope(shield=True):
                 await process.wait()
 
 
 @fixture("Writes to standard output and reads standard input, as a careless library would")
 async def stray_output(ctx: Context, params: Params) -> Answer:
-    print("stray line of the server")  # noqa: T201 - this is the carelessness
+    print("stray line of the server")  # noqa: T201 - a stray line on purpose
     process = await asyncio.create_subprocess_exec("sh", "-c", "echo stray line of a child; cat | wc -c >&2")
     return text_result(f"child ended with {await process.wait()}")
 

@@ -1,4 +1,4 @@
-"""What an operator does at run time: tools taken away and given back, breakers held, and all of it on the log."""
+"""Administration of a running server: tools and circuit breakers, and the audit records of the changes."""
 
 from __future__ import annotations
 
@@ -46,21 +46,22 @@ async def served(tmp_path: Path, site: SiteTools) -> AsyncIterator[tuple[httpx2.
 
 
 async def post(client: httpx2.AsyncClient, path: str) -> dict[str, Any]:
-    answer = await client.post(f"/admin/{path}")
-    assert answer.status_code == 200, answer.text
-    return dict(answer.json())
+    response = await client.post(f"/admin/{path}")
+    assert response.status_code == 200, response.text
+    return dict(response.json())
 
 
 async def names(client: Client) -> list[str]:
     return [tool.name for tool in (await client.list_tools()).tools]
 
 
-def acts(folder: Path, *, tools_only: bool = True) -> list[tuple[str, str]]:
+def admin_actions(folder: Path, *, tools_only: bool = True) -> list[tuple[str, str]]:
+    """Return the action and the tool of each admin record on the audit log."""
     records = [each for each in log_records(folder) if each["event"] == "admin"]
     return [(each["action"], each.get("tool", "")) for each in records if "tool" in each or not tools_only]
 
 
-async def test_a_disabled_tool_is_refused_at_every_interface_and_running_calls_go_on(
+async def test_a_disabled_tool_is_refused_at_every_interface_and_running_calls_continue(
     tmp_path: Path, served: tuple[httpx2.AsyncClient, str, str]
 ) -> None:
     client, base, token = served
@@ -70,7 +71,7 @@ async def test_a_disabled_tool_is_refused_at_every_interface_and_running_calls_g
         async with asyncio.timeout(WAIT_SEC):
             while not (await client.get("/runs")).json()["runs"]:
                 await asyncio.sleep(0.05)
-        # The class name names the tool too.
+        # The name of the class is a name of the tool too.
         assert await post(client, "tools/ProbeTool/disable") == {"name": "probe", "enabled": False, "changed": True}
 
         refused = await client.post("/tools/probe/execute", json=NOTHING)
@@ -79,16 +80,16 @@ async def test_a_disabled_tool_is_refused_at_every_interface_and_running_calls_g
         assert over.code == "tool_disabled"
         assert "probe" not in [tool.name for tool in (await mcp.list_tools(cache_mode="refresh")).tools]
         listed = (await client.get("/tools")).json()["tools"]
-        assert [tool["name"] for tool in listed] == ["nmap", "single"]
+        assert [tool["name"] for tool in listed] == ["nmap", "scope", "single"]
         rows = {row["name"]: row for row in (await client.get("/admin/tools")).json()["tools"]}
         assert (rows["probe"]["enabled"], rows["probe"]["running"]) == (False, 1)
         assert rows["nmap"]["enabled"]
 
-        answer = await running
-        assert answer.status_code == 504, "it ran to its own time limit"
+        response = await running
+        assert response.status_code == 504, "the running call did not continue until its timeout"
         assert (await client.post("/admin/reload")).status_code == 200
         still = await client.post("/tools/probe/execute", json=NOTHING)
-        assert still.json()["code"] == "tool_disabled", "a reload is not a restart"
+        assert still.json()["code"] == "tool_disabled", "a reload enabled the tool"
 
         assert await post(client, "tools/probe/disable") == {"name": "probe", "enabled": False, "changed": False}
         assert await post(client, "tools/probe/enable") == {"name": "probe", "enabled": True, "changed": True}
@@ -101,7 +102,7 @@ async def test_a_disabled_tool_is_refused_at_every_interface_and_running_calls_g
     assert {each["code"] for each in denied} == {"tool_disabled"}
 
 
-async def test_a_call_that_waits_for_its_turn_is_refused_when_its_tool_goes(
+async def test_a_waiting_call_is_refused_when_its_tool_is_disabled(
     served: tuple[httpx2.AsyncClient, str, str],
 ) -> None:
     client, _, _ = served
@@ -118,17 +119,17 @@ async def test_a_call_that_waits_for_its_turn_is_refused_when_its_tool_goes(
     second = asyncio.create_task(client.post("/tools/single/execute", json=NOTHING))
     await until(1, 1)
     await post(client, "tools/single/disable")
-    answers = {answer.status_code: answer.json() for answer in await asyncio.gather(first, second)}
-    assert sorted(answers) == [409, 504]
-    assert answers[409]["code"] == "tool_disabled"
+    responses = {response.status_code: response.json() for response in await asyncio.gather(first, second)}
+    assert sorted(responses) == [409, 504]
+    assert responses[409]["code"] == "tool_disabled"
 
 
-async def test_what_the_owner_does_not_offer_cannot_be_enabled(tmp_path: Path, site: SiteTools) -> None:
+async def test_a_tool_that_the_configuration_excludes_cannot_be_enabled(tmp_path: Path, site: SiteTools) -> None:
     with http_server(environment(tmp_path / "state", **site.env, TOOL_EXCLUDE="nmap")) as (base, token, _):
         async with rest_client(base, token) as client:
             for path in ("tools/nmap/enable", "tools/nmap/disable", "breakers/nmap/open", "tools/..%2fprobe/enable"):
-                answer = await client.post(f"/admin/{path}")
-                assert answer.status_code == 404, path
+                response = await client.post(f"/admin/{path}")
+                assert response.status_code == 404, path
             assert (await client.post("/admin/tools/probe/destroy")).json()["code"] == "invalid_arguments"
             left_out = (await client.get("/admin/tools")).json()["left_out"]
             assert any("NmapTool" in item["name"] for item in left_out)
@@ -136,23 +137,27 @@ async def test_what_the_owner_does_not_offer_cannot_be_enabled(tmp_path: Path, s
                 assert httpx2.post(f"{base}/admin/{path}").status_code == 401
                 elsewhere = {"Authorization": f"Bearer {token}", "Origin": "https://evil.example"}
                 assert httpx2.post(f"{base}/admin/{path}", headers=elsewhere).status_code == 403
-    assert acts(tmp_path / "state") == []
+    assert admin_actions(tmp_path / "state") == []
 
 
-async def test_breakers_can_be_held_and_let_go(tmp_path: Path, served: tuple[httpx2.AsyncClient, str, str]) -> None:
+async def test_a_circuit_breaker_can_be_opened_closed_and_reset(
+    tmp_path: Path, served: tuple[httpx2.AsyncClient, str, str]
+) -> None:
     client, _, _ = served
     opened = await post(client, "breakers/probe/open")
     assert (opened["name"], opened["state"], opened["forced"]) == ("probe", "open", True)
     refused = await client.post("/tools/probe/execute", json=NOTHING)
     assert (refused.status_code, refused.json()["code"]) == (503, "circuit_open")
     assert int(refused.headers["retry-after"]) >= 1
-    assert (await client.post("/tools/single/execute", json=NOTHING)).status_code == 200, "each tool has its own"
+    assert (await client.post("/tools/single/execute", json=NOTHING)).status_code == 200, (
+        "the breaker of one tool affected another tool"
+    )
     (view,) = [each for each in (await client.get("/admin/breakers")).json()["breakers"] if each["name"] == "probe"]
     assert view["state"] == "open"
     assert (await post(client, "breakers/probe/close"))["state"] == "closed"
     assert (await client.post("/tools/probe/execute", json=NOTHING)).status_code == 200
     assert (await post(client, "breakers/ProbeTool/reset"))["forced"] is False
-    assert acts(tmp_path / "state") == [
+    assert admin_actions(tmp_path / "state") == [
         ("breaker.open", "probe"),
         ("breaker.close", "probe"),
         ("breaker.reset", "probe"),
@@ -160,7 +165,9 @@ async def test_breakers_can_be_held_and_let_go(tmp_path: Path, served: tuple[htt
     assert 'circuit_breaker_state{name="probe"} 0' in (await client.get("/metrics")).text
 
 
-async def test_mcp_clients_of_today_are_told_that_the_list_changed(served: tuple[httpx2.AsyncClient, str, str]) -> None:
+async def test_clients_of_revision_2026_07_28_are_notified_when_the_list_changes(
+    served: tuple[httpx2.AsyncClient, str, str],
+) -> None:
     client, base, token = served
     async with mcp_client(base, token) as mcp, asyncio.timeout(WAIT_SEC):
         assert mcp.server_capabilities.tools is not None
@@ -168,38 +175,38 @@ async def test_mcp_clients_of_today_are_told_that_the_list_changed(served: tuple
         async with mcp.listen(tools_list_changed=True) as changes:
             await post(client, "tools/probe/disable")
             assert type(await anext(aiter(changes))).__name__ == "ToolsListChanged"
-            assert "probe" not in await names(mcp), "the client's cache has forgotten the old list"
+            assert "probe" not in await names(mcp), "the client did not read the list again"
 
 
-async def test_mcp_clients_of_before_are_told_on_their_connection(tmp_path: Path, site: SiteTools) -> None:
+async def test_clients_of_older_revisions_are_notified_when_the_list_changes(tmp_path: Path, site: SiteTools) -> None:
     config = tmp_path / "config.yaml"
     config.write_text("tool: {exclude_patterns: []}\n")
     env = environment(tmp_path / "state", **site.env, MCP_CONFIG_FILE=str(config))
-    heard = asyncio.Event()
+    notified = asyncio.Event()
 
     async def on_message(message: Any) -> None:
         root = getattr(message, "root", message) if isinstance(message, ServerNotification) else message
         if getattr(root, "method", "") == "notifications/tools/list_changed":
-            heard.set()
+            notified.set()
 
     parameters = StdioServerParameters(command=sys.executable, args=["-m", "mcp_server.server"], env=env, cwd=ROOT)
     async with Client(parameters, mode="legacy", message_handler=on_message) as mcp, asyncio.timeout(WAIT_SEC):
         assert mcp.server_capabilities.tools is not None
         assert mcp.server_capabilities.tools.list_changed
         assert "probe" in await names(mcp)
-        config.write_text("tool: {exclude_patterns: [probe]}\n")  # over stdio only the file can say so
-        await heard.wait()
+        config.write_text("tool: {exclude_patterns: [probe]}\n")  # stdio has no admin interface
+        await notified.wait()
         assert "probe" not in await names(mcp)
 
 
-async def test_the_log_of_all_that_is_whole_and_as_its_schema_says(
+async def test_the_records_of_all_actions_match_the_schema(
     tmp_path: Path, served: tuple[httpx2.AsyncClient, str, str]
 ) -> None:
     client, _, _ = served
     for path in ("tools/probe/disable", "reload", "tools/probe/enable", "breakers/probe/open", "breakers/probe/reset"):
         await post(client, path)
     schema = json.loads((ROOT / "src/mcp_server/audit/record.schema.json").read_text())
-    judge = jsonschema.Draft202012Validator(schema)
+    validator = jsonschema.Draft202012Validator(schema)
     records = log_records(tmp_path / "state")
-    assert [error.message for record in records for error in judge.iter_errors(record)] == []
-    assert len(acts(tmp_path / "state", tools_only=False)) == 5
+    assert [error.message for record in records for error in validator.iter_errors(record)] == []
+    assert len(admin_actions(tmp_path / "state", tools_only=False)) == 5

@@ -1,4 +1,4 @@
-"""How often, how many at once, a tool that keeps failing: one refusal through every interface, with when to come back."""
+"""Rate limits, slots and circuit breakers give the same refusal through every interface, with a time to retry."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def limited(folder: Path, tmp_path: Path) -> dict[str, str]:
-    """The environment of a server as it is without settings: ten calls a minute, one run on an address."""
+    """The environment of a server with default limits: ten calls a minute, one run on an address."""
     free = ("MCP_RATE_LIMIT", "MCP_ADMISSION")
     kept = {key: value for key, value in environment(tmp_path / "state").items() if not key.startswith(free)}
     return kept | {"PYTHONPATH": str(folder), "TOOLS_PACKAGE": "admission_test_tools"}
@@ -48,7 +48,7 @@ async def execute(client: httpx2.AsyncClient, tool: str, arguments: dict[str, An
     return await client.post(f"/tools/{tool}/execute", json=arguments)
 
 
-async def test_the_eleventh_call_within_a_minute_is_429_and_the_log_counts_the_rest(
+async def test_the_eleventh_call_within_a_minute_is_429_and_the_log_counts_repeats(
     limited: dict[str, str], tmp_path: Path
 ) -> None:
     with http_server(limited) as (base, token, _):
@@ -59,7 +59,7 @@ async def test_the_eleventh_call_within_a_minute_is_429_and_the_log_counts_the_r
             assert (body["code"], body["retryable"]) == ("rate_limited", True)
             assert 1 <= body["details"]["retry_after"] <= 60
             assert answers[10].headers["retry-after"] == str(body["details"]["retry_after"])
-            # Another tool has a count of its own; so has reading.
+            # Another tool has its own count, and reading is not counted.
             assert (await execute(client, "false", {"target": "127.0.0.1"})).status_code == 502
             assert (await client.get("/runs")).status_code == 200
     denials = [each for each in log_records(tmp_path / "state") if each.get("decision") == "deny"]
@@ -69,9 +69,7 @@ async def test_the_eleventh_call_within_a_minute_is_429_and_the_log_counts_the_r
 
 
 @pytest.mark.parametrize("interface", ["stdio", "http", "rest"])
-async def test_a_rate_limit_is_the_same_refusal_through_every_interface_that_stays(
-    interface: str, tmp_path: Path
-) -> None:
+async def test_a_rate_limit_is_the_same_refusal_through_every_interface(interface: str, tmp_path: Path) -> None:
     async with open_interfaces(tmp_path / "state", MCP_RATE_LIMIT_CALLS_PER_MINUTE="2") as interfaces:
         codes = [(await interfaces.call(interface, "nmap", OUTSIDE)).code for _ in range(2)]
         assert codes == ["target_out_of_scope"] * 2
@@ -82,7 +80,7 @@ async def test_a_rate_limit_is_the_same_refusal_through_every_interface_that_sta
         assert reply.error["retryable"] is True
 
 
-async def test_one_address_is_looked_at_by_one_run_at_a_time_and_others_are_not_held_up(
+async def test_only_one_run_at_a_time_touches_an_address_and_others_are_not_delayed(
     limited: dict[str, str],
 ) -> None:
     target = own_network()
@@ -95,37 +93,39 @@ async def test_one_address_is_looked_at_by_one_run_at_a_time_and_others_are_not_
             elsewhere = await execute(client, "sweep", {"target": "127.99.99.99", "ports": "1-3"})
             assert elsewhere.status_code == 200
             assert not second.done()
-            figures = (await client.get("/metrics")).text
-            assert 'mcp_queue_depth{tool="sweep"} 1.0' in figures
-            assert 'mcp_tool_active{tool="sweep"} 1.0' in figures
+            page = (await client.get("/metrics")).text
+            assert 'mcp_queue_depth{tool="sweep"} 1.0' in page
+            assert 'mcp_tool_active{tool="sweep"} 1.0' in page
             first.cancel()
             await asyncio.gather(first, return_exceptions=True)
             assert await gone(target)
             assert (await second).status_code == 200
 
 
-async def test_who_waits_is_told_where_it_stands(tmp_path: Path) -> None:
+async def test_a_waiting_call_is_notified_of_its_position(tmp_path: Path) -> None:
     async with open_interfaces(tmp_path / "state", MCP_ADMISSION_PER_HOST="1") as interfaces:
         target = own_network()
-        said: list[str | None] = []
+        messages: list[str | None] = []
 
-        async def heard(progress: float, total: float | None, message: str | None) -> None:
-            said.append(message)
+        async def on_progress(progress: float, total: float | None, message: str | None) -> None:
+            messages.append(message)
 
         first = asyncio.create_task(interfaces.call("http", "nmap", slow_scan(target)))
         await started(target)
         inside = {"target": target.split("/")[0], "ports": "1-3"}
-        second = asyncio.create_task(interfaces.http.call_tool("nmap", inside, progress_callback=heard))
+        second = asyncio.create_task(interfaces.http.call_tool("nmap", inside, progress_callback=on_progress))
         async with asyncio.timeout(10):
-            while not said:
+            while not messages:
                 await asyncio.sleep(0.05)
-        assert str(said[0]).startswith("nmap: place 1 in line, about ")
+        assert str(messages[0]).startswith("nmap: position 1 in the queue, about ")
         first.cancel()
         await asyncio.gather(first, return_exceptions=True)
         assert not (await second).is_error
 
 
-async def test_a_tool_that_keeps_failing_is_left_alone_and_tried_again(limited: dict[str, str], tmp_path: Path) -> None:
+async def test_a_tool_that_fails_repeatedly_is_refused_for_a_while_and_then_tried_again(
+    limited: dict[str, str], tmp_path: Path
+) -> None:
     env = limited | {"MCP_CIRCUIT_BREAKER_FAILURE_THRESHOLD": "3", "MCP_CIRCUIT_BREAKER_RECOVERY_TIMEOUT": "1"}
     with http_server(env) as (base, token, _):
         async with rest_client(base, token) as client:
@@ -137,9 +137,9 @@ async def test_a_tool_that_keeps_failing_is_left_alone_and_tried_again(limited: 
             assert (opened.status_code, opened.json()["code"]) == (503, "circuit_open")
             assert int(opened.headers["retry-after"]) >= 1
             assert (await execute(client, "nmap", QUICK)).status_code == 200, "another tool is another breaker"
-            figures = (await client.get("/metrics")).text
-            assert 'circuit_breaker_state{name="false"} 2.0' in figures
-            assert 'circuit_breaker_transitions_total{from_state="closed",name="false",to_state="open"} 1.0' in figures
+            page = (await client.get("/metrics")).text
+            assert 'circuit_breaker_state{name="false"} 2.0' in page
+            assert 'circuit_breaker_transitions_total{from_state="closed",name="false",to_state="open"} 1.0' in page
             await asyncio.sleep(1.3)
             assert (await execute(client, "false", {"target": "127.0.0.1"})).status_code == 502, "one trial"
             assert (await execute(client, "false", {"target": "127.0.0.1"})).json()["code"] == "circuit_open"
@@ -147,7 +147,7 @@ async def test_a_tool_that_keeps_failing_is_left_alone_and_tried_again(limited: 
     assert len(ends) == 4, "three failures and one trial were run"
 
 
-async def test_a_caller_who_gives_too_little_time_does_not_take_the_tool_from_others(limited: dict[str, str]) -> None:
+async def test_a_timeout_that_the_caller_shortened_does_not_open_the_breaker(limited: dict[str, str]) -> None:
     env = limited | {"MCP_CIRCUIT_BREAKER_FAILURE_THRESHOLD": "1"}
     with http_server(env) as (base, token, _):
         async with rest_client(base, token) as client:
@@ -156,7 +156,7 @@ async def test_a_caller_who_gives_too_little_time_does_not_take_the_tool_from_ot
             assert (await execute(client, "nmap", QUICK)).status_code == 200
 
 
-async def test_a_caller_who_asks_for_more_than_fits_does_not_take_the_tool_from_others(limited: dict[str, str]) -> None:
+async def test_a_timeout_of_a_call_that_was_too_large_does_not_open_the_breaker(limited: dict[str, str]) -> None:
     env = limited | {"MCP_CIRCUIT_BREAKER_FAILURE_THRESHOLD": "1", "MCP_SECURITY_TIMEOUT_SECONDS": "2"}
     with http_server(env) as (base, token, _):
         async with rest_client(base, token) as client:
@@ -164,15 +164,13 @@ async def test_a_caller_who_asks_for_more_than_fits_does_not_take_the_tool_from_
             assert (await execute(client, "nmap", QUICK)).status_code == 200
 
 
-async def test_names_are_looked_up_for_whoever_asks_for_the_scope_no_oftener_than_a_tool_is_called(
-    limited: dict[str, str], tmp_path: Path
-) -> None:
+async def test_lookups_of_the_scope_tool_count_against_the_rate_limit(limited: dict[str, str], tmp_path: Path) -> None:
     with http_server(limited | {"MCP_RATE_LIMIT_CALLS_PER_MINUTE": "3"}) as (base, token, _):
         async with rest_client(base, token) as client:
             names = [(await client.get("/scope", params={"target": f"n{n}.lab.internal"})) for n in range(4)]
             assert [answer.status_code for answer in names] == [200] * 3 + [429]
             assert names[3].json()["code"] == "rate_limited"
-            # What needs no name server is free.
+            # A query without names is not counted.
             assert (await client.get("/scope", params={"target": "127.0.0.1"})).status_code == 200
             assert (await client.get("/scope")).status_code == 200
     assert sum(each["event"] == "lookup" for each in log_records(tmp_path / "state")) == 3
@@ -180,7 +178,7 @@ async def test_names_are_looked_up_for_whoever_asks_for_the_scope_no_oftener_tha
 
 @pytest.fixture
 def rated(folder: Path, tmp_path: Path) -> dict[str, str]:
-    """The environment of a server whose policy bounds the rate of two networks, each for itself."""
+    """The environment of a server whose policy limits the rate of two networks separately."""
     policy = tmp_path / "policy.yaml"
     policy.write_text(
         "version: 1\nallow:\n"
@@ -194,7 +192,7 @@ def rated(folder: Path, tmp_path: Path) -> dict[str, str]:
     return env
 
 
-async def test_runs_on_an_entry_with_a_rate_take_turns_so_that_their_sum_keeps_to_it(rated: dict[str, str]) -> None:
+async def test_runs_on_a_policy_entry_with_a_rate_take_turns(rated: dict[str, str]) -> None:
     with http_server(rated) as (base, token, _):
         async with rest_client(base, token) as client:
             calls = [{"target": target, "ports": "1-60"} for target in ("127.1.0.1", "127.1.0.2", "127.2.0.1")]
@@ -204,5 +202,5 @@ async def test_runs_on_an_entry_with_a_rate_take_turns_so_that_their_sum_keeps_t
     spans = {run["parameters"]["target"]: (run["started"], run["ended"]) for run in runs}
     one, two, other = (spans[call["target"]] for call in calls)
     assert one[1] <= two[0] or two[1] <= one[0], spans
-    assert other[0] < max(one[1], two[1]), "another entry has a rate of its own"
+    assert other[0] < max(one[1], two[1]), "another entry has its own rate"
     assert json.dumps(runs[0]["argv"]).count("--max-rate") == 1

@@ -1,4 +1,4 @@
-"""The shipped alerts read metrics and labels that there are, are explained, and each has a test in which it fires."""
+"""The shipped alerts read existing metrics and labels, are documented, and each has a test in which it fires."""
 
 from __future__ import annotations
 
@@ -44,25 +44,25 @@ def test_every_metric_and_label_that_a_rule_reads_exists(rule: dict[str, Any]) -
             if known is not None:
                 assert set(value.split("|")) <= known, selector
             else:
-                assert (label, sign) == ("status", "="), "say here what values this label has"
+                assert (label, sign) == ("status", "="), f"add the values of the label {label} to VALUES"
                 assert re.fullmatch(r"\d{3}", value)
     shown = set(re.findall(r"\$labels\.(\w+)", rule.get("annotations", {}).get("summary", "")))
-    # What an aggregation leaves, or else all labels of the metric.
+    # The labels that an aggregation keeps, or all labels of the metric.
     assert shown <= (grouped or labels_of(read[0].metric))
 
 
 @pytest.mark.parametrize("name", ALERTS)
-def test_every_alert_is_explained(name: str) -> None:
+def test_every_alert_is_documented(name: str) -> None:
     page = (ROOT / "docs/alerts.md").read_text()
     section = re.search(rf"(?ms)^## {name}\n(.*?)(?=^## |\Z)", page)
-    assert section, f"docs/alerts.md says nothing of {name}"
+    assert section, f"docs/alerts.md has no section {name}"
     assert re.findall(r"(?m)^(\w+):", section[1])[:3] == ["Meaning", "Look", "Do"]
     assert ALERTS[name]["annotations"]["runbook"] == f"docs/alerts.md#{name.lower()}"
     assert ALERTS[name]["labels"] == {"severity": ALERTS[name]["labels"]["severity"]}
     assert ALERTS[name]["labels"]["severity"] in {"critical", "warning"}
 
 
-def test_no_alert_is_explained_that_there_is_not() -> None:
+def test_no_other_alert_is_documented() -> None:
     sections = re.findall(r"(?m)^## (Mcp\w+)$", (ROOT / "docs/alerts.md").read_text())
     assert sections == list(ALERTS)
 
@@ -83,13 +83,13 @@ def test_every_alert_has_a_test_in_which_it_fires_alone_and_clears(name: str) ->
 
 
 @pytest.mark.parametrize("name", ALERTS)
-def test_every_alert_is_also_made_to_fire_by_its_cause(name: str) -> None:
+def test_every_alert_also_fires_in_a_real_prometheus(name: str) -> None:
     live = [path.read_text() for path in Path(__file__).parent.glob("test_alerts_*.py")]
-    assert any(f'"{name}"' in text for text in live), "in a real Prometheus that watches a real server"
+    assert any(f'"{name}"' in text for text in live), f"no test with a real Prometheus names {name}"
 
 
 @pytest.mark.parametrize("test", TESTS, ids=lambda test: test["name"])
-def test_the_series_of_the_tests_are_ones_that_a_server_shows(test: dict[str, Any]) -> None:
+def test_the_series_of_the_alert_tests_exist_on_a_server(test: dict[str, Any]) -> None:
     for series in test["input_series"]:
         (selector,) = selectors(series["series"])
         given = {label: value for label, _, value in selector.matchers}
@@ -101,20 +101,20 @@ def test_the_series_of_the_tests_are_ones_that_a_server_shows(test: dict[str, An
             assert given["status"] in OUTCOMES
 
 
-def test_promtool_accepts_the_rules_and_makes_each_alert_fire_and_clear() -> None:
+def test_promtool_accepts_the_rules_and_the_alert_tests_pass() -> None:
     assert f"{len(RULES)} rules found" in promtool("check", "rules", FOLDER / "alerts.yml")
     promtool("test", "rules", FOLDER / "alerts_test.yml")
 
 
 def test_promtool_accepts_the_scrape_configuration(tmp_path: Path) -> None:
-    said = promtool("check", "config", stage(tmp_path / "prometheus", "127.0.0.1:8080", "token"))
-    assert "1 rule files found" in said
+    output = promtool("check", "config", stage(tmp_path / "prometheus", "127.0.0.1:8080", "token"))
+    assert "1 rule files found" in output
     shipped = (FOLDER / "prometheus.yml").read_text()
     promtool("check", "config", "--syntax-only", FOLDER / "prometheus.yml")
     assert yaml.safe_load(shipped)["scrape_configs"][0]["job_name"] == "mcp-network-tools"
 
 
-def test_at_the_faster_clock_rules_differ_in_durations_alone(tmp_path: Path) -> None:
+def test_the_faster_clock_changes_only_durations(tmp_path: Path) -> None:
     text = (FOLDER / "alerts.yml").read_text()
     quick = faster(text, 8)
     assert (quick.count("for: 1s"), quick.count("[8s]"), quick.count("offset 8s")) == (

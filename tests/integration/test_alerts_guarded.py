@@ -1,4 +1,4 @@
-"""A real Prometheus watches a server inside the guard: drops, the end of the guard, and a start without one."""
+"""Alerts of a server inside the guard, in a real Prometheus: dropped packets, a lost guard, a start without a guard."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from mcp_server.base_tool import Estimate, Command, MCPBaseTool
 class StrayTool(MCPBaseTool):
     command_name = "bash"
 
-    def compile(self, parameters, targets, settings):
+    def build_command(self, parameters, targets, settings):
         words = ("-c", "echo stray >/dev/udp/{UNKNOWN_CALLER}/9")
         ends = frozenset({{0, 1}})
-        return Command(args=words, risk=self.risk, estimate=Estimate(addresses=1), ok_returncodes=ends)
+        return Command(args=words, estimate=Estimate(addresses=1), ok_returncodes=ends)
 """
-"""A tool that sends what it was not asked to."""
+"""A tool that sends a packet that it was not asked for."""
 
 
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Guarded, Prometheus, str]]:
-    """A guarded server and its Prometheus on one host, whose network this thread is in."""
+    """Yield a guarded server, its Prometheus and its address. This thread is in the network of their host."""
     with world() as host:
         package = host.folder / "site" / "stray_tools"
         package.mkdir(parents=True)
@@ -52,13 +52,13 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Guarded,
 
 
 def call(address: str, token: str) -> dict[str, Any]:
-    asked = {"Authorization": f"Bearer {token}"}
-    answer = httpx2.post(f"http://{address}/tools/stray/execute", json={"target": TARGET}, headers=asked, timeout=30)
+    headers = {"Authorization": f"Bearer {token}"}
+    answer = httpx2.post(f"http://{address}/tools/stray/execute", json={"target": TARGET}, headers=headers, timeout=30)
     found: dict[str, Any] = answer.json()
     return found
 
 
-def test_what_the_guard_drops_and_its_end_are_alerts(watched: tuple[Guarded, Prometheus, str]) -> None:
+def test_dropped_packets_and_a_lost_guard_raise_alerts(watched: tuple[Guarded, Prometheus, str]) -> None:
     server, found, address = watched
     token = (server.world.folder / "state/token").read_text().strip()
     assert "McpEnforcementWeakened" not in found.firing()
@@ -72,7 +72,7 @@ def test_what_the_guard_drops_and_its_end_are_alerts(watched: tuple[Guarded, Pro
 
     enter = (binary("nsenter"), "--target", str(server.server), "--net")
     server.world.run(*enter, binary("nft"), "flush", "ruleset")
-    found.until_fire("McpGuardGone", severity="critical")  # by the health check: nobody has called since
+    found.until_fire("McpGuardGone", severity="critical")  # found by the health check, because no call was made
     assert call(address, token)["code"] == "guard_unavailable"
 
     server.process.send_signal(signal.SIGTERM)

@@ -1,7 +1,7 @@
-"""A real Prometheus with the shipped rules watches a real server: alerts fire by real causes, and clear.
+"""Alerts in a real Prometheus that watches a real server: each fires because of its real cause, and clears.
 
 The rules run at a faster clock (`tests.support.prometheus.faster`): each ``for`` is 1 s and each window 6 s. Nothing
-else in them is changed.
+else is changed.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
 
 
 def reloads(watched: Watched, result: str) -> float:
-    """How often the configuration was read again with this result."""
+    """Return the number of reloads with this result."""
     (found,) = watched.prometheus.query(f'mcp_config_reloads_total{{result="{result}"}}')
     return float(found["value"][1])
 
 
-def test_calls_that_are_refused_and_tools_that_fail(watched: Watched) -> None:
+def test_refused_calls_and_failing_tools_raise_alerts(watched: Watched) -> None:
     found = watched.prometheus
     before = reloads(watched, "applied")
     watched.configure(rate_limit={"calls_per_minute": 8})
@@ -47,15 +47,15 @@ def test_calls_that_are_refused_and_tools_that_fail(watched: Watched) -> None:
         assert {watched.get("/tools", token="guessed").status_code for _ in range(25)} == {401}
     assert {labels["name"] for labels in found.firing()["McpBreakerOpen"]} == {"flaky"}
     (watched.folder / "shop" / "open").touch()
-    assert watched.call("flaky", "flaky").status_code == 200, "after its recovery time-out one call is let through"
+    assert watched.call("flaky", "flaky").status_code == 200, "one call must be let through after the recovery timeout"
     found.until_clear(*refused, *failed)
 
 
-def test_a_server_in_a_bad_way(watched: Watched) -> None:
+def test_a_degraded_server_raises_alerts(watched: Watched) -> None:
     found, pid = watched.prometheus, watched.process.pid
     limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-    ways = ("McpServerDegraded", "McpDescriptorsLow", "McpEventLoopLag", "McpReloadRefused")
-    with ExitStack() as clients, found.firing_meanwhile(*ways):
+    alerts = ("McpServerDegraded", "McpDescriptorsLow", "McpEventLoopLag", "McpReloadRefused")
+    with ExitStack() as clients, found.firing_meanwhile(*alerts):
         watched.configure(health={"memory_threshold": 0})
         for _ in range(60):
             clients.enter_context(socket.create_connection(("127.0.0.1", watched.port)))
@@ -69,10 +69,10 @@ def test_a_server_in_a_bad_way(watched: Watched) -> None:
         assert found.until_some("mcp_health_status == 1", 15)
         watched.write('{"health": {"check_interval": "often"}}')
     watched.configure()
-    found.until_clear(*ways)
+    found.until_clear(*alerts)
 
 
-def test_a_decision_log_that_cannot_be_written(watched: Watched) -> None:
+def test_an_audit_log_that_cannot_be_written_raises_alerts(watched: Watched) -> None:
     found, log = watched.prometheus, watched.state / "audit.jsonl"
     aside = log.with_name("aside")
     log.rename(aside)
@@ -87,22 +87,22 @@ def test_a_decision_log_that_cannot_be_written(watched: Watched) -> None:
     found.until_clear("McpServerUnhealthy", "McpAuditFailures")
 
 
-def test_a_server_that_stops_and_starts_again(watched: Watched) -> None:
+def test_a_server_that_stops_raises_alerts_until_it_runs_again(watched: Watched) -> None:
     found = watched.prometheus
     with ThreadPoolExecutor(1) as background:
         running = background.submit(watched.call, "slow", "sleep", timeout_sec=5)
         assert found.until_some('mcp_tool_active{tool="slow"} == 1')
         watched.process.send_signal(signal.SIGTERM)
         found.until_fire("McpServerNotReady", severity="critical")
-        assert running.result().status_code == 504, "what runs keeps its time"
+        assert running.result().status_code == 504, "a running call must get its time limit"
     assert watched.process.wait(15) == 0
     found.until_fire("McpServerDown", severity="critical")
     with watched.serving():
         found.until_clear("McpServerDown", "McpServerNotReady")
-        assert "McpServerRestarts" not in found.firing(), "once is not too often"
+        assert "McpServerRestarts" not in found.firing(), "one restart must not raise the alert"
 
 
-def test_a_server_that_was_never_there(tmp_path_factory: pytest.TempPathFactory) -> None:
-    nobody = prepare(tmp_path_factory.mktemp("nobody"))
-    with nobody.watching():
-        nobody.prometheus.until_fire("McpServerDown", job="mcp-network-tools")
+def test_a_server_that_never_ran_raises_an_alert(tmp_path_factory: pytest.TempPathFactory) -> None:
+    absent = prepare(tmp_path_factory.mktemp("absent"))
+    with absent.watching():
+        absent.prometheus.until_fire("McpServerDown", job="mcp-network-tools")

@@ -1,6 +1,6 @@
-"""A real Prometheus watches a real server: the alerts whose causes take a while, each brought about and mended.
+"""Alerts whose causes take a while, in a real Prometheus that watches a real server: each fires and clears.
 
-As in `test_alerts_live`, with a window of 12 s. All of it goes on side by side, because one of them needs a call that
+As in `test_alerts_live`, with a window of 12 s. All causes happen at the same time, because one of them is a call that
 waits for half a minute.
 """
 
@@ -45,13 +45,13 @@ TOGETHER = {
 
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Watched, MountNamespace]]:
-    """A server whose state folder is a small disk of its own, and its Prometheus."""
+    """Yield a server whose state folder is a small disk, with its Prometheus."""
     made = prepare(tmp_path_factory.mktemp("slow"))
     made.state.mkdir(mode=0o700)
     with ExitStack() as running:
         script = f'mount -t tmpfs -o size={DISK},mode=700 tmpfs "$1"'
         inside = running.enter_context(mount_namespace(script, str(made.state)))
-        for folder in (inside.see(made.state), made.state):  # whoever asks reads it outside
+        for folder in (inside.see(made.state), made.state):  # the test reads the token outside of the namespace
             (folder / "token").touch(mode=0o600)
             (folder / "token").write_text("t" * 43)
         running.enter_context(made.serving(prefix=inside.prefix))
@@ -61,7 +61,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Watched,
 
 
 def fill(disk: Path, share: float) -> None:
-    """Leave ``share`` of the disk free."""
+    """Fill the disk until ``share`` of it is free."""
     found = os.statvfs(disk)
     (disk / "filler").touch()
     with (disk / "filler").open("ab") as file:
@@ -69,7 +69,7 @@ def fill(disk: Path, share: float) -> None:
 
 
 def held_up(call: Callable[[], int], held: ExitStack) -> int:
-    """The status of a call during which something is held for `SLOW_SEC`."""
+    """Return the status of a call during which ``held`` is not closed for `SLOW_SEC`."""
     with held, ThreadPoolExecutor(1) as background:
         answer = background.submit(call)
         time.sleep(SLOW_SEC)
@@ -77,7 +77,7 @@ def held_up(call: Callable[[], int], held: ExitStack) -> int:
         return answer.result()
 
 
-def test_causes_that_take_a_while(watched: tuple[Watched, MountNamespace]) -> None:
+def test_slow_causes_raise_alerts(watched: tuple[Watched, MountNamespace]) -> None:
     made, inside = watched
     found, disk = made.prometheus, inside.see(made.state)
     made.configure(admission={"max_waiting": 4}, circuit_breaker={"failure_threshold": 1})
@@ -87,7 +87,7 @@ def test_causes_that_take_a_while(watched: tuple[Watched, MountNamespace]) -> No
         return made.call("polite").status_code
 
     with ThreadPoolExecutor(2) as background, found.firing_meanwhile(*TOGETHER, seconds=90):
-        # What stands in line waits until the first has used up its time: longer than the 30 s of the alert.
+        # The second call waits until the first reaches its time limit, which is longer than the 30 s of the alert.
         first = background.submit(made.call, "single", "sleep", timeout_sec=32, target="127.0.0.2")
         assert found.until_some('mcp_tool_active{tool="single"} == 1')
         second = background.submit(made.call, "single", target="127.0.0.2")
@@ -95,18 +95,18 @@ def test_causes_that_take_a_while(watched: tuple[Watched, MountNamespace]) -> No
         assert made.call("broken").status_code == 500
         assert made.call("greedy").status_code == 200
         with ExitStack() as locked:
-            # Inside, because SQLite goes by the path that a link stands for.
+            # Inside the namespace, because SQLite resolves links in the path.
             words = (*inside.prefix, sys.executable, "-c", HOLD, str(made.state / "store.db"))
             holder = locked.enter_context(Popen(words, stdout=PIPE))
             locked.callback(holder.kill)
             assert holder.stdout is not None
             assert holder.stdout.readline() == b"held\n"
-            assert held_up(polite, locked) == 200, "a busy store is waited for"
+            assert held_up(polite, locked) == 200, "the call must wait for a busy store"
         found.until_fire("McpStoreSlow", operation="write")
         with ExitStack() as locked:
             folder = os.open(disk, os.O_RDONLY | os.O_DIRECTORY)
             locked.callback(os.close, folder)
-            fcntl.flock(folder, fcntl.LOCK_EX)  # as another server on this state folder does to write a record
+            fcntl.flock(folder, fcntl.LOCK_EX)  # as another server does when it writes a record to this log
             assert held_up(polite, locked) == 200
         found.until_fire("McpAuditSlow")
         for _ in range(7):
@@ -118,7 +118,7 @@ def test_causes_that_take_a_while(watched: tuple[Watched, MountNamespace]) -> No
     found.until_clear(*TOGETHER, seconds=60)
 
 
-def test_a_server_that_is_started_again_and_again(watched: tuple[Watched, MountNamespace]) -> None:
+def test_a_server_that_is_restarted_repeatedly_raises_an_alert(watched: tuple[Watched, MountNamespace]) -> None:
     made, inside = watched
     found = made.prometheus
     with ExitStack() as running, found.firing_meanwhile("McpServerRestarts", seconds=60):
@@ -127,6 +127,8 @@ def test_a_server_that_is_started_again_and_again(watched: tuple[Watched, MountN
             made.process.send_signal(signal.SIGTERM)
             assert made.process.wait(15) == 0
             running.enter_context(made.serving(prefix=inside.prefix))
-            assert found.until_some(f"process_start_time_seconds > {before['value'][1]}", 15), "it was seen"
+            assert found.until_some(f"process_start_time_seconds > {before['value'][1]}", 15), (
+                "Prometheus did not see the new process"
+            )
         found.until_fire("McpServerRestarts")
         found.until_clear("McpServerRestarts", seconds=60)

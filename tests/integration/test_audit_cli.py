@@ -1,4 +1,4 @@
-"""``audit`` on the command line: a log that calls wrote, verified, shown, exported and tampered with."""
+"""The ``audit`` commands: a log that calls wrote is verified, shown, exported and tampered with."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 
 from mcp_server.audit.checkpoint import CHECKPOINTS, Sealer
 from mcp_server.audit.keys import KEY, public_key
-from mcp_server.audit.writer import Writer
+from mcp_server.audit.writer import AuditWriter
 from mcp_server.config.sections import AuditConfig
 from mcp_server.errors import ExitCode
 from tests.support.audit import change, rechain, records_of
@@ -27,7 +27,7 @@ Audit = Callable[..., Awaitable[Done]]
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The state folder of a scan that ran and one that was denied, sealed."""
+    """Return a state folder with the records of a scan and of a denied scan, and a checkpoint."""
     state = tmp_path_factory.mktemp("audit") / "state"
     env = environment(state)
     scan = ("call", "nmap", "mode=ports", "ports=1-3")
@@ -39,7 +39,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def state(written: Path, tmp_path: Path) -> Path:
-    """A copy to tamper with."""
+    """Return a copy to tamper with."""
     return Path(shutil.copytree(written, tmp_path / "state"))
 
 
@@ -60,7 +60,7 @@ async def body(audit: Audit, *words: str) -> tuple[int, dict[str, Any]]:
     return status, json.loads(out)
 
 
-def test_what_calls_write_is_what_the_schema_says(written: Path) -> None:
+def test_records_of_calls_are_valid_against_the_schema(written: Path) -> None:
     schema = json.loads(files("mcp_server.audit").joinpath("record.schema.json").read_text())
     records = records_of(written)
     kinds = [(record["event"], record.get("decision") or record.get("outcome")) for record in records]
@@ -70,7 +70,7 @@ def test_what_calls_write_is_what_the_schema_says(written: Path) -> None:
         jsonschema.Draft202012Validator(schema).validate(record)
 
 
-async def test_a_log_that_was_left_alone_is_verified(audit: Audit, written: Path, tmp_path: Path) -> None:
+async def test_an_untouched_log_verifies(audit: Audit, written: Path, tmp_path: Path) -> None:
     status, report = await body(audit, "verify")
     size = len(records_of(written))
     assert (status, report["ok"], report["size"], report["sealed"]) == (0, True, size, size)
@@ -82,11 +82,11 @@ async def test_a_log_that_was_left_alone_is_verified(audit: Audit, written: Path
     for given in (key.strip(), str(tmp_path / "key")):
         status, out, err = await audit("verify", "--checkpoint", str(tmp_path / "kept"), "--public-key", given)
         assert (status, err) == (0, "")
-        assert out.startswith(f"ok: {size} records in 1 files, the last of 20")
+        assert out.startswith(f"ok: {size} records in 1 files, the last from 20")
         assert f"cover {size} of {size} records" in out
 
 
-async def test_an_edited_log_fails_with_the_place(audit: Audit, state: Path) -> None:
+async def test_an_edited_log_fails_with_file_line_and_record(audit: Audit, state: Path) -> None:
     change(state / "audit.jsonl", 0, actor="somebody else")
     status, out, err = await audit("verify")
     assert (status, out) == (ExitCode.TOOL_FAILED, "")
@@ -97,7 +97,7 @@ async def test_an_edited_log_fails_with_the_place(audit: Audit, state: Path) -> 
     assert (details["kind"], details["file"], details["line"], details["seq"]) == ("edited", "audit.jsonl", 1, 0)
 
 
-async def test_a_log_written_again_with_its_own_key_fails_against_what_was_kept(
+async def test_a_log_written_again_with_a_new_key_fails_against_kept_checkpoints(
     audit: Audit, state: Path, tmp_path: Path
 ) -> None:
     key = str(public_key(state))
@@ -107,14 +107,14 @@ async def test_a_log_written_again_with_its_own_key_fails_against_what_was_kept(
     for name in (KEY, CHECKPOINTS, "audit.tree"):
         (state / name).unlink()
     assert (await audit("checkpoint"))[0] == 0
-    assert (await audit("verify"))[0] == 0, "nothing in the folder itself can tell"
+    assert (await audit("verify"))[0] == 0, "nothing in the folder itself shows this"
     kept = ("--checkpoint", str(tmp_path / "kept"))
     status, reply = await body(audit, "verify", *kept, "--public-key", key)
     assert (status, reply["error"]["details"]["kind"]) == (ExitCode.TOOL_FAILED, "rechained")
     assert (await body(audit, "verify", "--public-key", key))[1]["error"]["details"]["kind"] == "forged"
 
 
-async def test_what_verify_cannot_use_is_refused_with_a_hint(audit: Audit, state: Path, tmp_path: Path) -> None:
+async def test_unusable_options_of_verify_are_refused_with_a_hint(audit: Audit, state: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
     for words, code in (
         (("--checkpoint", str(tmp_path / "missing")), "invalid_arguments"),
@@ -131,7 +131,7 @@ async def test_what_verify_cannot_use_is_refused_with_a_hint(audit: Audit, state
     assert "--public-key" in reply["error"]["hint"]
 
 
-async def test_a_log_that_cannot_be_read_is_no_defect(audit: Audit, state: Path) -> None:
+async def test_an_unreadable_log_is_an_error_of_the_host(audit: Audit, state: Path) -> None:
     (state / "audit.jsonl").unlink()
     (state / "audit.jsonl").mkdir()
     for command in (["verify"], ["show"], ["export", "--format", "ecs"], ["checkpoint"]):
@@ -139,7 +139,7 @@ async def test_a_log_that_cannot_be_read_is_no_defect(audit: Audit, state: Path)
         assert (status, reply["error"]["code"]) == (ExitCode.ENVIRONMENT, "permission_denied"), command
 
 
-async def test_records_are_shown_and_chosen(audit: Audit, written: Path) -> None:
+async def test_records_are_shown_and_selected(audit: Audit, written: Path) -> None:
     status, out, _ = await audit("show")
     lines = out.splitlines()
     assert status == 0
@@ -182,18 +182,20 @@ async def test_records_are_shown_and_chosen(audit: Audit, written: Path) -> None
         ("end", {"outcome": "failed", "code": "timeout", "scope_hash": "a1b2"}, "failed timeout"),
     ],
 )
-async def test_every_kind_of_record_says_what_happened(
+async def test_a_row_shows_what_happened_for_every_kind_of_record(
     audit: Audit, state: Path, event: str, fields: dict[str, Any], shown: str
 ) -> None:
-    Writer(state).append(event, {"actor": "joe", "tool": "nmap", "run_id": "r_9"} | fields, AuditConfig().max_file_size)
+    AuditWriter(state).append(
+        event, {"actor": "joe", "tool": "nmap", "run_id": "r_9"} | fields, AuditConfig().max_file_size
+    )
     _, out, _ = await audit("show", "--limit", "1")
     assert out.splitlines()[1].split(None, 3)[3].split() == ["joe", "nmap", *shown.split(), "r_9"]
 
 
-async def test_what_somebody_put_on_the_log_does_nothing_to_a_terminal(audit: Audit, state: Path) -> None:
+async def test_hostile_records_do_not_act_on_a_terminal(audit: Audit, state: Path) -> None:
     hostile = "\x1b]0;owned\x07\u202e\n\U000e0041\ud800"
     fields = {"actor": hostile, "tool": hostile, "reason": hostile, "client": hostile, "decision": "deny"}
-    Writer(state).append("decision", fields, AuditConfig().max_file_size)
+    AuditWriter(state).append("decision", fields, AuditConfig().max_file_size)
     with (state / "audit.jsonl").open("ab") as file:
         file.write(b"\x1b[2J\xff junk\n")
     for words in (["show"], ["show", "--json"], ["export", "--format", "ecs"], ["export", "--format", "ocsf"]):
@@ -219,43 +221,47 @@ async def test_an_export_is_json_lines(audit: Audit, written: Path, state: Path)
     with (state / "audit.jsonl").open("ab") as file:
         file.write(b"junk\n")
     status, out, err = await audit("export", "--format", "ecs")
-    assert status == ExitCode.TOOL_FAILED, "what was left out is not passed over in silence"
+    assert status == ExitCode.TOOL_FAILED, "a skipped line must be reported"
     assert len(out.splitlines()) == len(records_of(written))
-    assert err.startswith("audit_broken: 1 lines are no records")
+    assert err.startswith("audit_broken: 1 lines are not records")
 
 
-async def test_an_empty_state_folder(tmp_path: Path) -> None:
+async def test_commands_on_an_empty_state_folder(tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir(mode=0o700)
     commands = (["verify"], ["show"], ["export", "--format", "ecs"], ["checkpoint"], ["show-key"])
     done = await batch(environment(empty), *(["audit", *words] for words in commands))
     assert [status for status, _, _ in done] == [ExitCode.NOT_FOUND, 0, 0, ExitCode.NOT_FOUND, ExitCode.NOT_FOUND]
-    assert done[0][2].startswith("not_found: there is no record in "), "nothing is no log that is well"
+    assert done[0][2].startswith("not_found: There is no record in "), "an empty log must fail verification"
 
 
-async def test_checkpoints_of_other_logs_beside_ours(audit: Audit, state: Path, written: Path, tmp_path: Path) -> None:
-    """A system log that two servers ship to: a kept key says which are whose, and nothing else does."""
+async def test_a_kept_key_distinguishes_checkpoints_of_other_logs(
+    audit: Audit, state: Path, written: Path, tmp_path: Path
+) -> None:
+    """Two servers may ship to one system log. Only a key that was kept says which checkpoints belong to which log."""
     other, kept = tmp_path / "other", tmp_path / "kept"
     other.mkdir(mode=0o700)
-    Writer(other).append("policy", {"scope_hash": "a1"}, AuditConfig().max_file_size)
+    AuditWriter(other).append("policy", {"scope_hash": "a1"}, AuditConfig().max_file_size)
     theirs = Sealer(other).seal("")
     assert theirs is not None
     kept.write_text((state / CHECKPOINTS).read_text() + theirs)
     given = ("--checkpoint", str(kept), "--public-key", str(public_key(written)))
     status, report = await body(audit, "verify", *given)
-    assert (status, report["ok"], report["passed_over"]) == (0, True, 1)
-    assert "1 checkpoints of other logs were passed over" in (await audit("verify", *given))[1]
+    assert (status, report["ok"], report["ignored"]) == (0, True, 1)
+    assert "1 checkpoints of other logs were ignored" in (await audit("verify", *given))[1]
     details = (await body(audit, "verify", *given[:2]))[1]["error"]["details"]
-    assert details["kind"] == "forged", "somebody who wrote the log again would leave the true ones beside his own"
+    assert details["kind"] == "forged", "a forger could leave the true checkpoints beside the forged ones"
     kept.write_text(theirs)
-    assert (await body(audit, "verify", *given))[1]["error"]["details"]["kind"] == "forged", "none of them is ours"
+    assert (await body(audit, "verify", *given))[1]["error"]["details"]["kind"] == "forged", (
+        "no checkpoint of this log is left"
+    )
     kept.write_text((written / CHECKPOINTS).read_text() + theirs)
     change(state / "audit.jsonl", 0, actor="somebody else")
     rechain(state)
     assert (await body(audit, "verify", *given))[1]["error"]["details"]["kind"] == "rechained"
 
 
-async def test_a_pipe_in_the_place_of_the_checkpoints_is_not_waited_for(audit: Audit, state: Path) -> None:
+async def test_a_pipe_instead_of_the_checkpoints_file_is_refused_at_once(audit: Audit, state: Path) -> None:
     (state / CHECKPOINTS).unlink()
     os.mkfifo(state / CHECKPOINTS)
     status, _, err = await audit("verify")
@@ -263,8 +269,8 @@ async def test_a_pipe_in_the_place_of_the_checkpoints_is_not_waited_for(audit: A
     assert "it is not a regular file" in err
 
 
-async def test_only_the_owner_of_a_log_seals_it(audit: Audit, state: Path) -> None:
-    """What root made there the server could not read: it would seal no more."""
+async def test_only_the_user_of_the_server_may_sign_a_checkpoint(audit: Audit, state: Path) -> None:
+    """The server could not read files that root created, and would sign no more checkpoints."""
     before = {path.name: path.read_bytes() for path in state.glob("audit*")}
     os.chown(state, 61400, 61400)
     status, _, err = await audit("checkpoint")
@@ -274,10 +280,10 @@ async def test_only_the_owner_of_a_log_seals_it(audit: Audit, state: Path) -> No
 
 
 async def test_checkpoints_are_shipped_and_verified_from_a_system_log(state: Path, tmp_path: Path) -> None:
-    """The copy elsewhere is what shows a cut; tests/unit/test_audit_checkpoint.py has the system log."""
+    """The copy elsewhere shows that the end was cut off; tests/unit/test_audit_checkpoint.py tests the system log."""
     kept = tmp_path / "kept"
     env = {**environment(state), "MCP_AUDIT_SHIP_TO": str(kept)}
-    Writer(state).append("policy", {"scope_hash": "a1"}, AuditConfig().max_file_size)
+    AuditWriter(state).append("policy", {"scope_hash": "a1"}, AuditConfig().max_file_size)
     ((status, _, _),) = await batch(env, ["audit", "checkpoint"])
     assert status == 0
     lines = (state / "audit.jsonl").read_bytes().splitlines(keepends=True)
@@ -285,5 +291,5 @@ async def test_checkpoints_are_shipped_and_verified_from_a_system_log(state: Pat
     (state / CHECKPOINTS).unlink()
     verify = ["audit", "verify", "--json"]
     cut, found = await batch(env, verify, [*verify, "--checkpoint", str(kept)])
-    assert cut[0] == 0, "without the copy nothing tells"
+    assert cut[0] == 0, "without the copy nothing shows that the end is missing"
     assert json.loads(found[1])["error"]["details"]["kind"] == "truncated"

@@ -1,4 +1,4 @@
-"""The log under several writers, under SIGKILL, and on media that fail: nothing acknowledged is lost or torn."""
+"""The log with several writers, after SIGKILL, and on failing disks: no acknowledged record is lost or incomplete."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_two_processes_append_five_hundred_records_each(tmp_path: Path) -> None:
     assert [record["seq"] for record in records] == list(range(1000))
     for who in "ab":
         mine = [record["number"] for record in records if record["who"] == who]
-        assert mine == list(range(500)), "in the order it wrote them"
+        assert mine == list(range(500)), "the records of one writer are out of order"
     turns = sum(one["who"] != other["who"] for one, other in itertools.pairwise(records))
     assert turns > 10, "they did not write at the same time"
     report = verify(tmp_path)
@@ -43,18 +43,20 @@ def test_fifty_writers_are_killed_and_nothing_acknowledged_is_lost(tmp_path: Pat
     )
     acknowledged = dict(line.split() for line in done.stdout.splitlines())
     assert len(acknowledged) >= 50
-    # What the last one may have left is repaired by the next record, as all the others were.
+    # The next record repairs the incomplete line that the last writer may have left.
     subprocess.run([*WRITER, "append", str(tmp_path), "last", "1", "0"], cwd=ROOT, check=True)
     report = verify(tmp_path)
     assert report.broken is None
     lines = [line for path in files_of(tmp_path) for line in path.read_bytes().splitlines()]
     assert report.size == len(lines)
     for seq, digest in acknowledged.items():
-        assert hashlib.sha256(lines[int(seq)]).hexdigest() == digest, f"record {seq} was acknowledged"
+        assert hashlib.sha256(lines[int(seq)]).hexdigest() == digest, (
+            f"record {seq} was acknowledged and is not in the log"
+        )
 
 
 def refused_in(prefix: tuple[str, ...], folder: Path) -> dict[str, str | int]:
-    # nsenter(1) goes to the root folder of the namespace.
+    # nsenter(1) changes to the root folder of the namespace.
     done = subprocess.run(
         [*prefix, *WRITER, "until-refused", str(folder)],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -68,13 +70,13 @@ def refused_in(prefix: tuple[str, ...], folder: Path) -> dict[str, str | int]:
 
 
 @pytest.mark.parametrize("size", ["64k", "148k"])
-def test_a_full_disk_is_a_typed_error_and_leaves_no_half_record(tmp_path: Path, size: str) -> None:
+def test_a_full_disk_raises_a_typed_error_and_leaves_no_incomplete_record(tmp_path: Path, size: str) -> None:
     script = f'mount -t tmpfs -o size={size},mode=700 tmpfs "$1"'
     with mount_namespace(script, str(tmp_path)) as inside:
         seen = inside.see(tmp_path)
         reply = refused_in(inside.prefix, tmp_path)
         assert reply["code"] == "disk_full"
-        assert "decision log" in str(reply["message"])
+        assert "audit log" in str(reply["message"])
         assert reply["written"] == len(records_of(seen)) > 5
         assert verify(seen).broken is None
         again = refused_in(inside.prefix, tmp_path)
@@ -83,7 +85,7 @@ def test_a_full_disk_is_a_typed_error_and_leaves_no_half_record(tmp_path: Path, 
         assert (report.broken, report.size, report.repairs) == (None, reply["written"], 0)
 
 
-def test_a_log_that_became_read_only_is_a_typed_error(tmp_path: Path) -> None:
+def test_a_read_only_disk_raises_a_typed_error(tmp_path: Path) -> None:
     script = 'mount -t tmpfs -o size=1m,mode=700 tmpfs "$1"; touch "$1/audit.jsonl"; mount -o remount,ro "$1"'
     with mount_namespace(script, str(tmp_path)) as inside:
         reply = refused_in(inside.prefix, tmp_path)

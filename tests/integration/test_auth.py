@@ -1,4 +1,4 @@
-"""The bearer token: its file, and the guard that asks for it."""
+"""The local token: its file, and the middleware that checks it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from mcp_server.api.http.principals import principal_of
-from mcp_server.api.http.problems import Message, Receive, Scope, Send
+from mcp_server.api.http.asgi import Message, Receive, Scope, Send
+from mcp_server.api.http.callers import identity_of
 from mcp_server.errors import ConfigError, PlatformError
 from mcp_server.identity.local_token import load_or_create_token
 from mcp_server.model.access import FULL_ACCESS
@@ -25,14 +25,14 @@ def test_a_token_is_made_once(tmp_path: Path) -> None:
     state = tmp_path / "state"
     token, created = load_or_create_token(state)
     assert created
-    assert len(token) >= 43, "32 bytes in base 64"
+    assert len(token) >= 43, "the token must have 32 random bytes"
     assert (state / "token").stat().st_mode & 0o777 == 0o600
     assert state.stat().st_mode & 0o777 == 0o700
     assert load_or_create_token(state) == (token, False)
     assert [path.name for path in state.iterdir()] == ["token"]
 
 
-def test_no_two_tokens_are_alike(tmp_path: Path) -> None:
+def test_tokens_are_unique(tmp_path: Path) -> None:
     assert len({load_or_create_token(tmp_path / str(n))[0] for n in range(20)}) == 20
 
 
@@ -45,7 +45,7 @@ def test_the_mode_does_not_depend_on_the_umask(tmp_path: Path) -> None:
     assert (tmp_path / "token").stat().st_mode & 0o777 == 0o600
 
 
-def test_servers_that_start_together_agree_on_one_token(tmp_path: Path) -> None:
+def test_servers_that_start_together_use_one_token(tmp_path: Path) -> None:
     program = (
         "import sys, pathlib; from mcp_server.identity.local_token import load_or_create_token; sys.stdin.read();"
         "print(*load_or_create_token(pathlib.Path(sys.argv[1])))"
@@ -56,7 +56,7 @@ def test_servers_that_start_together_agree_on_one_token(tmp_path: Path) -> None:
         )
         for _ in range(6)
     ]
-    # All are up and waiting before the first is let go.
+    # Start all processes before the first one continues.
     for server in servers:
         assert server.stdin is not None
         server.stdin.close()
@@ -76,7 +76,7 @@ def test_a_file_open_to_others_is_refused(tmp_path: Path, mode: int) -> None:
     unusable(tmp_path / "token", mode=mode)
     with pytest.raises(ConfigError, match=f"is open to other users \\(mode 0{mode:o}\\)") as caught:
         load_or_create_token(tmp_path)
-    assert "Delete it" in caught.value.hint
+    assert "Delete the file" in caught.value.hint
     assert TOKEN not in str(caught.value)
 
 
@@ -132,7 +132,7 @@ def test_a_state_folder_that_is_a_file_is_a_platform_error(tmp_path: Path) -> No
     assert caught.value.code == "permission_denied"
 
 
-def test_a_full_disk_is_named_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -140,12 +140,12 @@ def test_a_full_disk_is_named_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(PlatformError) as caught:
         load_or_create_token(tmp_path)
     assert caught.value.code == "disk_full"
-    assert list(tmp_path.iterdir()) == [], "no half-made file is left"
+    assert list(tmp_path.iterdir()) == [], "an incomplete file was left behind"
 
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
-    principal = principal_of(scope)
-    assert (principal.name, principal.access) == ("token", FULL_ACCESS)
+    identity = identity_of(scope)
+    assert (identity.name, identity.access) == ("token", FULL_ACCESS)
     await send({"type": "http.response.start", "status": 204, "headers": []})
 
 
@@ -170,7 +170,7 @@ async def ask(*authorization: bytes, kind: str = "http") -> list[Message]:
 @pytest.mark.parametrize(
     "value", [f"Bearer {TOKEN}", f"bearer {TOKEN}", f"BEARER {TOKEN}", f"Bearer  {TOKEN}", f"Bearer {TOKEN} "]
 )
-async def test_the_token_opens_the_interface(value: str) -> None:
+async def test_the_token_is_accepted(value: str) -> None:
     assert (await ask(value.encode()))[0]["status"] == 204
 
 
@@ -194,7 +194,7 @@ async def test_the_token_opens_the_interface(value: str) -> None:
         [b"Bearer \xff\xfe"],
     ],
 )
-async def test_anything_else_is_a_401_with_a_challenge(values: list[bytes]) -> None:
+async def test_anything_but_the_token_is_a_401_with_a_challenge(values: list[bytes]) -> None:
     start, body, _ = await ask(*values)
     headers = dict(start["headers"])
     assert start["status"] == 401

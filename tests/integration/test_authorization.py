@@ -1,7 +1,7 @@
-"""Who may do what: every interface, caller, tool and run, held against one table that was written by hand.
+"""Who may do what: every interface, caller, tool and run, compared with one table that was written by hand.
 
-The callers are made known by a verifier of these tests (`tests.support.several_callers`); everything behind it is a
-real server, asked over real HTTP, over stdio and on the command line.
+An authenticator of these tests (`tests.support.several_callers`) identifies the callers. Everything else is a real
+server, which gets requests over HTTP, over stdio and from the command line.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tests.support.cli import batch
 from tests.support.interfaces import ROOT, http_server, log_records
 from tests.support.mcp_wire import call as modern_call
 from tests.support.several_callers import MODULE, Mcp, Rest, Said, caller_environment, coming_as
-from tests.support.streams import Told, follow
+from tests.support.streams import Event, follow
 
 ACTORS = """
 version: 1
@@ -39,7 +39,7 @@ actors:
     tools: ["scan*"]
 """
 CREDENTIALS = {
-    "nobody": "admin.stranger",  # in no line of the file
+    "nobody": "admin.unlisted",  # not in the file
     "viewer": "viewer.viewer",
     "operator": "operator.operator",
     "admin": "admin.admin",
@@ -47,7 +47,7 @@ CREDENTIALS = {
     "narrow": "only+tools:scan.narrow",
 }
 
-# ok: done. 403: refused with the scope that is missing. 404: there is no such thing. out: out of scope.
+# ok: done. 403: refused with the missing scope. 404: not found. out: out of scope.
 TABLE = """
                       nobody  viewer  operator  admin  bounded  narrow
 list tools            403     ok      ok        ok     ok       403
@@ -66,7 +66,7 @@ foreign raw           403     404     404       ok     404      403
 local run             403     404     404       ok     404      403
 no run                403     404     404       404    404      403
 """
-"""Every HTTP interface. ``scanning outside`` is a target that lies in the policy and outside the networks of ``bounded``;
+"""Every HTTP interface. ``scanning outside`` is a target inside the policy and outside the networks of ``bounded``;
 ``local run`` was made over stdio.
 """
 REST_TABLE = """
@@ -102,7 +102,7 @@ HTTP_INTERFACES = ("rest", "mcp 2026", "mcp 2025")
 
 
 def read_table(text: str) -> dict[str, dict[str, str]]:
-    """A table of this file: by row and caller."""
+    """Parse a table of this file. Returns the cells by row and caller."""
     head, *rows = [line for line in text.splitlines() if line.strip()]
     names = head.split()
     found = {}
@@ -114,7 +114,10 @@ def read_table(text: str) -> dict[str, dict[str, str]]:
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A server with all of these callers, and a run of each: ``runs`` by name, ``local`` of stdio."""
+    """A server that knows all of these callers.
+
+    ``runs`` has the id of one run of each caller, by its name. ``local`` is the id of a run over stdio.
+    """
 
     base: str
     state: Path
@@ -134,7 +137,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 async def _seed(base: str, env: dict[str, str]) -> tuple[dict[str, str], str]:
     runs = {}
-    for name in (*CREDENTIALS, "stranger", "somebody"):
+    for name in (*CREDENTIALS, "unlisted", "somebody"):
         async with coming_as(base, f"seed.{name}") as client:
             runs[name] = (await Rest(client).tool("scanning", "127.0.0.9")).body["run_id"]
     async with stdio(env) as client:
@@ -162,7 +165,7 @@ async def at_interface(interface: str, base: str, credential: str) -> AsyncItera
 
 
 async def do(at: Rest | Mcp, row: str, run_id: str) -> Said:
-    """Do what a row of the table names, at a interface."""
+    """Send the request that a row of the table names, over one interface."""
     first, second = row.split()
     if second in TARGETS:
         return await at.tool(first, TARGETS[second])
@@ -176,38 +179,38 @@ async def do(at: Rest | Mcp, row: str, run_id: str) -> Said:
     return await at.ask("GET", path)
 
 
-def word(said: Said) -> str:
-    """What the table calls an outcome; a refusal for want of a scope must say which, and be one of HTTP too."""
-    if said.outcome == "insufficient_scope":
-        assert said.status == 403, said
-        assert re.fullmatch(r'Bearer error="insufficient_scope", scope="[a-z: ]+"', said.headers["www-authenticate"])
-        missing = said.body["details"]["scope"].split()
-        offered = said.headers["www-authenticate"].split('scope="')[1].rstrip('"').split()
+def word(answer: Said) -> str:
+    """The word of the table for an outcome. A refusal for a missing scope must name it, also in the HTTP header."""
+    if answer.outcome == "insufficient_scope":
+        assert answer.status == 403, answer
+        assert re.fullmatch(r'Bearer error="insufficient_scope", scope="[a-z: ]+"', answer.headers["www-authenticate"])
+        missing = answer.body["details"]["scope"].split()
+        offered = answer.headers["www-authenticate"].split('scope="')[1].rstrip('"').split()
         assert set(missing) <= set(offered)
     else:
-        assert "www-authenticate" not in said.headers
-    return WORDS.get(said.outcome, said.outcome)
+        assert "www-authenticate" not in answer.headers
+    return WORDS.get(answer.outcome, answer.outcome)
 
 
 @pytest.mark.parametrize("interface", HTTP_INTERFACES)
-async def test_every_caller_at_every_interface(served: Served, interface: str) -> None:
+async def test_each_caller_gets_its_outcome_at_every_interface(served: Served, interface: str) -> None:
     expected, found = read_table(TABLE), {row: dict[str, str]() for row in read_table(TABLE)}
     for name, credential in CREDENTIALS.items():
-        own = "stranger" if name == "nobody" else name
+        own = "unlisted" if name == "nobody" else name
         runs = {"own": served.runs[own], "foreign": served.runs["somebody"], "local": served.local, "no": NO_RUN}
         async with at_interface(interface, served.base, credential) as at:
             for row in expected:
                 if row == "scope":
-                    said = await (
+                    answer = await (
                         at.ask("GET", "/scope") if isinstance(at, Rest) else at.ask("tools/call", name="scope")
                     )
                 else:
-                    said = await do(at, row, runs.get(row.split()[0], ""))
-                found[row][name] = word(said)
+                    answer = await do(at, row, runs.get(row.split()[0], ""))
+                found[row][name] = word(answer)
     assert found == expected
 
 
-async def test_every_caller_at_every_route_of_rest(served: Served) -> None:
+async def test_each_caller_gets_its_outcome_at_every_rest_route(served: Served) -> None:
     expected, found = read_table(REST_TABLE), {row: dict[str, str]() for row in read_table(REST_TABLE)}
     for name, credential in CREDENTIALS.items():
         async with coming_as(served.base, credential) as client:
@@ -222,7 +225,7 @@ async def test_every_caller_at_every_route_of_rest(served: Served) -> None:
 
 
 @pytest.mark.parametrize("interface", HTTP_INTERFACES)
-async def test_a_caller_is_shown_the_tools_that_it_may_use_at_all(served: Served, interface: str) -> None:
+async def test_a_caller_sees_the_tools_that_it_may_use(served: Served, interface: str) -> None:
     found = {}
     for name in TOOLS_SEEN:
         async with at_interface(interface, served.base, CREDENTIALS[name]) as at:
@@ -232,7 +235,7 @@ async def test_a_caller_is_shown_the_tools_that_it_may_use_at_all(served: Served
     assert found == TOOLS_SEEN
 
 
-async def test_whoever_starts_a_process_may_do_everything(served: Served) -> None:
+async def test_the_user_who_starts_the_process_has_full_access(served: Served) -> None:
     tools = ("passive", "probing", "scanning", "intruding")
     read = [served.runs["somebody"], served.local]
     async with stdio(served.env) as client:
@@ -252,24 +255,26 @@ async def test_whoever_starts_a_process_may_do_everything(served: Served) -> Non
 
 @pytest.mark.parametrize("raw", ["", "/raw"])
 @pytest.mark.parametrize("interface", HTTP_INTERFACES)
-async def test_a_foreign_run_is_answered_as_one_that_never_was(served: Served, interface: str, raw: str) -> None:
+async def test_a_run_of_another_caller_is_answered_like_an_unknown_run(
+    served: Served, interface: str, raw: str
+) -> None:
     seen = []
     for run_id in (served.runs["somebody"], served.local, NO_RUN):
         async with at_interface(interface, served.base, CREDENTIALS["operator"]) as at:
             if isinstance(at, Rest):
-                said = await at.ask("GET", f"/runs/{run_id}{raw}")
+                answer = await at.ask("GET", f"/runs/{run_id}{raw}")
             else:
-                said = await at.ask("resources/read", uri=f"run://{run_id}{raw}")
-        headers = {key: value for key, value in said.headers.items() if key not in {"date", "mcp-session-id"}}
-        seen.append((said.status, headers, said.content.replace(run_id.encode(), b"ID")))
+                answer = await at.ask("resources/read", uri=f"run://{run_id}{raw}")
+        headers = {key: value for key, value in answer.headers.items() if key not in {"date", "mcp-session-id"}}
+        seen.append((answer.status, headers, answer.content.replace(run_id.encode(), b"ID")))
     assert seen[0] == seen[1] == seen[2]
     assert b"unknown_run" in seen[0][2]
 
 
-async def test_pages_total_and_cursors_are_of_the_callers_runs(served: Served) -> None:
+async def test_pages_totals_and_cursors_cover_the_callers_runs_only(served: Served) -> None:
     async with coming_as(served.base, "operator.pager") as client, coming_as(served.base, "seed.pager") as seed:
         mine = [(await Rest(seed).tool("scanning", "127.0.0.9")).body["run_id"] for _ in range(3)]
-        # The file does not name it, so it may read nothing; the seed may, and reads all.
+        # The file does not name this actor, so it may read nothing. The seed may read everything.
         assert (await Rest(client).ask("GET", "/runs")).outcome == "insufficient_scope"
     async with coming_as(served.base, "operator.operator") as client:
         own = [(await Rest(client).tool("scanning", "127.0.0.9")).body["run_id"] for _ in range(3)]
@@ -298,14 +303,14 @@ def _cursor(run_id: str) -> str:
     ("credential", "actors"),
     [("operator.operator", {"key:operator"}), ("admin.admin", {"key:operator", "key:somebody"})],
 )
-async def test_a_stream_tells_of_the_readers_own_runs(served: Served, credential: str, actors: set[str]) -> None:
+async def test_a_stream_has_only_events_of_the_readers_runs(served: Served, credential: str, actors: set[str]) -> None:
     async with follow(served.base, credential) as stream:
         await stream.settled()
         for name in ("somebody", "operator"):
             async with coming_as(served.base, f"seed.{name}") as client:
                 await Rest(client).tool("nothing", "127.0.0.9")
                 last = (await Rest(client).tool("scanning", "127.0.0.9")).body["run_id"]
-        seen: list[Told] = []
+        seen: list[Event] = []
         while not (seen and seen[-1].kind == "run.ended" and seen[-1].data["run_id"] == last):
             event = await stream.next()
             assert event is not None
@@ -316,28 +321,30 @@ async def test_a_stream_tells_of_the_readers_own_runs(served: Served, credential
     assert {"call.refused", "run.accepted", "run.started", "run.ended"} <= {event.kind for event in seen}
 
 
-async def test_refusals_are_on_the_log_with_the_bounds_they_were_judged_by(served: Served) -> None:
+async def test_refusals_are_logged_with_the_limits_that_applied(served: Served) -> None:
     for interface in HTTP_INTERFACES:
         async with at_interface(interface, served.base, CREDENTIALS["bounded"]) as at:
             assert (await at.tool("scanning", "127.0.0.1")).outcome == "target_out_of_scope"
     async with coming_as(served.base, CREDENTIALS["bounded"]) as client:
         assert (await Rest(client).tool("passive", "127.0.0.9")).outcome == "unknown_tool"
         assert (await Rest(client).ask("POST", "/admin/reload")).outcome == "insufficient_scope"
-        said = await Rest(client).tool("scanning", "127.0.0.1")
-        assert "outside the networks of this caller; allowed: 127.0.0.8/29" in said.body["message"]
+        answer = await Rest(client).tool("scanning", "127.0.0.1")
+        assert "outside the networks of this caller. Allowed: 127.0.0.8/29" in answer.body["message"]
     records = [record for record in log_records(served.state) if record.get("actor") == "key:bounded"]
     by_code = {record.get("code"): record for record in records}
     assert {"target_out_of_scope", "unknown_tool", "insufficient_scope"} <= set(by_code)
     hidden = {record.get("reason") for record in records if record.get("tool") == "passive"}
-    assert "the tools of key:bounded do not include this one" in hidden, "the owner reads why; the caller did not"
+    assert "The tools of key:bounded do not include this one." in hidden, (
+        "the log must have the reason, which the caller does not see"
+    )
     assert all(re.fullmatch("[0-9a-f]{64}", by_code[code]["actors_hash"]) for code in by_code if code)
     accepted = next(r for r in records if r.get("decision") == "accept" and "actors_hash" in r)
     assert accepted["actors_hash"] == by_code["unknown_tool"]["actors_hash"]
     assert any(record["tool"] == "POST /admin/reload" for record in records if record["event"] == "decision")
 
 
-async def test_a_header_that_names_another_call_opens_nothing(served: Served) -> None:
-    """The body is what is carried out; headers that say less do not make it less."""
+async def test_a_header_that_names_another_call_is_refused(served: Served) -> None:
+    """The body is executed, so a header that names another call must not change the decision."""
     message = modern_call(1, "intruding", target="127.0.0.9")
     lies = {"MCP-Protocol-Version": "2026-07-28", "Mcp-Method": "tools/call", "Mcp-Name": "passive"}
     async with coming_as(served.base, CREDENTIALS["operator"]) as client:
@@ -348,34 +355,34 @@ async def test_a_header_that_names_another_call_opens_nothing(served: Served) ->
     assert "mcp-name" in answer.text.lower()
 
 
-async def test_what_the_parameters_ask_for_is_judged_before_the_call_is_begun(served: Served) -> None:
-    """Nmap's mode discover is a probe, and every other mode a scan."""
+async def test_the_risk_of_the_parameters_is_judged_before_the_call_starts(served: Served) -> None:
+    """The mode discover of nmap is a probe, and every other mode is a scan."""
     discover = {"target": "127.0.0.9", "mode": "discover"}
     for interface in HTTP_INTERFACES:
         async with at_interface(interface, served.base, "only+tools:probe.operator") as at:
             for arguments, outcome in ((discover, "ok"), (discover | {"mode": "ports"}, "insufficient_scope")):
                 if isinstance(at, Rest):
-                    said = await at.ask("POST", "/tools/nmap/execute", json=arguments)
+                    answer = await at.ask("POST", "/tools/nmap/execute", json=arguments)
                 else:
-                    said = await at.ask("tools/call", name="nmap", arguments=arguments)
-                assert said.outcome == outcome, said.body
+                    answer = await at.ask("tools/call", name="nmap", arguments=arguments)
+                assert answer.outcome == outcome, answer.body
                 if outcome != "ok":
-                    assert word(said) == "403"
-                    assert said.body["details"]["scope"] == "tools:scan"
+                    assert word(answer) == "403"
+                    assert answer.body["details"]["scope"] == "tools:scan"
 
 
-async def test_whoever_may_only_read_is_told_the_scope_of_the_very_call(served: Served) -> None:
-    """One step up is enough; a call that cannot be read needs the least that its tool does."""
+async def test_a_reader_gets_the_scope_that_this_call_needs(served: Served) -> None:
+    """The caller needs only one new token. A call with wrong parameters needs the lowest scope of its tool."""
     scan, broken = {"target": "127.0.0.9", "mode": "ports"}, {"target": "127.0.0.9", "mode": "sideways"}
     discover = scan | {"mode": "discover"}
     async with coming_as(served.base, CREDENTIALS["viewer"]) as client:
         for arguments, scope in ((scan, "tools:scan"), (discover, "tools:probe"), (broken, "tools:probe")):
-            said = await Rest(client).ask("POST", "/tools/nmap/execute", json=arguments)
-            assert (said.outcome, said.body["details"]["scope"]) == ("insufficient_scope", scope), said.body
+            answer = await Rest(client).ask("POST", "/tools/nmap/execute", json=arguments)
+            assert (answer.outcome, answer.body["details"]["scope"]) == ("insufficient_scope", scope), answer.body
     async with coming_as(served.base, "only+tools:scan.operator") as client:
         for arguments, outcome in ((scan | {"ports": "9"}, "ok"), (discover, "insufficient_scope")):
-            said = await Rest(client).ask("POST", "/tools/nmap/execute", json=arguments)
-            assert said.outcome == outcome, said.body
+            answer = await Rest(client).ask("POST", "/tools/nmap/execute", json=arguments)
+            assert answer.outcome == outcome, answer.body
 
 
 async def test_the_scope_is_explained_for_the_caller(served: Served) -> None:
@@ -386,7 +393,9 @@ async def test_the_scope_is_explained_for_the_caller(served: Served) -> None:
         risk = (await Rest(client).ask("GET", "/scope?target=127.0.0.9&risk=intrusive")).body
     assert body["caller"]["networks"] == ["127.0.0.8/29"]
     assert body["caller"]["scopes"] == ["runs:read", "tools:probe", "tools:read", "tools:scan"]
-    assert [line["entry"] for line in body["policy"]["allow"]] == ["loopback"], "RFC1918 is nothing of its own"
+    assert [line["entry"] for line in body["policy"]["allow"]] == ["loopback"], (
+        "RFC1918 is outside the networks of the caller"
+    )
     assert [target["allowed"] for target in asked["targets"]] == [True, False, False]
     assert "RFC1918" not in json.dumps(asked)
     assert (plan["allowed"], plan["code"]) == (False, "target_out_of_scope")

@@ -1,4 +1,4 @@
-"""The bounds of single actors on real servers: names, budgets, rates, and a file that changes while calls run."""
+"""The limits of single actors on real servers: names, budgets, rates, and a file that changes during calls."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from typing import Any
 
 import pytest
 
-from mcp_server.api.scope import ask_pipeline, read_query
 from mcp_server.config import load_config
 from mcp_server.errors import AccessError, ConfigError, TargetError
 from mcp_server.model.access import Access, Permission, Role
 from mcp_server.model.run import Actor
 from mcp_server.scope.resolver import SystemResolver
 from mcp_server.server import EnhancedMCPServer
+from mcp_server.server.applying import apply
 from tests.support.cli import batch
 from tests.support.interfaces import environment, http_server, log_records
+from tests.support.resolvers import use_resolver
 from tests.support.several_callers import MODULE, Rest, caller_environment, coming_as
 from tests.unit.scope.loopback_dns import Zone, serve
 
@@ -36,11 +37,11 @@ actors:
 
 @asynccontextmanager
 async def named(tmp_path: Path, **records: list[str]) -> AsyncIterator[tuple[EnhancedMCPServer, Zone]]:
-    """A server whose name server is on loopback and holds these records, dots written as underscores."""
+    """A server whose name server is on loopback and has these records; underscores stand for dots."""
     server = EnhancedMCPServer(load_config(env=environment(tmp_path / "state")))
     async with serve() as zone:
         zone.records |= {name.replace("_", "."): values for name, values in records.items()}
-        server.pipeline.resolver = SystemResolver(["127.0.0.1"], port=zone.port, hosts_file=None)
+        use_resolver(server.pipeline, SystemResolver(["127.0.0.1"], port=zone.port, hosts_file=None))
         yield server, zone
     await server.cleanup()
 
@@ -53,11 +54,11 @@ def refused(code: str) -> Callable[[Any], bool]:
     return lambda error: error.code == code
 
 
-async def test_a_name_and_each_of_its_addresses_lie_inside_the_actors_networks(tmp_path: Path) -> None:
+async def test_a_name_and_each_of_its_addresses_must_be_in_the_actors_networks(tmp_path: Path) -> None:
     one, two = ["A 127.0.9.1"], ["A 127.0.9.1", "A 127.0.7.1"]
     async with named(tmp_path, a_lab_internal=one, b_lab_internal=two) as (server, _):
         bounded = actor(".lab.internal", "127.0.9.0/24")
-        plan = await server.pipeline.plan("nmap", {"target": "a.lab.internal", "ports": "1"}, bounded)
+        plan = (await server.pipeline.plan("nmap", {"target": "a.lab.internal", "ports": "1"}, bounded)).plan
         assert plan.targets.canonical() == ("127.0.9.1",)
         with pytest.raises(TargetError, match=r"127\.0\.7\.1 is outside the networks of this caller") as error:
             await server.pipeline.call("nmap", {"target": "b.lab.internal", "ports": "1"}, bounded)
@@ -74,7 +75,7 @@ async def test_a_name_and_each_of_its_addresses_lie_inside_the_actors_networks(t
     ],
     ids=["no suffix", "another suffix", "viewer", "a scan for a prober"],
 )
-async def test_no_name_is_looked_up_for_one_who_may_not_ask(
+async def test_no_name_is_looked_up_for_an_actor_without_permission(
     tmp_path: Path, asking: Actor, arguments: dict[str, Any], code: str
 ) -> None:
     async with named(tmp_path, a_lab_internal=["A 127.0.9.1"]) as (server, zone):
@@ -82,17 +83,17 @@ async def test_no_name_is_looked_up_for_one_who_may_not_ask(
             await server.pipeline.call("nmap", {"target": "a.lab.internal", "mode": "ports", **arguments}, asking)
         query = {"target": "a.lab.internal", "tool": "nmap", "risk": "scan"}
         if Permission.TOOLS_READ in asking.access.permissions:
-            body = await ask_pipeline(server.pipeline, read_query(query), asking)
+            body = (await server.pipeline.answer("scope", query, asking)).body
             assert [target["code"] for target in body["targets"]] == [code]
         else:
             with pytest.raises(AccessError, check=refused(code)):
-                await ask_pipeline(server.pipeline, read_query(query), asking)
+                await server.pipeline.answer("scope", query, asking)
         assert zone.questions == []
     (denied,) = [record for record in log_records(tmp_path / "state") if record.get("decision") == "deny"]
     assert denied["code"] == code
 
 
-async def test_calls_and_packets_of_an_actor_are_bounded(tmp_path: Path) -> None:
+async def test_calls_and_packets_of_an_actor_are_limited(tmp_path: Path) -> None:
     env = caller_environment(tmp_path, BOUNDED, MCP_RATE_LIMIT_CALLS_PER_MINUTE="4")
     with http_server(env, module=MODULE) as (base, _, _):
         found = {}
@@ -100,11 +101,11 @@ async def test_calls_and_packets_of_an_actor_are_bounded(tmp_path: Path) -> None
             async with coming_as(base, f"operator.{name}") as client:
                 found[name] = [(await Rest(client).tool("scanning", target)).outcome for _ in range(5)]
     assert found["slow"] == ["ok", "ok", *["rate_limited"] * 3]
-    assert found["eager"] == [*["ok"] * 4, "rate_limited"], "the server's own limit, and not the wider one"
+    assert found["eager"] == [*["ok"] * 4, "rate_limited"], "the limit of the server must apply, not the wider one"
     assert found["small"] == [*["ok"] * 3, "budget_exceeded", "rate_limited"]
 
 
-async def test_the_file_is_read_again_while_calls_run_whole_or_not_at_all(tmp_path: Path) -> None:
+async def test_a_reload_during_calls_applies_the_whole_file_or_nothing(tmp_path: Path) -> None:
     path = tmp_path / "actors.yaml"
     before = "version: 1\nactors:\n  - {name: a, key: a, role: operator, networks: [127.0.0.0/28]}\n"
     after = before.replace("/28", "/32").replace("operator", "viewer")
@@ -135,9 +136,9 @@ async def test_the_file_is_read_again_while_calls_run_whole_or_not_at_all(tmp_pa
             write(after)
             await until(client, "insufficient_scope")
             write(after + "rôle: admin\n")
-            told = await boss.ask("POST", "/admin/reload")
-            assert (told.status, told.outcome) == (422, "config_invalid")
-            assert "line 4: unknown key" in told.body["message"]
+            reply = await boss.ask("POST", "/admin/reload")
+            assert (reply.status, reply.outcome) == (422, "config_invalid")
+            assert "line 4: " in reply.body["message"]
             assert (await client.tool("scanning", "127.0.0.9")).outcome == "insufficient_scope"
             write(before)
             await until(client, "ok")
@@ -149,10 +150,10 @@ async def test_the_file_is_read_again_while_calls_run_whole_or_not_at_all(tmp_pa
     assert len(set(policies)) == 2
     assert policies[0] == policies[-1]
     accepted = {r["actors_hash"] for r in log_records(tmp_path / "state") if r.get("decision") == "accept"}
-    assert accepted == {policies[0]}, "no call was allowed under the narrower file"
+    assert accepted == {policies[0]}, "a call was allowed under the narrower file"
 
 
-async def test_a_call_that_waits_is_judged_by_the_bounds_of_the_moment_it_begins(tmp_path: Path) -> None:
+async def test_a_waiting_call_is_judged_by_the_limits_at_its_start(tmp_path: Path) -> None:
     path = tmp_path / "actors.yaml"
     text = "version: 1\nactors:\n  - {name: a, key: a, role: operator}\n"
     path.write_text(text)
@@ -161,8 +162,8 @@ async def test_a_call_that_waits_is_judged_by_the_bounds_of_the_moment_it_begins
     config = load_config(env=environment(tmp_path / "state", **own))
     server = EnhancedMCPServer(config)
     pipeline = server.pipeline
-    assert pipeline.actors is not None
-    asking = Actor("key:a", "rest", "", pipeline.actors.find("key:a", Role.OPERATOR))
+    assert pipeline.current.value.actors is not None
+    asking = Actor("key:a", "rest", "", pipeline.current.value.actors.find("key:a", Role.OPERATOR))
     arguments = {"target": "127.0.0.1", "mode": "ports", "ports": "1", "extra_args": "--scan-delay 2s"}
     first = asyncio.create_task(pipeline.call("nmap", arguments, asking))
     second = asyncio.create_task(pipeline.call("nmap", arguments, asking))
@@ -170,7 +171,7 @@ async def test_a_call_that_waits_is_judged_by_the_bounds_of_the_moment_it_begins
         while not pipeline.admission.load("nmap").waiting:
             await asyncio.sleep(0.02)
     path.write_text(text.replace("operator", "viewer"))
-    await server.reload(config)
+    await apply(server.pipeline, config)
     ends = await asyncio.gather(first, second, return_exceptions=True)
     await server.cleanup()
     refusals = [end for end in ends if isinstance(end, AccessError)]
@@ -187,7 +188,7 @@ def test_a_server_does_not_start_with_a_file_it_cannot_use(tmp_path: Path) -> No
         EnhancedMCPServer(load_config(env=environment(tmp_path / "state", MCP_AUTH_ACTORS_FILE=str(path))))
 
 
-async def test_config_check_reads_the_file_and_says_what_lies_outside_the_policy(tmp_path: Path) -> None:
+async def test_config_check_names_networks_outside_the_policy(tmp_path: Path) -> None:
     path = tmp_path / "actors.yaml"
     path.write_text("version: 1\nactors: [{name: far, key: a, networks: [8.8.8.0/24]}]\n")
     path.chmod(0o600)
@@ -197,11 +198,11 @@ async def test_config_check_reads_the_file_and_says_what_lies_outside_the_policy
     assert "actor far: 8.8.8.0/24 is not inside the policy, and allows no more" in out
     path.write_text("version: 1\nactors: [{}]\n")
     ((status, _, err),) = await batch(env, ["config", "check"])
-    assert (status, "line 2: an actor has a name" in err) == (8, True)
+    assert (status, "line 2: an actor must have a name" in err) == (8, True)
 
 
-async def test_what_an_actor_may_do_costs_a_call_little(tmp_path: Path) -> None:
-    """No file is read and no policy compiled per call: 1,000 look-ups of a bounded actor with many networks."""
+async def test_limits_of_an_actor_add_little_time_to_a_call(tmp_path: Path) -> None:
+    """No file is read and no policy is built per call: 1,000 look-ups of an actor with many networks."""
     server = EnhancedMCPServer(load_config(env=environment(tmp_path / "state")))
     networks = tuple(f"10.{high}.{low}.0/24" for high in range(8) for low in range(256))
     bounded = actor(*networks)
@@ -210,6 +211,6 @@ async def test_what_an_actor_may_do_costs_a_call_little(tmp_path: Path) -> None:
     for _ in range(1000):
         server.pipeline.policy_of(bounded.access)
         server.pipeline.registry_for(bounded)
-        server.pipeline.foresee("nmap", {"target": "10.0.0.1", "ports": "1-1000"}, bounded)
+        server.pipeline.validate("nmap", {"target": "10.0.0.1", "ports": "1-1000"}, bounded)
     assert (time.perf_counter() - started) / 1000 < 0.005
     await server.cleanup()

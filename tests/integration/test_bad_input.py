@@ -92,18 +92,18 @@ ONLY_JSON: list[Case] = [
     ("nested-deeply", {"target": HERE, "ports": json.loads("[" * 100 + "]" * 100)}, "invalid_arguments"),
     ("many-parameters", {str(number): number for number in range(5000)}, "invalid_arguments"),
 ]
-"""What the command line cannot say: it has no types, and an argument of a process holds no NUL."""
+"""Values that the command line cannot express: it has no types, and an argument of a process cannot contain NUL."""
 TARGETS: list[Case] = [(name, {"target": text}, code) for name, text, code in BAD_TARGETS]
 
 OVER_4_MIB = {"one-megabyte-of-nul"}
-"""As JSON longer than any interface reads: each NUL takes six characters. `test_a_message_over_4_mib` sends it."""
+"""Longer as JSON than any interface accepts: a NUL takes six characters. The test of 4 MiB messages sends it."""
 WITHOUT_UTF8 = {"surrogate"}
-"""Text that a JSON encoder refuses to write as UTF-8; `test_a_lone_surrogate` sends it as an escape."""
+"""Text that has no form in UTF-8. The test of lone surrogates sends it as a JSON escape."""
 REST_CASES = [case for case in BAD_ARGUMENTS + ONLY_JSON + TARGETS if case[0] not in OVER_4_MIB]
 MCP_CASES = [case for case in REST_CASES if case[0] not in WITHOUT_UTF8]
 
 ARG_MAX = 100_000
-"""An argument longer than 128 KiB cannot be given to a program on Linux (execve(2), MAX_ARG_STRLEN)."""
+"""The longest argument to test. Linux accepts at most 128 KiB (execve(2), MAX_ARG_STRLEN)."""
 
 
 def fits_a_command_line(case: Case) -> bool:
@@ -120,28 +120,28 @@ async def interfaces(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[
 
 
 def assert_refused(reply: Reply, code: str, interface: str) -> None:
-    """The interface gave this error with a hint, in the form its kind of client expects."""
+    """Check that the interface returned this error with a hint, in its own form."""
     assert reply.error is not None, f"{interface} accepted it: {reply.text[:300]}"
-    # Length and emptiness of a target are in the tool's schema already, which is looked at first.
+    # The schema of the tool is checked first, and it limits the length of a target too.
     allowed = {code, "invalid_arguments"} if code in {"invalid_target", "arguments_too_long"} else {code}
     assert reply.code in allowed, reply.error
-    assert reply.error["message"]
-    assert reply.error["hint"]
+    assert reply.error["message"], f"{interface}: the error has no message"
+    assert reply.error["hint"], f"{interface}: the error has no hint"
     assert reply.error["retryable"] == ERRORS[reply.code].retryable
-    assert len(reply.text) < 4000, "an error must not echo a huge input"
-    assert reply.text.replace("\n", " ").isprintable(), "an error must not hold control characters"
+    assert len(reply.text) < 4000, "the error repeats a huge input"
+    assert reply.text.replace("\n", " ").isprintable(), "the error has control characters"
     if interface == "rest":
         assert reply.status == reply.error["status"] == ERRORS[reply.code].http
     if interface == "cli":
         assert reply.status == ERRORS[reply.code].exit
     if interface in {"stdio", "http"}:
         assert reply.body["outcome"] == "refused"
-        assert "run_id" not in reply.body
+        assert "run_id" not in reply.body, f"{interface}: a refused call has a run"
 
 
 @pytest.fixture
 def nothing_started(interfaces: Interfaces) -> Any:
-    """Fails the test where a process was started in it: none is without an accepted decision on the log."""
+    """Fail the test if the audit log has an accepted call afterwards, because every started process has one."""
     yield
     assert not accepted(Path(interfaces.env["MCP_STATE_DIR"])), "a process was started"
 
@@ -149,20 +149,22 @@ def nothing_started(interfaces: Interfaces) -> Any:
 @pytest.mark.parametrize("interface", ["stdio", "http"])
 @pytest.mark.parametrize("case", MCP_CASES, ids=lambda case: case[0])
 @pytest.mark.asyncio(loop_scope="module")
-async def test_over_mcp(interfaces: Interfaces, nothing_started: None, interface: str, case: Case) -> None:
+async def test_bad_input_over_mcp_is_refused(
+    interfaces: Interfaces, nothing_started: None, interface: str, case: Case
+) -> None:
     _, arguments, code = case
     assert_refused(await interfaces.call(interface, "nmap", arguments), code, interface)
 
 
 @pytest.mark.parametrize("case", REST_CASES, ids=lambda case: case[0])
 @pytest.mark.asyncio(loop_scope="module")
-async def test_over_rest(interfaces: Interfaces, nothing_started: None, case: Case) -> None:
+async def test_bad_input_over_rest_is_refused(interfaces: Interfaces, nothing_started: None, case: Case) -> None:
     _, arguments, code = case
     assert_refused(await interfaces.call("rest", "nmap", arguments), code, "rest")
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_on_the_command_line(interfaces: Interfaces, nothing_started: None) -> None:
+async def test_bad_input_on_the_command_line_is_refused(interfaces: Interfaces, nothing_started: None) -> None:
     commands = [["call", "nmap", *cli_words(arguments), "--json"] for _, arguments, _ in CLI_CASES]
     replies = await batch(interfaces.env, *commands)
     for (name, _, code), (status, out, err) in zip(CLI_CASES, replies, strict=True):
@@ -174,33 +176,36 @@ async def test_on_the_command_line(interfaces: Interfaces, nothing_started: None
 
 
 @pytest.mark.parametrize("word", ["target=10.0.0.1\0", "target=" + "a" * 1_000_000])
-def test_what_no_program_can_be_given_does_not_reach_the_command_line(interfaces: Interfaces, word: str) -> None:
+def test_linux_refuses_arguments_with_nul_or_over_128_kib(interfaces: Interfaces, word: str) -> None:
     with pytest.raises((ValueError, OSError)):
         subprocess.run([sys.executable, "-m", "mcp_server", "call", "nmap", word], env=interfaces.env, check=False)
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_words_that_are_no_parameters_are_usage_errors(interfaces: Interfaces, nothing_started: None) -> None:
+async def test_words_without_a_parameter_name_and_value_are_refused(
+    interfaces: Interfaces, nothing_started: None
+) -> None:
     words = ["target", "=127.0.0.1", "127.0.0.1", "target:127.0.0.1", "\udcff", "a" * ARG_MAX]
     for status, out, err in await batch(interfaces.env, *(["call", "nmap", word, "--json"] for word in words)):
         assert_refused(cli_reply(status, out, err), "invalid_arguments", "cli")
 
 
 async def raw_call(interfaces: Interfaces, interface: str, target: str) -> dict[str, Any]:
-    """Send a call as it is written here, without a client library, and return the answer."""
+    """Send a call without a client library, and return the response as a dictionary."""
     message = modern(7, "tools/call", name="nmap", arguments={"target": target})
     if interface == "stdio":
         async with ServedProcess.open(sys.executable, "-m", "mcp_server.server", env=interfaces.env) as client:
             await client.send(message)
             return await client.receive()
     port = int(interfaces.base.rpartition(":")[2])
-    answer = await exchange(port, post(port, message, headers={"Authorization": f"Bearer {interfaces.token}"}))
-    return dict(answer.json()) | {"status": answer.status}
+    response = await exchange(port, post(port, message, headers={"Authorization": f"Bearer {interfaces.token}"}))
+    return dict(response.json()) | {"status": response.status}
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_a_lone_surrogate_over_mcp(interfaces: Interfaces, nothing_started: None) -> None:
-    # JSON can escape it, UTF-8 cannot hold it (RFC 8259 section 8.2): one reader refuses the message, one the value.
+async def test_a_lone_surrogate_over_mcp_is_refused(interfaces: Interfaces, nothing_started: None) -> None:
+    # JSON can escape it, but UTF-8 cannot encode it (RFC 8259 section 8.2). The parser of stdio refuses the message.
+    # The parser of HTTP accepts the message. Then validation refuses the value.
     by_stdio = await raw_call(interfaces, "stdio", "10.0.0.1\udcff")
     assert by_stdio["error"]["code"] == -32700
     by_http = await raw_call(interfaces, "http", "10.0.0.1\udcff")
@@ -209,7 +214,7 @@ async def test_a_lone_surrogate_over_mcp(interfaces: Interfaces, nothing_started
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_a_message_over_4_mib(interfaces: Interfaces, nothing_started: None) -> None:
+async def test_a_message_over_4_mib_is_refused(interfaces: Interfaces, nothing_started: None) -> None:
     target = "\0" * 1_000_000
     by_stdio = await raw_call(interfaces, "stdio", target)
     assert by_stdio["error"]["data"]["code"] == "body_too_large"
@@ -227,7 +232,7 @@ async def test_a_message_over_4_mib(interfaces: Interfaces, nothing_started: Non
     ids=["empty", "cut", "cut-object", "list", "text", "null", "bytes", "brackets", "nan", "long-number", "deep"],
 )  # fmt: skip
 @pytest.mark.asyncio(loop_scope="module")
-async def test_bodies_that_are_no_object_of_arguments(
+async def test_a_body_that_is_not_an_object_of_arguments_is_refused(
     interfaces: Interfaces, nothing_started: None, body: bytes
 ) -> None:
     response = await interfaces.rest.post(
@@ -235,8 +240,8 @@ async def test_bodies_that_are_no_object_of_arguments(
     )
     problem = response.json()
     assert (response.status_code, problem["code"]) == (422, "invalid_arguments"), problem
-    assert problem["hint"]
-    assert len(response.content) < 4000
+    assert problem["hint"], "the error has no hint"
+    assert len(response.content) < 4000, "the error repeats the input"
 
 
 @pytest.mark.parametrize("interface", INTERFACES)
@@ -244,13 +249,13 @@ async def test_bodies_that_are_no_object_of_arguments(
 async def test_an_unknown_tool_is_not_found(interfaces: Interfaces, nothing_started: None, interface: str) -> None:
     for name in ("nmpa", "nmap\x1b[31m", "n" * 5000, "nmap/../nmap"):
         if interface == "rest":
-            name = name.replace("/", "%2F").replace("\x1b", "%1B")  # noqa: PLW2901 - as a URL writes it
+            name = name.replace("/", "%2F").replace("\x1b", "%1B")  # noqa: PLW2901 - percent-encoded for a URL
         reply = await interfaces.call(interface, name, {"target": HERE})
         assert reply.error is not None
         assert reply.code in {"unknown_tool", "not_found"}
         assert reply.status == {"stdio": -32602, "http": -32602, "rest": 404, "cli": 4}[interface]
-        assert "\x1b" not in reply.text
-        assert len(reply.text) < 2000
+        assert "\x1b" not in reply.text, "the error has a control character"
+        assert len(reply.text) < 2000, "the error repeats a long name"
     reply = await interfaces.call(interface, "nmpa", {"target": HERE})
     assert reply.code == "unknown_tool"
     assert reply.error is not None
@@ -258,7 +263,7 @@ async def test_an_unknown_tool_is_not_found(interfaces: Interfaces, nothing_star
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_every_refusal_is_on_the_decision_log(interfaces: Interfaces) -> None:
+async def test_every_refusal_is_on_the_audit_log(interfaces: Interfaces) -> None:
     await interfaces.call("rest", "nmap", {"target": "8.8.8.8"})
     records = [
         json.loads(line) for line in (Path(interfaces.env["MCP_STATE_DIR"]) / "audit.jsonl").read_text().splitlines()

@@ -100,7 +100,7 @@ async def test_what_the_commands_say(env: dict[str, str], a_run: dict[str, Any])
     sources = {f"{key['section']}.{key['key']}": (key["source"], key["status"]) for key in config["keys"]}
     assert sources["security.allowed_targets"] == ("env", "live")
     assert sources["circuit_breaker.failure_threshold"] == ("default", "live")
-    assert sources["server.workers"] == ("default", "later")
+    assert sources["server.port"] == ("default", "restart")
     assert set(version) == {"version", "python", "platform"}
     assert set(raw) == {"sha256", "size", "stored", "truncated"}
 
@@ -122,8 +122,8 @@ async def test_runs_are_paged(env: dict[str, str], a_run: dict[str, Any]) -> Non
     ((_, out, _), (_, text, _)) = await batch(
         env, ["runs", "show", seen[0], "--limit", "5"], ["runs", "list", "--limit", "1"]
     )
-    assert "8 hosts in all; next page: --cursor " in out
-    assert "next page: --cursor " in text
+    assert "8 hosts in all. Next page: --cursor " in out
+    assert "Next page: --cursor " in text
 
 
 EXITS: list[tuple[str, list[str], dict[str, str], int]] = [
@@ -194,7 +194,7 @@ async def test_lists_and_types_on_the_command_line(env: dict[str, str]) -> None:
     assert run["parameters"] == {"target": first, "ping": False, "ports": "1,2"}
 
 
-@pytest.mark.parametrize(("typed", "offered"), [("n", ["nmap"]), ("", ["nmap"]), ("x", [])])
+@pytest.mark.parametrize(("typed", "offered"), [("n", ["nmap"]), ("", ["nmap", "scope"]), ("x", [])])
 def test_the_shell_completes_tool_names(env: dict[str, str], typed: str, offered: list[str]) -> None:
     program = Path(sys.executable).with_name("mcp-network-tools")
     asked = {"_MCP_NETWORK_TOOLS_COMPLETE": "complete_bash", "COMP_WORDS": f"mcp-network-tools call {typed}",

@@ -50,7 +50,7 @@ def test_doctor_without_a_writable_folder_says_what_still_works(tmp_path: Path) 
     assert done.returncode == 9
     assert "failed    state folder:" in done.stdout
     assert "still works: the commands tools, config, scope and doctor" in done.stdout
-    assert f"to mend: set MCP_STATE_DIR to another folder; {tmp_path}/file is a file" in done.stdout
+    assert f"to fix: set MCP_STATE_DIR to another folder; {tmp_path}/file is a file" in done.stdout
     assert "ok        tool nmap" in done.stdout
 
 
@@ -91,17 +91,15 @@ async def test_doctor_names_a_folder_open_to_others_and_a_broken_tool(tmp_path: 
 
 async def test_config_check_tells_what_has_no_effect(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
-    file.write_text("server: {port: 99999, workers: 3}\nsecurity: {allowed_targets: [RFC1918, 169.254.0.0/16]}\n")
+    file.write_text("server: {port: 99999}\nsecurity: {allowed_targets: [RFC1918, 169.254.0.0/16]}\n")
     plain = {key: value for key, value in environment(tmp_path / "s").items() if key != "MCP_SECURITY_ALLOWED_TARGETS"}
     ((status, text, err), (_, out, _)) = await batch(
         plain, ["config", "check", str(file)], ["config", "check", str(file), "--json"]
     )
     assert (status, err) == (0, "")
     assert "section=server key=port original=99999 adjusted=65535" in text
-    assert "server.workers: nothing reads this key yet" in text
     assert "security.allowed_targets: 169.254.0.0/16 has no effect" in text
     report = json.loads(out)
-    assert report["not_yet_used"] == ["server.workers"]
     assert report["without_effect"] == ["169.254.0.0/16"]
     assert report["scope"] == ["RFC1918", "169.254.0.0/16"]
     assert len(report["clamped"]) == 1

@@ -1,4 +1,4 @@
-"""Changing a key changes what the server does: one test at least for every key that is read."""
+"""A changed key changes what the server does. Every key has at least one test."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from typing import Any, TypeVar
 import httpx2
 import pytest
 
-from mcp_server.config import describe, load_config
+from mcp_server.config import load_config
+from mcp_server.config.keys import keys
 from mcp_server.errors import (
     AccessError,
     ArgumentError,
@@ -33,6 +34,7 @@ from mcp_server.model.run import Actor
 from mcp_server.pipeline.respond import CallResult
 from mcp_server.sandbox.binaries import invalidate_command_cache
 from mcp_server.server import EnhancedMCPServer
+from mcp_server.server.applying import apply
 from tests.support.interfaces import environment, free_port, http_server, open_interfaces
 from tests.support.site_tools import SiteTools, make_site_tools
 
@@ -42,7 +44,7 @@ T = TypeVar("T", bound=Callable[..., Any])
 
 
 def changes(*keys: str) -> Callable[[T], T]:
-    """Note which keys a test shows to matter."""
+    """Record the keys that a test covers."""
     TESTED.update(keys)
     return lambda test: test
 
@@ -70,8 +72,8 @@ async def probe(server: EnhancedMCPServer, what: str, tool: str = "probe", **mor
     return await server.pipeline.call(tool, {"target": "127.0.0.1", "extra_args": f"--do {what}"} | more, ACTOR)
 
 
-@changes(".state_dir")
-async def test_all_state_lies_in_the_state_folder(tmp_path: Path, site: SiteTools) -> None:
+@changes("state_dir")
+async def test_all_state_is_in_the_state_folder(tmp_path: Path, site: SiteTools) -> None:
     async with serving(tmp_path, site) as server:
         await probe(server, "nothing")
     found = {path.name for path in (tmp_path / "state").iterdir()}
@@ -102,7 +104,9 @@ async def test_transport_host_and_port(tmp_path: Path) -> None:
 
 @changes("server.shutdown_grace_period")
 @pytest.mark.parametrize(("grace", "finishes"), [("0", False), ("20", True)])
-async def test_running_calls_get_the_grace_period(tmp_path: Path, site: SiteTools, grace: str, finishes: bool) -> None:
+async def test_running_calls_may_finish_within_the_grace_period(
+    tmp_path: Path, site: SiteTools, grace: str, finishes: bool
+) -> None:
     env = environment(tmp_path / "state", **site.env, MCP_SERVER_SHUTDOWN_GRACE_PERIOD=grace)
     with http_server(env) as (base, token, process):
         async with httpx2.AsyncClient(
@@ -123,7 +127,7 @@ async def test_running_calls_get_the_grace_period(tmp_path: Path, site: SiteTool
 
 
 @changes("server.auth", "server.allowed_hosts", "server.allowed_origins")
-def test_who_may_knock(tmp_path: Path) -> None:
+def test_hosts_and_origins_are_checked(tmp_path: Path) -> None:
     env = environment(
         tmp_path / "state",
         MCP_SERVER_AUTH="none",
@@ -154,7 +158,7 @@ def test_the_local_token_can_be_switched_off(tmp_path: Path) -> None:
 
 
 @changes("server.max_connections")
-async def test_requests_over_the_limit_are_turned_away(tmp_path: Path, site: SiteTools) -> None:
+async def test_requests_over_the_limit_are_refused(tmp_path: Path, site: SiteTools) -> None:
     env = environment(tmp_path / "state", **site.env, MCP_SERVER_MAX_CONNECTIONS="2")
     with http_server(env) as (base, token, _):
         async with httpx2.AsyncClient(
@@ -163,18 +167,18 @@ async def test_requests_over_the_limit_are_turned_away(tmp_path: Path, site: Sit
             body = {"target": "127.0.0.1", "extra_args": "--do sleep", "timeout_sec": 60}
             slow = [asyncio.create_task(client.post("/tools/probe/execute", json=body)) for _ in range(2)]
             async with asyncio.timeout(20):
-                log = tmp_path / "state" / "audit.jsonl"  # a request that asks would take a place itself
+                log = tmp_path / "state" / "audit.jsonl"  # a request to the server would count itself
                 while not log.exists() or log.read_text().count('"accept"') < 2:
                     await asyncio.sleep(0.05)
             refused = await client.get("/tools")
             assert (refused.status_code, refused.json()["code"]) == (429, "too_many_requests")
-            assert httpx2.get(f"{base}/tools").status_code == 401, "strangers neither get nor take a place"
+            assert httpx2.get(f"{base}/tools").status_code == 401, "an unauthenticated request must not count"
             for call in slow:
                 call.cancel()
 
 
 @changes("server.answer_text")
-async def test_full_text_holds_every_line(tmp_path: Path) -> None:
+async def test_the_full_text_has_every_line(tmp_path: Path) -> None:
     port = free_port()
     listening = [await asyncio.start_server(lambda _r, w: w.close(), f"127.0.0.{n}", port) for n in range(1, 25)]
     texts = {}
@@ -189,7 +193,7 @@ async def test_full_text_holds_every_line(tmp_path: Path) -> None:
 
 
 @changes("security.allowed_targets")
-async def test_the_scope_is_what_the_owner_lists(tmp_path: Path, site: SiteTools) -> None:
+async def test_the_scope_is_what_the_operator_lists(tmp_path: Path, site: SiteTools) -> None:
     async with serving(tmp_path, site, MCP_SECURITY_ALLOWED_TARGETS="127.0.0.0/30") as server:
         assert (await probe(server, "nothing")).error is None
         with pytest.raises(TargetError):
@@ -207,7 +211,7 @@ async def test_long_arguments_are_refused(tmp_path: Path, site: SiteTools, name:
 
 @changes("security.max_output_size", "limits.max_stdout_bytes")
 @pytest.mark.parametrize("name", ["MCP_SECURITY_MAX_OUTPUT_SIZE", "MCP_MAX_STDOUT_BYTES"])
-async def test_standard_output_is_cut_in_the_answer_and_whole_in_the_record(
+async def test_standard_output_is_cut_in_the_result_and_complete_in_the_record(
     tmp_path: Path, site: SiteTools, name: str
 ) -> None:
     async with serving(tmp_path, site, **{name: "2048"}) as server:
@@ -226,7 +230,7 @@ async def test_standard_error_is_cut(tmp_path: Path, site: SiteTools) -> None:
 
 
 @changes("limits.max_raw_bytes")
-async def test_raw_output_has_a_cap(tmp_path: Path, site: SiteTools) -> None:
+async def test_raw_output_has_a_limit(tmp_path: Path, site: SiteTools) -> None:
     async with serving(tmp_path, site, MCP_MAX_RAW_BYTES=str(1 << 20)) as server:
         answer = await probe(server, "huge")
         assert answer.error is not None
@@ -251,11 +255,11 @@ async def test_a_run_ends_at_its_time_limit(tmp_path: Path, site: SiteTools, nam
 @pytest.mark.parametrize(
     "name", ["MCP_SECURITY_CONCURRENCY_LIMIT", "MCP_TOOL_DEFAULT_CONCURRENCY", "MCP_DEFAULT_CONCURRENCY"]
 )
-async def test_only_so_many_run_at_once(tmp_path: Path, site: SiteTools, name: str) -> None:
+async def test_the_number_of_concurrent_runs_is_limited(tmp_path: Path, site: SiteTools, name: str) -> None:
     for limit, expected in (("1", 1), ("3", 3)):
         async with serving(tmp_path / limit, site, **{name: limit}) as server:
             calls = [asyncio.create_task(probe(server, "sleep", timeout_sec=2)) for _ in range(4)]
-            store = await server.store()
+            store = await server.pipeline.open_store()
             await asyncio.sleep(1)
             assert (await store.list_runs()).total == expected
             for call in calls:
@@ -264,37 +268,38 @@ async def test_only_so_many_run_at_once(tmp_path: Path, site: SiteTools, name: s
 
 
 @changes("security.allow_intrusive")
-async def test_intrusive_calls_need_the_owners_leave(tmp_path: Path) -> None:
+async def test_intrusive_calls_need_the_setting(tmp_path: Path) -> None:
     arguments = {"target": "127.0.0.1", "ports": "9", "timing": 5}
     async with serving(tmp_path) as server:
         with pytest.raises(AccessError) as caught:
             await server.pipeline.plan("nmap", arguments, ACTOR)
         assert caught.value.code == "intrusive_not_allowed"
     async with serving(tmp_path, MCP_SECURITY_ALLOW_INTRUSIVE="true") as server:
-        assert "-T5" in (await server.pipeline.plan("nmap", arguments, ACTOR)).argv
+        assert "-T5" in (await server.pipeline.plan("nmap", arguments, ACTOR)).plan.argv
 
 
 @changes("limits.max_memory_mb", "limits.max_file_descriptors")
-async def test_a_process_is_held_to_its_memory_and_descriptors(tmp_path: Path, site: SiteTools) -> None:
+async def test_memory_and_descriptors_of_a_process_are_limited(tmp_path: Path, site: SiteTools) -> None:
     async with serving(tmp_path, site, MCP_MAX_MEMORY_MB="200", MCP_MAX_FILE_DESCRIPTORS="77") as server:
         assert (await probe(server, "limits")).stdout.strip() == f"as={200 * 1024} nofile=77 core=0"
 
 
 @changes("tool.include_patterns", "tool.exclude_patterns", "tool.packages")
-async def test_which_tools_there_are(tmp_path: Path, site: SiteTools) -> None:
+async def test_patterns_select_the_tools(tmp_path: Path, site: SiteTools) -> None:
     async with serving(tmp_path, site) as server:
-        assert list(server.pipeline.registry.tools) == ["nmap", "probe", "single"]
+        assert list(server.pipeline.current.value.registry.programs) == ["nmap", "probe", "single"]
     async with serving(tmp_path, site, TOOL_INCLUDE="n*,probe") as server:
-        assert list(server.pipeline.registry.tools) == ["nmap", "probe"]
+        assert list(server.pipeline.current.value.registry.programs) == ["nmap", "probe"]
     async with serving(tmp_path, site, TOOL_EXCLUDE="nmap") as server:
         with pytest.raises(NotFoundError):
-            server.pipeline.registry.get("nmap")
+            server.pipeline.current.value.registry.get("nmap")
 
 
 @changes("logging.level", "logging.format", "logging.file_path", "logging.max_file_size", "logging.backup_count")
-def test_logs_go_where_and_how_the_owner_says(tmp_path: Path) -> None:
+def test_logs_are_written_as_configured(tmp_path: Path) -> None:
     script = (
-        "import logging; from mcp_server.config import get_config; from mcp_server.observability.logs import configure_logging\n"
+        "import logging; from mcp_server.config import get_config\n"
+        "from mcp_server.observability.logs import configure_logging\n"
         "configure_logging(get_config().logging)\n"
         "for n in range(200): logging.getLogger('x').warning('line %d', n)\n"
         "logging.getLogger('x').debug('fine')"
@@ -318,7 +323,7 @@ def test_logs_go_where_and_how_the_owner_says(tmp_path: Path) -> None:
 
 
 @changes("database.url")
-async def test_the_database_is_the_one_named(tmp_path: Path, site: SiteTools) -> None:
+async def test_the_configured_database_is_used(tmp_path: Path, site: SiteTools) -> None:
     async with serving(tmp_path, site, MCP_DATABASE_URL=f"sqlite:///{tmp_path}/elsewhere.db") as server:
         await probe(server, "nothing")
     assert (tmp_path / "elsewhere.db").exists()
@@ -328,7 +333,7 @@ async def test_the_database_is_the_one_named(tmp_path: Path, site: SiteTools) ->
 
 
 @changes("security.policy_file")
-async def test_a_policy_file_draws_the_scope(tmp_path: Path, site: SiteTools) -> None:
+async def test_a_policy_file_defines_the_scope(tmp_path: Path, site: SiteTools) -> None:
     policy = tmp_path / "policy.yaml"
     policy.write_text("version: 1\nallow: [127.0.0.1]\nexclude: [127.0.0.2]\n")
     policy.chmod(0o600)
@@ -342,20 +347,20 @@ async def test_a_policy_file_draws_the_scope(tmp_path: Path, site: SiteTools) ->
         with pytest.raises(TargetError):
             await probe(server, "nothing", target="127.0.0.2")
         policy.write_text("version: 1\nallow: [127.0.0.2]\n")
-        assert (await probe(server, "nothing")).error is None, "only a reload brings a change into force"
-        await server.reload(load_config(env=env))
+        assert (await probe(server, "nothing")).error is None, "only a reload may apply a change"
+        await apply(server.pipeline, load_config(env=env))
         with pytest.raises(TargetError):
             await probe(server, "nothing")
         policy.write_text("version: 1\nallow: [127.0.0.1\n")
         with pytest.raises(ConfigError):
-            await server.reload(load_config(env=env))
-        assert (await probe(server, "nothing", target="127.0.0.2")).error is None, "a bad file leaves the old in force"
+            await apply(server.pipeline, load_config(env=env))
+        assert (await probe(server, "nothing", target="127.0.0.2")).error is None, "a wrong file must change nothing"
     finally:
         await server.cleanup()
 
 
 @changes("security.guard", "security.require_enforcement")
-def test_nothing_is_served_below_the_enforcement_that_is_required(tmp_path: Path) -> None:
+def test_a_server_below_the_required_enforcement_does_not_start(tmp_path: Path) -> None:
     def start(**env: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "mcp_server", "serve"]
         settings = environment(tmp_path / "state", **env)
@@ -377,7 +382,7 @@ def test_nothing_is_served_below_the_enforcement_that_is_required(tmp_path: Path
 
 
 @changes("security.allowed_checksums")
-async def test_the_owner_can_accept_another_version_of_a_script(
+async def test_the_operator_can_accept_another_version_of_a_script(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prefix = tmp_path / "prefix"
@@ -396,12 +401,12 @@ async def test_the_owner_can_accept_another_version_of_a_script(
     sums = tmp_path / "sums"
     sums.write_text(f"{hashlib.sha256(script.read_bytes()).hexdigest()}  scripts/http-title.nse\n")
     async with serving(tmp_path, MCP_SECURITY_ALLOWED_CHECKSUMS=str(sums)) as server:
-        assert "http-title" in (await server.pipeline.plan("nmap", arguments, ACTOR)).argv
+        assert "http-title" in (await server.pipeline.plan("nmap", arguments, ACTOR)).plan.argv
     invalidate_command_cache()
 
 
 @changes("audit.checkpoint_interval", "audit.ship_to", "audit.max_file_size")
-async def test_the_log_is_sealed_shipped_and_rotated_as_configured(tmp_path: Path) -> None:
+async def test_the_audit_log_has_checkpoints_and_rotates_as_configured(tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     settings = {
         "MCP_AUDIT_CHECKPOINT_INTERVAL": "1",
@@ -420,7 +425,7 @@ async def test_the_log_is_sealed_shipped_and_rotated_as_configured(tmp_path: Pat
 
 @changes("rate_limit.calls_per_minute", "rate_limit.total_calls_per_minute")
 @pytest.mark.parametrize("name", ["MCP_RATE_LIMIT_CALLS_PER_MINUTE", "MCP_RATE_LIMIT_TOTAL_CALLS_PER_MINUTE"])
-async def test_calls_of_a_minute_are_counted(tmp_path: Path, site: SiteTools, name: str) -> None:
+async def test_calls_per_minute_are_limited(tmp_path: Path, site: SiteTools, name: str) -> None:
     async with serving(tmp_path, site, **{name: "2"}) as server:
         for _ in range(2):
             await probe(server, "nothing")
@@ -432,7 +437,7 @@ async def test_calls_of_a_minute_are_counted(tmp_path: Path, site: SiteTools, na
 
 @changes("admission.max_running", "admission.per_actor", "admission.per_host", "admission.max_waiting")
 @pytest.mark.parametrize("name", ["MAX_RUNNING", "PER_ACTOR", "PER_HOST"])
-async def test_calls_wait_for_a_place_or_are_refused(tmp_path: Path, site: SiteTools, name: str) -> None:
+async def test_calls_wait_in_the_queue_or_are_refused(tmp_path: Path, site: SiteTools, name: str) -> None:
     caps = {f"MCP_ADMISSION_{name}": "1", "MCP_ADMISSION_MAX_WAITING": "1"}
     async with serving(tmp_path, site, **caps) as server:
         calls = [asyncio.create_task(probe(server, "sleep", timeout_sec=30)) for _ in range(3)]
@@ -452,7 +457,7 @@ async def test_calls_wait_for_a_place_or_are_refused(tmp_path: Path, site: SiteT
 
 @changes("circuit_breaker.failure_threshold", "circuit_breaker.recovery_timeout")
 @changes("circuit_breaker.half_open_success_threshold")
-async def test_a_tool_that_fails_is_left_alone_for_a_while(tmp_path: Path, site: SiteTools) -> None:
+async def test_a_failing_tool_is_not_called_for_a_while(tmp_path: Path, site: SiteTools) -> None:
     keys = {"FAILURE_THRESHOLD": "2", "RECOVERY_TIMEOUT": "1", "HALF_OPEN_SUCCESS_THRESHOLD": "2"}
     settings = {f"MCP_CIRCUIT_BREAKER_{key}": value for key, value in keys.items()}
     async with serving(tmp_path, site, **settings) as server:
@@ -469,20 +474,20 @@ async def test_a_tool_that_fails_is_left_alone_for_a_while(tmp_path: Path, site:
 
 
 @changes("health.cpu_threshold", "health.memory_threshold", "health.disk_threshold", "health.dependencies")
-async def test_health_is_what_the_owner_calls_healthy(tmp_path: Path) -> None:
+async def test_health_thresholds_are_configured(tmp_path: Path) -> None:
     strict = {f"MCP_HEALTH_{key}_THRESHOLD": "0" for key in ("MEMORY", "DISK")}
     async with serving(tmp_path, None, MCP_HEALTH_DEPENDENCIES="json,no_such_module_here", **strict) as server:
-        found = {result.name: result for result in (await server.health.check()).results}
+        found = {result.name: result for result in (await server.services.health().check()).results}
         unwell = {name for name, result in found.items() if result.status is not HealthStatus.HEALTHY}
         assert {"memory", "disk"} <= unwell
         assert any("no_such_module_here" in str(result) for name, result in found.items() if name in unwell)
     lax = {f"MCP_HEALTH_{key}_THRESHOLD": "100" for key in ("CPU", "MEMORY", "DISK")}
     async with serving(tmp_path / "lax", None, MCP_HEALTH_DEPENDENCIES="json", **lax) as server:
-        found = {result.name: result for result in (await server.health.check()).results}
+        found = {result.name: result for result in (await server.services.health().check()).results}
         assert {name for name in ("cpu", "memory", "disk") if found[name].status is not HealthStatus.HEALTHY} == set()
 
 
-def test_every_key_that_is_read_has_a_test_here() -> None:
+def test_every_key_has_a_test() -> None:
     elsewhere = {
         # what a reload does: tests/integration/test_reload.py
         "server.watch_config",
@@ -490,7 +495,7 @@ def test_every_key_that_is_read_has_a_test_here() -> None:
         "server.tls_cert",
         "server.tls_key",
         "server.tls_client_ca",
-        # forged and honest tokens: tests/unit/test_access_tokens.py; a real issuer: tests/integration/test_identity.py
+        # forged and valid tokens: tests/unit/test_access_tokens.py; a real issuer: tests/integration/test_identity.py
         "auth.issuer",
         "auth.audience",
         "auth.jwks_url",
@@ -531,6 +536,6 @@ def test_every_key_that_is_read_has_a_test_here() -> None:
         "database.pool_timeout",
         "database.pool_recycle",
     }
-    read = {f"{key.section}.{key.key}" for key in describe(load_config(env={})) if key.status != "later"}
+    read = {key.dotted for key in keys().values()}
     assert read - TESTED - elsewhere == set()
     assert read >= TESTED

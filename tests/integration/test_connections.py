@@ -1,4 +1,4 @@
-"""LogRateLimiter of connections, bodies that do not come, endless streams and sessions: others are answered meanwhile."""
+"""Too many connections, incomplete bodies, endless streams and sessions do not keep others from being answered."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Route
 
-from mcp_server.api.http.connections import AcceptErrors, BoundedSocket
-from mcp_server.api.http.middleware import SMALL_BODY, BodyLimit
-from mcp_server.api.http.problems import ASGIApp
-from mcp_server.api.http.serve import compose, listen, mcp_app, serve_http
+from mcp_server.api.http.application import compose, mcp_app
+from mcp_server.api.http.asgi import ASGIApp
+from mcp_server.api.http.connections import AcceptErrorHandler, BoundedSocket, listen
+from mcp_server.api.http.middleware import SMALL_BODY, BodyLimitMiddleware
+from mcp_server.api.http.uvicorn_server import serve_http
 from tests.support.callers import token_only
 from tests.support.clock import SOON
 from tests.support.interfaces import environment, http_server
@@ -55,14 +56,14 @@ def connected(stack: ExitStack, port: int, data: bytes) -> socket.socket:
 
 
 def health_over(base: str, headers: dict[str, str]) -> int | None:
-    """The status of /health; None where the connection was turned away with those of the flood."""
+    """Return the status of /health, or None if the connection was refused."""
     try:
         return httpx2.get(f"{base}/health", headers=headers).status_code
     except httpx2.TransportError:
         return None
 
 
-def test_a_flood_of_unknown_callers_neither_takes_the_server_off_the_air_nor_fills_the_log(tmp_path: Path) -> None:
+def test_many_unauthenticated_connections_do_not_stop_the_server_or_fill_the_log(tmp_path: Path) -> None:
     env = environment(tmp_path / "state")
     with http_server(env, prefix=("prlimit", "--nofile=200:200")) as (base, token, process), ExitStack() as stack:
         port = urlsplit(base).port
@@ -73,12 +74,12 @@ def test_a_flood_of_unknown_callers_neither_takes_the_server_off_the_air_nor_fil
         headers = {"Authorization": f"Bearer {token}"}
         deadline = time.monotonic() + SOON
         while health_over(base, headers) != 200:
-            assert time.monotonic() < deadline
-        # Those that say nothing are closed as well, all but as many as leave the server what it needs.
+            assert time.monotonic() < deadline, "/health was not answered in time"
+        # Connections that send nothing are also limited, so that the server has enough descriptors.
         silent = [connected(stack, port, b"") for _ in range(300)]
         time.sleep(0.5)
         descriptors = len(list(Path(f"/proc/{process.pid}/fd").iterdir()))
-        assert descriptors < 180
+        assert descriptors < 180, "idle connections use too many descriptors"
         for sock in silent:
             sock.close()
         assert httpx2.get(f"{base}/health", headers=headers, timeout=SOON).status_code == 200
@@ -86,12 +87,12 @@ def test_a_flood_of_unknown_callers_neither_takes_the_server_off_the_air_nor_fil
     assert [log.count(word) for word in NO_DESCRIPTOR] == [1, 0, 0, 0], log[-3000:]
 
 
-async def test_without_a_descriptor_a_listener_rests_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_listener_without_a_free_descriptor_pauses_and_logs_it_once(caplog: pytest.LogCaptureFixture) -> None:
     async def none(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.close()
 
     loop = asyncio.get_running_loop()
-    loop.set_exception_handler(AcceptErrors())
+    loop.set_exception_handler(AcceptErrorHandler())
     listening = BoundedSocket(socket.create_server(("127.0.0.1", 0)), 1000)
     server = await asyncio.start_server(none, sock=listening, backlog=100)
     clients = [socket.socket() for _ in range(5)]
@@ -113,8 +114,8 @@ async def test_without_a_descriptor_a_listener_rests_and_says_so_once(caplog: py
             for client in clients:
                 assert await loop.sock_recv(client, 1) == b""
                 client.close()
-    said = [record.getMessage() for record in caplog.records]
-    assert [line.partition(" ")[0] for line in said] == ["connections.no_descriptor"], said
+    lines = [record.msg for record in caplog.records]
+    assert [line["event"] for line in lines if isinstance(line, dict)] == ["connections.no_descriptor"], lines
     server.close()
     await server.wait_closed()
 
@@ -141,7 +142,7 @@ async def endless(_: Request) -> StreamingResponse:
     return StreamingResponse(events(), media_type="text/event-stream")
 
 
-class Told:
+class Event:
     """A `Stop` that a test sets."""
 
     left = 0.2
@@ -152,10 +153,10 @@ class Told:
 
 @asynccontextmanager
 async def served(build: Callable[[set[str]], ASGIApp]) -> AsyncIterator[int]:
-    """What ``build`` makes of the server's names, on a free port."""
+    """Serve the application that ``build`` returns for the allowed host names, on a free port."""
     listener = listen("127.0.0.1", 0)
     app = build({f"127.0.0.1:{listener.port}"})
-    ready, stop = asyncio.Event(), Told()
+    ready, stop = asyncio.Event(), Event()
     serving = asyncio.create_task(serve_http(app, listener, ready=lambda _: ready.set(), stop=stop))
     await ready.wait()
     try:
@@ -186,7 +187,7 @@ async def status(port: int, path: str, *lines: str, method: str = "GET") -> int:
 
 
 async def begun(stack: ExitStack, port: int, data: bytes) -> bytes:
-    """The first line of the answer on a connection that stays."""
+    """Return the first line of the response, and leave the connection open."""
     loop = asyncio.get_running_loop()
     sock = connected(stack, port, data)
     sock.setblocking(False)
@@ -203,7 +204,7 @@ async def begun(stack: ExitStack, port: int, data: bytes) -> bytes:
         ("/mcp", "POST", "Mcp-Method: subscriptions/listen"),
     ],
 )
-async def test_endless_streams_leave_the_places_of_short_requests(asked: tuple[str, str, str]) -> None:
+async def test_endless_streams_do_not_use_the_slots_of_short_requests(asked: tuple[str, str, str]) -> None:
     path, method, line = asked
     lines = [authorized(TOKEN), *([line] if line else []), *(["Content-Length: 0"] if method == "POST" else [])]
     async with pages(4) as port:
@@ -216,46 +217,48 @@ async def test_endless_streams_leave_the_places_of_short_requests(asked: tuple[s
             assert [await status(port, "/short") for _ in range(5)] == [200] * 5
 
 
-async def test_a_full_server_still_shows_how_it_is() -> None:
+async def test_a_full_server_still_answers_health_metrics_and_admin_requests() -> None:
     async with pages(2) as port:
         with ExitStack() as stack:
             for _ in range(2):
                 assert await begun(stack, port, get(port, "/slow", authorized(TOKEN))) == b"HTTP/1.1 200 OK"
             assert await status(port, "/short") == 429
             assert [await status(port, path) for path in ("/health", "/metrics")] == [200, 200]
-            assert await status(port, "/admin/reload", "Content-Length: 0", method="POST") == 404, "it has a place"
+            assert await status(port, "/admin/reload", "Content-Length: 0", method="POST") == 404, (
+                "an admin request was refused"
+            )
 
 
 async def all_of(port: int, data: bytes) -> bytes:
-    """What comes until the server closes the connection."""
+    """Return all bytes until the server closes the connection."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(data)
     async with asyncio.timeout(SOON):
-        answer = await reader.read()
+        response = await reader.read()
     writer.close()
-    return answer
+    return response
 
 
 @pytest.mark.parametrize("path", ["/livez", "/readyz"])
-async def test_a_probe_may_ask_for_the_head_alone(path: str) -> None:
+async def test_a_probe_can_use_the_method_head(path: str) -> None:
     async with pages(2) as port:
-        asked, told, refused = [
-            await all_of(port, get(port, where, method=method))
-            for where, method in ((path, "GET"), (path, "HEAD"), ("/health", "HEAD"))
+        get_response, head_response, refused = [
+            await all_of(port, get(port, target, method=method))
+            for target, method in ((path, "GET"), (path, "HEAD"), ("/health", "HEAD"))
         ]
-        assert (asked[:15], asked[-8:]) == (b"HTTP/1.1 200 OK", b"\r\n\r\nhere")
-        assert (told[:15], told[-4:]) == (b"HTTP/1.1 200 OK", b"\r\n\r\n")
+        assert (get_response[:15], get_response[-8:]) == (b"HTTP/1.1 200 OK", b"\r\n\r\nhere")
+        assert (head_response[:15], head_response[-4:]) == (b"HTTP/1.1 200 OK", b"\r\n\r\n")
         assert refused.startswith(b"HTTP/1.1 401 ")
         assert (await exchange(port, get(port, path, "Content-Length: 0", method="POST"))).status == 401
 
 
-async def test_the_connection_of_a_unknown_caller_ends_with_the_answer() -> None:
+async def test_the_connection_of_an_unknown_caller_is_closed_after_the_response() -> None:
     async with pages(2) as port:
         for lines, expected in (((), 401), (("Authorization: Bearer guessed",), 401), (("Origin: http://x",), 403)):
-            answer = await exchange(port, get(port, "/short", *lines))
-            assert (answer.status, answer.headers.get("connection")) == (expected, "close")
-        answer = await exchange(port, get(port, "/short", authorized(TOKEN)))
-        assert "connection" not in answer.headers, "a known caller may ask again"
+            response = await exchange(port, get(port, "/short", *lines))
+            assert (response.status, response.headers.get("connection")) == (expected, "close")
+        response = await exchange(port, get(port, "/short", authorized(TOKEN)))
+        assert "connection" not in response.headers, "the connection of an authenticated caller was closed"
 
 
 def bounded(**bounds: Any) -> Callable[[set[str]], ASGIApp]:
@@ -268,29 +271,29 @@ def bounded(**bounds: Any) -> Callable[[set[str]], ASGIApp]:
         body = (await receive())["body"]
         await PlainTextResponse(str(len(body)))(scope, receive, send)
 
-    return lambda _: BodyLimit(app, **bounds)
+    return lambda _: BodyLimitMiddleware(app, **bounds)
 
 
-async def test_a_body_that_stalls_or_trickles_is_given_up() -> None:
-    async with served(bounded(body_sec=0.5, least_rate=1000)) as port:
+async def test_a_body_that_stalls_or_is_too_slow_is_refused() -> None:
+    async with served(bounded(body_sec=0.5, min_bytes_per_sec=1000)) as port:
         stalled = post(port, b"", headers={"Content-Length": "100"}) + b"{"
-        answer = await exchange(port, stalled)
-        assert (answer.status, answer.headers["connection"]) == (408, "close")
-        assert answer.json()["code"] == "request_timeout"
+        response = await exchange(port, stalled)
+        assert (response.status, response.headers["connection"]) == (408, "close")
+        assert response.json()["code"] == "request_timeout"
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(stalled)
-        answered = asyncio.create_task(reader.read(12))
+        first_bytes = asyncio.create_task(reader.read(12))
         sent = 0
-        while not (await asyncio.wait({answered}, timeout=0.1))[0] and sent < 30:
+        while not (await asyncio.wait({first_bytes}, timeout=0.1))[0] and sent < 30:
             writer.write(b"x")
             sent += 1
-        assert await answered == b"HTTP/1.1 408"
-        assert sent < 10, "a byte now and then is not enough"
+        assert await first_bytes == b"HTTP/1.1 408"
+        assert sent < 10, "a byte every 0.1 s kept the request open"
         writer.close()
 
 
-async def test_a_body_that_comes_slowly_but_steadily_is_taken() -> None:
-    async with served(bounded(body_sec=0.5, least_rate=1000)) as port:
+async def test_a_slow_but_steady_body_is_accepted() -> None:
+    async with served(bounded(body_sec=0.5, min_bytes_per_sec=1000)) as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(post(port, b"", headers={"Content-Length": "3000", "Connection": "close"}))
         for _ in range(10):
@@ -301,7 +304,7 @@ async def test_a_body_that_comes_slowly_but_steadily_is_taken() -> None:
         writer.close()
 
 
-async def test_what_all_bodies_hold_together_is_bounded_and_small_ones_always_pass() -> None:
+async def test_the_total_size_of_large_bodies_is_limited_and_small_ones_are_always_accepted() -> None:
     whole_size = 10 * SMALL_BODY
     async with served(bounded(max_bodies=whole_size)) as port:
         with ExitStack() as stack:
@@ -312,10 +315,10 @@ async def test_what_all_bodies_hold_together_is_bounded_and_small_ones_always_pa
             assert (await exchange(port, large)).status == 429
             assert (await exchange(port, post(port, b"x" * SMALL_BODY))).status == 200
         await asyncio.sleep(0.2)
-        assert (await exchange(port, large)).status == 200, "what the one held that has gone is free again"
+        assert (await exchange(port, large)).status == 200, "the bytes of a closed connection still count"
 
 
-async def test_bodies_that_do_not_come_take_no_places() -> None:
+async def test_requests_without_their_body_use_no_slots() -> None:
     async with pages(2) as port:
         with ExitStack() as stack:
             for _ in range(20):
@@ -324,8 +327,8 @@ async def test_bodies_that_do_not_come_take_no_places() -> None:
             assert [await status(port, "/short") for _ in range(3)] == [200] * 3
 
 
-async def test_at_the_bound_the_session_that_is_idle_the_longest_makes_room() -> None:
-    """Fails as well where the SDK holds its sessions in another way than `interfaces.sessions` reads them."""
+async def test_at_the_limit_the_session_that_is_idle_the_longest_is_removed() -> None:
+    # `api.http.sessions` reads attributes of the SDK. This test fails if the SDK changes them.
     version, known = "2025-06-18", {"Authorization": authorized(TOKEN).partition(": ")[2]}
 
     def build(hosts: set[str]) -> ASGIApp:
@@ -333,9 +336,9 @@ async def test_at_the_bound_the_session_that_is_idle_the_longest_makes_room() ->
         return compose(app, None, authenticate=token_only(TOKEN), hosts=hosts, origins=())
 
     async def opened(port: int) -> str:
-        answer = await exchange(port, post(port, initialize(1, version), headers=known))
-        assert answer.status == 200, answer.body
-        return answer.headers["mcp-session-id"]
+        response = await exchange(port, post(port, initialize(1, version), headers=known))
+        assert response.status == 200, response.body
+        return response.headers["mcp-session-id"]
 
     async def pinged(port: int, session: str) -> int:
         headers = known | {"Mcp-Session-Id": session, "MCP-Protocol-Version": version}
@@ -352,12 +355,12 @@ async def test_at_the_bound_the_session_that_is_idle_the_longest_makes_room() ->
             assert await pinged(port, first) == 200
             third = await opened(port)
             assert [await pinged(port, each) for each in (second, third, first)] == [404, 200, 200]
-            # A ping that the SDK has answered and not yet let go of would make the session of its stream an idle one.
+            # The SDK needs a moment after a ping. Until then the session of its stream would count as idle.
             await asyncio.sleep(0.1)
             for each in (first, third):
                 assert await begun(stack, port, stream(port, each)) == b"HTTP/1.1 200 OK"
             full = await exchange(port, post(port, initialize(1, version), headers=known))
-            assert (full.status, full.headers["retry-after"]) == (429, "1"), "each has a stream open"
+            assert (full.status, full.headers["retry-after"]) == (429, "1"), "a session with an open stream was removed"
         await asyncio.sleep(0.3)
         for _ in range(20):
             await opened(port)

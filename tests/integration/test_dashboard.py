@@ -1,4 +1,4 @@
-"""The shipped Grafana dashboard: every query runs against a real server's metrics, and each finds something."""
+"""The shipped Grafana dashboard: every query runs on the metrics of a real server and returns a result."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def test_every_metric_and_label_that_a_panel_reads_exists(name: str) -> None:
         assert {label for label, _, _ in selector.matchers} | groupings(expression) <= labels_of(selector.metric)
 
 
-def test_the_dashboard_is_one_that_grafana_imports() -> None:
+def test_grafana_can_import_the_dashboard() -> None:
     identifiers = [panel["id"] for panel in DASHBOARD["panels"]]
     assert len(identifiers) == len(set(identifiers))
-    assert DASHBOARD["id"] is None, "an import makes its own"
+    assert DASHBOARD["id"] is None, "the import must create the id"
     assert DASHBOARD["uid"] == "mcp-network-tools"
     assert VARIABLES["datasource"]["type"] == "datasource"
     assert all(panel["datasource"] == SOURCE for panel in PANELS)
@@ -52,7 +52,7 @@ def test_every_metric_is_on_the_dashboard() -> None:
 
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
-    """A server to which everything that the dashboard shows has just happened."""
+    """Yield a server after every kind of event that the dashboard shows."""
     with watched_server(tmp_path_factory.mktemp("dashboard")) as made:
         assert made.call("polite").status_code == 200
         assert made.call("polite", target="8.8.8.8").status_code == 400
@@ -66,12 +66,12 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
 @pytest.mark.parametrize(
     "target", [pytest.param(each, id=name) for name, each in NAMED.items() if each not in GUARD_ONLY]
 )
-def test_every_query_finds_something_on_a_live_server(watched: Watched, target: dict[str, Any]) -> None:
+def test_every_query_returns_a_result_on_a_running_server(watched: Watched, target: dict[str, Any]) -> None:
     check_query(watched.prometheus, target)
 
 
 @pytest.mark.parametrize("name", ["instance", "tool"])
-def test_the_variables_find_their_values(watched: Watched, name: str) -> None:
+def test_the_variables_return_their_values(watched: Watched, name: str) -> None:
     asked = re.fullmatch(r"label_values\((.+), (\w+)\)", VARIABLES[name]["definition"])
     assert asked
     values = {each["metric"][asked[2]] for each in watched.prometheus.query(asked[1])}

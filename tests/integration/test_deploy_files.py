@@ -1,4 +1,4 @@
-"""What deploy/ ships is read by the tools and schemas it is for, and says the same thing wherever it says it."""
+"""The files in deploy/ are valid for their tools and schemas, and agree with each other and with the docs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ MANIFESTS: Final = yaml.safe_load((K8S / "kustomization.yaml").read_text())["res
 KUBERNETES: Final = "1.37"
 PAGES: Final = (ROOT / "docs/deployment.md", ROOT / "docs/deployment-checklist.md")
 EXPOSURE: Final = {"mcp-network-tools": 4.2, "mcp-network-tools-argument": 1.2}
-"""The figure of `systemd-analyze security`, 0 to 10, that each unit had when it was hardened; it may not grow."""
+"""The highest allowed exposure of each unit, 0 to 10, as `systemd-analyze security` computes it."""
 
 
 def document(name: str) -> dict[str, Any]:
@@ -40,7 +40,7 @@ def document(name: str) -> dict[str, Any]:
 
 
 def kernel(name: str) -> dict[str, Any]:
-    """A manifest as the overlay changes it, which kustomize does by the same standard (RFC 6902)."""
+    """Return a manifest with the JSON patch of the overlay, which kustomize applies by the same standard (RFC 6902)."""
     patched: dict[str, Any] = jsonpatch.apply_patch(
         document(f"{name}.yaml"), json.loads((K8S / "kernel" / f"{name}.json").read_text())
     )
@@ -52,16 +52,16 @@ def composed() -> dict[str, Any]:
     return read
 
 
-# The image's recipe.
+# The Dockerfile.
 
 
-def test_hadolint_finds_nothing_in_the_recipe() -> None:
+def test_hadolint_finds_nothing_in_the_dockerfile() -> None:
     lint = Path(sys.executable).with_name("hadolint")
     done = subprocess.run([lint, DEPLOY / "docker/Dockerfile"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_hadolint_would_find_something(tmp_path: Path) -> None:
+def test_hadolint_finds_a_fault_that_is_added(tmp_path: Path) -> None:
     text = (DEPLOY / "docker/Dockerfile").read_text()
     (tmp_path / "Dockerfile").write_text(
         text.replace("# hadolint ignore=DL3008", "#").replace("-slim AS build", " AS build")
@@ -72,10 +72,10 @@ def test_hadolint_would_find_something(tmp_path: Path) -> None:
     assert "DL3008" in done.stdout
 
 
-def test_the_recipe_installs_by_hash_alone_and_runs_as_nobody_special() -> None:
+def test_the_dockerfile_installs_only_by_hash_and_runs_without_privileges() -> None:
     steps = instructions(DEPLOY / "docker/Dockerfile")
     pip = [part for word, text in steps if word == "RUN" for part in text.split("&&") if "pip install" in part]
-    assert pip
+    assert pip, "no step of the Dockerfile calls pip"
     assert [part for part in pip if "--require-hashes" not in part and "--no-index" not in part] == []
     last = max(number for number, (word, _) in enumerate(steps) if word == "FROM")
     final = dict(steps[last + 1 :])
@@ -90,7 +90,7 @@ def test_the_recipe_installs_by_hash_alone_and_runs_as_nobody_special() -> None:
 
 
 @pytest.mark.parametrize("name", ["compose.yaml", "compose.kernel.yaml"])
-def test_compose_files_are_of_the_specification(name: str) -> None:
+def test_compose_files_are_valid(name: str) -> None:
     text = (DEPLOY / "compose" / name).read_text()
     compose_spec.PyCompose.from_yaml(text).validate()
     with pytest.raises(ValueError, match="heathcheck"):
@@ -108,19 +108,21 @@ def test_every_service_of_compose_is_confined() -> None:
         assert int(service["user"].partition(":")[0]) > 0, name
         assert set(service["deploy"]["resources"]["limits"]) == {"cpus", "memory", "pids"}, name
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", ())), name
-        assert "healthcheck" in service or name == "server", "the server's is in its image"
+        assert "healthcheck" in service or name == "server", (
+            f"{name}: no healthcheck; only the image of the server has its own"
+        )
         image = service["image"]
         assert re.fullmatch(r"mcp-network-tools|[\w/-]+:v?\d+\.\d+\.\d+", image), image
 
 
-def test_what_compose_mounts_from_here_is_here() -> None:
+def test_every_file_that_compose_mounts_exists() -> None:
     for service in composed()["services"].values():
         for volume in service["volumes"]:
             if volume["type"] == "bind" and "/secrets/" not in volume["source"]:
                 assert (DEPLOY / "compose" / volume["source"]).exists(), volume
 
 
-def test_the_secrets_are_made_once_for_the_users_that_read_them(tmp_path: Path) -> None:
+def test_secrets_are_created_once_and_only_their_services_can_read_them(tmp_path: Path) -> None:
     shutil.copy(DEPLOY / "compose/prepare.sh", tmp_path)
     subprocess.run([tmp_path / "prepare.sh"], check=True, capture_output=True)
     made = {path.name: path for path in (tmp_path / "secrets").iterdir()}
@@ -141,10 +143,10 @@ def test_the_secrets_are_made_once_for_the_users_that_read_them(tmp_path: Path) 
     }
     assert mounted == set(made)
     ignored = subprocess.run([binary("git"), "check-ignore", "deploy/compose/secrets/token"], cwd=ROOT, check=False)
-    assert ignored.returncode == 0
+    assert ignored.returncode == 0, "git does not ignore the secrets"
 
 
-def test_prometheus_of_compose_scrapes_the_service_by_a_name_that_it_answers_to(tmp_path: Path) -> None:
+def test_prometheus_of_compose_scrapes_the_server_by_an_allowed_host_name(tmp_path: Path) -> None:
     volumes = {v["target"]: v["source"] for v in composed()["services"]["prometheus"]["volumes"]}
     for target, source in volumes.items():
         if target.startswith("/etc/prometheus/"):
@@ -160,7 +162,7 @@ def test_prometheus_of_compose_scrapes_the_service_by_a_name_that_it_answers_to(
 # Grafana.
 
 
-def test_grafana_is_given_the_dashboard_and_the_source_of_its_figures() -> None:
+def test_grafana_loads_the_dashboard_and_its_data_source() -> None:
     shipped = json.loads((DEPLOY / "grafana/dashboard.json").read_text())
     read = Dashboard.from_json(shipped)
     assert (read.uid, read.title) == ("mcp-network-tools", "MCP Network Tools")
@@ -171,12 +173,12 @@ def test_grafana_is_given_the_dashboard_and_the_source_of_its_figures() -> None:
     provider = yaml.safe_load((folder / "dashboards/mcp-network-tools.yaml").read_text())
     source = yaml.safe_load((folder / "datasources/prometheus.yaml").read_text())
     assert provider["apiVersion"] == source["apiVersion"] == 1
-    executor = {
+    folders = {
         Path(v["target"]).parent for v in composed()["services"]["grafana"]["volumes"] if "dashboard" in v["source"]
     }
-    assert {Path(each["options"]["path"]) for each in provider["providers"]} == executor
+    assert {Path(each["options"]["path"]) for each in provider["providers"]} == folders
     assert source["datasources"][0]["url"] == "http://prometheus:9090"
-    # The dashboard asks for a source of this kind, and the first one is chosen.
+    # Grafana chooses the first data source of the type that the dashboard wants.
     (variable,) = (each for each in shipped["templating"]["list"] if each["type"] == "datasource")
     assert variable["query"] == source["datasources"][0]["type"]
 
@@ -185,25 +187,25 @@ def test_grafana_is_given_the_dashboard_and_the_source_of_its_figures() -> None:
 
 
 @pytest.mark.parametrize("name", MANIFESTS)
-def test_manifests_are_of_kubernetes_own_schemas(name: str) -> None:
+def test_manifests_match_the_schemas_of_kubernetes(name: str) -> None:
     kubernetes_validate.validate(document(name), KUBERNETES, strict=True)
 
 
 @pytest.mark.parametrize("name", ["namespace", "deployment"])
-def test_what_the_overlay_makes_is_too(name: str) -> None:
+def test_manifests_with_the_overlay_match_the_schemas(name: str) -> None:
     kubernetes_validate.validate(kernel(name), KUBERNETES, strict=True)
 
 
-def test_the_schemas_would_find_a_wrong_word() -> None:
+def test_the_schemas_refuse_an_unknown_key() -> None:
     wrong = document("deployment.yaml")
     wrong["spec"]["template"]["spec"]["containers"][0]["readynessProbe"] = {}
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(wrong, KUBERNETES, strict=True)
 
 
-def test_every_manifest_is_in_the_kustomization_and_all_are_of_one_namespace() -> None:
-    there = {path.name for path in K8S.glob("*.yaml")} - {"kustomization.yaml", "servicemonitor.yaml"}
-    assert there == set(MANIFESTS)
+def test_every_manifest_is_in_the_kustomization_and_in_the_same_namespace() -> None:
+    files = {path.name for path in K8S.glob("*.yaml")} - {"kustomization.yaml", "servicemonitor.yaml"}
+    assert files == set(MANIFESTS)
     for name in [*MANIFESTS, "servicemonitor.yaml"]:
         found = document(name)
         assert found["metadata"].get("namespace", found["metadata"]["name"]) == "mcp-network-tools"
@@ -214,7 +216,7 @@ def test_every_manifest_is_in_the_kustomization_and_all_are_of_one_namespace() -
         assert patch["path"] == f"{Path(target).stem}.json"
 
 
-def test_the_pod_asks_for_nothing_and_the_overlay_for_what_compose_does() -> None:
+def test_the_pod_has_no_privileges_and_the_overlay_adds_those_of_compose() -> None:
     pod = document("deployment.yaml")["spec"]["template"]["spec"]
     assert pod["automountServiceAccountToken"] is False
     assert document("serviceaccount.yaml")["automountServiceAccountToken"] is False
@@ -235,7 +237,7 @@ def test_the_pod_asks_for_nothing_and_the_overlay_for_what_compose_does() -> Non
     assert probes == {"startupProbe": "/livez", "livenessProbe": "/livez", "readinessProbe": "/readyz"}
 
 
-def test_the_network_policy_lets_out_what_the_policy_names_and_dns(tmp_path: Path) -> None:
+def test_the_network_policy_allows_the_scope_and_dns(tmp_path: Path) -> None:
     (tmp_path / "policy.yaml").write_text(document("config.yaml")["data"]["policy.yaml"])
     policy = ScopePolicy.load(tmp_path / "policy.yaml", (), entries_are_set=False)
     scope, names = document("networkpolicy.yaml")["spec"]["egress"]
@@ -254,22 +256,22 @@ def test_the_network_policy_lets_out_what_the_policy_names_and_dns(tmp_path: Pat
 
 
 @pytest.mark.parametrize("name", EXPOSURE)
-def test_units_are_as_closed_as_they_were(name: str) -> None:
+def test_the_exposure_of_a_unit_does_not_grow(name: str) -> None:
     file = DEPLOY / f"systemd/{name}.service"
     analyze = [binary("systemd-analyze"), "security", "--offline=true", "--no-pager", str(file)]
-    said = subprocess.run(analyze, capture_output=True, text=True, check=True)
-    figure = re.search(r"Overall exposure level for \S+ (\d+\.\d)", said.stdout)
-    assert figure, said.stdout
-    assert float(figure[1]) <= EXPOSURE[name]
-    assert "Unknown" not in said.stderr
+    done = subprocess.run(analyze, capture_output=True, text=True, check=True)
+    exposure = re.search(r"Overall exposure level for \S+ (\d+\.\d)", done.stdout)
+    assert exposure, done.stdout
+    assert float(exposure[1]) <= EXPOSURE[name], done.stdout
+    assert "Unknown" not in done.stderr, done.stderr
 
 
-def test_a_unit_stops_later_than_the_server_gives_up() -> None:
+def test_a_unit_waits_longer_for_the_end_than_the_server_needs_to_stop() -> None:
     grace = load_config(env={}).server.shutdown_grace_period + 2
     for name in EXPOSURE:
         text = (DEPLOY / f"systemd/{name}.service").read_text()
         limit = re.search(r"(?m)^TimeoutStopSec=(\d+)$", text)
-        assert limit
+        assert limit, f"{name}.service has no TimeoutStopSec"
         assert int(limit[1]) > grace
     assert document("deployment.yaml")["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > grace
     assert int(composed()["services"]["server"]["stop_grace_period"].rstrip("s")) > grace
@@ -297,7 +299,7 @@ def commands() -> list[str]:
 
 
 @pytest.mark.parametrize("line", commands())
-def test_every_command_the_pages_name_is_one(line: str) -> None:
+def test_every_command_on_the_pages_exists(line: str) -> None:
     import typer.main
 
     from mcp_server.cli import app
@@ -311,9 +313,9 @@ def test_every_command_the_pages_name_is_one(line: str) -> None:
     assert {word.partition("=")[0] for word in words if word.startswith("--")} <= options, line
 
 
-def test_the_pages_name_files_settings_and_options_that_there_are() -> None:
+def test_every_file_setting_and_option_on_the_pages_exists() -> None:
     text = "\n".join(page.read_text() for page in PAGES)
-    assert len(commands()) > 8
+    assert len(commands()) > 8, "the pages have too few commands to test"
     for named in set(re.findall(r"(?<![\w.])(?<!exec )deploy/[\w./-]*\w", text)):
         assert (ROOT / named).exists() or named.startswith("deploy/compose/secrets"), named
     configuration = (ROOT / "docs/configuration.md").read_text()
@@ -325,7 +327,7 @@ def test_the_pages_name_files_settings_and_options_that_there_are() -> None:
             assert f"    {option})" in install, option
 
 
-def test_every_line_of_the_checklist_has_its_command() -> None:
+def test_every_line_of_the_checklist_has_a_command() -> None:
     page = (ROOT / "docs/deployment-checklist.md").read_text()
     rows = [line for line in page.splitlines() if re.match(r"\| \d+ ", line)]
     assert len(rows) >= 20

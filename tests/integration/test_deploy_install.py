@@ -1,6 +1,6 @@
-"""install.sh on a plain Debian: what it makes, that it may be run again, and that a failure leaves what there was.
+"""install.sh on a plain Debian: it installs, upgrades and uninstalls, and a failure changes nothing.
 
-The host is a fresh root folder; systemd does not run in it, as in none of these tests. It reads the unit files offline.
+The host is a new root folder, in which systemd does not run. ``systemd-analyze`` checks the unit files offline.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Final
 
 import pytest
 
-from tests.integration.test_deploy_image import ask, ports, scanned
+from tests.integration.test_deploy_image import ask, ports, scan
 from tests.support.container import Spec, container
 from tests.support.debian_root import PATH, PROJECT, Ran, build_step, fresh_root, scratch
 from tests.support.guarded import OPEN_PORT, TARGET, World, policy, wait_for, world
@@ -31,7 +31,7 @@ UNITS: Final = "etc/systemd/system"
 
 
 class Host:
-    """A plain host, with a checkout of the project in /src."""
+    """A plain Debian with a checkout of the project in /src."""
 
     def __init__(self, folder: Path) -> None:
         self.root = fresh_root("bookworm", folder / "host")
@@ -49,7 +49,7 @@ class Host:
         return build_step(self.root, argv)
 
     def listing(self, *, but: tuple[str, ...] = ()) -> dict[str, tuple[int, int, int, bytes]]:
-        """Owner, mode and content of what the installation made."""
+        """Return owner, group, mode and content of every installed file and folder, without those in ``but``."""
         found = {}
         for top in ("etc/mcp-network-tools", STATE, UNITS):
             for path in (self.root / top).rglob("*"):
@@ -74,7 +74,7 @@ def net() -> Iterator[World]:
         yield made
 
 
-def test_it_makes_program_user_configuration_and_unit(host: Host) -> None:
+def test_an_installation_has_program_user_configuration_and_unit(host: Host) -> None:
     assert (host.root / LINK).is_symlink()
     assert host.run(f"/{LINK}/bin/mcp-network-tools", "version").code == 0
     user = host.run("id", "-u", "mcp-network-tools").output.strip()
@@ -90,12 +90,12 @@ def test_it_makes_program_user_configuration_and_unit(host: Host) -> None:
     assert (stat.S_IMODE(state.st_mode), stat.S_IMODE(token.st_mode)) == (0o700, 0o600)
     units = [path.name for path in (host.root / UNITS).glob("mcp-*")]
     assert units == ["mcp-network-tools.service"]
-    # What it came with stays out of the system's own Python.
-    assert not list((host.root / "usr/lib/python3/dist-packages").glob("pydantic*"))
+    in_system = list((host.root / "usr/lib/python3/dist-packages").glob("pydantic*"))
+    assert not in_system, "packages were installed into the Python of the system"
 
 
 def unit(host: Host, name: str) -> dict[str, list[str]]:
-    """The settings of an installed unit."""
+    """Return the settings of an installed unit."""
     lines = (host.root / UNITS / f"{name}.service").read_text().splitlines()
     found: dict[str, list[str]] = {}
     for key, _, value in (line.partition("=") for line in lines if "=" in line and not line.startswith("#")):
@@ -104,20 +104,20 @@ def unit(host: Host, name: str) -> dict[str, list[str]]:
 
 
 def verify(host: Host, name: str) -> None:
-    """Have systemd read a unit, with those that every host has beside it."""
+    """Check a unit with systemd, together with the standard units of a host."""
     system = host.root / "usr/lib/systemd/system"
     if not (system / "sysinit.target").exists():
         shutil.copytree("/usr/lib/systemd/system", system, symlinks=True, dirs_exist_ok=True)
-    said = subprocess.run(
+    done = subprocess.run(
         [binary("systemd-analyze"), "verify", "--man=no", f"--root={host.root}", f"{name}.service"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
-    about = [line for line in said.stderr.splitlines() if "mcp-network-tools" in line]
-    assert (said.returncode, about) == (0, []), said.stderr
+    about = [line for line in done.stderr.splitlines() if "mcp-network-tools" in line]
+    assert (done.returncode, about) == (0, []), done.stderr
 
 
 def serve_and_scan(host: Host, net: World, tier: str, log: Path) -> None:
-    """ExecStart= as systemd would start it: with the unit's user, capabilities, environment and closed file system."""
+    """Run ExecStart with the user, capabilities, environment and mounts of the unit, and scan through the server."""
     name = "mcp-network-tools" + ("-argument" if tier == "argument" else "")
     assert [path.name for path in (host.root / UNITS).glob("mcp-*")] == [f"{name}.service"]
     (host.root / "etc/mcp-network-tools/policy.yaml").write_text(policy(TARGET))
@@ -136,21 +136,21 @@ def serve_and_scan(host: Host, net: World, tier: str, log: Path) -> None:
     with container(spec, argv, log, inside=net.prefix) as made:
         wait_for(lambda: "Listening on http://127.0.0.1:8080" in made.log, lambda: made.log, 30)
         token = (host.root / STATE / "token").read_text().strip()
-        answer = scanned(net, token)
-        assert ports(answer) == {1: "closed", OPEN_PORT: "open"}
-        assert answer["metadata"]["enforcement"] == tier
+        result = scan(net, token)
+        assert ports(result) == {1: "closed", OPEN_PORT: "open"}
+        assert result["metadata"]["enforcement"] == tier
         assert ask(net, "", "/tools")[0] == 401
         assert made.stop() == 0
-    assert token not in made.log
+    assert token not in made.log, "the log has the token"
 
 
-def test_its_unit_is_systemds_and_starts_a_server_that_scans(host: Host, net: World, tmp_path: Path) -> None:
+def test_the_unit_is_valid_and_starts_a_server_that_scans(host: Host, net: World, tmp_path: Path) -> None:
     verify(host, "mcp-network-tools")
     serve_and_scan(host, net, "kernel", tmp_path / "unit.log")
 
 
 @pytest.mark.parametrize("fault", ["hash", "start"])
-def test_a_failure_half_way_leaves_what_there_was(host: Host, fault: str) -> None:
+def test_a_failed_installation_changes_nothing(host: Host, fault: str) -> None:
     before = (host.listing(), (host.root / LINK).readlink(), sorted((host.root / f"{LINK}.d").iterdir()))
     name = {"hash": "requirements/deploy.lock", "start": "src/mcp_server/cli/__init__.py"}[fault]
     broken = host.root / "src" / name
@@ -168,7 +168,9 @@ def test_a_failure_half_way_leaves_what_there_was(host: Host, fault: str) -> Non
     assert host.run(f"/{LINK}/bin/mcp-network-tools", "version").code == 0
 
 
-def test_an_upgrade_keeps_what_is_the_owners_and_may_change_the_unit(host: Host, net: World, tmp_path: Path) -> None:
+def test_an_upgrade_keeps_the_files_of_the_operator_and_can_change_the_unit(
+    host: Host, net: World, tmp_path: Path
+) -> None:
     (host.root / "etc/mcp-network-tools/policy.yaml").write_text("version: 1\nallow: [10.77.0.0/16]\n")
     units = tuple(f"{UNITS}/{name}.service" for name in ("mcp-network-tools", "mcp-network-tools-argument"))
     before, link = host.listing(but=units), (host.root / LINK).readlink()
@@ -179,19 +181,21 @@ def test_an_upgrade_keeps_what_is_the_owners_and_may_change_the_unit(host: Host,
     assert done.code == 0, done.output
     assert host.listing(but=units) == before
     assert (host.root / LINK).readlink() != link
-    assert len(list((host.root / f"{LINK}.d").iterdir())) == 2, "the version before stays, older ones do not"
+    assert len(list((host.root / f"{LINK}.d").iterdir())) == 2, (
+        "an upgrade keeps only the current and the previous version"
+    )
     assert [path.name for path in (host.root / UNITS).glob("mcp-*")] == ["mcp-network-tools-argument.service"]
     verify(host, "mcp-network-tools-argument")
     serve_and_scan(host, net, "argument", tmp_path / "unit.log")
 
 
-def test_wrong_words_change_nothing(host: Host) -> None:
+def test_wrong_options_are_refused(host: Host) -> None:
     for words in (("--unit", "sideways"), ("--purge",), ("--frobnicate",), ("--unit",)):
-        assert host.install(*words).code == 2
+        assert host.install(*words).code == 2, words
     assert host.install("--from", "/nowhere").code == 1
 
 
-def test_uninstalled_it_keeps_what_was_recorded_and_purged_nothing(host: Host) -> None:
+def test_uninstall_keeps_configuration_and_state_and_purge_removes_them(host: Host) -> None:
     done = host.install("--uninstall")
     assert done.code == 0, done.output
     assert "kept: /etc/mcp-network-tools (configuration), /var/lib/mcp-network-tools" in done.output
@@ -200,11 +204,11 @@ def test_uninstalled_it_keeps_what_was_recorded_and_purged_nothing(host: Host) -
     assert {"token", "audit.jsonl"} <= {path.name for path in (host.root / STATE).iterdir()}
     done = host.install("--uninstall", "--purge")
     assert done.code == 0, done.output
-    left = [
+    remaining = [
         *(host.root / "etc").rglob("*mcp-network*"),
         *(host.root / "var/lib").glob("mcp*"),
         *(host.root / "opt").iterdir(),
     ]
-    assert left == []
+    assert remaining == []
     assert host.run("id", "mcp-network-tools").code != 0
-    assert host.install("--uninstall").code == 0, "twice is no error"
+    assert host.install("--uninstall").code == 0, "a second uninstall failed"

@@ -1,4 +1,4 @@
-"""The page on adding a tool, followed to the letter: its class is found, its call works, its entry point installs."""
+"""The class, the commands and the entry point on the page about adding a tool work as printed."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ PAGE = (ROOT / "docs/adding-a-tool.md").read_text()
 
 
 def block(kind: str) -> str:
-    """The first block of this kind."""
+    """Return the first code block in this language."""
     blocks: list[tuple[str, str]] = re.findall(r"^ *```([a-z]*)\n(.*?)^ *```$", PAGE, re.MULTILINE | re.DOTALL)
     return next(text for language, text in blocks if language == kind)
 
 
 @pytest.fixture
 def port() -> Iterator[int]:
-    """A port of loopback on which connections are accepted."""
+    """Yield a port of loopback on which connections are accepted."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
 
         def accept() -> None:
@@ -42,9 +42,9 @@ def port() -> Iterator[int]:
         listening.shutdown(socket.SHUT_RDWR)
 
 
-async def test_the_three_lines_run_as_printed(tmp_path: Path, port: int) -> None:
+async def test_the_class_and_the_commands_on_the_page_run_as_printed(tmp_path: Path, port: int) -> None:
     named = re.search(r"`(site_tools/\w+_tool\.py)`", PAGE)
-    assert named
+    assert named, "the page does not name the file of the tool"
     module = tmp_path / named[1]
     module.parent.mkdir()
     module.write_text(block("python"))
@@ -58,14 +58,14 @@ async def test_the_three_lines_run_as_printed(tmp_path: Path, port: int) -> None
     assert "nping" in {tool["name"] for tool in json.loads(listed[1])["tools"]}
     status, out, err = called
     assert status == 0, err
-    answer = json.loads(out)
-    assert answer["outcome"] == "completed"
-    assert "Successful connections: 1" in answer["stdout"]
-    assert refused[0] == 2
+    result = json.loads(out)
+    assert result["outcome"] == "completed"
+    assert "Successful connections: 1" in result["stdout"]
+    assert refused[0] == 2, refused
     assert json.loads(refused[2] or refused[1])["error"]["code"] == "invalid_arguments"
 
 
-def test_the_entry_point_names_the_class_of_the_page() -> None:
+def test_the_entry_point_on_the_page_names_the_class_on_the_page() -> None:
     indented = block("toml")
     table = tomllib.loads("\n".join(line.strip() for line in indented.splitlines()))
     ((name, target),) = table["project"]["entry-points"]["mcp_server.tools"].items()

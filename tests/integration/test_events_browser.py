@@ -1,4 +1,4 @@
-"""A real browser reads the events of a run: with EventSource where no token is asked for, with fetch where one is."""
+"""A real browser reads the events of a run: with EventSource without a token, with fetch and a token."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ async def scan(base: str, token: str) -> str:
 
 
 class Relay:
-    """Passes connections on to a server, and can lose them all."""
+    """Forwards connections to a server, and can break them all."""
 
     def __init__(self) -> None:
         self.target = 0
@@ -69,17 +69,15 @@ class Relay:
         writer.close()
 
 
-def of_run(told: list[dict[str, Any]], run_id: str) -> list[str]:
-    return [each["kind"] for each in told if each.get("run_id") == run_id and each["kind"] != "run.progress"]
+def of_run(received: list[dict[str, Any]], run_id: str) -> list[str]:
+    return [each["kind"] for each in received if each.get("run_id") == run_id and each["kind"] != "run.progress"]
 
 
 WHOLE = ["run.accepted", "run.started", "run.ended"]
 UNTIL = "new Promise((go) => { const look = () => %s ? go() : setTimeout(look, 20); look(); })"
 
 
-async def test_an_event_source_reads_a_run_and_after_a_lost_connection_what_it_missed(
-    page: Page, tmp_path: Path
-) -> None:
+async def test_an_event_source_gets_missed_events_after_a_lost_connection(page: Page, tmp_path: Path) -> None:
     relay = Relay()
     async with relay.listening() as authority:
         env = environment(tmp_path / "state", MCP_SERVER_AUTH="none", MCP_SERVER_ALLOWED_HOSTS=authority)
@@ -87,40 +85,40 @@ async def test_an_event_source_reads_a_run_and_after_a_lost_connection_what_it_m
             relay.target = int(base.rpartition(":")[2])
             await page.open(f"http://{authority}/")
             await page.run("""
-                window.told = []; window.opened = 0; window.lost = 0;
+                window.received = []; window.opened = 0; window.lost = 0;
                 window.source = new EventSource('/events?kind=run');
                 source.onopen = () => { opened += 1; };
                 source.onerror = () => { lost += 1; };
                 for (const kind of ['run.accepted', 'run.started', 'run.ended', 'lagged']) {
-                  source.addEventListener(kind, ({data, lastEventId: id}) => told.push({...JSON.parse(data), id}));
+                  source.addEventListener(kind, ({data, lastEventId: id}) => received.push({...JSON.parse(data), id}));
                 }
             """)
             await page.run(UNTIL % "opened")
             first = await scan(f"http://{authority}", token)
-            await page.run(UNTIL % "told.some((event) => event.kind === 'run.ended')")
+            await page.run(UNTIL % "received.some((event) => event.kind === 'run.ended')")
             relay.lose()
             await page.run(UNTIL % "lost")
             second = await scan(f"http://{authority}", token)
-            await page.run(UNTIL % "opened > 1 && told.filter((event) => event.kind === 'run.ended').length > 1")
-            told = await page.run("told")
-    assert of_run(told, first) == of_run(told, second) == WHOLE
-    assert len({event["id"] for event in told}) == len(told) == 6, "nothing came twice, and nothing was lost"
-    assert {event["outcome"] for event in told if event["kind"] == "run.ended"} == {"completed"}
+            await page.run(UNTIL % "opened > 1 && received.filter((event) => event.kind === 'run.ended').length > 1")
+            received = await page.run("received")
+    assert of_run(received, first) == of_run(received, second) == WHOLE
+    assert len({event["id"] for event in received}) == len(received) == 6, "an event came twice or was lost"
+    assert {event["outcome"] for event in received if event["kind"] == "run.ended"} == {"completed"}
 
 
-async def test_a_page_reads_a_run_with_a_token_that_is_in_no_address(page: Page, tmp_path: Path) -> None:
+async def test_a_page_reads_events_with_a_token_that_is_in_no_url(page: Page, tmp_path: Path) -> None:
     (program,) = [each for each in DOCUMENTED if "fetch(" in each]
     with http_server(environment(tmp_path / "state")) as (base, token, _):
-        # The page itself is refused, and has the server's origin all the same.
+        # The page itself is refused, but has the origin of the server.
         await page.open(f"{base}/")
         assert await page.run("fetch('/events').then((response) => response.status)") == 401
-        # The documented program, with what it prints kept.
+        # The documented program, with its output kept.
         await page.run(f"""
-            window.told = []; window.ended = false; window.opened = false;
+            window.received = []; window.ended = false; window.opened = false;
             (async () => {{
               const token = {json.dumps(token)};
               let lastId = '';
-              const console = {{log: (kind, data) => told.push(data)}};
+              const console = {{log: (kind, data) => received.push(data)}};
               const fetch = async (...all) => {{
                 const response = await window.fetch(...all);
                 opened = response.status === 200;
@@ -133,7 +131,7 @@ async def test_a_page_reads_a_run_with_a_token_that_is_in_no_address(page: Page,
         """)
         await page.run(UNTIL % "opened")
         run_id = await scan(base, token)
-        await page.run(UNTIL % "told.some((event) => event.kind === 'run.ended')")
-        assert of_run(await page.run("told"), run_id) == WHOLE
+        await page.run(UNTIL % "received.some((event) => event.kind === 'run.ended')")
+        assert of_run(await page.run("received"), run_id) == WHOLE
         assert token not in await page.run("JSON.stringify(performance.getEntries().map((entry) => entry.name))")
     assert await page.run(f"{UNTIL % 'ended'}.then(() => ended)"), "the stream ends with the server"

@@ -1,4 +1,4 @@
-"""``GET /events`` of a real server: what runs and refusals tell, filters, coming back, and readers that misbehave."""
+"""``GET /events`` of a real server: events of runs and refusals, filters, reconnecting, and readers that misbehave."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Server:
         return rest_client(self.base, self.token)
 
     async def readers(self) -> float:
-        """The gauge of readers."""
+        """Return the gauge of readers."""
         async with self.client() as client:
             page = (await client.get("/metrics")).text
         (line,) = [line for line in page.splitlines() if line.startswith("mcp_event_subscribers ")]
@@ -52,7 +52,7 @@ class Server:
                 await asyncio.sleep(0.05)
 
     def connect(self, **headers: str) -> socket.socket:
-        """A reader that has asked, and reads nothing yet, through a small buffer."""
+        """Open a stream with a small receive buffer and read nothing from it."""
         where = urlsplit(self.base)
         sock = socket.socket()
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -76,19 +76,21 @@ async def client(server: Server) -> AsyncIterator[httpx2.AsyncClient]:
 
 
 async def refuse(client: httpx2.AsyncClient, times: int = 1) -> None:
-    """Make events: calls of a tool that there is not."""
+    """Produce events by calls of an unknown tool."""
     for _ in range(times):
         assert (await client.post("/tools/nowhere/execute", json={})).status_code == 404
 
 
 async def scan(client: httpx2.AsyncClient) -> str:
-    """Run a quick scan; gives its id."""
+    """Run a quick scan and return its id."""
     answer = await client.post("/tools/nmap/execute", json=QUICK)
     assert answer.status_code == 200, answer.text
     return str(answer.json()["run_id"])
 
 
-async def test_a_run_is_told_from_its_acceptance_to_its_end(server: Server, client: httpx2.AsyncClient) -> None:
+async def test_the_events_of_a_run_are_sent_from_its_acceptance_to_its_end(
+    server: Server, client: httpx2.AsyncClient
+) -> None:
     async with follow(server.base, server.token) as stream:
         assert stream.status == 200
         assert stream.headers["content-type"] == "text/event-stream; charset=utf-8"
@@ -106,10 +108,10 @@ async def test_a_run_is_told_from_its_acceptance_to_its_end(server: Server, clie
         assert ended.data["hosts_up"] == 1
         numbers = [int(event.id.partition("-")[2]) for event in (accepted, started, ended)]
         assert numbers == sorted(set(numbers))
-        assert "127.0.0.1" not in str([accepted, started, ended]), "what was asked for is for those who may read runs"
+        assert "127.0.0.1" not in str([accepted, started, ended]), "events must not hold the targets of a call"
 
 
-async def test_a_refusal_is_told_with_its_code_and_without_the_callers_words(
+async def test_the_event_of_a_refusal_has_its_code_and_no_text_of_the_caller(
     server: Server, client: httpx2.AsyncClient
 ) -> None:
     async with follow(server.base, server.token, "?kind=call") as stream:
@@ -123,7 +125,7 @@ async def test_a_refusal_is_told_with_its_code_and_without_the_callers_words(
         assert "192.0.2.77" not in str(event)
 
 
-async def test_a_reader_of_some_kinds_gets_those(server: Server, client: httpx2.AsyncClient) -> None:
+async def test_a_reader_gets_only_the_kinds_that_it_selected(server: Server, client: httpx2.AsyncClient) -> None:
     async with follow(server.base, server.token, "?kind=health,run.ended&kind=alarm") as stream:
         await stream.settled()
         await refuse(client)
@@ -136,19 +138,19 @@ async def test_a_reader_of_some_kinds_gets_those(server: Server, client: httpx2.
 @pytest.mark.parametrize(
     "query", ["?kind=runs", "?kind=", "?kind=run,,health", "?kinds=run", "?token=x", "?kind=run&a=1"]
 )
-async def test_a_filter_that_is_none_is_refused(server: Server, query: str) -> None:
+async def test_an_invalid_filter_is_refused(server: Server, query: str) -> None:
     async with follow(server.base, server.token, query) as stream:
         assert stream.status == 422
         assert (await stream.body())["code"] == "invalid_arguments"
 
 
-async def test_the_stream_asks_for_the_token_and_takes_it_from_no_address(server: Server) -> None:
+async def test_the_stream_needs_the_token_in_the_header(server: Server) -> None:
     for query in ("", f"?access_token={server.token}", f"?token={server.token}"):
         async with follow(server.base, "", query) as stream:
             assert stream.status == 401
 
 
-async def test_a_reader_that_comes_back_has_missed_nothing(server: Server, client: httpx2.AsyncClient) -> None:
+async def test_a_reader_that_reconnects_has_missed_nothing(server: Server, client: httpx2.AsyncClient) -> None:
     async with follow(server.base, server.token) as stream:
         await stream.settled()
         last = stream.last_id
@@ -158,20 +160,20 @@ async def test_a_reader_that_comes_back_has_missed_nothing(server: Server, clien
     assert [event and event.kind for event in events] == ["call.refused"] * 3
 
 
-async def test_a_reader_of_another_life_is_told_that_it_may_have_missed_something(server: Server) -> None:
+async def test_a_reader_with_an_unknown_id_may_have_missed_events(server: Server) -> None:
     async with follow(server.base, server.token, headers={"Last-Event-ID": "0badcafe-7"}) as stream:
         event = await stream.next()
         assert event is not None
         assert (event.kind, event.data["missed"]) == ("lagged", None)
 
 
-async def test_half_of_the_places_stay_for_others_and_a_reader_that_leaves_gives_its_own(server: Server) -> None:
+async def test_half_of_the_connections_are_not_for_readers(server: Server) -> None:
     await server.readers_become(0)
     async with AsyncExitStack() as stack:
         streams = [await stack.enter_async_context(follow(server.base, server.token)) for _ in range(6)]
         for stream in streams:
             await stream.settled()
-        assert await server.readers() == 6, "a request is answered beside them"
+        assert await server.readers() == 6, "other requests must be answered"
         async with follow(server.base, server.token) as refused:
             assert refused.status == 429
             assert int(refused.headers["retry-after"]) >= 1
@@ -181,7 +183,7 @@ async def test_half_of_the_places_stay_for_others_and_a_reader_that_leaves_gives
     await server.readers_become(0)
 
 
-async def test_a_reader_that_closes_its_half_is_let_go(server: Server) -> None:
+async def test_a_stream_ends_when_the_reader_closes_its_sending_half(server: Server) -> None:
     await server.readers_become(0)
     with server.connect() as sock:
         await server.readers_become(1)
@@ -189,7 +191,7 @@ async def test_a_reader_that_closes_its_half_is_let_go(server: Server) -> None:
         await server.readers_become(0)
 
 
-async def test_a_reader_that_never_reads_holds_up_nobody(server: Server, client: httpx2.AsyncClient) -> None:
+async def test_a_reader_that_never_reads_delays_no_other_reader(server: Server, client: httpx2.AsyncClient) -> None:
     with ExitStack() as stack:
         for _ in range(3):
             stack.enter_context(server.connect(**{"Last-Event-ID": "0badcafe-1"}))
@@ -202,7 +204,7 @@ async def test_a_reader_that_never_reads_holds_up_nobody(server: Server, client:
             assert time.monotonic() - started < SOON
 
 
-async def test_a_server_that_stops_says_so_and_waits_for_no_reader(tmp_path: Path) -> None:
+async def test_a_stopping_server_sends_an_event_and_waits_for_no_reader(tmp_path: Path) -> None:
     with http_server(environment(tmp_path / "state")) as started, ExitStack() as idle:
         server = Server(*started)
         async with server.client() as client, follow(server.base, server.token, "?kind=health") as stream:
@@ -221,7 +223,7 @@ async def test_a_server_that_stops_says_so_and_waits_for_no_reader(tmp_path: Pat
 
 
 class Parts(SimpleNamespace):
-    """The stream alone on a real HTTP server in this process, with its bus at hand."""
+    """The event stream on a real HTTP server in this process, with its bus."""
 
     base: str
     bus: EventBus
@@ -236,9 +238,8 @@ class Parts(SimpleNamespace):
 @asynccontextmanager
 async def parts(bus: EventBus | None = None, protocol: Any = None, **options: float) -> AsyncIterator[Parts]:
     bus = bus or EventBus()
-    config = SimpleNamespace(server=SimpleNamespace(max_connections=100))
     app = FastAPI()
-    add_event_routes(app, SimpleNamespace(pipeline=SimpleNamespace(events=bus), config=config), **options)  # type: ignore[arg-type]  # the two parts of a server it uses
+    add_event_routes(app, bus, lambda: 100, **options)
     sock = socket.create_server(("127.0.0.1", 0))
     settings = uvicorn.Config(
         owned(app), http=protocol or deadline_protocol(), log_config=None, ws="none", lifespan="off", access_log=False
@@ -265,20 +266,20 @@ async def comments(stream: Stream, number: int) -> None:
     reading.cancel()
 
 
-def test_the_page_has_the_numbers() -> None:
+def test_the_documentation_has_the_limits() -> None:
     page = " ".join((Path(__file__).resolve().parents[2] / "docs/events.md").read_text().split())
-    for said in (
+    for sentence in (
         f"keeps the last {KEPT} events",
         f"Up to {QUEUED} events wait",
         f"After {HEARTBEAT_SEC:.0f} s without an event",
-        f"{MAX_SUBSCRIBERS} readers at most",
+        f"at most {MAX_SUBSCRIBERS} readers",
         f"retry: {RETRY_MS} ",
     ):
-        assert said in page, said
-    assert (LONGEST_SEC, RETRY_MS) == (3600, 3000), "the page says an hour, and three seconds"
+        assert sentence in page
+    assert (LONGEST_SEC, RETRY_MS) == (3600, 3000), "docs/events.md says one hour and three seconds"
 
 
-async def test_silence_is_broken_by_comments_that_carry_the_newest_id() -> None:
+async def test_an_idle_stream_gets_comments_with_the_newest_id() -> None:
     async with parts(heartbeat_sec=0.1) as server, follow(server.base, "", "?kind=health") as stream:
         await stream.settled()
         first = stream.last_id
@@ -288,7 +289,7 @@ async def test_silence_is_broken_by_comments_that_carry_the_newest_id() -> None:
         assert not stream.events
 
 
-async def test_a_stream_ends_after_its_time_and_goes_on_in_the_next() -> None:
+async def test_a_stream_ends_after_its_time_limit_and_continues_in_the_next() -> None:
     async with parts(longest_sec=0.3, heartbeat_sec=0.1) as server:
         seen: list[Any] = []
         last: dict[str, str] = {}
@@ -301,7 +302,7 @@ async def test_a_stream_ends_after_its_time_and_goes_on_in_the_next() -> None:
         assert seen == [0, 1]
 
 
-async def test_a_reader_that_reads_late_is_told_what_it_lost() -> None:
+async def test_a_slow_reader_gets_the_number_of_lost_events() -> None:
     async with parts(EventBus(queued=50)) as server, follow(server.base, "") as stream:
         await stream.settled()
         for number in range(200):
@@ -313,7 +314,7 @@ async def test_a_reader_that_reads_late_is_told_what_it_lost() -> None:
         assert second.data["count"] == 150
 
 
-async def test_a_reader_that_is_stuck_costs_its_queue_and_is_told_when_it_reads_again() -> None:
+async def test_a_stuck_reader_costs_only_its_queue_and_gets_the_number_of_lost_events() -> None:
     async with parts(EventBus(queued=20)) as server, follow(server.base, "") as quick:
         await quick.settled()
         much = ["x" * 500] * 10
@@ -326,15 +327,15 @@ async def test_a_reader_that_is_stuck_costs_its_queue_and_is_told_when_it_reads_
             connections: set[Any] = {*server.uvicorn.server_state.connections}
             number = 0
 
-            def waits_for_room() -> bool:
+            def is_blocked() -> bool:
                 return any(each.flow.write_paused for each in connections)
 
             async with asyncio.timeout(20):
-                while not waits_for_room():
+                while not is_blocked():
                     server.bus.publish("alarm", {"count": (number := number + 1), "message": much})
-                    told = await quick.next()
-                    assert told is not None
-                    assert told.data["count"] == number, "the other one has lost nothing"
+                    event = await quick.next()
+                    assert event is not None
+                    assert event.data["count"] == number, "the other reader must lose nothing"
             for _ in range(1000):
                 server.bus.publish("alarm", {"count": (number := number + 1), "message": much})
             unsent = max(each.transport.get_write_buffer_size() for each in connections)
@@ -348,10 +349,10 @@ async def test_a_reader_that_is_stuck_costs_its_queue_and_is_told_when_it_reads_
         had = [int(each) for each in re.findall(rb'"count":(\d+)', text)]
         assert had == sorted(set(had))
         assert lost
-        assert sum(lost) + len(had) == number, "every event was had, or is counted as lost"
+        assert sum(lost) + len(had) == number, "every event must be received or counted as lost"
 
 
-async def test_what_a_reader_writes_into_its_stream_changes_nothing() -> None:
+async def test_data_that_a_reader_sends_is_ignored() -> None:
     async with parts() as server, follow(server.base, "") as stream:
         await stream.settled()
         stream.writer.write(request(server.base, ""))

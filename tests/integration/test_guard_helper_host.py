@@ -1,4 +1,4 @@
-"""The guard's rules in the host's namespace: they follow a reload, and are missed when somebody takes them away."""
+"""The guard's rules in the host's namespace: a reload updates them, and it is noticed if they are removed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def host() -> Iterator[World]:
 
 
 @pytest.fixture
-def line(host: World) -> Iterator[Inside]:
+def program(host: World) -> Iterator[Inside]:
     with inside(host, PORT) as found:
         yield found
 
@@ -37,13 +37,13 @@ print(os.getuid())
 
 
 def reach(found: Inside) -> list[str]:
-    """What a run on loopback targets reaches besides loopback, and its user id."""
+    """What a run on loopback targets can reach besides loopback, and its user id."""
     run = found.ask("run", targets=["127.0.0.1/32"], argv=[binary("python3"), "-I", "-S", "-c", REACH])
     lines: list[str] = run["output"].split("\n")
     return lines[:3]
 
 
-def test_a_reload_leaves_the_nameless_loopback_user_behind_its_fence(host: World) -> None:
+def test_the_rules_for_a_loopback_user_without_a_name_survive_reloads(host: World) -> None:
     settings = {**MACVLAN, "MCP_GUARD_LOOPBACK_USER": ""}
     with inside(host, PORT, settings=settings, rules=policy(TARGET, "127.0.0.1")) as found:
         first = reach(found)
@@ -54,9 +54,9 @@ def test_a_reload_leaves_the_nameless_loopback_user_behind_its_fence(host: World
         assert reach(found) == first
 
 
-def test_flushed_host_rules_are_noticed_and_a_reload_loads_them_again(host: World) -> None:
+def test_deleted_rules_on_the_host_are_noticed_and_a_reload_loads_them_again(host: World) -> None:
     with inside(host, PORT, settings={}, rules=policy(TARGET, "127.0.0.1")) as found:
-        other = [binary("nft"), "add", "table", "inet", "somebody_elses"]
+        other = [binary("nft"), "add", "table", "inet", "unrelated"]
         host.run(*other)
         found.ask("read")
         for change in (["flush", "ruleset"], ["flush", "table", "inet", f"mcp_scope_host_{found.process.pid}"]):
@@ -70,11 +70,11 @@ def test_flushed_host_rules_are_noticed_and_a_reload_loads_them_again(host: Worl
         assert reach(found)[:2] == ["blocked 10.99.0.2", "blocked 10.99.0.66"]
 
 
-def test_a_fresh_guard_has_counted_nothing(line: Inside) -> None:
-    reading = line.ask("read")
+def test_a_new_guard_has_counted_nothing(program: Inside) -> None:
+    reading = program.ask("read")
     assert (reading["passed"], set(reading["drops"].values())) == (0, {0})
 
 
-def test_a_target_of_an_ip_version_without_an_address_is_refused(line: Inside) -> None:
-    error = line.try_to("run", targets=["fd99::2/128"], argv=["/bin/true"])["error"]
+def test_a_target_is_refused_if_the_guard_has_no_address_of_its_ip_version(program: Inside) -> None:
+    error = program.try_to("run", targets=["fd99::2/128"], argv=["/bin/true"])["error"]
     assert (error["code"], "no IPv6 address" in error["message"]) == ("invalid_target", True)

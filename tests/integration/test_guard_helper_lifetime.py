@@ -1,4 +1,4 @@
-"""A guard from its start to every kind of end: what is served meanwhile, and that nothing is left afterwards."""
+"""A guard from its start to every kind of end: it serves requests, and afterwards the host is as before."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def host() -> Iterator[World]:
 
 @pytest.fixture
 def clean(host: World) -> Iterator[World]:
-    """The host, which afterwards must be as it was before."""
+    """The host. The test fails if the host is not as before at the end."""
     before = host.traces()
     yield host
     wait_for(lambda: host.traces() == before, lambda: f"{before}\n{host.traces()}\n{host.log}")
@@ -61,35 +61,37 @@ def listening(host: World) -> None:
 
 
 def ask(host: World, port: int, path: str, body: dict[str, Any] | None = None) -> Any:
-    """Ask the REST interface from the machine outside."""
+    """Send a request to the REST interface from the machine outside."""
     token = (host.folder / "state/token").read_text().strip()
-    asking = (
+    script = (
         "import json, sys, urllib.request\n"
         "r = urllib.request.Request(sys.argv[1], data=sys.argv[3].encode() or None, headers={"
         "'Authorization': 'Bearer ' + sys.argv[2], 'Content-Type': 'application/json'})\n"
         "try: print(urllib.request.build_opener(urllib.request.ProxyHandler({})).open(r, timeout=30).read().decode())\n"
         "except urllib.error.HTTPError as e: print(e.read().decode())"
     )
-    said = json.dumps(body) if body else ""
-    return json.loads(host.outdoors(sys.executable, "-c", asking, f"http://{HOST}:{port}{path}", token, said).stdout)
+    sent = json.dumps(body) if body else ""
+    return json.loads(host.outdoors(sys.executable, "-c", script, f"http://{HOST}:{port}{path}", token, sent).stdout)
 
 
 def logged(host: World) -> list[dict[str, Any]]:
-    """The decision log of the servers so far, each record as the schema says."""
+    """The audit records of the servers so far. Each must match the schema."""
     lines = (host.folder / "state/audit.jsonl").read_text().splitlines()
     records: list[dict[str, Any]] = [json.loads(line) for line in lines]
-    judge = jsonschema.Draft202012Validator(json.loads((ROOT / "src/mcp_server/audit/record.schema.json").read_text()))
-    assert [error.message for record in records for error in judge.iter_errors(record)] == []
+    validator = jsonschema.Draft202012Validator(
+        json.loads((ROOT / "src/mcp_server/audit/record.schema.json").read_text())
+    )
+    assert [error.message for record in records for error in validator.iter_errors(record)] == []
     return records
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_scan_through_the_http_interface_is_whole_and_stays_in_scope(clean: World, mode: str) -> None:
+def test_a_scan_over_http_is_complete_and_stays_in_scope(clean: World, mode: str) -> None:
     with guarded(clean, *http(8101), settings=MODES[mode], rules=policy(TARGET, "127.0.0.1")) as found:
         listening(clean)
         status = found.status()
         for name in ("CapEff", "CapPrm", "CapBnd", "CapAmb"):
-            assert status[name] == "0000000000002000", name
+            assert status[name] == "0000000000002000", f"{name}: expected CAP_NET_RAW only, found {status[name]}"
         assert status["NoNewPrivs"] == "1"
         spaces = [Path(f"/proc/{pid}/ns/net").stat().st_ino for pid in (found.server, found.process.pid)]
         assert spaces[0] != spaces[1]
@@ -109,8 +111,8 @@ def test_a_scan_through_the_http_interface_is_whole_and_stays_in_scope(clean: Wo
     assert held == [("here", "supervisor"), ("loopback", "user-namespace")]
 
 
-def test_health_has_both_runners_start_something_and_nothing_is_sent_for_it(clean: World) -> None:
-    """The server's own, inside the guard, and the one that looks at the host's loopback."""
+def test_the_health_check_starts_a_program_with_both_runners_and_sends_nothing(clean: World) -> None:
+    """These are the server's own runner inside the guard, and the loopback runner on the host."""
     stray = clean.counted()["stray"]
     with guarded(clean, *http(8104), rules=policy(TARGET, "127.0.0.0/8")):
         listening(clean)
@@ -121,7 +123,7 @@ def test_health_has_both_runners_start_something_and_nothing_is_sent_for_it(clea
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_the_end_of_input_ends_everything_within_a_second(clean: World, mode: str) -> None:
+def test_the_end_of_standard_input_ends_the_guard_within_a_second(clean: World, mode: str) -> None:
     took = []
     for _ in range(3):
         with guarded(clean, settings=MODES[mode], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as found:
@@ -134,55 +136,55 @@ def test_the_end_of_input_ends_everything_within_a_second(clean: World, mode: st
             assert "serverInfo" in json.loads(found.process.stdout.readline())["result"]
             started = time.monotonic()
             found.process.stdin.close()
-            assert found.process.stdout.read() == ""  # the end of output is the client's sign
+            assert found.process.stdout.read() == ""  # the client waits for the end of the output
             assert found.process.wait(10) == 0
             found.process.stdin = None
             took.append(time.monotonic() - started)
         if took[-1] < 1:
             return
-    pytest.fail(f"every attempt took a second or more: {took}")
+    pytest.fail(f"expected an end within a second, found {took}")
 
 
 def end(found: Guarded, *pids: int) -> None:
-    """Kill processes with SIGKILL, as nearly at once as can be, and wait for the guard helper's end."""
+    """Kill processes with SIGKILL, nearly at the same time, and wait for the end of the guard helper."""
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
     found.process.wait(10)
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_killed_server_takes_everything_along(clean: World, mode: str) -> None:
+def test_a_killed_server_ends_the_whole_guard(clean: World, mode: str) -> None:
     with guarded(clean, settings=MODES[mode]) as found:
         end(found, found.server)
     assert found.process.returncode == 128 + signal.SIGKILL
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_killed_guard_helper_takes_everything_along(clean: World, mode: str) -> None:
+def test_a_killed_guard_helper_ends_the_whole_guard(clean: World, mode: str) -> None:
     with guarded(clean, settings=MODES[mode], rules=policy(TARGET, "127.0.0.1")) as found:
         left = subprocess.Popen(
             [binary("nsenter"), "--target", str(found.server), "--net", "setsid", "sleep", "600"]
-        )  # as a tool that hid from its runner would be
+        )  # like a tool that has left the control of its runner
         end(found, found.process.pid)
         assert left.wait(10) == -signal.SIGKILL
         wait_for(lambda: not Path(f"/proc/{found.server}").exists() or found.status()["State"].startswith("Z"))
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_both_killed_at_once_leave_nothing(clean: World, mode: str) -> None:
+def test_killing_guard_helper_and_server_together_leaves_nothing(clean: World, mode: str) -> None:
     with guarded(clean, settings=MODES[mode]) as found:
         end(found, found.process.pid, found.server)
 
 
 def reaper(found: Guarded) -> int:
-    """The process that waits for the guard helper's end: its child that is neither server nor anything else."""
+    """The PID of the reaper: the only child of the guard helper besides the server."""
     children = Path(f"/proc/{found.process.pid}/task/{found.process.pid}/children").read_text().split()
     (pid,) = {int(child) for child in children} - {found.server}
     return pid
 
 
 @pytest.mark.parametrize("by", ["guard down", "the next guard"])
-def test_what_even_the_reaper_left_is_taken_down_later(clean: World, by: str) -> None:
+def test_changes_to_the_host_are_undone_later_if_the_reaper_was_killed_too(clean: World, by: str) -> None:
     before = clean.traces()
     with guarded(clean, settings={}) as found:
         end(found, reaper(found), found.process.pid)
@@ -198,7 +200,7 @@ def test_what_even_the_reaper_left_is_taken_down_later(clean: World, by: str) ->
             assert len(clean.traces()["tables"]) == 1
 
 
-def test_an_reaper_that_was_killed_is_no_loss_at_a_clean_end(clean: World) -> None:
+def test_a_clean_end_does_not_need_the_reaper(clean: World) -> None:
     with guarded(clean, *http(8105), settings={}) as found:
         listening(clean)
         os.kill(reaper(found), signal.SIGKILL)
@@ -207,26 +209,26 @@ def test_an_reaper_that_was_killed_is_no_loss_at_a_clean_end(clean: World) -> No
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_guard_status_and_guard_down(clean: World, mode: str) -> None:
+def test_guard_status_and_guard_down_report_and_end_a_guard(clean: World, mode: str) -> None:
     nothing = clean.cli("guard", "status", check=False)
-    assert (nothing.returncode, nothing.stdout) == (4, "no guard is up\n")
+    assert (nothing.returncode, nothing.stdout) == (4, "There is no guard.\n")
     with guarded(clean, *http(8102), settings=MODES[mode]) as found:
         listening(clean)
         shown = found.guard()
         assert (shown["state"], shown["enforcement"], shown["mode"]) == ("up", "kernel", mode)
-        assert (shown["guard helper"], shown["server"]) == (found.process.pid, found.server)
+        assert (shown["helper"], shown["server"]) == (found.process.pid, found.server)
         assert len(shown["ruleset"]) == len(shown["policy"]) == 64
         assert str(found.process.pid) in clean.cli("guard", "status").stdout
-        assert clean.cli("guard", "down", "--dead").stdout == "no guard was up\n"
+        assert clean.cli("guard", "down", "--dead").stdout == "There was no guard.\n"
         elsewhere = clean.run("unshare", "--net", sys.executable, "-m", "mcp_server", "guard", "down", check=False)
         assert (elsewhere.returncode, "belongs to another network namespace" in elsewhere.stderr) == (9, True)
         assert found.guard()["state"] == "up"
         assert json.loads(clean.cli("guard", "down", "--json").stdout) == {"taken_down": [found.process.pid]}
         found.process.wait(5)
-    assert clean.cli("guard", "down").stdout == "no guard was up\n"
+    assert clean.cli("guard", "down").stdout == "There was no guard.\n"
 
 
-def test_two_guards_on_one_host(clean: World) -> None:
+def test_two_guards_work_on_one_host(clean: World) -> None:
     second = {"MCP_GUARD_ADDRESSES": "10.99.0.251/24", "MCP_GUARD_GATEWAYS": TARGET}
     with guarded(clean, settings=MACVLAN, stdin=subprocess.PIPE) as one:
         with guarded(clean, settings=second, stdin=subprocess.PIPE) as two:
@@ -236,7 +238,7 @@ def test_two_guards_on_one_host(clean: World) -> None:
         assert f"{OPEN_PORT}/tcp open" in one.inside(*scan, check=True).stdout
 
 
-def test_a_second_guard_behind_nat_needs_a_link_of_its_own_and_inherits_forwarding(clean: World) -> None:
+def test_a_second_guard_in_nat_mode_needs_its_own_link_network_and_keeps_forwarding(clean: World) -> None:
     scan = [binary("nmap"), "-n", "-Pn", "--privileged", "-sS", "-p", str(OPEN_PORT), TARGET]
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE}
     with guarded(clean, settings={}, **pipes) as one:
@@ -249,8 +251,8 @@ def test_a_second_guard_behind_nat_needs_a_link_of_its_own_and_inherits_forwardi
             assert f"{OPEN_PORT}/tcp open" in two.inside(*scan, check=True).stdout
 
 
-def test_behind_nat_nothing_else_is_forwarded(clean: World) -> None:
-    """The machine outside may not use the host as a router, nor reach into the namespace."""
+def test_in_nat_mode_nothing_else_is_forwarded(clean: World) -> None:
+    """The machine outside can neither use the host as a router nor reach the namespace."""
     with guarded(clean, settings={}, stdin=subprocess.PIPE) as found:
         clean.outdoors(binary("ip"), "route", "add", "198.18.77.0/30", "via", HOST)
         clean.outdoors(binary("ip"), "route", "add", "192.0.2.0/24", "via", HOST)
@@ -269,16 +271,16 @@ def test_behind_nat_nothing_else_is_forwarded(clean: World) -> None:
             through = "import socket; socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x', ('192.0.2.9', 9))"
             clean.outdoors(sys.executable, "-c", through)
             time.sleep(0.2)
-            assert clean.counted()["stray"] == before  # the host would send it back out by the same device
+            assert clean.counted()["stray"] == before  # a forwarded packet would come back
             rules = clean.run(binary("nft"), "list", "ruleset").stdout
-            (closed,) = [line for line in rules.splitlines() if 'iifname "eth0" oifname !=' in line]
-            assert "packets 0 " not in closed
+            (rule,) = [line for line in rules.splitlines() if 'iifname "eth0" oifname !=' in line]
+            assert "packets 0 " not in rule, f"expected dropped packets, found {rule}"
         finally:
             clean.outdoors(binary("ip"), "route", "del", "198.18.77.0/30")
             clean.outdoors(binary("ip"), "route", "del", "192.0.2.0/24")
 
 
-def test_signals_reach_the_server_once(clean: World) -> None:
+def test_a_signal_reaches_the_server_once(clean: World) -> None:
     with guarded(clean, *http(8104), settings=MACVLAN) as found:
         listening(clean)
         found.process.send_signal(signal.SIGINT)
@@ -286,7 +288,7 @@ def test_signals_reach_the_server_once(clean: World) -> None:
     assert clean.log.count("Shutting down") == 1
 
 
-def test_a_start_that_is_interrupted_leaves_nothing(clean: World) -> None:
+def test_an_interrupted_start_leaves_nothing(clean: World) -> None:
     for pause in (0.2, 0.3, 0.4, 0.5, 0.6):
         for number in (signal.SIGTERM, signal.SIGKILL):
             (clean.folder / "policy.yaml").write_text(policy(TARGET))
@@ -298,12 +300,12 @@ def test_a_start_that_is_interrupted_leaves_nothing(clean: World) -> None:
             process.communicate()
 
 
-def test_the_guarded_address_is_the_ones_configured(clean: World) -> None:
+def test_the_guarded_device_has_the_configured_address(clean: World) -> None:
     with guarded(clean, settings=MACVLAN, stdin=subprocess.PIPE) as found:
         assert GUARDED in found.inside(binary("ip"), "-brief", "addr", check=True).stdout
 
 
-def test_what_the_unit_file_leaves_the_guard_helper_is_enough(clean: World) -> None:
+def test_the_capabilities_in_the_unit_file_are_sufficient(clean: World) -> None:
     lines = (ROOT / "deploy/systemd/mcp-network-tools.service").read_text().splitlines()
     named = [line.partition("=")[2].split() for line in lines if line.startswith("CapabilityBoundingSet=")]
     bound = ",".join(f"+{name.removeprefix('CAP_').lower()}" for names in named for name in names)
@@ -351,7 +353,7 @@ def test_a_guard_that_goes_in_the_middle_of_a_run_ends_the_run(clean: World) -> 
     assert (end["code"], end["guard"]["lost"]) == ("guard_unavailable", alarm["reason"])
 
 
-def test_a_single_call_is_made_inside_a_guard_of_its_own(clean: World) -> None:
+def test_the_command_call_sets_up_its_own_guard(clean: World) -> None:
     (clean.folder / "policy.yaml").write_text(policy(TARGET))
     clean.env = environment(**MACVLAN)
     done = clean.cli("call", "nmap", f"target={TARGET}", "mode=ports", f"ports={OPEN_PORT}", "--json")
@@ -363,7 +365,7 @@ def test_a_single_call_is_made_inside_a_guard_of_its_own(clean: World) -> None:
     assert (refused.returncode, json.loads(refused.stdout)["error"]["code"]) == (3, "target_out_of_scope")
 
 
-def test_an_address_that_a_guard_has_is_not_given_to_a_second_one(clean: World) -> None:
+def test_a_second_guard_cannot_have_the_address_of_another(clean: World) -> None:
     with guarded(clean, *http(8116)):
         listening(clean)
         done = clean.cli("call", "nmap", f"target={TARGET}", "--json", check=False)

@@ -1,4 +1,4 @@
-"""What a guard is not set up without: each refusal is typed, says what to do, and leaves the host as it was."""
+"""When a guard is not set up: each refusal is a typed error with a hint, and the host does not change."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def shared() -> Iterator[World]:
 
 @pytest.fixture
 def host(shared: World) -> Iterator[World]:
-    """The host with a policy; a test changes files of it, and it must make nothing else."""
+    """The host with a policy. The test fails if anything except files has changed at the end."""
     shared.env = environment()
     (shared.folder / "policy.yaml").write_text(policy(TARGET, "127.0.0.1"))
     before = shared.traces()
@@ -35,7 +35,7 @@ def host(shared: World) -> Iterator[World]:
 
 
 def refused(host: World, *words: str, prefix: Sequence[str] = (), **settings: Any) -> tuple[int, str]:
-    """Try to serve; the exit code, and what was said."""
+    """Try to start a server. Return its exit code and its standard error."""
     host.env = environment(**settings)
     done = host.run(*prefix, sys.executable, "-m", "mcp_server", "serve", "--guard", "kernel", *words, check=False)
     assert done.returncode, done.stderr
@@ -44,22 +44,22 @@ def refused(host: World, *words: str, prefix: Sequence[str] = (), **settings: An
     return done.returncode, done.stderr
 
 
-def test_not_root(host: World) -> None:
+def test_only_root_can_set_up_the_kernel_tier(host: World) -> None:
     prefix = (binary("setpriv"), f"--reuid={SERVER_UID}", f"--regid={SERVER_UID}", "--clear-groups")
     code, said = refused(host, prefix=prefix)
     assert code == 9
-    assert said.startswith("guard_unavailable: the kernel tier is set up by root")
+    assert said.startswith("guard_unavailable: Only root can set up the kernel tier.")
     assert "sudo mcp-network-tools serve --guard kernel" in said
 
 
-def test_no_user(host: World) -> None:
+def test_the_servers_user_must_exist(host: World) -> None:
     code, said = refused(host, MCP_GUARD_USER="nobody-of-that-name")
     assert code == 9
-    assert "guard.user: there is no user 'nobody-of-that-name'" in said
+    assert "guard.user: the user 'nobody-of-that-name' does not exist" in said
     assert "sudo useradd --system" in said
 
 
-def test_the_users_are_not_root_and_not_the_same(host: World) -> None:
+def test_the_users_must_not_be_root_and_must_differ(host: World) -> None:
     code, said = refused(host, MCP_GUARD_USER="root")
     assert (code, said.split(":")[0]) == (8, "config_invalid")
     code, said = refused(host, MCP_GUARD_LOOPBACK_USER="world-server")
@@ -80,7 +80,7 @@ def test_a_missing_program_is_named_with_its_package(host: World, hidden: str, p
     assert package in said
 
 
-def test_a_port_in_use(host: World) -> None:
+def test_a_port_in_use_is_refused(host: World) -> None:
     listening = f"import socket; l = socket.create_server(('{HOST}', 8301)); print('on', flush=True); l.accept()"
     with subprocess.Popen([*host.prefix, "python3", "-c", listening], stdout=subprocess.PIPE, text=True) as taken:
         try:
@@ -95,15 +95,15 @@ def test_a_port_in_use(host: World) -> None:
             taken.kill()
 
 
-def test_a_state_folder_that_holds_another_users_files(host: World) -> None:
+def test_a_state_folder_with_files_of_another_user_is_refused(host: World) -> None:
     host.run("mkdir", "-p", "/run/world/state/runs")
     code, said = refused(host)
     assert code == 9
-    assert "does not belong to 'world-server'" in said
+    assert "does not belong to the server's user 'world-server'" in said
     assert "sudo chown -R world-server: /run/world/state" in said
 
 
-def test_a_state_folder_out_of_reach(host: World) -> None:
+def test_a_state_folder_that_the_user_cannot_reach_is_refused(host: World) -> None:
     host.run("mkdir", "-m", "700", "/run/world/shut")
     code, said = refused(host, MCP_STATE_DIR="/run/world/shut/state")
     assert code == 9
@@ -111,7 +111,7 @@ def test_a_state_folder_out_of_reach(host: World) -> None:
 
 
 @pytest.mark.parametrize("how", ["file", "group", "folder", "link"])
-def test_a_policy_the_server_could_change(host: World, how: str) -> None:
+def test_a_policy_file_that_the_server_could_change_is_refused(host: World, how: str) -> None:
     file, settings = "/run/world/policy.yaml", dict[str, str]()
     if how == "file":
         host.run("chown", str(SERVER_UID), file)
@@ -128,7 +128,7 @@ def test_a_policy_the_server_could_change(host: World, how: str) -> None:
         settings = {"MCP_SECURITY_POLICY_FILE": "/run/world/own/policy.yaml"}
     code, said = refused(host, **settings)
     assert code == 8, said
-    if how == "group":  # what others of a group may write is refused whoever the server is
+    if how == "group":  # a file that a group can write is refused for every user
         assert "its folder /run/world has mode 775" in said
     else:
         assert "can change /run/world" in said
@@ -136,7 +136,7 @@ def test_a_policy_the_server_could_change(host: World, how: str) -> None:
     host.run("chmod", "755", "/run/world")
 
 
-def test_a_configuration_the_server_cannot_read(host: World) -> None:
+def test_a_configuration_that_the_server_cannot_read_is_refused(host: World) -> None:
     host.run("sh", "-c", "echo 'server: {transport: stdio}' >/run/world/c.yaml; chmod 600 /run/world/c.yaml")
     code, said = refused(host, MCP_CONFIG_FILE="/run/world/c.yaml")
     assert code == 9
@@ -144,7 +144,7 @@ def test_a_configuration_the_server_cannot_read(host: World) -> None:
     assert "chgrp" in said
 
 
-def test_an_installation_the_user_cannot_run(host: World) -> None:
+def test_an_installation_that_the_user_cannot_run_is_refused(host: World) -> None:
     python = Path(sys.base_prefix).resolve()
     shut = (
         f"mkdir /run/k && mount --bind {python} /run/k && mount -t tmpfs -o mode=700 shut {python.parent} && "
@@ -162,18 +162,20 @@ def test_an_installation_the_user_cannot_run(host: World) -> None:
     [
         ({"MCP_GUARD_UPLINK": "wlan9"}, "no network device 'wlan9'"),
         ({"MCP_GUARD_MODE": "macvlan"}, "needs guard.addresses"),
-        ({"MCP_GUARD_ADDRESSES": "10.99.0.250/24", "MCP_GUARD_GATEWAYS": "10.98.0.1"}, "in no network of"),
-        ({"MCP_GUARD_ADDRESSES": "10.99.0.250/24", "MCP_GUARD_UPLINK": "lo"}, "no Ethernet device"),
-        ({"MCP_GUARD_LINK_NETWORK": "10.99.0.0/30"}, "is in use: eth0 has 10.99.0.1"),
+        ({"MCP_GUARD_ADDRESSES": "10.99.0.250/24", "MCP_GUARD_GATEWAYS": "10.98.0.1"}, "not in a network of"),
+        ({"MCP_GUARD_ADDRESSES": "10.99.0.250/24", "MCP_GUARD_UPLINK": "lo"}, "not an Ethernet device"),
+        ({"MCP_GUARD_LINK_NETWORK": "10.99.0.0/30"}, "is in use: eth0 has the address 10.99.0.1"),
     ],
 )
-def test_links_that_do_not_fit(host: World, settings: dict[str, str], words: str) -> None:
+def test_settings_that_do_not_match_the_hosts_devices_are_refused(
+    host: World, settings: dict[str, str], words: str
+) -> None:
     code, said = refused(host, **settings)
     assert code == 8, said
     assert words in said
 
 
-def test_no_default_route(host: World) -> None:
+def test_without_a_default_route_the_uplink_must_be_set(host: World) -> None:
     host.run(binary("ip"), "route", "del", "default")
     try:
         code, said = refused(host)
@@ -183,7 +185,7 @@ def test_no_default_route(host: World) -> None:
         host.run(binary("ip"), "route", "add", "default", "via", TARGET)
 
 
-def test_too_weak_an_enforcement_is_refused(host: World) -> None:
+def test_a_weaker_tier_than_required_is_refused(host: World) -> None:
     host.env = environment(MCP_SECURITY_REQUIRE_ENFORCEMENT="kernel", MCP_GUARD_USER="")
     for words in ((), ("--guard", "argument")):
         done = host.run(sys.executable, "-m", "mcp_server", "serve", *words, check=False)
@@ -191,7 +193,7 @@ def test_too_weak_an_enforcement_is_refused(host: World) -> None:
         assert done.stderr.startswith("enforcement_too_weak")
 
 
-def test_without_a_user_named_root_gets_the_argument_tier_and_is_told_why(host: World) -> None:
+def test_without_a_user_for_the_server_root_gets_the_argument_tier_and_the_reason(host: World) -> None:
     host.env = environment(MCP_GUARD_USER="", MCP_STATE_DIR="/run/world/roots")
     done = host.run(sys.executable, "-m", "mcp_server", "serve", text_in="")
     (line,) = [line for line in done.stderr.splitlines() if "guard.chosen" in line]
@@ -201,20 +203,20 @@ def test_without_a_user_named_root_gets_the_argument_tier_and_is_told_why(host: 
 
 @pytest.fixture
 def default_user(host: World) -> Iterator[World]:
-    """The host with the user that the server becomes where nobody is named."""
+    """The host with the server's default user."""
     line = f"mcp-network-tools:x:{SERVER_UID}:{SERVER_UID}::/nonexistent:/usr/sbin/nologin"
     host.run("sh", "-c", f"echo {line} >>/etc/passwd")
     yield host
     host.run("sh", "-c", "grep -v ^mcp-network-tools: /etc/passwd >/run/keep/p; cat /run/keep/p >/etc/passwd")
 
 
-def test_where_the_default_user_exists_root_gets_the_kernel_tier_unasked(default_user: World) -> None:
+def test_if_the_default_user_exists_root_gets_the_kernel_tier(default_user: World) -> None:
     default_user.env = environment(MCP_GUARD_USER="", MCP_STATE_DIR="/run/world/its-own")
     done = default_user.run(sys.executable, "-m", "mcp_server", "serve", text_in="")
     assert '"event": "guard.up", "enforcement": "kernel"' in done.stderr
 
 
-def test_what_the_default_user_cannot_have_is_a_reason_and_no_failure(default_user: World) -> None:
+def test_a_problem_with_the_default_user_is_a_reason_and_no_error(default_user: World) -> None:
     default_user.env = environment(MCP_GUARD_USER="", MCP_STATE_DIR="/run/world/roots")
     default_user.run("sh", "-c", "mkdir /run/world/roots && touch /run/world/roots/store.db")
     done = default_user.run(sys.executable, "-m", "mcp_server", "serve", text_in="")
@@ -223,31 +225,31 @@ def test_what_the_default_user_cannot_have_is_a_reason_and_no_failure(default_us
     assert "does not belong to" in line
 
 
-def test_with_a_user_named_root_gets_the_kernel_tier_unasked(host: World) -> None:
+def test_if_a_user_is_configured_root_gets_the_kernel_tier(host: World) -> None:
     host.env = environment()
     done = host.run(sys.executable, "-m", "mcp_server", "serve", text_in="")
     assert '"event": "guard.up", "enforcement": "kernel"' in done.stderr
 
 
-def test_a_kernel_without_the_means_says_so(host: World) -> None:
-    """Without CAP_NET_ADMIN, as in an ordinary container."""
+def test_root_without_the_needed_capabilities_is_refused(host: World) -> None:
+    """An ordinary container has no CAP_NET_ADMIN."""
     prefix = (binary("setpriv"), "--bounding-set=-net_admin,-sys_admin", "--inh-caps=-all", "--")
     code, said = refused(host, prefix=prefix)
     assert code == 9, said
-    assert said.startswith("guard_unavailable: root lacks CAP_NET_ADMIN, CAP_SYS_ADMIN"), said
+    assert said.startswith("guard_unavailable: Root lacks CAP_NET_ADMIN, CAP_SYS_ADMIN"), said
 
 
-def test_a_read_only_proc_sys_says_so(host: World) -> None:
-    """As in a container that is privileged enough for all the rest."""
+def test_a_read_only_proc_sys_is_refused(host: World) -> None:
+    """Some containers have all capabilities, but /proc/sys is read-only in them."""
     private = (binary("unshare"), "--mount", "--propagation", "private", "sh", "-c",
                'mount --bind /proc/sys /proc/sys && mount -o remount,ro,bind /proc/sys && exec "$@"', "sh")  # fmt: skip
     code, said = refused(host, prefix=private)
     assert code == 9, said
-    assert said.startswith("guard_unavailable: the guard cannot be set up: [Errno 30]"), said
+    assert said.startswith("guard_unavailable: The guard cannot be set up: [Errno 30]"), said
 
 
 RECORD: dict[str, Any] = {
-    "guard helper": 999999, "born": 1, "host": 0, "enforcement": "kernel", "user": "u", "mode": "nat", "uplink": "eth0",
+    "helper": 999999, "born": 1, "host": 0, "enforcement": "kernel", "user": "u", "mode": "nat", "uplink": "eth0",
     "server": 0, "device": "mcps999999", "tables": [["ip", "mcp_scope_nat_999999"]], "sysctls": {}, "addresses": [],
 }  # fmt: skip
 
@@ -260,12 +262,12 @@ RECORD: dict[str, Any] = {
         {"tables": [["inet", "x\nadd table inet injected"]]},
         {"device": "eth0"},
         {"user": "\x1b]0;title\x07"},
-        {"guard helper": 1},
+        {"helper": 1},
         {"more": 1},
     ],
     ids=str,
 )
-def test_a_record_that_no_guard_helper_wrote_is_not_acted_upon(host: World, change: dict[str, Any]) -> None:
+def test_a_record_that_no_guard_helper_can_have_written_is_ignored(host: World, change: dict[str, Any]) -> None:
     folder = host.see("/run/mcp-network-tools")
     folder.mkdir(mode=0o700, exist_ok=True)
     record = folder / "guard-999999.json"
@@ -275,25 +277,25 @@ def test_a_record_that_no_guard_helper_wrote_is_not_acted_upon(host: World, chan
         record.chmod(0o600)
         for command in ("status", "down"):
             done = host.cli("guard", command, check=False)
-            assert (done.returncode, "is no record of a guard" in done.stderr) == (9, True), done.stderr
+            assert (done.returncode, "is not a valid record of a guard" in done.stderr) == (9, True), done.stderr
         record.write_text(json.dumps(RECORD | {"host": inode}))
-        assert host.cli("guard", "down", "--dead").stdout == "taken down: 999999\n"
+        assert host.cli("guard", "down", "--dead").stdout == "Ended: 999999\n"
     finally:
         record.unlink(missing_ok=True)
 
 
-def test_a_folder_of_guards_that_is_not_roots_alone_is_not_believed(host: World) -> None:
+def test_a_folder_of_guards_that_other_users_can_change_is_not_trusted(host: World) -> None:
     folder = host.see("/run/mcp-network-tools")
     folder.mkdir(mode=0o700, exist_ok=True)
     try:
         os.chown(folder, SERVER_UID, SERVER_UID)
-        assert "root alone" in host.cli("guard", "down", check=False).stderr
-        assert "root alone" in refused(host)[1]
+        assert "only root can change" in host.cli("guard", "down", check=False).stderr
+        assert "only root can change" in refused(host)[1]
         os.chown(folder, 0, 0)
         (folder / "lock").unlink(missing_ok=True)
         (folder / "lock").symlink_to("/run/world/made")
         (folder / "guard-999999.json").write_text(json.dumps(RECORD | {"host": _inode(host)}))
-        assert "lock is no record" in host.cli("guard", "down", check=False).stderr
+        assert "lock is not a valid record" in host.cli("guard", "down", check=False).stderr
         assert not (host.folder / "made").exists()
     finally:
         os.chown(folder, 0, 0)

@@ -1,4 +1,4 @@
-"""Health of a real server over HTTP: the probes, the document, and what happens to both when something breaks."""
+"""Health of a real server over HTTP: the probes and the document, also after something fails."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ CHECKS = [
     "tool nmap", "guard", "processes", "state folder", "disk", "store", "audit log", "scope", "cpu", "memory",
     "engine", "process", "breakers", "queue", "rate limit", "identity", "dependencies",
 ]  # fmt: skip
-ROOMY = {f"MCP_HEALTH_{each}_THRESHOLD": "100" for each in ("CPU", "MEMORY", "DISK")}
-"""How full the machine is that the tests run on is not what they ask."""
+NO_THRESHOLDS = {f"MCP_HEALTH_{each}_THRESHOLD": "100" for each in ("CPU", "MEMORY", "DISK")}
+"""The load of the machine that runs the tests must not change the results."""
 
 
 @asynccontextmanager
 async def serving(state: Path, **extra: str) -> AsyncIterator[httpx2.AsyncClient]:
-    with http_server(environment(state, **(ROOMY | extra))) as (base, token, _):
+    with http_server(environment(state, **(NO_THRESHOLDS | extra))) as (base, token, _):
         async with rest_client(base, token) as client:
             yield client
 
@@ -43,7 +43,7 @@ def by_name(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
-    with http_server(environment(tmp_path_factory.mktemp("health") / "state", **ROOMY)) as (base, token, _):
+    with http_server(environment(tmp_path_factory.mktemp("health") / "state", **NO_THRESHOLDS)) as (base, token, _):
         yield base, token
 
 
@@ -62,10 +62,10 @@ async def test_every_check_is_in_the_document(server: tuple[str, str]) -> None:
         assert check["priority"] in {"critical", "important", "informational"}
         assert check["duration_ms"] >= 0
         assert datetime.fromisoformat(check["checked_at"]).tzinfo is not None
-    assert "loop late by" in by_name(document)["process"]["detail"]
+    assert "event loop delay" in by_name(document)["process"]["detail"]
 
 
-async def test_answers_come_from_what_is_known(server: tuple[str, str]) -> None:
+async def test_answers_use_the_results_of_the_last_round(server: tuple[str, str]) -> None:
     async with rest_client(*server) as client:
         await client.get("/health")
         first, *others = [
@@ -73,10 +73,10 @@ async def test_answers_come_from_what_is_known(server: tuple[str, str]) -> None:
         ]
     times = {check["checked_at"] for check in first["checks"]}
     for other in others:
-        assert {check["checked_at"] for check in other["checks"]} == times, "nothing was looked at again for it"
+        assert {check["checked_at"] for check in other["checks"]} == times, "the checks ran again for this request"
 
 
-async def test_history_says_what_changed(server: tuple[str, str]) -> None:
+async def test_the_history_has_the_changes(server: tuple[str, str]) -> None:
     async with rest_client(*server) as client:
         await client.get("/health")
         (latest, *_) = (await client.get("/health", params={"history": 5})).json()["history"]
@@ -86,7 +86,9 @@ async def test_history_says_what_changed(server: tuple[str, str]) -> None:
 
 
 @pytest.mark.parametrize(("path", "status"), [("/livez", "alive"), ("/readyz", "ready")])
-async def test_the_probes_are_open_and_say_one_word(server: tuple[str, str], path: str, status: str) -> None:
+async def test_the_probes_need_no_credential_and_return_one_word(
+    server: tuple[str, str], path: str, status: str
+) -> None:
     base, token = server
     async with httpx2.AsyncClient(base_url=base) as unknown_caller:
         for headers in ({}, {"Host": "somewhere.example"}, {"Origin": "http://evil.example"}):
@@ -97,7 +99,7 @@ async def test_the_probes_are_open_and_say_one_word(server: tuple[str, str], pat
         assert (await unknown_caller.get(f"{path}/x", headers={"Authorization": f"Bearer {token}"})).status_code == 404
 
 
-async def test_thresholds_degrade_and_never_turn_a_probe_red(tmp_path: Path) -> None:
+async def test_thresholds_degrade_and_do_not_change_the_probes(tmp_path: Path) -> None:
     extra = {f"MCP_HEALTH_{each}_THRESHOLD": "0" for each in ("MEMORY", "DISK")}
     extra["MCP_HEALTH_DEPENDENCIES"] = "json,not_there_at_all"
     async with serving(tmp_path / "state", **extra) as client:
@@ -111,8 +113,8 @@ async def test_thresholds_degrade_and_never_turn_a_probe_red(tmp_path: Path) -> 
     assert checks["dependency not_there_at_all"]["priority"] == "informational"
 
 
-async def test_a_failed_call_has_the_checks_run_again(tmp_path: Path) -> None:
-    """What was fine a second ago is not said to be fine when a call has just failed for it."""
+async def test_a_failed_call_invalidates_the_results(tmp_path: Path) -> None:
+    """A healthy result from before the failure must not be returned after it."""
     site = make_site_tools(tmp_path / "site")
     extra = site.env | {"TOOL_INCLUDE": "probe", "MCP_HEALTH_CHECK_INTERVAL": "300"}
     async with serving(tmp_path / "state", **extra) as client:
@@ -123,7 +125,7 @@ async def test_a_failed_call_has_the_checks_run_again(tmp_path: Path) -> None:
         assert call.json()["code"] == "binary_not_found"
         health, ready = await client.get("/health"), await client.get("/readyz")
         assert (health.status_code, health.json()["status"]) == (503, "unhealthy")
-        assert by_name(health.json())["tool probe"]["priority"] == "critical", "it is the only one"
+        assert by_name(health.json())["tool probe"]["priority"] == "critical", "the only tool must be critical"
         assert (ready.status_code, ready.json()) == (503, {"status": "not ready"})
         assert (await client.get("/livez")).status_code == 200
         (site.folder / "bin/away").rename(site.folder / "bin/site-probe")
@@ -132,9 +134,9 @@ async def test_a_failed_call_has_the_checks_run_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("interface", ["rest", "mcp"])
-async def test_a_failed_look_has_the_checks_run_again(tmp_path: Path, interface: str) -> None:
-    """A read that meets a broken store says as much of it as a call does."""
-    env = environment(tmp_path / "state", **ROOMY, MCP_HEALTH_CHECK_INTERVAL="300")
+async def test_a_failed_read_invalidates_the_results(tmp_path: Path, interface: str) -> None:
+    """A read of a broken store invalidates the results, as a call does."""
+    env = environment(tmp_path / "state", **NO_THRESHOLDS, MCP_HEALTH_CHECK_INTERVAL="300")
     with http_server(env) as (base, token, _):
         async with rest_client(base, token) as client, mcp_client(base, token) as mcp:
             assert by_name((await client.get("/health")).json())["store"]["state"] == "ok"
@@ -150,9 +152,9 @@ async def test_a_failed_look_has_the_checks_run_again(tmp_path: Path, interface:
             assert (health.status_code, by_name(health.json())["store"]["state"]) == (503, "failed")
 
 
-async def test_a_runner_that_hangs_is_found_and_one_that_was_killed_is_replaced(tmp_path: Path) -> None:
+async def test_a_hanging_runner_is_reported_and_a_killed_one_is_replaced(tmp_path: Path) -> None:
     extra = {"MCP_HEALTH_CHECK_INTERVAL": "5", "MCP_HEALTH_TIMEOUT": "1"}
-    with http_server(environment(tmp_path / "state", **(ROOMY | extra))) as (base, token, process):
+    with http_server(environment(tmp_path / "state", **(NO_THRESHOLDS | extra))) as (base, token, process):
         async with rest_client(base, token) as client:
 
             async def engine_is(*states: str) -> dict[str, Any]:
@@ -176,7 +178,7 @@ async def test_a_runner_that_hangs_is_found_and_one_that_was_killed_is_replaced(
             assert (await client.get("/readyz")).status_code == 200
 
 
-async def test_health_is_in_the_figures(tmp_path: Path) -> None:
+async def test_the_metrics_have_the_status_of_every_check(tmp_path: Path) -> None:
     async with serving(tmp_path / "state", MCP_HEALTH_DISK_THRESHOLD="0") as client:
         await client.get("/health")
         async with asyncio.timeout(SOON):
@@ -189,7 +191,7 @@ async def test_health_is_in_the_figures(tmp_path: Path) -> None:
 
 @contextmanager
 def silent_database() -> Iterator[int]:
-    """A port that takes connections and never says a word, as a database behind a dead host does."""
+    """Yield a port that accepts connections and never answers, like a database on a dead host."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         taken: list[socket.socket] = []
 
@@ -207,7 +209,7 @@ def silent_database() -> Iterator[int]:
             connection.close()
 
 
-async def test_a_database_that_never_answers_holds_up_nothing(tmp_path: Path) -> None:
+async def test_a_database_that_never_answers_delays_no_other_check(tmp_path: Path) -> None:
     with silent_database() as port:
         extra = {"MCP_DATABASE_URL": f"postgresql://u@127.0.0.1:{port}/x", "MCP_HEALTH_TIMEOUT": "1"}
         extra["MCP_HEALTH_CHECK_INTERVAL"] = "5"
@@ -217,17 +219,17 @@ async def test_a_database_that_never_answers_holds_up_nothing(tmp_path: Path) ->
             assert first["status"] in {"degraded", "unhealthy"}
             store = by_name(first).get("store", {"detail": "no answer within 1 s"})
             assert store["detail"] == "no answer within 1 s"
-            assert by_name(first)["disk"]["state"] == "ok", "the others have run"
+            assert by_name(first)["disk"]["state"] == "ok", "the other checks must have run"
             async with asyncio.timeout(3 * SOON):
                 while (health := await client.get("/health")).status_code != 503:
                     await asyncio.sleep(0.2)
-            assert by_name(health.json())["store"]["state"] == "failed", "it has not answered twice"
+            assert by_name(health.json())["store"]["state"] == "failed", "two rounds without an answer must fail"
             assert (await client.get("/readyz")).status_code == 503
             assert (await client.get("/livez")).status_code == 200
 
 
 async def test_not_ready_while_stopping(tmp_path: Path) -> None:
-    env = environment(tmp_path / "state", **ROOMY, MCP_SERVER_SHUTDOWN_GRACE_PERIOD="20")
+    env = environment(tmp_path / "state", **NO_THRESHOLDS, MCP_SERVER_SHUTDOWN_GRACE_PERIOD="20")
     with http_server(env) as (base, token, process):
         async with rest_client(base, token) as client, mcp_client(base, token) as mcp:
             assert (await client.get("/readyz")).status_code == 200
@@ -235,7 +237,7 @@ async def test_not_ready_while_stopping(tmp_path: Path) -> None:
             call = asyncio.create_task(mcp.call_tool("nmap", arguments))
             async with asyncio.timeout(2 * SOON):
                 while not by_name((await client.get("/health")).json())["store"]["detail"].endswith("1 runs"):
-                    os.kill(process.pid, signal.SIGHUP)  # a reload has it looked at again
+                    os.kill(process.pid, signal.SIGHUP)  # a reload invalidates the results
                     await asyncio.sleep(0.1)
             process.terminate()
             async with asyncio.timeout(SOON):

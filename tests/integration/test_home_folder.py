@@ -1,4 +1,4 @@
-"""A user's own nmap folder does not replace what the server runs."""
+"""The data folders of nmap: a user's own one is ignored, and without the installed one nmap is not run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ async def test_scripts_in_the_home_folder_are_not_run(tmp_path: Path) -> None:
     scripts = tmp_path / "home" / ".nmap" / "scripts"
     scripts.mkdir(parents=True)
     (scripts / "http-title.nse").write_text(HOSTILE)
-    # nmap asks the user database for the home folder, so that is what is changed: in a mount namespace of the test's.
+    # nmap reads the home folder from the user database. So a mount namespace gets a changed /etc/passwd.
     users = [line.split(":") for line in Path("/etc/passwd").read_text().splitlines()]
     for user in users:
         if user[2] == str(os.geteuid()):
@@ -44,7 +44,7 @@ async def test_scripts_in_the_home_folder_are_not_run(tmp_path: Path) -> None:
     assert "not the reviewed script" not in json.dumps(answer)
 
 
-async def test_without_its_data_folder_nmap_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_nmap_is_not_run_without_its_data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mcp_server.config import load_config
     from mcp_server.errors import PlatformError
     from mcp_server.model.access import FULL_ACCESS

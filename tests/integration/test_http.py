@@ -19,7 +19,8 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
-from mcp_server.api.http.serve import listen, serve_http
+from mcp_server.api.http.connections import listen
+from mcp_server.api.http.uvicorn_server import serve_http
 from mcp_server.errors import ConfigError
 from tests.support.clock import SOON
 from tests.support.mcp_wire import (
@@ -322,7 +323,9 @@ def test_a_signal_ends_the_server_and_what_it_runs(number: signal.Signals, tmp_p
 def test_a_port_in_use_is_named() -> None:
     first = listen("127.0.0.1", 0)
     try:
-        with pytest.raises(ConfigError, match=f"server.port {first.port}: the port is in use") as caught:
+        with pytest.raises(
+            ConfigError, match=f"server.port {first.port} cannot be bound: the port is in use"
+        ) as caught:
             listen("127.0.0.1", first.port)
         assert "--port" in caught.value.hint
     finally:

@@ -1,4 +1,4 @@
-"""Who may come in over real HTTP: tokens of a real issuer, API keys, the local token, and nobody else."""
+"""Authentication over real HTTP: tokens of a real issuer, API keys, and the local token."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def issuer() -> Iterator[Issuer]:
 
 @pytest.fixture(scope="module")
 def served(issuer: Issuer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A server that is told of its issuer by a reload, when it knows its own address."""
+    """A server that gets its issuer by a reload, when its own address is known."""
     state = tmp_path_factory.mktemp("identity") / "state"
     file = state.parent / "config.json"
     settings: dict[str, Any] = {"auth": {"lockout_failures": 0}}
@@ -85,7 +85,7 @@ def served(issuer: Issuer, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     env = environment(state, MCP_CONFIG_FILE=str(file))
     with http_server(env) as (base, token, process):
         made = Served(base, token, state, env, process, issuer)
-        assert made.get(WELL_KNOWN).status_code == 401, "without an issuer there are no metadata"
+        assert made.get(WELL_KNOWN).status_code == 401, "there must be no metadata without an issuer"
         assert made.get("/tools").headers["www-authenticate"] == 'Bearer scope="tools:read"'
         resource = f"{base}/mcp"
         issuer.use(FIRST, resource=resource)
@@ -100,7 +100,7 @@ def served(issuer: Issuer, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 
 @pytest.mark.parametrize("path", [WELL_KNOWN, f"{WELL_KNOWN}/mcp"])
-def test_the_metadata_of_the_resource_are_for_everybody_who_knows_its_name(served: Served, path: str) -> None:
+def test_the_resource_metadata_need_no_credential(served: Served, path: str) -> None:
     answer = served.get(path)
     assert answer.json() == {
         "resource": f"{served.base}/mcp",
@@ -131,7 +131,7 @@ def test_the_metadata_of_the_resource_are_for_everybody_who_knows_its_name(serve
     ],
 )
 @pytest.mark.parametrize("token", [None, "wrong"])
-def test_a_challenge_says_where_to_ask_and_for_how_little(
+def test_a_challenge_names_the_metadata_and_the_least_scope(
     served: Served, path: str, scope: str, token: str | None
 ) -> None:
     answer = served.get(path, token)
@@ -142,17 +142,17 @@ def test_a_challenge_says_where_to_ask_and_for_how_little(
     assert answer.headers["connection"] == "close"
 
 
-async def test_tokens_of_the_issuer_open_both_interfaces(served: Served) -> None:
+async def test_tokens_of_the_issuer_are_accepted_at_both_interfaces(served: Served) -> None:
     token = served.issuer.token("scanner", resource=f"{served.base}/mcp")
     async with rest_client(served.base, token) as rest, mcp_client(served.base, token) as mcp:
         assert (await rest.get("/tools")).status_code == 200
         assert (await mcp.list_tools()).tools
     with_name = httpx2.get(f"{served.base}/tools?access_token={token}")
-    assert with_name.status_code == 401, "never from the address"
+    assert with_name.status_code == 401, "a credential in the URL was accepted"
 
 
-async def test_a_client_finds_its_way_from_the_challenge_to_a_call_by_itself(served: Served) -> None:
-    """The SDK's own client: 401, metadata, the issuer's metadata, a token for this resource, the call."""
+async def test_a_client_gets_from_the_challenge_to_a_call_without_configuration(served: Served) -> None:
+    """With the SDK's client: 401, metadata, the metadata of the issuer, a token for this resource, and the call."""
 
     class Storage(TokenStorage):
         kept: OAuthToken | None = None
@@ -178,7 +178,7 @@ async def test_a_client_finds_its_way_from_the_challenge_to_a_call_by_itself(ser
     ):
         assert (await client.list_tools()).tools
     assert storage.kept is not None
-    assert storage.kept.scope == "tools:read", "what the challenge asked for, and no more"
+    assert storage.kept.scope == "tools:read", "the token must have the scope of the challenge only"
 
 
 def test_tokens_for_another_server_or_of_another_issuer_are_refused(served: Served) -> None:
@@ -191,14 +191,14 @@ def test_tokens_for_another_server_or_of_another_issuer_are_refused(served: Serv
         assert token not in answer.text
 
 
-def test_keys_are_rotated_while_it_runs(served: Served) -> None:
+def test_keys_of_the_issuer_can_be_rotated_while_the_server_runs(served: Served) -> None:
     resource = f"{served.base}/mcp"
     before = served.issuer.token("scanner", resource=resource)
     assert served.get("/tools", before).status_code == 200
     served.issuer.use(SECOND, FIRST, resource=resource)
     after = served.issuer.token("scanner", resource=resource)
     answer = served.get("/tools", after)
-    if answer.status_code == 503:  # it had asked for keys just now, and says so
+    if answer.status_code == 503:  # the server has just fetched the keys
         assert answer.json()["code"] == "identity_unavailable"
         assert 1 <= int(answer.headers["retry-after"]) <= 10
         time.sleep(int(answer.headers["retry-after"]) + 1)
@@ -207,7 +207,7 @@ def test_keys_are_rotated_while_it_runs(served: Served) -> None:
     assert served.get("/tools", before).status_code == 200
 
 
-def test_a_key_is_made_used_listed_and_revoked_beside_a_running_server(served: Served) -> None:
+def test_a_key_can_be_made_used_listed_and_revoked_while_the_server_runs(served: Served) -> None:
     made = served.keys("create", "ci", "--role", "operator", "--expires", "30d")
     key = made["key"]
     assert served.get("/tools", key).status_code == 200
@@ -217,7 +217,7 @@ def test_a_key_is_made_used_listed_and_revoked_beside_a_running_server(served: S
         (made["id"], "ci", "operator", "valid")
     ]
     assert served.keys("revoke", made["id"])["state"] == "revoked"
-    assert served.get("/tools", key).status_code == 401, "at the next request"
+    assert served.get("/tools", key).status_code == 401, "the key must be refused at the next request"
     notes = [each for each in log_records(served.state) if str(each.get("action", "")).startswith("keys.")]
     assert [each["action"] for each in notes] == ["keys.create", "keys.revoke"]
     assert {each["arguments"]["id"] for each in notes} == {made["id"]}
@@ -236,18 +236,16 @@ def test_a_key_is_made_used_listed_and_revoked_beside_a_running_server(served: S
         (("revoke", "000000000000"), 4, "not_found"),
     ],
 )
-def test_what_the_command_line_refuses(served: Served, words: tuple[str, ...], status: int, code: str) -> None:
+def test_the_command_line_refuses_wrong_keys(served: Served, words: tuple[str, ...], status: int, code: str) -> None:
     before = log_records(served.state)
     done = cli.run("keys", *words, "--json", env=served.env)
     assert (done.returncode, json.loads(done.stdout)["error"]["code"]) == (status, code)
     assert [each for each in log_records(served.state)[len(before) :] if "action" in each] == []
 
 
-def test_keys_for_people(served: Served) -> None:
+def test_keys_are_printed_as_a_table(served: Served) -> None:
     done = cli.run("keys", "create", "person", "--role", "viewer", env=served.env)
-    identity = re.search(
-        r"^Key ([0-9a-f]{12}) of key:person, viewer, good until it is revoked; shown once:", done.stdout
-    )
+    identity = re.search(r"^Key ([0-9a-f]{12}) of key:person, viewer, valid until it is revoked", done.stdout)
     assert identity
     key = done.stdout.splitlines()[1]
     assert served.get("/tools", key).status_code == 200
@@ -256,8 +254,8 @@ def test_keys_for_people(served: Served) -> None:
 
 
 @pytest.mark.parametrize("owner", ["key", "jwt", "token"])
-async def test_a_session_is_that_of_whoever_opened_it(served: Served, owner: str) -> None:
-    """CVE-2026-52869: another one's session answers as one that there is not."""
+async def test_a_session_belongs_to_the_caller_who_opened_it(served: Served, owner: str) -> None:
+    """CVE-2026-52869: the session of another caller is answered like an unknown one."""
     tokens = {
         "key": served.keys("create", "session", "--role", "operator")["key"],
         "jwt": served.issuer.token("scanner", resource=f"{served.base}/mcp"),
@@ -280,14 +278,14 @@ async def test_a_session_is_that_of_whoever_opened_it(served: Served, owner: str
     headers = {"Authorization": f"Bearer {tokens[owner]}"}
     opened = await exchange(served.port, post(served.port, initialize(1, VERSION), headers=headers))
     session = opened.headers["mcp-session-id"]
-    told = headers | {"Mcp-Session-Id": session, "MCP-Protocol-Version": VERSION}
-    assert (await exchange(served.port, post(served.port, INITIALIZED, headers=told))).status == 202
+    session_headers = headers | {"Mcp-Session-Id": session, "MCP-Protocol-Version": VERSION}
+    assert (await exchange(served.port, post(served.port, INITIALIZED, headers=session_headers))).status == 202
     for method in ("POST", "GET", "DELETE"):
         for other in set(tokens) - {owner}:
             stolen, unknown = await send(other, session, method), await send(other, "0" * 32, method)
-            assert stolen == unknown, "the same as for a session that there is not"
+            assert stolen == unknown, "the answer must be that for an unknown session"
             assert stolen[0] == 404
-    assert (await send(owner, session))[0] == 200, "its owner has lost nothing"
+    assert (await send(owner, session))[0] == 200, "the session must still work for its owner"
     if owner == "jwt":  # a new token of the same actor
         tokens["jwt"] = served.issuer.token("scanner", "tools:read", resource=f"{served.base}/mcp")
         assert (await send(owner, session))[0] == 200
@@ -317,7 +315,7 @@ def test_failures_are_counted(served: Served) -> None:
     }
 
 
-def test_health_and_doctor_say_when_the_issuer_is_gone(tmp_path: Path) -> None:
+def test_health_and_doctor_report_an_issuer_that_does_not_answer(tmp_path: Path) -> None:
     gone = environment(
         tmp_path / "state",
         MCP_SERVER_TRANSPORT="http",
@@ -329,7 +327,7 @@ def test_health_and_doctor_say_when_the_issuer_is_gone(tmp_path: Path) -> None:
         checks = httpx2.get(f"{base}/health", headers={"Authorization": f"Bearer {token}"}, timeout=30).json()["checks"]
         found = next(check for check in checks if check["name"] == "identity")
         assert found["state"] == "degraded"
-        assert "http://127.0.0.1:1/jwks could not be read" in found["detail"]
+        assert "http://127.0.0.1:1/jwks cannot be fetched" in found["detail"]
         honest = FIRST.sign(claims("http://127.0.0.1:1"))
         answer = httpx2.get(f"{base}/tools", headers={"Authorization": f"Bearer {honest}"})
         assert (answer.status_code, answer.json()["code"], answer.json()["retryable"]) == (
@@ -338,11 +336,11 @@ def test_health_and_doctor_say_when_the_issuer_is_gone(tmp_path: Path) -> None:
             True,
         )
         assert int(answer.headers["retry-after"]) >= 1
-    said = cli.run("doctor", env=gone).stdout
-    assert re.search(r"degraded +identity: the issuer's keys at http://127\.0\.0\.1:1/jwks could not be read", said)
+    output = cli.run("doctor", env=gone).stdout
+    assert re.search(r"degraded +identity: The keys of the issuer at http://127\.0\.0\.1:1/jwks cannot be", output)
 
 
-def test_guessers_are_locked_out_and_those_who_were_in_are_not(tmp_path: Path) -> None:
+def test_wrong_credentials_lock_new_callers_out_and_not_recent_ones(tmp_path: Path) -> None:
     state = tmp_path / "state"
     env = environment(state, MCP_AUTH_LOCKOUT_FAILURES="5", MCP_AUTH_LOCKOUT_SEC="8")
     with http_server(env) as (base, token, _):
@@ -358,8 +356,10 @@ def test_guessers_are_locked_out_and_those_who_were_in_are_not(tmp_path: Path) -
         assert (locked.status_code, locked.json()["code"]) == (429, "locked_out")
         wait = int(locked.headers["retry-after"])
         assert 1 <= wait <= 8
-        assert ask(token).status_code == 200, "it was good lately"
-        assert httpx2.get(f"{base}/tools").status_code == 401, "that none was sent is no guess"
+        assert ask(token).status_code == 200, "a recently valid credential must be accepted"
+        assert httpx2.get(f"{base}/tools").status_code == 401, (
+            "a request without a credential must not count as a guess"
+        )
         time.sleep(wait)
         assert ask(key).status_code == 200
     notes = [each for each in log_records(state) if each["event"] == "authentication"]
@@ -373,17 +373,17 @@ def test_guessers_are_locked_out_and_those_who_were_in_are_not(tmp_path: Path) -
 
 
 def forms(secret: str) -> list[bytes]:
-    """A secret as it is, and as it might be found: the part of a key or a JWT that is secret, and in base64."""
+    """A secret, the secret part of a key or a JWT, and both in base64."""
     part = secret.split("_", 2)[2] if secret.startswith("mnt_") else secret.split(".")[2] if "." in secret else secret
     return [part.encode(), base64.b64encode(secret.encode())[4:-4]]
 
 
-def test_no_token_is_ever_in_a_log_a_record_an_answer_a_span_or_a_child(issuer: Issuer, tmp_path: Path) -> None:
-    """Each kind of credential, good and bad, sent in every way, with all logging on; then everything is searched."""
+def test_no_credential_is_in_a_log_record_response_span_or_child_process(issuer: Issuer, tmp_path: Path) -> None:
+    """Send each kind of credential, valid and wrong, in every way, with all logging on; then search everything."""
     state, site = tmp_path / "state", make_site_tools(tmp_path / "site_identity")
     resource = "http://127.0.0.1/mcp"
     issuer.use(FIRST, resource=resource)
-    load_or_create_token(state)  # a new one would be shown, once, on standard error
+    load_or_create_token(state)  # a new token would be shown once on standard error
     with ExitStack() as stack:
         spans = stack.enter_context(collector())
         env = environment(
@@ -426,14 +426,14 @@ def test_no_token_is_ever_in_a_log_a_record_an_answer_a_span_or_a_child(issuer: 
             ]
         shown += [httpx2.get(f"{base}/tools", headers={"Authorization": f"Bearer {secret}"}) for secret in bad]
         environ = Path(f"/proc/{process.pid}/environ").read_bytes()
-        said = cli.run("audit", "show", "--json", env=env).stdout + cli.run("config", "show", env=env).stdout
-        said += cli.run("keys", "list", "--json", env=env).stdout
+        output = cli.run("audit", "show", "--json", env=env).stdout + cli.run("config", "show", env=env).stdout
+        output += cli.run("keys", "list", "--json", env=env).stdout
     executors = {str(path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     executors |= {f"answer {number}": answer.content for number, answer in enumerate(shown)}
     executors |= {f"headers {number}": repr(answer.headers).encode() for number, answer in enumerate(shown)}
     executors |= {f"span {number}": body for number, body in enumerate(spans.bodies)}
-    executors |= {"environ": environ, "cli": said.encode()}
-    assert spans.bodies, "spans were sent"
+    executors |= {"environ": environ, "cli": output.encode()}
+    assert spans.bodies, "no spans were sent"
     token_file = executors.pop(str(state / "token"))
     assert token in token_file.decode()
     assert not {
@@ -445,7 +445,9 @@ def test_no_token_is_ever_in_a_log_a_record_an_answer_a_span_or_a_child(issuer: 
     }
 
 
-def test_root_is_told_where_a_guarded_servers_keys_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_run_by_root_names_the_state_folder_of_a_guarded_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
 
     theirs = tmp_path / "theirs"
     theirs.mkdir()

@@ -1,4 +1,4 @@
-"""Real credentials and an actors file together: keys and a real issuer's tokens, held inside their bounds over HTTP."""
+"""Keys and tokens of a real issuer with an actors file: the limits of each actor over HTTP."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from mcp_server.api.http.serve import MAX_SESSIONS
+from mcp_server.api.http.application import MAX_SESSIONS
 from mcp_server.api.mcp.tool_lists import MAX_STREAMS, MOST_OF_ONE
 from mcp_server.observability.events import MAX_SUBSCRIBERS
 from tests.support import cli
@@ -39,7 +39,7 @@ actors:
 """
 KEYS = {
     "robot": "operator", "promoted": "viewer", "both": "viewer", "slow": "operator", "frugal": "operator",
-    "toolless": "operator", "stranger": "admin",
+    "toolless": "operator", "unlisted": "admin",
 }  # fmt: skip
 INSIDE = {"robot": "127.0.8.1", "person": "127.0.9.1"}
 INTERFACES = ("rest", "modern", "legacy")
@@ -112,41 +112,41 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
             yield made
 
 
-# ok, or the code of the refusal: of an nmap call of one port.
+# ok, or the error code, of an nmap call for one port.
 CALLS = [
     ("robot", "127.0.8.1", "ok"),
     ("robot", "127.0.8.9", "target_out_of_scope"),
     ("robot", "127.0.8.0/28", "target_out_of_scope"),
     ("person", "127.0.9.1", "ok"),
     ("person", "127.0.8.1", "target_out_of_scope"),
-    ("little", "127.0.9.1", "insufficient_scope"),  # the same person, by a token of fewer scopes
-    ("demoted", "127.0.0.1", "insufficient_scope"),  # an admin's token, a viewer by the file
-    ("promoted", "127.0.0.1", "ok"),  # a viewer's key, an admin by the file
+    ("little", "127.0.9.1", "insufficient_scope"),  # the same subject, with a token of fewer scopes
+    ("demoted", "127.0.0.1", "insufficient_scope"),  # the token says admin, the file says viewer
+    ("promoted", "127.0.0.1", "ok"),  # the key says viewer, the file says admin
     ("both", "127.0.0.1", "ok"),
     ("watcher", "127.0.0.1", "ok"),
     ("toolless", "127.0.0.1", "unknown_tool"),
-    ("stranger", "127.0.0.1", "insufficient_scope"),  # an admin's key, in no line of the file
+    ("unlisted", "127.0.0.1", "insufficient_scope"),  # the key says admin, and the file does not name it
     ("owner", "127.0.0.1", "ok"),
     ("owner", "10.0.0.1", "target_out_of_scope"),
 ]
 
 
 @pytest.mark.parametrize("kind", INTERFACES)
-async def test_every_credential_is_held_inside_its_bounds(served: Served, kind: str) -> None:
+async def test_every_credential_has_the_limits_of_its_actor(served: Served, kind: str) -> None:
     found = []
     for who, target, _ in CALLS:
         async with served.interface(kind, who) as interface:
             arguments = {"target": target, "ports": "1"}
-            said = (
+            answer = (
                 await interface.ask("POST", "/tools/nmap/execute", json=arguments)
                 if isinstance(interface, Rest)
                 else await interface.ask("tools/call", name="nmap", arguments=arguments)
             )
-        found.append((who, target, said.outcome))
+        found.append((who, target, answer.outcome))
     assert found == CALLS
 
 
-def test_calls_and_packets_are_counted_by_actor(served: Served) -> None:
+def test_calls_and_packets_are_counted_per_actor(served: Served) -> None:
     def call(who: str, ports: str = "1") -> httpx2.Response:
         return served.ask(who, "POST", "/tools/nmap/execute", json={"target": "127.0.0.1", "ports": ports})
 
@@ -156,12 +156,12 @@ def test_calls_and_packets_are_counted_by_actor(served: Served) -> None:
     over = call("frugal", "1-50")
     assert (over.status_code, over.json()["code"]) == (429, "budget_exceeded")
     assert over.json()["details"]["limit"] == 3
-    assert call("both").status_code == 200, "another one's limit is another one's"
+    assert call("both").status_code == 200, "the limit of one actor must not count for another"
     for answer in (answers[2], over):
         assert not re.search("robot|person|scanner|owner|token", answer.text)
 
 
-# y: answered, n: 403. Written by hand, not made of `ROUTES`.
+# y: answered, n: 403. The table is written by hand, independent of `ROUTES` in the sources.
 ROUTES = """
                                     viewer operator admin
 GET  /                              y      y        y
@@ -209,7 +209,7 @@ def rows(table: str) -> list[tuple[list[str], str]]:
     return [(each[:-3], "".join(each[-3:])) for each in words]
 
 
-def test_every_route_for_every_role(served: Served) -> None:
+def test_each_role_may_use_its_routes(served: Served) -> None:
     others = "version: 1\nactors: []\nothers: {}\n"
     served.rewrite(others)
     try:
@@ -230,9 +230,9 @@ def test_every_route_for_every_role(served: Served) -> None:
 
 
 @pytest.mark.parametrize("path", ["/config", "/admin/tools", "/admin/breakers", "/runs", "/tools", "/mcp"])
-def test_a_line_break_after_an_address_opens_nothing(served: Served, path: str) -> None:
-    """The ``$`` of the router's expressions passes over it, so that it is another path to a guard."""
-    for who in ("demoted", "stranger", "owner"):
+def test_a_line_break_after_a_path_is_refused(served: Served, path: str) -> None:
+    """The ``$`` in the router's expressions ignores the line break, so the middleware would see another path."""
+    for who in ("demoted", "unlisted", "owner"):
         for method in ("GET", "POST"):
             answer = served.ask(who, method, f"{path}%0A")
             assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
@@ -252,18 +252,20 @@ READ_DIFFERENTLY = {
 
 
 @pytest.mark.parametrize("form", READ_DIFFERENTLY)
-def test_a_message_that_two_readers_read_differently_opens_nothing(served: Served, form: str) -> None:
+def test_an_ambiguous_json_message_is_refused(served: Served, form: str) -> None:
     headers = {"MCP-Protocol-Version": "2026-07-28", "Mcp-Method": "tools/list", "Content-Type": "application/json"}
     headers |= {"Accept": "application/json, text/event-stream"}
     given = READ_DIFFERENTLY[form]
-    answer = served.ask("stranger", "POST", "/mcp", content=given, headers=headers)
+    answer = served.ask("unlisted", "POST", "/mcp", content=given, headers=headers)
     assert (answer.status_code, answer.json()["code"]) == (403, "insufficient_scope")
-    assert "nmap" in served.ask("owner", "POST", "/mcp", content=given, headers=headers).text, "the SDK does read it"
+    assert "nmap" in served.ask("owner", "POST", "/mcp", content=given, headers=headers).text, (
+        "the SDK must read the message as a call"
+    )
 
 
 @pytest.mark.parametrize("kind", INTERFACES)
-async def test_runs_are_those_of_whoever_made_them(served: Served, kind: str) -> None:
-    """By a key and by a token of one actor's two credentials they are of two actors: what counts is the name."""
+async def test_runs_are_visible_to_their_own_actor_only(served: Served, kind: str) -> None:
+    """An API key and an access token are different actors, even if they belong to the same person."""
     ids = {}
     for who in ("robot", "person"):
         done = served.ask(who, "POST", "/tools/nmap/execute", json={"target": INSIDE[who], "ports": "1"})
@@ -273,11 +275,11 @@ async def test_runs_are_those_of_whoever_made_them(served: Served, kind: str) ->
 
     async def read(interface: Rest | Mcp, run: str, raw: str) -> Any:
         if isinstance(interface, Rest):
-            said = await interface.ask("GET", f"/runs/{run}{raw}")
+            answer = await interface.ask("GET", f"/runs/{run}{raw}")
         else:
-            said = await interface.ask("resources/read", uri=f"run://{run}{raw}")
-        heads = sorted((name, value) for name, value in said.headers.items() if name != "date")
-        return said.outcome, said.status, heads, said.content.replace(run.encode(), b"ID")
+            answer = await interface.ask("resources/read", uri=f"run://{run}{raw}")
+        heads = sorted((name, value) for name, value in answer.headers.items() if name != "date")
+        return answer.outcome, answer.status, heads, answer.content.replace(run.encode(), b"ID")
 
     for who, other in (("robot", "person"), ("person", "robot"), ("both", "robot")):
         async with served.interface(kind, who) as interface:
@@ -297,29 +299,29 @@ async def test_runs_are_those_of_whoever_made_them(served: Served, kind: str) ->
         assert [(await read(interface, run, ""))[0] for run in ids.values()] == ["ok", "ok"]
 
 
-async def test_a_stream_replays_only_the_readers_own(served: Served) -> None:
+async def test_a_stream_replays_only_events_of_its_reader(served: Served) -> None:
     for who, target in INSIDE.items():
         served.ask(who, "POST", "/tools/nmap/execute", json={"target": target, "ports": "1"})
     async with AsyncExitStack() as stack:
-        told = {}
+        actors_seen = {}
         for who, name in (("robot", "key:robot"), ("person", "sub:scanner")):
             head = {"Last-Event-ID": "x-0"}
             stream = await stack.enter_async_context(
                 follow(served.base, served.credentials[who], "?kind=run", headers=head)
             )
             newest = served.ask(who, "GET", "/runs?limit=1").json()["runs"][0]["id"]
-            heard = [await stream.until("run.accepted")]
-            while heard[-1].kind != "run.ended" or heard[-1].data["run_id"] != newest:
+            events = [await stream.until("run.accepted")]
+            while events[-1].kind != "run.ended" or events[-1].data["run_id"] != newest:
                 event = await stream.next()
                 assert event is not None
-                heard.append(event)
-            told[name] = {each.data["actor"] for each in heard if "actor" in each.data}
+                events.append(event)
+            actors_seen[name] = {each.data["actor"] for each in events if "actor" in each.data}
             own = {each["id"] for each in served.ask(who, "GET", "/runs?limit=1000").json()["runs"]}
-            assert {each.data["run_id"] for each in heard} <= own
-        assert told == {name: {name} for name in told}
+            assert {each.data["run_id"] for each in events} <= own
+        assert actors_seen == {name: {name} for name in actors_seen}
 
 
-async def test_what_is_taken_away_is_gone_at_the_next_request(served: Served) -> None:
+async def test_a_removed_permission_is_refused_at_the_next_request(served: Served) -> None:
     served.make("passing", "operator")
     served.rewrite(f"{ACTORS}others: {{}}\n")
     async with AsyncExitStack() as stack:
@@ -334,7 +336,7 @@ async def test_what_is_taken_away_is_gone_at_the_next_request(served: Served) ->
 
         assert await listed() == [200] * 3
         served.rewrite(ACTORS)
-        assert await listed() == [403] * 3, "the file names it no more"
+        assert await listed() == [403] * 3, "the file does not name the actor any more"
         served.rewrite(f"{ACTORS}  - {{name: passing, key: passing, tools: [none]}}\n")
         assert await listed() == [200] * 3
         for interface in interfaces:
@@ -346,7 +348,7 @@ async def test_what_is_taken_away_is_gone_at_the_next_request(served: Served) ->
     (served.folder / "actors.yaml").write_text(broken)
     assert served.ask("owner", "POST", "/admin/reload").status_code >= 400
     held = served.ask("robot", "POST", "/tools/nmap/execute", json={"target": "127.0.8.9", "ports": "1"})
-    assert held.json()["code"] == "target_out_of_scope", "a file that is wrong changes nothing"
+    assert held.json()["code"] == "target_out_of_scope", "a wrong file must change nothing"
     served.rewrite(ACTORS)
 
 
@@ -357,7 +359,7 @@ async def test_what_is_taken_away_is_gone_at_the_next_request(served: Served) ->
         ({"sub": "scanner", "scope": "tools:read", "scp": "runs:read"}, 200),
         ({"sub": "scanner", "aud": ["http://127.0.0.1/other", RESOURCE]}, 200),
         ({"sub": "scanner", "aud": "http://127.0.0.1/other"}, 401),
-        ({"sub": "scanner", "roles": {"operator": True}}, 200),  # no role: that of auth.default_role
+        ({"sub": "scanner", "roles": {"operator": True}}, 200),  # no role, so auth.default_role applies
         ({"sub": "scanner", "scope": ["tools:read"]}, 200),
         ({"sub": "scanner", "scope": "Tools:Read tools:read\u00a0x"}, 403),
         ({"sub": "scannеr"}, 403),  # noqa: RUF001 - a Cyrillic e: another subject, whom the file does not name
@@ -369,13 +371,13 @@ async def test_what_is_taken_away_is_gone_at_the_next_request(served: Served) ->
         ({"sub": ""}, 401),
     ],
 )
-def test_what_a_token_says_makes_it_nobody_else(served: Served, changed: dict[str, Any], status: int) -> None:
+def test_claims_of_a_token_cannot_imitate_another_actor(served: Served, changed: dict[str, Any], status: int) -> None:
     served.credentials["made"] = SIGNING.sign(claims(served.issuer.url, **changed))
     assert served.ask("made", "GET", "/tools").status_code == status
 
 
-def test_a_credential_in_a_wrong_place_is_kept_nowhere(served: Served) -> None:
-    """In the name of a client, a parameter, a name or an id: not on the logs, with a run, or told to other readers."""
+def test_a_credential_in_a_wrong_field_is_kept_nowhere(served: Served) -> None:
+    """A credential as client name, parameter, target or id must not be in logs, in runs, or in any response."""
     served.make("leaky", "operator")
     served.rewrite(f"{ACTORS}others: {{}}\n")
     secrets = {"key": served.credentials["leaky"], "token": served.credentials["owner"]}
@@ -393,19 +395,19 @@ def test_a_credential_in_a_wrong_place_is_kept_nowhere(served: Served) -> None:
         assert httpx2.get(f"{served.base}/tools?access_token={secret}").status_code == 401
         served.ask("leaky", "GET", f"/runs?cursor={secret}")
     served.rewrite(ACTORS)
-    told = {path: served.ask("owner", "GET", path).text for path in ("/runs?limit=1000", "/config", "/health")}
-    told |= {each.name: each.read_text() for each in served.folder.glob("server-*.log")}
-    told["audit"] = json.dumps(log_records(served.folder / "state"))
-    told["store"] = "".join(
+    texts = {path: served.ask("owner", "GET", path).text for path in ("/runs?limit=1000", "/config", "/health")}
+    texts |= {each.name: each.read_text() for each in served.folder.glob("server-*.log")}
+    texts["audit"] = json.dumps(log_records(served.folder / "state"))
+    texts["store"] = "".join(
         each.read_bytes().decode("latin-1") for each in (served.folder / "state").glob("*.db*") if each.is_file()
     )
     hidden = {"key": secrets["key"][17:], "token": secrets["token"], "jwt": secrets["jwt"].rpartition(".")[2]}
-    for where, text in told.items():
+    for where, text in texts.items():
         shown_once = f"Token, shown once and kept in {served.folder / 'state' / 'token'}: {secrets['token']}"
         assert {kind for kind, secret in hidden.items() if secret in text.replace(shown_once, "")} == set(), where
 
 
-async def test_one_caller_alone_takes_neither_the_sessions_nor_the_streams_of_others(served: Served) -> None:
+async def test_one_caller_cannot_use_up_all_sessions_and_streams(served: Served) -> None:
     async with served.interface("legacy", "promoted") as quiet, served.interface("legacy", "robot") as other:
         async with coming_as(served.base, served.credentials["both"]) as greedy:
             for _ in range(MAX_SESSIONS + 8):
@@ -427,7 +429,7 @@ async def test_one_caller_alone_takes_neither_the_sessions_nor_the_streams_of_ot
         async def listens(who: str) -> bool:
             client = await stack.enter_async_context(coming_as(served.base, served.credentials[who]))
             answer = await stack.enter_async_context(client.stream("POST", "/mcp", json=message, headers=headers))
-            held.append(lines := answer.aiter_lines())  # the client hangs up where its iterator is collected
+            held.append(lines := answer.aiter_lines())  # the client disconnects when its iterator is garbage-collected
             async for line in lines:
                 if "acknowledged" in line or "error" in line:
                     return "acknowledged" in line

@@ -1,4 +1,4 @@
-"""Keys and certificates under the kernel tier, where files, process and listening socket are three users' business."""
+"""Keys and certificates in the kernel tier, where files, process and listening socket belong to different users."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ASK = (
 )
 
 
-def test_keys_tokens_and_certificates_under_the_kernel_tier(tmp_path: Path) -> None:
+def test_keys_tokens_and_certificates_work_in_the_kernel_tier(tmp_path: Path) -> None:
     authority, signer = Authority(tmp_path), Key.make("one")
     server, client = authority.issue("server"), authority.issue("client")
     with world() as made:
@@ -60,13 +60,15 @@ def test_keys_tokens_and_certificates_under_the_kernel_tier(tmp_path: Path) -> N
 
             assert ask((made.folder / "state/token").read_text().strip()) == "200"
             by_root = made.cli("keys", "create", "ci", "--role", "viewer", check=False)
-            assert by_root.returncode == 9, "the folder is the server's user's"
+            assert by_root.returncode == 9, "the folder belongs to the user of the server"
             assert "sudo -u" in by_root.stderr
             as_server = (binary("setpriv"), f"--reuid={SERVER_UID}", f"--regid={SERVER_UID}", "--clear-groups")
             command = (*as_server, sys.executable, "-m", "mcp_server")
             key = json.loads(made.run(*command, "keys", "create", "ci", "--role", "viewer", "--json").stdout)
             assert ask(key["key"]) == "200"
-            assert not ask(key["key"], certificate=False).isdigit(), "no status: it did not get as far as a request"
+            assert not ask(key["key"], certificate=False).isdigit(), (
+                "there must be no HTTP status without a certificate"
+            )
             made.run(*command, "keys", "revoke", key["id"])
             assert ask(key["key"]) == "401"
             assert ask(signer.sign(claims(ISSUER))) == "200"

@@ -1,23 +1,22 @@
-"""The mix of `python -m bench load`, shorter and with fewer clients: everybody is answered, and as intended."""
+"""The load of `python -m bench load`, shorter and with fewer clients: every client gets the intended responses."""
 
 from __future__ import annotations
 
-from bench.load.clients import Mix, storm
+from bench.load.clients import ClientMix, run_load
 from bench.load.http import served
 
-MIX = Mix({"health": 4, "read": 12, "scan": 2, "refused": 4, "flood": 2}, seconds=5.0, think_sec=0.5)
+MIX = ClientMix({"health": 4, "read": 12, "scan": 2, "refused": 4, "burst": 2}, seconds=5.0, pause_sec=0.5)
 LIMIT = 120
-"""Calls of one tool in a minute: twice what those who think ask of nmap in five seconds, and far below what a
-flood asks of its own name."""
+"""Calls of one tool per minute: twice the nmap calls of the clients that pause, and far below the calls of a burst."""
 
 
-async def test_a_crowd_of_all_kinds_gets_none_but_the_intended_answers() -> None:
+async def test_clients_of_all_kinds_get_only_intended_responses() -> None:
     with served(MCP_RATE_LIMIT_CALLS_PER_MINUTE=str(LIMIT)) as server:
-        done = await storm(server, MIX)
+        done = await run_load(server, MIX)
         assert done.wrong() == {}, server.log.read_text()[-2000:]
         assert done.lost == 0
         assert done.unanswered() == []
-        assert done.seen["scan"].statuses[200]
-        # As many calls as the limit are looked at; after that the flood is told to wait.
-        assert done.seen["flood"].statuses[404] == LIMIT
-        assert done.seen["flood"].statuses[429]
+        assert done.responses["scan"].statuses[200]
+        # Calls up to the limit get 404; after that the burst is rate limited.
+        assert done.responses["burst"].statuses[404] == LIMIT
+        assert done.responses["burst"].statuses[429]

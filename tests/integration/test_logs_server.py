@@ -1,4 +1,4 @@
-"""The log of a real server: every line in one form, each call told once and by its ids, settings live, no secrets."""
+"""The log of a real server: one format, each event once with the ids of its call, live settings, no secrets."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ import logging
 class TalkingTool(MCPBaseTool):
     command_name = "site-probe"
 
-    def compile(self, parameters, targets, settings):
-        logging.getLogger("site").info("compiling")
-        return super().compile(parameters, targets, settings)
+    def build_command(self, parameters, targets, settings):
+        logging.getLogger("site").info("building")
+        return super().build_command(parameters, targets, settings)
 
 class BreakingTool(MCPBaseTool):
     command_name = "site-probe"
 
-    def compile(self, parameters, targets, settings):
-        raise RuntimeError("it broke with password={SECRET}")
+    def build_command(self, parameters, targets, settings):
+        raise RuntimeError("it failed with password={SECRET}")
 """
 
 
@@ -47,7 +47,7 @@ def log_of(tmp_path: Path, base: str) -> Path:
 
 
 def json_lines(path: Path) -> list[dict[str, Any]]:
-    """Every line of a server's standard error but the two that are for the one who started it."""
+    """Return the log lines on the standard error of a server, without the two lines for the user who started it."""
     lines = [line for line in path.read_text().splitlines() if not line.startswith(("Listening on", "Token, shown"))]
     return [json.loads(line) for line in lines]
 
@@ -58,9 +58,7 @@ async def until(there: Callable[[], bool]) -> None:
             await asyncio.sleep(0.05)
 
 
-async def test_a_call_is_told_once_with_its_ids_whichever_interface_it_came_in_by(
-    tmp_path: Path, tools: SiteTools
-) -> None:
+async def test_lines_of_a_call_have_its_ids_over_every_interface(tmp_path: Path, tools: SiteTools) -> None:
     env = environment(tmp_path / "state", LOG_LEVEL="DEBUG", **tools.env)
     with http_server(env) as (base, token, _):
         async with rest_client(base, token) as rest, mcp_client(base, token) as mcp:
@@ -76,17 +74,19 @@ async def test_a_call_is_told_once_with_its_ids_whichever_interface_it_came_in_b
     assert SECRET not in text + "".join(answer.text for answer in answers)
     for line in lines:
         assert {"event", "level", "logger", "timestamp"} <= line.keys()
-    broke = [line for line in lines if "it broke" in line.get("exception", "")]
-    assert len(broke) == 2, "one for each of the two calls"
+    broke = [line for line in lines if "it failed" in line.get("exception", "")]
+    assert len(broke) == 2, "one traceback is expected for each of the two failed calls"
     assert all("password=***" in line["exception"] for line in broke)
     for interface in ("rest", "mcp"):
-        (said,) = [
+        (logged,) = [
             line for line in lines if line.get("correlation_id") == f"good-{interface}" and line["logger"] == "site"
         ]
-        assert (said["event"], said["tool"]) == ("compiling", "talking")
-        assert said["actor"]
-        assert said["run_id"]
-    assert not [line for line in lines if "/execute" in line["event"] or "/mcp" in line["event"]], "no access log"
+        assert (logged["event"], logged["tool"]) == ("building", "talking")
+        assert logged["actor"]
+        assert logged["run_id"]
+    assert not [line for line in lines if "/execute" in line["event"] or "/mcp" in line["event"]], (
+        "requests must not be logged"
+    )
 
 
 async def test_a_reload_changes_level_format_and_file(tmp_path: Path) -> None:
@@ -116,5 +116,5 @@ async def test_a_reload_changes_level_format_and_file(tmp_path: Path) -> None:
     last = [json.loads(line) for line in file.read_text().splitlines() if line.startswith("{")]
     (kept,) = [line for line in last if line["event"] == "config.not_reloaded"]
     assert kept["code"] == "permission_denied"
-    assert "the log file" in kept["message"]
-    assert any(line["event"] == "server.stopping" for line in last), "the file that worked is still written"
+    assert "The log file" in kept["message"]
+    assert any(line["event"] == "server.stopping" for line in last), "the previous file must still be written"

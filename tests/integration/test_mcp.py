@@ -144,7 +144,7 @@ async def test_every_structure_fits_the_output_schema_and_says_what_the_text_say
 
 
 SENTENCE = re.compile(
-    r"^nmap (?P<outcome>\w+): (?P<up>\d+) up, (?P<open>\d+) open(, (?P<given_up>\d+) given up)?; "
+    r"^nmap (?P<outcome>\w+): (?P<up>\d+) up, (?P<open>\d+) open(, (?P<timed_out>\d+) timed out)?; "
     r"looked at (?P<looked_at>\d+) of (?P<planned>\d+)\. run://(?P<run_id>r_[0-9a-f]{24})$",
     re.MULTILINE,
 )
@@ -175,7 +175,7 @@ def assert_lines_agree(lines: str, body: dict[str, Any]) -> None:
         return
     shown = lines.splitlines()
     if "omitted" in body:
-        assert shown.pop() == f"({body['omitted']} hosts more)"
+        assert shown.pop() == f"({body['omitted']} more hosts)"
     if "hosts" in body:
         assert shown == [f"{address} {ports}".rstrip() for address, ports in body["hosts"].items()]
     else:
@@ -323,7 +323,7 @@ async def test_progress_arrives_rises_and_holds_nothing_of_a_target(client: Clie
     shares = [share for share, _, _ in reports]
     assert shares == sorted(set(shares)), "the specification wants every report to be more than the one before"
     assert all(0 < share < 1 and total == 1.0 for share, total, _ in reports)
-    assert all(re.fullmatch(r"nmap: \d+ s, \d+ up", message or "") for _, _, message in reports)
+    assert all(re.fullmatch(r"nmap: \d+ s, \d+ up, \d+ open", message or "") for _, _, message in reports)
 
 
 async def test_a_call_that_the_client_cancels_ends_nmap_and_is_recorded(interfaces: Interfaces, client: Client) -> None:

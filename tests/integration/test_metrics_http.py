@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mcp_server import metrics
-from mcp_server.api.http.problems import Message, Receive, Scope, Send
-from mcp_server.api.http.request_metrics import RequestMetrics
+from mcp_server.api.http.asgi import Message, Receive, Scope, Send
+from mcp_server.api.http.request_metrics import RequestMetricsMiddleware
+from tests.support.metrics import counting, series
 
 rest = FastAPI()
 released: asyncio.Event
@@ -46,24 +47,21 @@ async def crash() -> str:
 
 
 @pytest.fixture(autouse=True)
-def as_new() -> Iterator[None]:
-    metrics.reset()
-    yield
-    metrics.reset()
+def counting_from_zero() -> Iterator[None]:
+    with counting():
+        yield
 
 
 def counted() -> dict[tuple[str, ...], float]:
-    (family,) = [family for family in metrics.collect() if family.name == "mcp_http_requests_total"]
-    return family.numbers
+    return series("mcp_http_requests_total", "method", "route", "status")
 
 
-def timed() -> dict[tuple[str, ...], int]:
-    (family,) = [family for family in metrics.collect() if family.name == "mcp_http_request_seconds"]
-    return {series: sum(spread.counts) for series, spread in family.histograms.items()}
+def timed() -> dict[tuple[str, ...], float]:
+    return series("mcp_http_request_seconds_count", "route")
 
 
 def client() -> httpx2.AsyncClient:
-    transport = httpx2.ASGITransport(app=RequestMetrics(rest, rest.routes), raise_app_exceptions=False)
+    transport = httpx2.ASGITransport(app=RequestMetricsMiddleware(rest, rest.routes), raise_app_exceptions=False)
     return httpx2.AsyncClient(transport=transport, base_url="http://test")
 
 
@@ -92,7 +90,7 @@ async def test_a_crash_counts_as_500() -> None:
     assert counted() == {("GET", "/crash", "500"): 1}
 
 
-async def drive(app: RequestMetrics, path: str, *, until: asyncio.Event | None = None) -> list[Message]:
+async def drive(app: RequestMetricsMiddleware, path: str, *, until: asyncio.Event | None = None) -> list[Message]:
     """One request by hand; ends it when ``until`` is set."""
     sent: list[Message] = []
 
@@ -113,7 +111,7 @@ async def drive(app: RequestMetrics, path: str, *, until: asyncio.Event | None =
 async def test_a_stream_counts_when_it_begins() -> None:
     global released
     released, begun = asyncio.Event(), asyncio.Event()
-    stream = asyncio.create_task(drive(RequestMetrics(rest, rest.routes), "/events", until=begun))
+    stream = asyncio.create_task(drive(RequestMetricsMiddleware(rest, rest.routes), "/events", until=begun))
     await begun.wait()
     assert counted() == {("GET", "/events", "200"): 1}
     released.set()
@@ -131,18 +129,18 @@ async def test_a_client_that_goes_away_before_the_answer_counts_as_499() -> None
     async def silent(_scope: Scope, _receive: Receive, _send: Send) -> None:
         return
 
-    request = asyncio.create_task(drive(RequestMetrics(slow, rest.routes), "/tools"))
+    request = asyncio.create_task(drive(RequestMetricsMiddleware(slow, rest.routes), "/tools"))
     await begun.wait()
     request.cancel()
     await asyncio.wait({request})
-    await drive(RequestMetrics(silent, rest.routes), "/tools")
+    await drive(RequestMetricsMiddleware(silent, rest.routes), "/tools")
     assert counted() == {("GET", "/tools", "499"): 2}
 
 
 @given(st.text())
 def test_no_path_becomes_a_label_of_its_own(path: str) -> None:
     templates = {route.path for route in rest.routes if hasattr(route, "path")} | {"/mcp", metrics.OTHER}
-    assert RequestMetrics(rest, rest.routes).route("/" + path) in templates
+    assert RequestMetricsMiddleware(rest, rest.routes).route("/" + path) in templates
 
 
 async def test_lifespan_is_passed_on_uncounted() -> None:
@@ -154,6 +152,6 @@ async def test_lifespan_is_passed_on_uncounted() -> None:
     async def nothing(*_: object) -> Message:
         return {}
 
-    await RequestMetrics(app, [])({"type": "lifespan"}, nothing, nothing)  # type: ignore[arg-type]  # neither is called
+    await RequestMetricsMiddleware(app, [])({"type": "lifespan"}, nothing, nothing)  # type: ignore[arg-type]  # neither is called
     assert seen == ["lifespan"]
     assert counted() == {}

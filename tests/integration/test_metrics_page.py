@@ -1,4 +1,4 @@
-"""The metrics page on a port of its own, on real sockets: who may read it, when it is there, and how it goes."""
+"""The metrics page on its own port: who may read it, when it is served, and how it stops."""
 
 from __future__ import annotations
 
@@ -15,22 +15,21 @@ from mcp import Client
 from mcp.client.stdio import StdioServerParameters
 from prometheus_client.parser import text_string_to_metric_families
 
-from mcp_server import metrics
 from mcp_server.api.http.metrics_page import MetricsPage
 from mcp_server.config import Config
 from mcp_server.identity.authenticator import Authenticator
 from mcp_server.metrics import METRICS
 from tests.support.clock import SOON
 from tests.support.interfaces import ROOT, environment, free_port, http_server, over_mcp, rest_client
+from tests.support.metrics import counting
 
 DEADLINE = 4 * SOON
 
 
 @pytest.fixture(autouse=True)
-def as_new() -> Iterator[None]:
-    metrics.reset()
-    yield
-    metrics.reset()
+def counting_from_zero() -> Iterator[None]:
+    with counting():
+        yield
 
 
 def configured(state: Path, port: int | None) -> Config:
@@ -67,26 +66,27 @@ def client_of(port: int, state: Path | None = None) -> httpx2.AsyncClient:
     return httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=DEADLINE)
 
 
-async def test_it_is_read_with_the_token_and_by_name_of_this_machine_only(tmp_path: Path) -> None:
+async def test_the_page_needs_the_token_and_a_local_host_name(tmp_path: Path) -> None:
     port = free_port()
     async with page_of(configured(tmp_path, port)):
         await until(lambda: listens(port))
-        async with client_of(port) as unknown_caller, client_of(port, tmp_path) as owner:
+        async with client_of(port) as unknown_caller, client_of(port, tmp_path) as operator:
             assert (await unknown_caller.get("/metrics")).status_code == 401
-            answer = await owner.get("/metrics")
+            answer = await operator.get("/metrics")
             assert answer.status_code == 200
             assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
             kinds = {family.name for family in text_string_to_metric_families(answer.text)}
-            assert {name.removesuffix("_total") for name in METRICS} <= kinds
-            assert (await owner.get("/metrics", headers={"Host": "evil.example"})).status_code == 403
-            assert (await owner.get("/metrics", headers={"Origin": f"http://127.0.0.1:{port}"})).status_code == 403
-            assert (await owner.get("/other")).status_code == 404
-            assert (await owner.post("/metrics")).status_code == 405
-            head = await owner.head("/metrics")
+            named = {name.removesuffix("_total") for name, metric in METRICS.items() if metric.labels}
+            assert named - kinds == set(), "the page lacks these metrics"
+            assert (await operator.get("/metrics", headers={"Host": "evil.example"})).status_code == 403
+            assert (await operator.get("/metrics", headers={"Origin": f"http://127.0.0.1:{port}"})).status_code == 403
+            assert (await operator.get("/other")).status_code == 404
+            assert (await operator.post("/metrics")).status_code == 405
+            head = await operator.head("/metrics")
             assert (head.status_code, head.content) == (200, b"")
 
 
-async def test_it_follows_the_configuration(tmp_path: Path) -> None:
+async def test_the_page_follows_the_configuration(tmp_path: Path) -> None:
     first, second = free_port(), free_port()
     config = configured(tmp_path, first)
     config.server.auth = "none"
@@ -99,9 +99,9 @@ async def test_it_follows_the_configuration(tmp_path: Path) -> None:
         async with client_of(second) as client:
             assert (await client.get("/metrics")).status_code == 200
             config.metrics.prometheus_enabled = False
-            gone = await client.get("/metrics")
-            assert gone.status_code == 404
-            assert "metrics.prometheus_enabled" in gone.json()["message"]
+            refused = await client.get("/metrics")
+            assert refused.status_code == 404
+            assert "metrics.prometheus_enabled" in refused.json()["message"]
         page.follow()
         await until(lambda: not listens(second))
         config.metrics.prometheus_enabled = True
@@ -110,7 +110,7 @@ async def test_it_follows_the_configuration(tmp_path: Path) -> None:
     assert not listens(second)
 
 
-async def test_a_port_in_use_is_logged_and_tried_again_by_a_reload(
+async def test_a_port_in_use_is_logged_and_a_reload_tries_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -118,7 +118,7 @@ async def test_a_port_in_use_is_logged_and_tried_again_by_a_reload(
         config = configured(tmp_path, port)
         async with page_of(config) as page:
             await until(lambda: "metrics.page_not_served" in caplog.text)
-            assert f"port={port}" in caplog.text
+            assert str(port) in caplog.text
             taken.close()
             assert not listens(port)
             page.follow()
@@ -126,7 +126,7 @@ async def test_a_port_in_use_is_logged_and_tried_again_by_a_reload(
 
 
 @pytest.mark.parametrize("case", ["not set", "off", "not offered", "the port of the interfaces"])
-async def test_it_is_not_there_unless_the_owner_asked(tmp_path: Path, case: str) -> None:
+async def test_the_page_is_not_served_unless_it_is_configured(tmp_path: Path, case: str) -> None:
     port = free_port()
     config = configured(tmp_path, None if case == "not set" else port)
     if case == "off":
@@ -138,31 +138,32 @@ async def test_it_is_not_there_unless_the_owner_asked(tmp_path: Path, case: str)
     async with page_of(config):
         await asyncio.sleep(0.2)
         assert not listens(port)
-        assert not (tmp_path / "token").exists(), "nothing was begun"
+        assert not (tmp_path / "token").exists(), "no token may be created"
 
 
-async def test_inside_a_guard_it_is_left_out_and_the_log_says_so(
+async def test_inside_a_guard_the_page_is_not_served_and_that_is_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     port = free_port()
     async with page_of(configured(tmp_path, port), guarded=True):
         await asyncio.sleep(0.2)
         assert not listens(port)
-    assert f"metrics.page_unreachable port={port}" in caplog.text
+    assert "metrics.page_unreachable" in caplog.text
+    assert str(port) in caplog.text
 
 
-async def test_it_stops_although_a_client_holds_its_connection(tmp_path: Path) -> None:
+async def test_an_open_connection_does_not_delay_the_stop(tmp_path: Path) -> None:
     port = free_port()
     async with page_of(configured(tmp_path, port)):
         await until(lambda: listens(port))
-        _, half = await asyncio.open_connection("127.0.0.1", port)
-        half.write(b"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1")
-        await half.drain()
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1")
+        await writer.drain()
     assert not listens(port)
-    half.close()
+    writer.close()
 
 
-async def test_two_stdio_servers_share_a_machine_and_one_port(tmp_path: Path) -> None:
+async def test_a_second_stdio_server_with_the_same_port_works_without_a_page(tmp_path: Path) -> None:
     port = free_port()
     env = environment(tmp_path / "state", MCP_METRICS_PROMETHEUS_PORT=str(port), MCP_METRICS_COLLECTION_INTERVAL="5")
     server = StdioServerParameters(command=str(ROOT / ".venv/bin/python"), args=["-m", "mcp_server.server"], env=env)
@@ -181,11 +182,11 @@ async def test_two_stdio_servers_share_a_machine_and_one_port(tmp_path: Path) ->
     assert 'mcp_refusals_total{code="target_out_of_scope"} 1.0' in text
     assert "mcp_server_ready 1.0" in text
     lines = [json.loads(line) for line in (tmp_path / "stderr").read_text().splitlines() if line.startswith("{")]
-    (said,) = [line for line in lines if line["event"] == "metrics.page_not_served"]
-    assert said["port"] == port
+    (logged,) = [line for line in lines if line["event"] == "metrics.page_not_served"]
+    assert logged["port"] == port
 
 
-async def test_a_stdio_server_whose_reload_names_a_port_shows_its_health_there(tmp_path: Path) -> None:
+async def test_a_reload_of_a_stdio_server_can_open_the_page_with_its_health(tmp_path: Path) -> None:
     from mcp.client.stdio import stdio_client
 
     port, file = free_port(), tmp_path / "config.yaml"
@@ -195,7 +196,9 @@ async def test_a_stdio_server_whose_reload_names_a_port_shows_its_health_there(t
     with (tmp_path / "stderr").open("w") as log:
         async with Client(stdio_client(server, errlog=log)) as client:
             await client.list_tools()
-            await asyncio.sleep(2.5)  # past `upkeep.SETTLE_SEC`, where the first configuration has had its say
+            await asyncio.sleep(
+                2.5
+            )  # longer than `background.STDIO_DELAY_SEC`, after which the first configuration is used
             file.write_text(f"metrics: {{enabled: true, prometheus_port: {port}}}\n")
             await until(lambda: listens(port))
             async with client_of(port, tmp_path / "state") as reader:
@@ -205,7 +208,7 @@ async def test_a_stdio_server_whose_reload_names_a_port_shows_its_health_there(t
     assert 'mcp_health_check_status{check="guard"}' in text
 
 
-async def test_a_stdio_server_opens_no_port_by_itself(tmp_path: Path) -> None:
+async def test_a_stdio_server_opens_no_port_by_default(tmp_path: Path) -> None:
     from mcp.client.stdio import stdio_client
 
     env = environment(tmp_path / "state")
@@ -213,14 +216,14 @@ async def test_a_stdio_server_opens_no_port_by_itself(tmp_path: Path) -> None:
     with (tmp_path / "stderr").open("w") as log:
         async with Client(stdio_client(server, errlog=log)) as client:
             await client.list_tools()
-            # Past the moment at which a server looks after itself (`upkeep.SETTLE_SEC`).
+            # Longer than the delay after which background tasks start (`background.STDIO_DELAY_SEC`).
             await asyncio.sleep(2.5)
             assert not (tmp_path / "state/token").exists()
             assert not listens(9090)
     assert "metrics.page" not in (tmp_path / "stderr").read_text()
 
 
-async def test_over_http_it_is_one_of_the_interfaces_and_on_a_port_of_its_own(tmp_path: Path) -> None:
+async def test_over_http_the_page_is_on_the_port_of_the_server_and_on_its_own(tmp_path: Path) -> None:
     port = free_port()
     env = environment(tmp_path / "state", MCP_METRICS_PROMETHEUS_PORT=str(port))
     with http_server(env) as (base, token, _):
@@ -245,7 +248,7 @@ async def test_over_http_it_is_one_of_the_interfaces_and_on_a_port_of_its_own(tm
 
 
 @pytest.mark.parametrize("key", ["enabled", "prometheus_enabled"])
-async def test_switched_off_the_page_says_by_which_key(tmp_path: Path, key: str) -> None:
+async def test_a_page_that_is_switched_off_names_the_key(tmp_path: Path, key: str) -> None:
     env = environment(tmp_path / "state", **{f"MCP_METRICS_{key.upper()}": "false"})
     with http_server(env) as (base, token, _):
         async with rest_client(base, token) as rest:

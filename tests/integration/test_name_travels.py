@@ -1,4 +1,4 @@
-"""The name a target was given by reaches the target as Host and SNI, and only so: the tool gets the address."""
+"""A tool gets the address of a target, and passes the target's name on only as Host header and SNI."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from mcp_server.model.run import Actor
 from mcp_server.model.target import Evidence
 from mcp_server.server import EnhancedMCPServer
 from tests.support.interfaces import environment
+from tests.support.resolvers import use_resolver
 
 NAME = "shop.lab.internal"
 
 
-class Here:
-    """Every name is this host."""
+class LoopbackResolver:
+    """Resolves every name to this host."""
 
     async def lookup(self, name: str) -> Evidence:
         return Evidence(name, (ip_address("127.0.0.1"),), source="the test")
@@ -29,7 +30,7 @@ class Here:
 
 @contextmanager
 def web() -> Iterator[tuple[int, list[str]]]:
-    """A server on loopback, and the Host headers it was sent."""
+    """A web server on loopback, and the Host headers that it received."""
     hosts: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -41,8 +42,8 @@ def web() -> Iterator[tuple[int, list[str]]]:
             self.end_headers()
             self.wfile.write(body)
 
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
-            """Nothing: the test reads the headers."""
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name in the base class
+            """Log nothing."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -50,9 +51,9 @@ def web() -> Iterator[tuple[int, list[str]]]:
         server.shutdown()
 
 
-async def test_the_name_is_the_host_header_and_never_an_address_to_resolve(tmp_path: Path) -> None:
+async def test_the_name_is_the_host_header_and_is_never_resolved_by_the_tool(tmp_path: Path) -> None:
     server = EnhancedMCPServer(load_config(env=environment(tmp_path / "state")))
-    server.pipeline.resolver = Here()
+    use_resolver(server.pipeline, LoopbackResolver())
     try:
         with web() as (port, hosts):
             arguments = {"target": NAME, "mode": "services", "ports": str(port), "scripts": ["http-title"]}

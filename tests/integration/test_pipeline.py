@@ -1,4 +1,4 @@
-"""The whole road in one process and across processes: partial, cancelled and interrupted runs keep what they had."""
+"""The complete pipeline in one process and several: partial, cancelled and interrupted runs keep what they found."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ from mcp_server.errors import BusyError, PlatformError, TargetError
 from mcp_server.model.access import FULL_ACCESS
 from mcp_server.model.run import Actor, Outcome
 from mcp_server.server import EnhancedMCPServer
+from mcp_server.server.applying import apply
 from tests.support.clock import within_a_second
 from tests.support.interfaces import accepted, environment, log_records
 from tests.support.scans import scanners, started
 
 ACTOR = Actor("tester", "test", access=FULL_ACCESS)
 SLOW = {"target": "127.0.0.0/25", "mode": "services", "ports": "1-4", "extra_args": "--scan-delay 300ms"}
-"""128 addresses in groups of 16: the first hosts are done after a second or two, the whole takes far longer."""
+"""128 addresses in groups of 16. The first hosts are done after a second or two, and all of them take far longer."""
 
 
 def make_server(state: Path, **extra: str) -> EnhancedMCPServer:
@@ -41,9 +42,9 @@ async def server(tmp_path: Path) -> AsyncIterator[EnhancedMCPServer]:
     await made.cleanup()
 
 
-async def test_a_whole_run_is_remembered_with_its_raw_bytes(server: EnhancedMCPServer) -> None:
+async def test_a_completed_run_is_recorded_with_its_raw_output(server: EnhancedMCPServer) -> None:
     answer = await server.pipeline.call("nmap", {"target": "127.0.0.1", "mode": "ports", "ports": "1-3"}, ACTOR)
-    store = await server.store()
+    store = await server.pipeline.open_store()
     run = await store.get_run(answer.run.id)
     assert run == answer.run
     assert (run.outcome, run.returncode, run.tool_version) == (Outcome.COMPLETED, 0, "7.93")
@@ -73,13 +74,13 @@ async def test_the_decision_is_on_the_log_before_the_process(server: EnhancedMCP
 
 async def test_without_a_writable_log_nothing_runs(server: EnhancedMCPServer) -> None:
     (server.config.state_dir / "audit.jsonl").mkdir()
-    with pytest.raises(Exception, match="decision log") as caught:
+    with pytest.raises(Exception, match="audit log") as caught:
         await server.pipeline.call("nmap", {"target": "127.0.0.1", "mode": "discover"}, ACTOR)
     assert getattr(caught.value, "code", "") == "audit_unavailable"
-    assert (await (await server.store()).list_runs()).total == 0
+    assert (await (await server.pipeline.open_store()).list_runs()).total == 0
 
 
-async def test_a_time_out_gives_the_hosts_so_far(server: EnhancedMCPServer) -> None:
+async def test_a_timeout_keeps_the_hosts_found_before(server: EnhancedMCPServer) -> None:
     answer = await server.pipeline.call("nmap", {**SLOW, "timeout_sec": 4}, ACTOR)
     run = answer.run
     assert answer.timed_out
@@ -90,13 +91,13 @@ async def test_a_time_out_gives_the_hosts_so_far(server: EnhancedMCPServer) -> N
     assert not run.coverage.complete
     assert 0 < run.coverage.looked_at < 128
     assert run.coverage.not_looked_at_count == 128 - run.coverage.looked_at
-    page = await (await server.store()).hosts(run.id)
-    assert page.total == run.coverage.looked_at == run.hosts_up
+    page = await (await server.pipeline.open_store()).hosts(run.id)
+    assert page.total == run.coverage.looked_at == run.counts["hosts_up"]
 
 
-async def test_a_cancelled_call_leaves_no_process_and_keeps_what_it_had(server: EnhancedMCPServer) -> None:
+async def test_a_cancelled_call_leaves_no_process_and_keeps_the_hosts_found_before(server: EnhancedMCPServer) -> None:
     task = asyncio.create_task(server.pipeline.call("nmap", SLOW, ACTOR))
-    store = await server.store()
+    store = await server.pipeline.open_store()
     async with asyncio.timeout(20):
         while not (runs := await store.list_runs()).items or not (await store.hosts(runs.items[0].id)).total:
             await asyncio.sleep(0.2)
@@ -113,9 +114,9 @@ async def test_a_cancelled_call_leaves_no_process_and_keeps_what_it_had(server: 
     assert (await store.hosts(run.id)).total == run.coverage.looked_at
 
 
-async def test_a_call_that_waited_is_judged_by_the_policy_of_the_day(server: EnhancedMCPServer) -> None:
+async def test_a_call_that_waited_is_decided_by_the_policy_in_force_at_its_start(server: EnhancedMCPServer) -> None:
     first = asyncio.create_task(server.pipeline.call("nmap", SLOW, ACTOR))
-    store = await server.store()
+    store = await server.pipeline.open_store()
     async with asyncio.timeout(30):
         while not (await store.list_runs()).total:
             await asyncio.sleep(0.05)
@@ -124,7 +125,7 @@ async def test_a_call_that_waited_is_judged_by_the_policy_of_the_day(server: Enh
         while len(accepted(server.config.state_dir)) < 2:
             await asyncio.sleep(0.05)
     narrow = environment(server.config.state_dir, MCP_SECURITY_ALLOWED_TARGETS="127.0.0.0/25")
-    await server.reload(load_config(env=narrow))
+    await apply(server.pipeline, load_config(env=narrow))
     first.cancel()
     with pytest.raises(TargetError):
         await waiting
@@ -133,7 +134,7 @@ async def test_a_call_that_waited_is_judged_by_the_policy_of_the_day(server: Enh
     assert (refused["outcome"], refused["code"]) == ("refused", "target_out_of_scope")
 
 
-async def test_kill_9_in_the_middle_reads_interrupted_at_the_next_start(tmp_path: Path) -> None:
+async def test_the_run_of_a_killed_process_is_interrupted_after_the_next_start(tmp_path: Path) -> None:
     env = environment(tmp_path / "state")
     words = [f"{key}={value}" for key, value in SLOW.items()]
     child = subprocess.Popen(
@@ -141,7 +142,7 @@ async def test_kill_9_in_the_middle_reads_interrupted_at_the_next_start(tmp_path
     )
     try:
         watcher = make_server(tmp_path / "state")
-        store = await watcher.store()
+        store = await watcher.pipeline.open_store()
         async with asyncio.timeout(30):
             while not (runs := await store.list_runs()).items or not (await store.hosts(runs.items[0].id)).total:
                 await asyncio.sleep(0.2)
@@ -156,7 +157,7 @@ async def test_kill_9_in_the_middle_reads_interrupted_at_the_next_start(tmp_path
         await asyncio.sleep(0.05)
     assert not scanners("127.0.0.0/25")
     after = make_server(tmp_path / "state")
-    store = await after.store()
+    store = await after.pipeline.open_store()
     run = await store.get_run(runs.items[0].id)
     page = await store.hosts(run.id)
     await after.cleanup()
@@ -183,7 +184,7 @@ def handshake(call: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 async def scanning_server(state: Path) -> asyncio.subprocess.Process:
-    """A stdio server whose scan is under way."""
+    """A stdio server with an active scan."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "mcp_server.server",
         env=environment(state, MCP_SERVER_SHUTDOWN_GRACE_PERIOD="1"),
@@ -216,36 +217,36 @@ async def test_a_term_signal_ends_a_stdio_server_with_its_scan(tmp_path: Path) -
     assert await asyncio.wait_for(process.wait(), 10) == 0
     assert not scanners("127.0.0.0/25")
     after = make_server(tmp_path / "state")
-    (run,) = (await (await after.store()).list_runs()).items
+    (run,) = (await (await after.pipeline.open_store()).list_runs()).items
     await after.cleanup()
     assert run.outcome is Outcome.CANCELLED
 
 
-async def test_a_scope_that_was_reloaded_holds_for_the_next_call(server: EnhancedMCPServer) -> None:
+async def test_a_reloaded_scope_applies_to_the_next_call(server: EnhancedMCPServer) -> None:
     arguments = {"target": "127.0.0.1", "mode": "discover"}
     assert (await server.pipeline.call("nmap", arguments, ACTOR)).error is None
     narrow = environment(server.config.state_dir, MCP_SECURITY_ALLOWED_TARGETS="RFC1918")
-    await server.reload(load_config(env=narrow))
+    await apply(server.pipeline, load_config(env=narrow))
     with pytest.raises(TargetError):
         await server.pipeline.call("nmap", arguments, ACTOR)
 
 
-async def test_calls_over_the_queue_are_refused_at_once(server: EnhancedMCPServer) -> None:
+async def test_calls_beyond_a_full_queue_are_refused_at_once(server: EnhancedMCPServer) -> None:
     calls = [asyncio.create_task(server.pipeline.call("nmap", {**SLOW, "timeout_sec": 2}, ACTOR)) for _ in range(70)]
     done, waiting = await asyncio.wait(calls, timeout=10, return_when=asyncio.FIRST_COMPLETED)
     refused = [task for task in done if isinstance(task.exception(), BusyError)]
-    assert refused, "the 66th call of a tool with one place and a queue of 64 must be refused"
+    assert refused, "the 66th call of a tool with one slot and a queue of 64 must be refused"
     for task in waiting:
         task.cancel()
     await asyncio.gather(*calls, return_exceptions=True)
 
 
-async def test_cleanup_twice_is_harmless_and_nothing_is_opened_afterwards(server: EnhancedMCPServer) -> None:
-    await server.store()
+async def test_cleanup_may_be_called_twice_and_nothing_is_opened_afterwards(server: EnhancedMCPServer) -> None:
+    await server.pipeline.open_store()
     await server.cleanup()
     await server.cleanup()
     with pytest.raises(PlatformError, match="has stopped"):
-        await server.store()
+        await server.pipeline.open_store()
 
 
 async def test_every_acceptance_has_its_end_on_the_log(server: EnhancedMCPServer) -> None:
@@ -264,8 +265,8 @@ async def test_every_acceptance_has_its_end_on_the_log(server: EnhancedMCPServer
     assert ends == dict.fromkeys(accepted, "cancelled")
 
 
-async def test_a_call_that_finds_no_room_for_its_output_has_its_end_on_the_log(server: EnhancedMCPServer) -> None:
-    await server.store()
+async def test_a_call_whose_output_cannot_be_kept_has_its_end_on_the_log(server: EnhancedMCPServer) -> None:
+    await server.pipeline.open_store()
     raw = server.config.state_dir / "spool"
     for folder in (server.config.state_dir / "raw", raw):
         shutil.rmtree(folder, ignore_errors=True)
@@ -278,9 +279,9 @@ async def test_a_call_that_finds_no_room_for_its_output_has_its_end_on_the_log(s
     assert records[1]["outcome"] == "failed"
 
 
-async def test_hosts_share_the_time_that_the_owner_allows(tmp_path: Path) -> None:
+async def test_hosts_share_the_time_limit_of_the_operator(tmp_path: Path) -> None:
     server = make_server(tmp_path / "state", MCP_SECURITY_TIMEOUT_SECONDS="40")
-    planned = await server.pipeline.plan("nmap", {"target": "127.0.0.0/30", "ports": "9"}, ACTOR)
+    planned = (await server.pipeline.plan("nmap", {"target": "127.0.0.0/30", "ports": "9"}, ACTOR)).plan
     assert planned.limits.timeout_sec == 40
     assert planned.argv[planned.argv.index("--host-timeout") + 1] == "20s"
     await server.cleanup()

@@ -1,4 +1,4 @@
-"""However a run ends, everything it started is gone, in every tier."""
+"""When a run ends, everything that it started has ended too, in every tier."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ ROOT = Path(__file__).parents[2]
 
 SERVER = """
 import asyncio, sys
-from mcp_server.sandbox.process import Limits, run_process
-from tests.support.processes import SHELL, place
+from mcp_server.sandbox.process import ProcessLimits, run_process
+from tests.support.processes import SHELL, executor
 
-with place(sys.argv[1]) as where:
-    asyncio.run(run_process(("/bin/sh", "-c", sys.argv[2]), Limits(60),
-        lambda data: print(data.decode(), end="", flush=True), place=where, sandbox=SHELL))
+with executor(sys.argv[1]) as found:
+    asyncio.run(run_process(("/bin/sh", "-c", sys.argv[2]), ProcessLimits(60),
+        lambda data: print(data.decode(), end="", flush=True), executor=found, sandbox=SHELL))
 """
 
 
 @pytest.fixture(params=EXECUTORS)
 def executor(request: pytest.FixtureRequest) -> Iterator[Executor]:
-    with processes.executor(request.param) as where:
-        yield where
+    with processes.executor(request.param) as found:
+        yield found
 
 
-async def test_time_limit_ends_the_whole_tree(executor: Executor) -> None:
+async def test_the_time_limit_ends_all_processes(executor: Executor) -> None:
     mark = marker()
     started = time.monotonic()
     ended, output = await run_script(detaching(mark), ProcessLimits(1), executor)
@@ -50,7 +50,7 @@ async def test_time_limit_ends_the_whole_tree(executor: Executor) -> None:
     assert alive(mark) == []
 
 
-async def test_cancellation_ends_the_whole_tree_and_is_raised_afterwards(executor: Executor) -> None:
+async def test_a_cancellation_ends_all_processes_before_it_is_raised(executor: Executor) -> None:
     mark, output = marker(), bytearray()
     task = asyncio.create_task(
         run_process(
@@ -66,7 +66,7 @@ async def test_cancellation_ends_the_whole_tree_and_is_raised_afterwards(executo
     assert alive(mark) == []
 
 
-async def test_a_second_cancellation_does_not_leave_anything_behind(executor: Executor) -> None:
+async def test_a_second_cancellation_leaves_no_process(executor: Executor) -> None:
     mark, output = marker(), bytearray()
     script = f"trap '' TERM; {detaching(mark)}"
     argv = (binary("sh"), "-c", script)
@@ -81,7 +81,7 @@ async def test_a_second_cancellation_does_not_leave_anything_behind(executor: Ex
     assert alive(mark) == []
 
 
-async def test_cancelled_right_after_the_spawn(executor: Executor) -> None:
+async def test_a_cancellation_right_after_the_start_leaves_no_process(executor: Executor) -> None:
     mark = marker()
     for delay in (0.0, 0.001, 0.002, 0.004, 0.008, 0.016):
         task = asyncio.create_task(
@@ -94,7 +94,7 @@ async def test_cancelled_right_after_the_spawn(executor: Executor) -> None:
         assert alive(mark) == []
 
 
-async def test_a_program_that_ends_leaves_nothing_and_does_not_hang_on_its_pipe(executor: Executor) -> None:
+async def test_a_program_that_ends_leaves_no_process_that_holds_its_pipe(executor: Executor) -> None:
     mark = marker()
     ended, output = await run_script(f"setsid sleep {mark} & sleep 0.1; echo done", ProcessLimits(30), executor)
     assert (ended.returncode, output) == (0, b"done\n")
@@ -102,34 +102,36 @@ async def test_a_program_that_ends_leaves_nothing_and_does_not_hang_on_its_pipe(
     assert alive(mark) == []
 
 
-async def test_sigterm_comes_first_and_its_output_is_kept(executor: Executor) -> None:
+async def test_sigterm_is_sent_first_and_the_output_after_it_is_kept(executor: Executor) -> None:
     script = "trap 'echo flushed; exit 3' TERM; while :; do sleep 0.05; done"
     ended, output = await run_script(script, ProcessLimits(1), executor)
     assert output == b"flushed\n"
     assert (ended.returncode, ended.timed_out) == (124, True)
 
 
-async def test_a_program_deaf_to_sigterm_is_killed_within_the_limit(executor: Executor) -> None:
+async def test_a_program_that_ignores_sigterm_is_killed_within_the_time_limit(executor: Executor) -> None:
     started = time.monotonic()
     ended, _ = await run_script("trap '' TERM; while :; do sleep 0.05; done", ProcessLimits(1), executor)
     assert ended.timed_out
     assert 0.9 < time.monotonic() - started < SOON
 
 
-async def test_death_by_signal_is_128_and_its_number(executor: Executor) -> None:
+async def test_the_return_code_after_a_signal_is_128_plus_its_number(executor: Executor) -> None:
     for number in (signal.SIGSEGV, signal.SIGABRT, signal.SIGKILL, signal.SIGPIPE):
         ended, _ = await run_script(f"kill -{number} $$", ProcessLimits(10), executor)
         assert ended.returncode == 128 + number
 
 
-async def test_exit_codes_pass_unchanged(executor: Executor) -> None:
+async def test_exit_codes_are_not_changed(executor: Executor) -> None:
     for code in (0, 1, 42, 124, 126, 127, 255):
         ended, _ = await run_script(f"exit {code}", ProcessLimits(10), executor)
         assert (ended.returncode, ended.timed_out) == (code, False)
 
 
 @pytest.mark.parametrize("kind", EXECUTORS)
-def test_nothing_is_left_when_the_server_is_killed(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_process_is_left_when_the_server_is_killed(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     mark = marker()
     with subprocess.Popen(
@@ -144,57 +146,61 @@ def test_nothing_is_left_when_the_server_is_killed(kind: str, tmp_path: Path, mo
     end = time.monotonic() + SOON
     while list(tmp_path.iterdir()) and time.monotonic() < end:
         time.sleep(0.01)
-    assert list(tmp_path.iterdir()) == []  # the scratch folder, too
+    assert list(tmp_path.iterdir()) == [], "expected the scratch folder to be removed"
 
 
 @pytest.mark.parametrize("kind", EXECUTORS)
-def test_nothing_is_left_when_the_server_is_killed_at_a_random_moment(kind: str) -> None:
-    """40 servers of each tier, each killed within the first 12 milliseconds of a spawn."""
+def test_no_process_is_left_when_the_server_is_killed_at_a_random_moment(kind: str) -> None:
+    """40 servers of each tier are killed, each within 12 ms of the start of a program."""
     mark = marker()
     script = f"setsid sleep {mark} & (setsid setsid sleep {mark} &); exec sleep {mark}"
     first = """
-    asyncio.run(run_process(("/bin/true",), Limits(60), print, place=where))
+    asyncio.run(run_process(("/bin/true",), ProcessLimits(60), print, executor=found))
     print(flush=True)
 """
-    ready = SERVER.replace("as where:\n", f"as where:{first}")
+    ready = SERVER.replace("as found:\n", f"as found:{first}")
     seen = 0
     for _ in range(40):
         with subprocess.Popen([sys.executable, "-c", ready, kind, script], stdout=subprocess.PIPE, cwd=ROOT) as server:
             assert server.stdout is not None
             server.stdout.readline()
-            time.sleep(random.uniform(0, 0.012))  # noqa: S311 - a moment, not a secret
+            time.sleep(random.uniform(0, 0.012))  # noqa: S311 - no cryptography
             seen += bool(alive(mark))
             server.kill()
-    assert seen  # some were killed when all was running, or the moments are wrong
+    assert seen, "expected some programs to be running when their server was killed, found none"
     assert until(mark, 0) == 0
 
 
 @pytest.mark.parametrize("kind", EXECUTORS)
-async def test_the_death_of_the_runner_ends_its_runs_and_is_an_error(kind: str) -> None:
-    with processes.executor(kind) as where:
+async def test_a_killed_runner_ends_its_runs_with_an_error(kind: str) -> None:
+    with processes.executor(kind) as executor:
         mark, output = marker(), bytearray()
         task = asyncio.create_task(
             run_process(
-                (binary("sh"), "-c", detaching(mark)), ProcessLimits(30), output.extend, executor=where, sandbox=SHELL
+                (binary("sh"), "-c", detaching(mark)),
+                ProcessLimits(30),
+                output.extend,
+                executor=executor,
+                sandbox=SHELL,
             )
         )
         while not output:
             await asyncio.sleep(0.02)
         assert until(mark, 4) == 4
-        os.kill(processes.runner_of(where), signal.SIGKILL)
+        os.kill(processes.runner_of(executor), signal.SIGKILL)
         with pytest.raises(ToolError, match="was lost"):
             await task
         assert until(mark, 0) == 0
         if kind == "root":
-            ended, said = await run_script("echo again", ProcessLimits(10), where)
-            assert (ended.returncode, said) == (0, b"again\n")
+            ended, output_again = await run_script("echo again", ProcessLimits(10), executor)
+            assert (ended.returncode, output_again) == (0, b"again\n")
             return
         with pytest.raises(PlatformError) as caught:
-            await run_script("echo again", ProcessLimits(10), where)
+            await run_script("echo again", ProcessLimits(10), executor)
         assert caught.value.code == "guard_unavailable"
 
 
-def test_nothing_is_left_when_the_server_leaves_without_cleaning_up(
+def test_no_process_is_left_when_the_server_exits_without_cleaning_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
@@ -207,7 +213,7 @@ def test_nothing_is_left_when_the_server_leaves_without_cleaning_up(
     assert until(mark, 0) == 0
 
 
-async def test_no_zombie_and_no_descriptor_is_left_after_200_runs() -> None:
+async def test_no_zombie_and_no_open_descriptor_is_left_after_200_runs() -> None:
     await run_script("true", ProcessLimits(10))
     before = sorted(Path("/proc/self/fd").iterdir())
     runner = Path(f"/proc/{default_executor().runner_pid}/fd")
@@ -220,7 +226,7 @@ async def test_no_zombie_and_no_descriptor_is_left_after_200_runs() -> None:
     assert len(list(runner.iterdir())) == held
 
 
-async def test_twenty_runs_at_once_do_not_mix(executor: Executor) -> None:
+async def test_twenty_concurrent_runs_do_not_mix_their_output(executor: Executor) -> None:
     async def one(number: int) -> tuple[int, bytes]:
         script = f"echo {number}; sleep 0.1; echo {number}; exit {number}"
         ended, output = await run_script(script, ProcessLimits(30), executor)

@@ -1,4 +1,4 @@
-"""Output is streamed, bounded, and never held whole."""
+"""Output is streamed and limited, and never kept in memory as a whole."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ GIB = 1 << 30
 
 @pytest.fixture(params=["root", "nobody-raw"])
 def executor(request: pytest.FixtureRequest) -> Iterator[Executor]:
-    with processes.executor(request.param) as where:
-        yield where
+    with processes.executor(request.param) as found:
+        yield found
 
 
-class Count:
+class ByteCounter:
     def __init__(self) -> None:
         self.total = self.largest = 0
 
@@ -31,8 +31,8 @@ class Count:
         self.largest = max(self.largest, len(data))
 
 
-async def test_a_gigabyte_passes_in_flat_memory() -> None:
-    count = Count()
+async def test_a_gigabyte_of_output_needs_no_more_memory() -> None:
+    count = ByteCounter()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     argv = (binary("head"), "-c", str(GIB), "/dev/zero")
     ended = await run_process(argv, ProcessLimits(60, output_bytes=GIB), count)
@@ -42,8 +42,8 @@ async def test_a_gigabyte_passes_in_flat_memory() -> None:
     assert grown_kib < 4096
 
 
-async def test_output_over_the_limit_is_cut_exactly_and_ends_the_tree(executor: Executor) -> None:
-    count, mark = Count(), marker()
+async def test_output_over_the_limit_is_truncated_exactly_and_ends_all_processes(executor: Executor) -> None:
+    count, mark = ByteCounter(), marker()
     script = f"setsid sleep {mark} & cat /dev/zero"
     argv = (binary("sh"), "-c", script)
     ended = await run_process(argv, ProcessLimits(60, output_bytes=1_000_001), count, executor=executor, sandbox=SHELL)
@@ -57,13 +57,13 @@ async def test_output_over_the_limit_is_cut_exactly_and_ends_the_tree(executor: 
     assert alive(mark) == []
 
 
-async def test_output_of_exactly_the_limit_is_whole() -> None:
-    count = Count()
+async def test_output_of_exactly_the_limit_is_complete() -> None:
+    count = ByteCounter()
     ended = await run_process((binary("head"), "-c", "5000", "/dev/zero"), ProcessLimits(10, output_bytes=5000), count)
     assert (ended.returncode, ended.output_exceeded, count.total) == (0, False, 5000)
 
 
-async def test_output_arrives_while_the_program_runs() -> None:
+async def test_output_is_passed_on_while_the_program_runs() -> None:
     arrived: list[tuple[float, bytes]] = []
     argv = (binary("sh"), "-c", "echo one; sleep 0.4; echo two")
     await run_process(argv, ProcessLimits(10), lambda data: arrived.append((time.monotonic(), data)), sandbox=SHELL)
@@ -71,8 +71,8 @@ async def test_output_arrives_while_the_program_runs() -> None:
     assert arrived[1][0] - arrived[0][0] > 0.3
 
 
-async def test_a_slow_reader_holds_the_writer_back_and_loses_nothing() -> None:
-    count = Count()
+async def test_a_slow_callback_blocks_the_program_and_loses_no_output() -> None:
+    count = ByteCounter()
 
     def slow(data: bytes) -> None:
         time.sleep(0.02)
@@ -86,7 +86,7 @@ async def test_a_slow_reader_holds_the_writer_back_and_loses_nothing() -> None:
     assert time.monotonic() - started > 0.02 * 1_000_000 / 65536
 
 
-async def test_stderr_keeps_its_beginning_and_is_read_to_its_end(executor: Executor) -> None:
+async def test_the_beginning_of_stderr_is_kept_and_the_rest_is_read(executor: Executor) -> None:
     script = "echo first >&2; head -c 5000000 /dev/zero >&2; echo over"
     ended, output = await run_script(script, ProcessLimits(30, stderr_bytes=10), executor)
     assert output == b"over\n"
@@ -96,7 +96,7 @@ async def test_stderr_keeps_its_beginning_and_is_read_to_its_end(executor: Execu
     assert (short.stderr, short.stderr_truncated) == (b"0123456789", False)
 
 
-async def test_an_error_of_the_reader_ends_the_tree_and_is_raised(executor: Executor) -> None:
+async def test_an_error_in_the_callback_ends_all_processes_and_is_raised(executor: Executor) -> None:
     mark = marker()
 
     def refuse(data: bytes) -> None:
@@ -109,7 +109,7 @@ async def test_an_error_of_the_reader_ends_the_tree_and_is_raised(executor: Exec
     assert alive(mark) == []
 
 
-async def test_an_error_of_the_reader_counts_even_when_the_program_is_done() -> None:
+async def test_an_error_in_the_callback_is_raised_even_if_the_program_has_ended() -> None:
     def refuse(data: bytes) -> None:
         raise KeyError(data)
 

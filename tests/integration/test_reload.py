@@ -1,4 +1,4 @@
-"""A running server reads its files again: because they changed, or because it is told to; whole, or not at all."""
+"""A running server reloads changed files or on request, and uses all of a new configuration or none of it."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from tests.support.interfaces import environment, free_port, http_server, log_re
 from tests.support.site_tools import make_site_tools
 
 WAIT_SEC = 20.0
-"""Generous: a change is seen within a second, and a machine under load takes longer."""
+"""A change is found within a second. A machine under load needs longer."""
 
 
 @dataclass(slots=True)
 class Served:
-    """A server whose configuration and policy lie in files of this test."""
+    """A server with a configuration file and a policy file that a test can change."""
 
     folder: Path
     client: httpx2.AsyncClient
@@ -41,7 +41,7 @@ class Served:
         return self.folder / "policy.yaml"
 
     def write(self, **sections: Any) -> None:
-        """Replace the configuration file as a careful program does."""
+        """Replace the configuration file atomically."""
         security = {"policy_file": str(self.policy)} | sections.pop("security", {})
         replace(self.config, json.dumps({"security": security, **sections}))
 
@@ -49,8 +49,8 @@ class Served:
         replace(self.policy, f"version: 1\nallow: [{', '.join(entries)}]\n")
 
     async def allowed(self, address: str) -> bool:
-        answer = (await self.client.get("/scope", params={"target": address})).json()
-        return bool(answer["targets"][0]["allowed"])
+        scope = (await self.client.get("/scope", params={"target": address})).json()
+        return bool(scope["targets"][0]["allowed"])
 
     async def running(self) -> dict[str, Any]:
         return dict((await self.client.get("/config")).json())
@@ -86,7 +86,7 @@ async def served(folder: Path, *, sections: dict[str, Any] | None = None, **env:
             yield Served(folder, client, process.pid, folder / f"server-{base.rpartition(':')[2]}.log")
 
 
-async def test_changed_files_come_into_force_by_themselves(tmp_path: Path) -> None:
+async def test_changed_files_are_reloaded_automatically(tmp_path: Path) -> None:
     async with served(tmp_path) as server:
         assert [await server.allowed(f"127.0.0.{n}") for n in (1, 2)] == [True, False]
         server.allow("127.0.0.2")
@@ -101,14 +101,14 @@ async def test_changed_files_come_into_force_by_themselves(tmp_path: Path) -> No
         server.write(security={"policy_file": str(other)})
         await until(lambda: server.allowed("127.0.0.4"))
 
-        replace(other, "version: 1\nallow: [127.0.0.5]\n")  # the watch has moved with the key
+        replace(other, "version: 1\nallow: [127.0.0.5]\n")  # the new policy file is watched too
         await until(lambda: server.allowed("127.0.0.5"))
         assert [each["result"] for each in server.reloads()] == ["accepted"] * 4
         assert {each["interface"] for each in server.reloads()} == {"file"}
 
 
-async def test_a_config_map_is_followed_through_its_links(tmp_path: Path) -> None:
-    # Kubernetes: every file is a link to ..data/FILE, and ..data is replaced by a rename.
+async def test_a_changed_config_map_is_reloaded(tmp_path: Path) -> None:
+    # Kubernetes makes every file a link to ..data/FILE, and replaces ..data by a rename.
     mounted = tmp_path / "mounted"
     mounted.mkdir()
 
@@ -130,16 +130,16 @@ async def test_a_config_map_is_followed_through_its_links(tmp_path: Path) -> Non
         assert not await server.allowed("127.0.0.6")
 
 
-async def test_a_bad_file_is_told_of_and_changes_nothing(tmp_path: Path) -> None:
+async def test_an_invalid_file_is_logged_and_changes_nothing(tmp_path: Path) -> None:
     async with served(tmp_path, sections={"limits": {"max_stderr_bytes": 2048}}) as server:
         server.write(limits={"max_stderr_bytes": 4096}, health={"check_intervall": 5})
 
-        async def told() -> bool:
+        async def logged() -> bool:
             return "config.not_reloaded" in server.log.read_text()
 
-        await until(told)
+        await until(logged)
         running = await server.running()
-        assert running["config"]["limits"]["max_stderr_bytes"] == 2048, "nothing of a bad file is used"
+        assert running["config"]["limits"]["max_stderr_bytes"] == 2048, "a value of an invalid file is used"
         assert running["last_reload"]["result"] == "kept"
         assert "health.check_intervall" in running["last_reload"]["error"]["message"]
         metrics = (await server.client.get("/metrics")).text
@@ -147,7 +147,7 @@ async def test_a_bad_file_is_told_of_and_changes_nothing(tmp_path: Path) -> None
         (record,) = server.reloads()
         assert (record["result"], record["code"]) == ("kept", "config_invalid")
 
-        server.config.write_text("")  # an editor that empties the file before it writes
+        server.config.write_text("")  # some editors empty the file before they write
 
         async def twice() -> bool:
             return len(server.reloads()) == 2
@@ -156,50 +156,52 @@ async def test_a_bad_file_is_told_of_and_changes_nothing(tmp_path: Path) -> None
         assert (await server.running())["config"]["security"]["policy_file"] == str(server.policy)
         assert await server.allowed("127.0.0.1")
 
-        server.write(limits={"max_stderr_bytes": 4096})  # mended
+        server.write(limits={"max_stderr_bytes": 4096})  # corrected
 
-        async def mended() -> bool:
+        async def corrected() -> bool:
             return bool((await server.running())["config"]["limits"]["max_stderr_bytes"] == 4096)
 
-        await until(mended)
+        await until(corrected)
         assert 'mcp_config_reloads_total{result="applied"} 1.0' in (await server.client.get("/metrics")).text
 
 
-async def test_a_policy_that_cannot_be_used_keeps_the_whole_configuration(tmp_path: Path) -> None:
+async def test_an_invalid_policy_prevents_the_reload_of_the_configuration(tmp_path: Path) -> None:
     async with served(tmp_path, MCP_SERVER_WATCH_CONFIG="false") as server:
         broken = tmp_path / "broken.yaml"
         replace(broken, "version: 1\nallow: [127.0.0.300]\n")
         server.write(security={"policy_file": str(broken)}, limits={"max_stderr_bytes": 4096})
-        answer = await server.client.post("/admin/reload")
-        assert answer.status_code == 422
-        assert answer.headers["content-type"].startswith("application/problem+json")
-        assert (answer.json()["status"], answer.json()["code"]) == (422, "config_invalid")
-        assert "127.0.0.300" in answer.json()["message"]
+        response = await server.client.post("/admin/reload")
+        assert response.status_code == 422
+        assert response.headers["content-type"].startswith("application/problem+json")
+        assert (response.json()["status"], response.json()["code"]) == (422, "config_invalid")
+        assert "127.0.0.300" in response.json()["message"]
         running = (await server.running())["config"]
         assert running["limits"]["max_stderr_bytes"] == 262144
         assert running["security"]["policy_file"] == str(server.policy)
 
 
-async def test_a_request_says_what_it_changed_and_what_waits_for_a_restart(tmp_path: Path) -> None:
+async def test_a_reload_request_returns_the_changed_keys_and_those_that_need_a_restart(tmp_path: Path) -> None:
     async with served(tmp_path, MCP_SERVER_WATCH_CONFIG="false") as server:
         server.write(
             server={"max_connections": 7, "answer_text": "full"},
             database={"url": "postgresql://scan:hunter2@127.0.0.1/x"},
             limits={"max_stderr_bytes": 4096},
         )
-        answer = (await server.client.post("/admin/reload")).json()
-        assert (answer["result"], answer["by"]) == ("applied", "request")
-        assert answer["changed"] == ["server.answer_text", "limits.max_stderr_bytes"]
-        assert answer["restart_needed"] == [
+        response = (await server.client.post("/admin/reload")).json()
+        assert (response["result"], response["by"]) == ("applied", "request")
+        assert response["changed"] == ["server.answer_text", "limits.max_stderr_bytes"]
+        assert response["restart_needed"] == [
             {"key": "server.max_connections", "running": 100, "configured": 7},
             {"key": "database.url", "running": None, "configured": "postgresql://scan:***@127.0.0.1/x"},
         ]
         running = await server.running()
-        assert running["restart_needed"] == answer["restart_needed"]
+        assert running["restart_needed"] == response["restart_needed"]
         assert running["config"]["server"]["max_connections"] == 100
         assert running["config"]["server"]["answer_text"] == "full"
         assert running["config"]["database"]["url"] is None
-        assert str(running["config"]["server"]["port"]) in str(server.client.base_url), "--port stands above the file"
+        assert str(running["config"]["server"]["port"]) in str(server.client.base_url), (
+            "the option --port does not override the file"
+        )
         assert "config.restart_needed" in server.log.read_text()
 
         bad = await server.client.post("/admin/reload", params={"now": "1"})
@@ -224,7 +226,7 @@ async def test_watching_can_be_switched_off_and_on(tmp_path: Path) -> None:
 
         await until(off)
         server.allow("127.0.0.2")
-        await asyncio.sleep(1.5)  # six times what a change takes to be seen
+        await asyncio.sleep(1.5)  # six times as long as it takes to find a change
         assert not await server.allowed("127.0.0.2")
         os.kill(server.pid, signal.SIGHUP)
         await until(lambda: server.allowed("127.0.0.2"))
@@ -235,7 +237,7 @@ async def test_watching_can_be_switched_off_and_on(tmp_path: Path) -> None:
         await until(lambda: server.allowed("127.0.0.3"))
 
 
-async def test_what_runs_keeps_what_it_started_with(tmp_path: Path) -> None:
+async def test_a_running_call_keeps_the_settings_of_its_start(tmp_path: Path) -> None:
     site = make_site_tools(tmp_path / "site")
     sections = {"security": {"timeout_seconds": 5}}
     async with served(tmp_path, sections=sections, MCP_SERVER_WATCH_CONFIG="false", **site.env) as server:
@@ -249,10 +251,10 @@ async def test_what_runs_keeps_what_it_started_with(tmp_path: Path) -> None:
         server.allow("127.0.0.2")
         server.write(security={"timeout_seconds": 1}, tool={"exclude_patterns": ["probe"]})
         assert (await server.client.post("/admin/reload")).status_code == 200
-        answer = await call
-        assert answer.status_code == 504
-        result = answer.json()["result"]
-        assert result["execution_time"] > 4, "the time limit was the one of its start"
+        response = await call
+        assert response.status_code == 504
+        result = response.json()["result"]
+        assert result["execution_time"] > 4, "the call ended at the new timeout"
         assert result["timed_out"]
         gone = await server.client.post("/tools/probe/execute", json=body)
         assert (gone.status_code, gone.json()["code"]) == (404, "unknown_tool")
@@ -262,7 +264,7 @@ async def test_what_runs_keeps_what_it_started_with(tmp_path: Path) -> None:
         assert outside.json()["code"] == "target_out_of_scope"
 
 
-async def test_the_log_follows_a_reload_and_survives_one_it_cannot_follow(tmp_path: Path) -> None:
+async def test_a_reload_changes_the_log_and_keeps_it_if_the_new_one_cannot_be_opened(tmp_path: Path) -> None:
     async with served(tmp_path, MCP_SERVER_WATCH_CONFIG="false") as server:
         before = server.log.read_text()
         server.write(logging={"level": "ERROR", "file_path": str(tmp_path / "own.log")})
@@ -273,10 +275,10 @@ async def test_the_log_follows_a_reload_and_survives_one_it_cannot_follow(tmp_pa
         assert (refused.status_code, refused.json()["code"]) == (503, "permission_denied")
         kept = (tmp_path / "own.log").read_text()
         assert "config.not_reloaded" in kept
-        assert json.loads(kept.splitlines()[-1])["level"] == "error", "still JSON, still in the file"
+        assert json.loads(kept.splitlines()[-1])["level"] == "error", "the log has changed its format or file"
 
 
-async def test_many_who_ask_at_once_get_one_after_the_other(tmp_path: Path) -> None:
+async def test_simultaneous_reload_requests_are_served_one_after_the_other(tmp_path: Path) -> None:
     async with served(tmp_path) as server:
 
         async def ask(number: int) -> int:
@@ -291,17 +293,17 @@ async def test_many_who_ask_at_once_get_one_after_the_other(tmp_path: Path) -> N
 
         await until(settled)
         policies = [each for each in log_records(tmp_path / "state") if each["event"] == "policy"]
-        assert len(policies) == 1, "the policy is the same all the time"
+        assert len(policies) == 1, "an unchanged policy was logged again"
 
 
-async def test_without_a_log_nothing_is_reloaded(tmp_path: Path) -> None:
+async def test_without_an_audit_log_nothing_is_reloaded(tmp_path: Path) -> None:
     async with served(tmp_path, MCP_SERVER_WATCH_CONFIG="false") as server:
         log = tmp_path / "state" / "audit.jsonl"
         log.rename(tmp_path / "taken.jsonl")
         log.mkdir()
         server.write(limits={"max_stderr_bytes": 4096})
-        answer = await server.client.post("/admin/reload")
-        assert answer.json()["code"] in {"audit_unavailable", "audit_broken"}
+        response = await server.client.post("/admin/reload")
+        assert response.json()["code"] in {"audit_unavailable", "audit_broken"}
         assert (await server.running())["config"]["limits"]["max_stderr_bytes"] == 262144
         log.rmdir()
         (tmp_path / "taken.jsonl").rename(log)
@@ -309,23 +311,26 @@ async def test_without_a_log_nothing_is_reloaded(tmp_path: Path) -> None:
 
 
 async def test_a_change_during_the_start_is_not_lost(tmp_path: Path) -> None:
-    async with served(tmp_path) as server:  # it watches only after a second
+    async with served(tmp_path) as server:  # watching begins a second after the start
         server.allow("127.0.0.9")
         await until(lambda: server.allowed("127.0.0.9"))
 
 
-async def test_a_pipe_in_the_place_of_the_file_holds_nothing_up(tmp_path: Path) -> None:
+async def test_a_pipe_instead_of_the_configuration_file_does_not_block_the_server(tmp_path: Path) -> None:
     async with served(tmp_path, MCP_SERVER_WATCH_CONFIG="false") as server:
         server.config.unlink()
         os.mkfifo(server.config)
-        answer = await server.client.post("/admin/reload", timeout=WAIT_SEC)
-        assert (answer.status_code, answer.json()["message"]) == (422, f"{server.config} is not a regular file")
+        response = await server.client.post("/admin/reload", timeout=WAIT_SEC)
+        assert (response.status_code, response.json()["message"]) == (
+            422,
+            f"The configuration file {server.config} is not a regular file.",
+        )
         server.config.unlink()
         server.write(limits={"max_stderr_bytes": 4096})
         assert (await server.client.post("/admin/reload")).json()["changed"] == ["limits.max_stderr_bytes"]
 
 
-async def test_a_hangup_during_the_start_ends_nothing(tmp_path: Path) -> None:
+async def test_a_hangup_signal_during_the_start_does_not_end_the_server(tmp_path: Path) -> None:
     config = tmp_path / "config.json"
     config.write_text("{}")
     command = [sys.executable, "-P", "-m", "mcp_server", "serve", "--transport", "http", "--port", str(free_port())]
@@ -334,19 +339,19 @@ async def test_a_hangup_during_the_start_ends_nothing(tmp_path: Path) -> None:
     assert process.stderr is not None
     try:
         async with asyncio.timeout(WAIT_SEC):
-            while not hangup(process.pid, "SigIgn"):  # the interpreter's own start is nobody's
-                assert process.poll() is None
+            while not hangup(process.pid, "SigIgn"):  # before that, Python itself starts
+                assert process.poll() is None, "the server ended"
                 await asyncio.sleep(0.002)
             sent = 0
             while not hangup(process.pid, "SigCgt"):
                 process.send_signal(signal.SIGHUP)
                 sent += 1
                 await asyncio.sleep(0.002)
-            assert sent
+            assert sent, "no signal was sent during the start"
             line = b""
             while b"Listening on" not in line:
                 line = await asyncio.to_thread(process.stderr.readline)
-                assert line, "it ended"
+                assert line, "the server ended"
     finally:
         process.terminate()
         with process.stderr:
@@ -355,6 +360,6 @@ async def test_a_hangup_during_the_start_ends_nothing(tmp_path: Path) -> None:
 
 
 def hangup(pid: int, mask: str) -> bool:
-    """Whether SIGHUP is in a mask of /proc/PID/status (proc(5))."""
+    """Return whether SIGHUP is in a mask of /proc/PID/status (proc(5))."""
     found = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     return bool(int(found[mask], 16) >> (signal.SIGHUP - 1) & 1)

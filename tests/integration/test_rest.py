@@ -1,4 +1,4 @@
-"""The REST interface of a real server: every endpoint, its pages, and a problem body for everything that is no success."""
+"""The REST interface of a real server: every endpoint, its pages, and a problem body for every error."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
@@ -17,8 +18,11 @@ import httpx2
 import jsonschema  # type: ignore[import-untyped]  # it ships no types
 import pytest
 
+from mcp_server.config import load_config
 from mcp_server.errors import ERRORS
 from mcp_server.metrics import METRICS
+from mcp_server.server import EnhancedMCPServer
+from mcp_server.server.services import rest_services
 from tests.support.clock import SOON
 from tests.support.interfaces import ROOT, environment, http_server, log_records, owned, rest_client
 from tests.support.scans import gone, own_network, scanners, slow_scan, started
@@ -87,7 +91,7 @@ async def test_the_root_names_endpoints_that_are_there(client: httpx2.AsyncClien
 
 async def test_the_tools_with_their_schemas_and_flags(client: httpx2.AsyncClient) -> None:
     tools = {tool["name"]: tool for tool in (await client.get("/tools")).json()["tools"]}
-    assert set(tools) == {"false", "nmap", "nowhere"}
+    assert set(tools) == {"false", "nmap", "nowhere", "scope"}
     nmap = tools["nmap"]
     assert (nmap["class"], nmap["command"]) == ("NmapTool", "nmap")
     assert {"-sV", "-p", "--script"} <= set(nmap["flags"])
@@ -195,7 +199,7 @@ async def test_a_result_of_many_hosts_shows_a_page_and_how_many_there_are(client
 )
 @pytest.mark.parametrize("path", ["/runs", "/runs/{}"])
 async def test_bad_pages_are_refused(client: httpx2.AsyncClient, path: str, query: str) -> None:
-    run_id = (await client.get("/runs", params={"limit": 1})).json()["runs"][0]["id"]
+    run_id = (await execute(client, **QUICK)).json()["run_id"]
     if "outcome" in query and path != "/runs":
         path = "/runs"
     problem(await client.get(f"{path.format(run_id)}?{query}"), "invalid_arguments")
@@ -411,7 +415,6 @@ async def test_a_store_that_is_away_is_503_and_no_secret_is_shown(tmp_path: Path
         async with rest_client(base, token) as client:
             config = await client.get("/config")
             assert config.json()["config"]["database"]["url"] == "postgresql://scott:***@127.0.0.1:1/inventory"
-            assert config.json()["not_used_yet"] == ["server.workers"]
             health = await client.get("/health")
             assert (health.status_code, health.json()["status"]) == (503, "unhealthy")
             runs = await client.get("/runs")
@@ -425,17 +428,17 @@ async def test_a_store_that_is_away_is_503_and_no_secret_is_shown(tmp_path: Path
     assert [each["decision"] for each in audit if each["event"] == "decision"] == ["accept"]
 
 
-async def test_a_defect_is_500_without_internals() -> None:
+async def test_a_defect_is_500_without_internals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mcp_server.api.rest.app import build_rest
 
-    class Broken:
-        config = property(lambda _self: (_ for _ in ()).throw(RuntimeError("secret internals")))
-        pipeline = property(lambda _self: (_ for _ in ()).throw(RuntimeError("secret internals")))
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("secret internals")
 
-        async def store(self) -> Any:
-            raise RuntimeError("secret internals")
-
-    transport = httpx2.ASGITransport(owned(build_rest(Broken())), raise_app_exceptions=False)  # type: ignore[arg-type]  # broken on purpose
+    server = EnhancedMCPServer(load_config(env=environment(tmp_path / "state")))
+    monkeypatch.setattr(server.pipeline, "open_store", broken)
+    monkeypatch.setattr(server.pipeline, "registry_for", broken)
+    services = replace(rest_services(server.services), health=broken, last_reload=broken)
+    transport = httpx2.ASGITransport(owned(build_rest(services)), raise_app_exceptions=False)
     async with httpx2.AsyncClient(transport=transport, base_url="http://test") as client:
         for path in ("/runs", "/tools", "/config", "/health", "/runs/x/raw"):
             response = await client.get(path)

@@ -1,4 +1,4 @@
-"""The rootless tier, set up by a user without any privilege on a host of the test's own."""
+"""The rootless tier, set up by an unprivileged user on a host that the test creates."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import pytest
 
-from tests.containment.guard_stage import NetNamespace, ip
+from tests.containment.guarded_link import NetNamespace, ip
 from tests.lab.network.programs import find
 
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -26,8 +26,8 @@ USER: Final = 61203
 HOST, TARGET, EXCLUDED, OUTSIDE = "10.77.1.2", "10.77.1.10", "10.77.1.5", "10.99.0.1"
 PASTA: Final = "/usr/bin/pasta"
 
-# Open a way for the user to the interpreter and to this checkout, wherever they are, and to a tap that users may make.
-_ROOM: Final = r"""
+# Give the user access to the interpreter, to this checkout, and to /dev/net/tun.
+_MOUNTS: Final = r"""
 set -e
 mount -t tmpfs -o mode=755 none /mnt
 mknod /mnt/tun c 10 200
@@ -53,9 +53,9 @@ _HELPER: Final = """
 import sys
 from mcp_server.config import load_config
 from mcp_server.errors import NetworkToolsError
-from mcp_server.netguard.rootless import enter_rootless, rootless_available
-if sys.argv[1] == "available":
-    print(rootless_available())
+from mcp_server.netguard.rootless import RootlessGuardHelper, rootless_unavailable
+if sys.argv[1] == "unavailable":
+    print(rootless_unavailable())
     sys.exit(0)
 def load():
     return load_config(notify=False)
@@ -63,7 +63,8 @@ def bind():
     import socket
     return socket.create_server(("127.0.0.1", 0))
 try:
-    sys.exit(enter_rootless(load(), [sys.executable, "-c", *sys.argv[1:]], reload=load, bind=bind))
+    helper = RootlessGuardHelper(load(), [sys.executable, "-c", *sys.argv[1:]], load_config=load, bind=bind)
+    sys.exit(helper.run())
 except NetworkToolsError as error:
     sys.exit(f"{error.code}: {error.message}")
 """
@@ -71,7 +72,7 @@ except NetworkToolsError as error:
 _SERVER: Final = """
 import asyncio, json, os, socket, struct, subprocess, sys
 from pathlib import Path
-from mcp_server.netguard.client import KernelGuard
+from mcp_server.netguard.client import PacketGuard
 target, excluded, outside = sys.argv[1:4]
 
 def scan(*words):
@@ -103,7 +104,7 @@ def writes(path):
         file.write("0")
 
 async def main():
-    guard = KernelGuard(int(sys.argv[-1]))
+    guard = PacketGuard(int(sys.argv[-1]))
     before = await guard.read()
     scanned = scan("-sS", "-p", "8079,8080", target)
     missed = scan("-sS", "-p", "8080", "--max-retries", "0", excluded, outside)
@@ -141,7 +142,7 @@ time.sleep(100)
 
 @dataclass
 class Host:
-    """``net`` is the namespace of the host, ``wire`` that of its only neighbour, which hears all that leaves it."""
+    """A host and its only neighbor. ``net`` and ``wire`` are their namespaces. The tap on ``wire`` sees what leaves."""
 
     net: NetNamespace = field(default_factory=NetNamespace)
     wire: NetNamespace = field(default_factory=NetNamespace)
@@ -171,8 +172,8 @@ class Host:
             except OSError:
                 return
 
-    def heard(self) -> set[str]:
-        """The IPv4 addresses for which a packet came over the wire."""
+    def reached(self) -> set[str]:
+        """The destination addresses of the IPv4 packets that arrived on ``wire``."""
         addresses: set[str] = set()
         while True:
             try:
@@ -183,7 +184,7 @@ class Host:
                 addresses.add(str(IPv4Address(frame[30:34])))
 
     def start(self, *words: str, hidden: tuple[str, ...] = (), tun_mode: str = "666") -> subprocess.Popen[str]:
-        """The guard helper, as an ordinary user of the host."""
+        """Start the guard helper as an ordinary user of the host."""
         env = {
             "PATH": os.environ["PATH"],
             "PYTHONPATH": str(ROOT / "src"),
@@ -194,10 +195,10 @@ class Host:
             "TUN_MODE": tun_mode,
             "HIDDEN": " ".join(hidden),
         }
-        room = [find("unshare"), "--mount", "--propagation", "private", find("bash"), "-c", _ROOM, "room"]
+        enter = [find("unshare"), "--mount", "--propagation", "private", find("bash"), "-c", _MOUNTS, "bash"]
         with self.net.inside():
             return subprocess.Popen(
-                [*room, *_shut_folders(), "--", sys.executable, "-c", _HELPER, *words],
+                [*enter, *_private_folders(), "--", sys.executable, "-c", _HELPER, *words],
                 env=env,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -212,13 +213,13 @@ class Host:
         os.close(self.wire.descriptor)
 
 
-def _shut_folders() -> list[str]:
-    """Pairs of a folder that only its owner may pass and the folder below it that is needed."""
+def _private_folders() -> list[str]:
+    """Pairs of a private folder and a folder below it that is needed."""
     pairs = {}
     for needed in (Path(sys.base_prefix).resolve(), Path(sys.prefix).resolve(), ROOT):
-        shut = [folder for folder in reversed(needed.parents) if not folder.stat().st_mode & 0o001]
-        if shut and shut[0] not in pairs:
-            pairs[shut[0]] = needed
+        private = [folder for folder in reversed(needed.parents) if not folder.stat().st_mode & 0o001]
+        if private and private[0] not in pairs:
+            pairs[private[0]] = needed
     return [str(each) for pair in pairs.items() for each in pair]
 
 
@@ -235,35 +236,35 @@ def answer(process: subprocess.Popen[str]) -> str:
     return out
 
 
-def test_a_user_scans_what_is_in_scope_and_nothing_else(host: Host) -> None:
-    told: dict[str, Any] = json.loads(answer(host.start(_SERVER, TARGET, EXCLUDED, OUTSIDE)))
-    assert told["tier"] == "rootless"
-    assert "8080/tcp open" in told["scanned"]
-    assert "8079/tcp closed" in told["scanned"]
-    assert "open" not in told["missed"].replace("open ports", "")
-    assert told["passed"] > 0
-    assert told["dropped"] > 0
-    assert told["same"] is True
-    assert told["status"] == {
+def test_a_user_can_scan_in_scope_and_nothing_else(host: Host) -> None:
+    report: dict[str, Any] = json.loads(answer(host.start(_SERVER, TARGET, EXCLUDED, OUTSIDE)))
+    assert report["tier"] == "rootless"
+    assert "8080/tcp open" in report["scanned"]
+    assert "8079/tcp closed" in report["scanned"]
+    assert "open" not in report["missed"].replace("open ports", "")
+    assert report["passed"] > 0
+    assert report["dropped"] > 0
+    assert report["same"] is True
+    assert report["status"] == {
         **dict.fromkeys(("CapPrm", "CapEff", "CapBnd", "CapAmb"), "0000000000002000"),
         "NoNewPrivs": "1",
     }
-    assert told["uid"] == USER
-    assert told["listener"] == "127.0.0.1"
-    assert told["services"] == []
-    tried = told["tried"]
+    assert report["uid"] == USER
+    assert report["listener"] == "127.0.0.1"
+    assert report["services"] == []
+    tried = report["tried"]
     assert tried.pop("nft") != 0
     assert tried.pop("ip") != 0
-    assert tried.pop("datagram") == "sent"  # it waits for the gateway's address, and is dropped afterwards
+    assert tried.pop("datagram") == "sent"  # it is sent to the queue for the gateway's MAC address, and dropped later
     assert set(tried.values()) <= {"PermissionError", "OSError"}, tried
-    assert told["dropped frames"] >= 4
+    assert report["dropped frames"] >= 4
     time.sleep(0.1)
-    assert host.heard() == {TARGET}
+    assert host.reached() == {TARGET}
 
     with host.net.inside(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
         sender.sendto(b"x", (OUTSIDE, 9))
     time.sleep(0.1)
-    assert OUTSIDE in host.heard(), "the tap is blind"
+    assert OUTSIDE in host.reached(), "expected the tap to see a packet from the unguarded host, found none"
 
 
 def gone(pid: int) -> bool:
@@ -274,54 +275,54 @@ def gone(pid: int) -> bool:
 
 
 def below(pid: int) -> set[int]:
-    """The processes below one, by /proc."""
+    """All descendants of a process."""
     children = {int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()}
     return children.union(*(below(child) for child in children))
 
 
 @pytest.mark.parametrize("victim", ["guard helper", "server", "pasta"])
-def test_kill_9_leaves_nothing(host: Host, victim: str) -> None:
+def test_killing_any_process_with_sigkill_leaves_no_process(host: Host, victim: str) -> None:
     helper = host.start(_WAITING)
     assert helper.stdout is not None
     line = helper.stdout.readline()
     assert line, helper.communicate(timeout=10)[1]
     server = int(line)
-    all_of_it = below(helper.pid)
-    assert server in all_of_it
-    carriers = all_of_it - {server}
-    assert carriers
-    doomed = {"guard helper": helper.pid, "server": server, "pasta": min(carriers)}[victim]
-    os.kill(doomed, signal.SIGKILL)
+    processes = below(helper.pid)
+    assert server in processes
+    pasta = processes - {server}
+    assert pasta, f"expected a process of pasta, found only {processes}"
+    victims = {"guard helper": helper.pid, "server": server, "pasta": min(pasta)}
+    os.kill(victims[victim], signal.SIGKILL)
     code = helper.wait(timeout=10)
     deadline = time.monotonic() + 5
-    while not all(gone(pid) for pid in all_of_it) and time.monotonic() < deadline:
+    while not all(gone(pid) for pid in processes) and time.monotonic() < deadline:
         time.sleep(0.01)
-    _, said = helper.communicate(timeout=10)
-    assert {pid for pid in all_of_it if not gone(pid)} == set()
+    _, error_output = helper.communicate(timeout=10)
+    assert {pid for pid in processes if not gone(pid)} == set()
     assert code != 0
     if victim == "pasta":
-        assert "guard_unavailable: pasta, which carries" in said
+        assert "guard_unavailable: The program pasta, which carries" in error_output
 
 
-def test_what_is_missing_is_named_with_its_remedy(host: Host) -> None:
-    assert answer(host.start("available")).strip() == "None"
-    assert "apt-get install -y passt" in answer(host.start("available", hidden=(PASTA,)))
-    assert "chmod 0666 /dev/net/tun" in answer(host.start("available", tun_mode="600"))
+def test_an_error_says_what_is_missing_and_how_to_get_it(host: Host) -> None:
+    assert answer(host.start("unavailable")).strip() == ""
+    assert "apt-get install -y passt" in answer(host.start("unavailable", hidden=(PASTA,)))
+    assert "chmod 0666 /dev/net/tun" in answer(host.start("unavailable", tun_mode="600"))
     refused = host.start(_WAITING, tun_mode="600")
-    _, said = refused.communicate(timeout=30)
+    _, error_output = refused.communicate(timeout=30)
     assert refused.returncode == 1
-    assert said.strip().startswith("guard_unavailable: the rootless tier cannot be set up: /dev/net/tun")
+    assert error_output.strip().startswith("guard_unavailable: The rootless tier cannot be set up. /dev/net/tun")
 
 
 _RELOADING: Final = """
 import asyncio, sys
 from ipaddress import ip_network
 from mcp_server.errors import NetworkToolsError
-from mcp_server.netguard.client import KernelGuard
+from mcp_server.netguard.client import PacketGuard
 from mcp_server.model.target import Target, Targets
 
 async def main():
-    guard = KernelGuard(int(sys.argv[-1]))
+    guard = PacketGuard(int(sys.argv[-1]))
     before = (await guard.read()).ruleset
     await guard.reload(guard.policy_hash)
     try:
@@ -339,10 +340,10 @@ asyncio.run(main())
 """
 
 
-def test_the_policy_is_not_swapped_at_the_word_of_its_own_user(host: Host) -> None:
+def test_the_user_of_the_server_cannot_reload_the_policy(host: Host) -> None:
     refused, same, loopback, version6 = answer(host.start(_RELOADING)).splitlines()
-    assert refused.startswith("permission_denied the policy is not changed")
+    assert refused.startswith("permission_denied In the rootless tier, a running server cannot get a new policy")
     assert "Restart the server" in refused
     assert same == "True"
-    assert "The rootless tier has no loopback" in loopback
-    assert version6.startswith("invalid_target the guard has no IPv6 address")
+    assert "The rootless tier cannot reach loopback targets" in loopback
+    assert version6.startswith("invalid_target The target 'fd99::1' cannot be reached")

@@ -1,4 +1,4 @@
-"""What a program that has been taken over cannot do, and what nmap can be talked into, in every tier."""
+"""What a compromised program and a misused nmap cannot do, in every tier."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NMAP = Sandbox(reads=("/usr/share/nmap",), raw_sockets=True)
 OPEN = """
 sub try { my ($what, $done) = @_; print "$what ", ($done ? "done" : 0 + $!), "\\n"; $! = 0 }
 """
-"""Perl, which every Debian has: one line an attempt, with "done" or the errno."""
+"""Perl code, because every Debian has Perl. It prints one line per attempt: its name and "done" or the errno."""
 
 FILES = """
 for my $path (@ARGV) { try "read:$path", open(my $f, "<", $path); try "write:$path", open(my $g, "+<", $path) }
@@ -56,7 +56,7 @@ try "unix", socket(my $u, AF_UNIX, SOCK_STREAM, 0);
 try "packet", socket(my $s, 17, SOCK_RAW, 0);
 try "raw", socket($s, AF_INET, SOCK_RAW, 1);
 try "inet", socket($s, AF_INET, SOCK_STREAM, 0);
-my $room = "\\0" x 120; try "uring", syscall(425, 1, $room) >= 0;
+my $space = "\\0" x 120; try "uring", syscall(425, 1, $space) >= 0;
 try "unshare", syscall(272, 0x10000000) == 0;
 my $c = syscall(56, 0x10000011, 0, 0, 0, 0); exit if !$c; try "clone", $c > 0;
 my $args = pack("Q8", 0x10000000, 0, 0, 0, 17, 0, 0, 0);
@@ -66,7 +66,7 @@ try "setuid", syscall(105, 0) == 0 && $< != 0;
 """
 
 KERNEL_OBJECTS = """
-my ($pair, $room) = ("\\0" x 8, "\\0" x 256);
+my ($pair, $space) = ("\\0" x 8, "\\0" x 256);
 try "pair:$_", syscall(53, 1, $_, 0, $pair) == 0 for 2, 5, 2 | 02000000, 5 | 04000;
 try "stream", syscall(53, 1, 1 | 02000000, 0, $pair) == 0;
 try "pair-family", syscall(53, 30, 1, 0, $pair) == 0;
@@ -75,8 +75,8 @@ for my $family (0 .. 50) {
 }
 try "shmget", syscall(29, 0, 4096, 01666) >= 0; try "shmat", syscall(30, 0, 0, 010000) != -1;
 try "shmctl", syscall(31, 0, 14, 0) >= 0;
-try "msgget", syscall(68, 0, 01666) >= 0; try "msgctl", syscall(71, 0, 12, $room) >= 0;
-try "semget", syscall(64, 0, 1, 01666) >= 0; try "semctl", syscall(66, 0, 0, 19, $room) >= 0;
+try "msgget", syscall(68, 0, 01666) >= 0; try "msgctl", syscall(71, 0, 12, $space) >= 0;
+try "semget", syscall(64, 0, 1, 01666) >= 0; try "semctl", syscall(66, 0, 0, 19, $space) >= 0;
 my $queue = "mcp-test-$$"; try "mq_open", syscall(240, $queue, 0102, 0600, 0) >= 0; syscall(241, $queue);
 try "setpriority", syscall(141, 0, 0, 1) == 0; try "ioprio", syscall(251, 1, 0, 3 << 13) == 0;
 my ($cpus, $none, $attr) = (pack("Q16", 1), pack("l", 0), pack("LLQlLQQQ", 48, 0, 0, 0, 0, 0, 0, 0));
@@ -105,14 +105,14 @@ try "write", open($f, ">", "$ARGV[0]/new"); try "kill", kill(0, $ARGV[1]);
 
 @pytest.fixture(params=EXECUTORS)
 def executor(request: pytest.FixtureRequest) -> Iterator[Executor]:
-    with processes.executor(request.param) as where:
-        yield where
+    with processes.executor(request.param) as found:
+        yield found
 
 
 async def attack(
     code: str, *words: str, executor: Executor, sandbox: Sandbox | None = None, state: str = "/"
 ) -> dict[str, str]:
-    """Run Perl and return each attempt with its outcome."""
+    """Run Perl code and return each attempt with its result."""
     output = bytearray()
     argv = (binary("perl"), "-e", f"my $state = '{state}';{OPEN}{code}", *words)
     ended = await run_process(
@@ -129,7 +129,7 @@ async def nmap(executor: Executor, *words: str, sandbox: Sandbox = NMAP) -> tupl
     return ended, bytes(output)
 
 
-async def test_no_file_but_its_own_can_be_reached(executor: Executor) -> None:
+async def test_a_program_can_open_no_files_but_its_own(executor: Executor) -> None:
     with public_folder() as state:
         state.chmod(0o777)
         log = state / "log"
@@ -146,8 +146,8 @@ async def test_no_file_but_its_own_can_be_reached(executor: Executor) -> None:
         assert list(state.iterdir()) == [log]
 
 
-async def test_no_other_process_can_be_reached(executor: Executor) -> None:
-    """The runner has the user of the program; this process is the server."""
+async def test_a_program_can_reach_no_other_process(executor: Executor) -> None:
+    """The runner has the same user as the program. This process is the server."""
     if executor.name == "here":
         executor.start()
     victims = {processes.runner_of(executor), os.getpid(), 1}
@@ -160,8 +160,8 @@ async def test_no_other_process_can_be_reached(executor: Executor) -> None:
 
 
 @pytest.mark.parametrize("raw", [True, False])
-async def test_what_is_neither_file_nor_process_cannot_be_reached(executor: Executor, raw: bool) -> None:
-    """Datagram pairs (which reach sockets that are files), other families, queues, priorities, groups."""
+async def test_other_kernel_objects_cannot_be_reached(executor: Executor, raw: bool) -> None:
+    """These are datagram socket pairs, other socket families, queues, priorities and multicast groups."""
     tried = await attack(KERNEL_OBJECTS, executor=executor, sandbox=Sandbox(raw_sockets=raw))
     done = {what for what, how in tried.items() if how == "done"}
     sockets = {"socket:2:1", "socket:2:2", "socket:10:1", "socket:10:2", "socket:16:2", "socket:16:3"}
@@ -173,18 +173,18 @@ async def test_what_is_neither_file_nor_process_cannot_be_reached(executor: Exec
     assert others == {"done", "1", "97"}
 
 
-async def test_raw_sockets_only_where_they_are_granted(executor: Executor) -> None:
+async def test_a_sandbox_without_raw_sockets_has_none(executor: Executor) -> None:
     tried = await attack(PROCESSES, executor=executor, sandbox=Sandbox(raw_sockets=False))
     assert {what for what, how in tried.items() if how == "done"} == {"inet"}
 
 
-async def test_a_place_without_raw_sockets_grants_none_to_root() -> None:
-    where = Executor.here(allow_raw=False)
+async def test_an_executor_without_raw_sockets_gives_none_to_root() -> None:
+    executor = Executor.here(allow_raw=False)
     try:
-        tried = await attack(PROCESSES, executor=where)
-        _, output = await run_script("grep -E 'Cap|NoNew|Seccomp:' /proc/self/status", ProcessLimits(10), where)
+        tried = await attack(PROCESSES, executor=executor)
+        _, output = await run_script("grep -E 'Cap|NoNew|Seccomp:' /proc/self/status", ProcessLimits(10), executor)
     finally:
-        where.close()
+        executor.close()
     assert {what for what, how in tried.items() if how == "done"} == {"inet"}
     lines = dict(line.split(":\t") for line in output.decode().splitlines())
     assert lines.pop("NoNewPrivs") == "1"
@@ -193,7 +193,7 @@ async def test_a_place_without_raw_sockets_grants_none_to_root() -> None:
     assert len(lines) == 5
 
 
-async def test_the_capabilities_of_a_program(executor: Executor) -> None:
+async def test_a_program_has_no_capability_except_cap_net_raw(executor: Executor) -> None:
     _, output = await run_script("grep -E 'Cap|NoNew' /proc/self/status; id -u", ProcessLimits(10), executor)
     lines = dict(re.findall(r"(\w+):\t(\w+)", output.decode()))
     granted = "0" * 16 if executor.name == "nobody" else f"{1 << 13:016x}"
@@ -201,7 +201,7 @@ async def test_the_capabilities_of_a_program(executor: Executor) -> None:
     assert lines["NoNewPrivs"] == "1"
 
 
-async def test_what_is_set_uid_gains_nothing(executor: Executor) -> None:
+async def test_a_set_uid_program_gains_no_privileges(executor: Executor) -> None:
     with public_folder() as folder:
         copy = folder / "cat"
         copy.write_bytes(Path(binary("cat")).read_bytes())
@@ -217,7 +217,7 @@ async def test_what_is_set_uid_gains_nothing(executor: Executor) -> None:
     assert re.search(rb"CapEff:\t0+\n", output)
 
 
-async def test_two_runs_do_not_see_each_other(executor: Executor) -> None:
+async def test_two_runs_cannot_reach_each_other(executor: Executor) -> None:
     output = bytearray()
     other = asyncio.create_task(
         run_process(
@@ -233,7 +233,7 @@ async def test_two_runs_do_not_see_each_other(executor: Executor) -> None:
     folder, pid = output.decode().split()
     tried = await attack(OTHER_RUN, folder, pid, executor=executor)
     shared = executor.name == "nobody-raw"
-    # Where both are in namespaces of their own, that number is somebody else's, or nobody's.
+    # If both runs have their own PID namespace, that PID belongs to another process or to none.
     assert {what for what, how in tried.items() if how == "done"} - (set() if shared else {"kill"}) == set()
     other.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -241,7 +241,7 @@ async def test_two_runs_do_not_see_each_other(executor: Executor) -> None:
     assert idle(executor)
 
 
-async def test_an_abstract_socket_of_the_server_cannot_be_reached(executor: Executor) -> None:
+async def test_a_program_cannot_connect_to_an_abstract_socket_of_the_server(executor: Executor) -> None:
     name = f"mcp-test-{os.getpid()}"
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind("\0" + name)
@@ -251,7 +251,7 @@ async def test_an_abstract_socket_of_the_server_cannot_be_reached(executor: Exec
         assert await attack(code, executor=executor) == {"socket": "97"}  # EAFNOSUPPORT
 
 
-async def test_nmap_writes_no_file_for_anybody(executor: Executor) -> None:
+async def test_nmap_cannot_write_files(executor: Executor) -> None:
     with public_folder() as folder:
         folder.chmod(0o777)
         for flag in ("-oN", "-oG", "-oS", "-oA"):
@@ -261,7 +261,7 @@ async def test_nmap_writes_no_file_for_anybody(executor: Executor) -> None:
         assert list(folder.iterdir()) == []
 
 
-async def test_nmap_reads_no_file_and_runs_no_script_for_anybody(executor: Executor) -> None:
+async def test_nmap_cannot_read_other_files_or_run_other_scripts(executor: Executor) -> None:
     with public_folder() as folder:
         script = folder / "x.nse"
         script.write_text('categories={"safe"} prerule=function() return true end action=function() return "RAN" end')
@@ -285,14 +285,14 @@ async def test_nmap_reads_no_file_and_runs_no_script_for_anybody(executor: Execu
         assert b"made-up" not in output
 
 
-async def test_nmap_finds_its_data_and_scripts(executor: Executor) -> None:
+async def test_nmap_can_read_its_data_and_scripts(executor: Executor) -> None:
     ended, output = await nmap(executor, "--datadir", "/usr/share/nmap", "-sV", "--script", "banner,ssl-cert")
     assert (ended.returncode, ended.stderr) == (0, b"")
     assert b'name="tcpmux"' in output
 
 
 BOMB = """
-my ($made, $room) = (0, "\\0" x 16); syscall(97, 6, $room); my $limit = unpack("Q", $room);
+my ($made, $space) = (0, "\\0" x 16); syscall(97, 6, $space); my $limit = unpack("Q", $space);
 while (1) {
   my $pid = fork(); if (!defined $pid) { print "$made $limit"; exit } $made++; if (!$pid) { sleep 60; exit }
 }
@@ -300,7 +300,7 @@ while (1) {
 
 
 @pytest.mark.parametrize("kind", ["nobody", "nobody-raw"])
-async def test_a_user_has_no_more_processes_than_the_limit(kind: str) -> None:
+async def test_a_program_cannot_exceed_the_limit_of_processes(kind: str) -> None:
     output = bytearray()
     argv = (binary("perl"), "-e", BOMB)
     with processes.executor(kind) as executor:
@@ -308,12 +308,12 @@ async def test_a_user_has_no_more_processes_than_the_limit(kind: str) -> None:
         assert idle(executor)
     assert ended.returncode == 0, ended.stderr
     made, limit = map(int, output.split())
-    # The kernel's threads and other users' processes count in the limit, and not against it.
+    # The limit is above the tasks of the whole host, but only tasks of this user count against it.
     assert MORE_TASKS - 50 < made < limit < 100_000
 
 
 FORKING = {
-    "chain": "while (1) { exit if fork(); setpgrp }",  # each leaves one orphan behind and ends
+    "chain": "while (1) { exit if fork(); setpgrp }",  # each process leaves an orphan and ends
     "many": "for (1..200) { unless (fork()) { setpgrp; fork(); sleep 60; exit } } sleep 60",
 }
 

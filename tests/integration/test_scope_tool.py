@@ -1,4 +1,4 @@
-"""Explaining the scope through every interface: one structure, nothing started, names asked once, no widening."""
+"""The tool scope through every interface: one structure, no run, one lookup per name, and no wider scope."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ import pytest_asyncio
 from mcp import Client
 from mcp.client.stdio import StdioServerParameters
 
-from mcp_server.api.mcp.handlers import describe_scope
-from mcp_server.api.scope import ask_pipeline, compact, read_query
+from mcp_server.api.mcp.descriptions import describe
+from mcp_server.api.views import compact
 from mcp_server.config import load_config
 from mcp_server.model.access import FULL_ACCESS
 from mcp_server.model.run import Actor
 from mcp_server.scope.resolver import SystemResolver
 from mcp_server.server import EnhancedMCPServer
+from mcp_server.tools.scope_tool import ScopeTool
 from tests.support.cli import batch
 from tests.support.interfaces import (
     ROOT,
@@ -33,6 +34,7 @@ from tests.support.interfaces import (
     mcp_client,
     rest_client,
 )
+from tests.support.resolvers import use_resolver
 from tests.unit.scope.loopback_dns import serve
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -56,7 +58,7 @@ INTERFACES = ("stdio", "http", "rest", "cli")
 
 @asynccontextmanager
 async def opened(folder: Path) -> AsyncIterator[Interfaces]:
-    """The interfaces of a server whose scope is drawn by a policy file."""
+    """The interfaces of a server whose scope is a policy file."""
     file = folder / "policy.yaml"
     file.write_text(POLICY)
     file.chmod(0o600)
@@ -75,7 +77,7 @@ async def interfaces(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[
 
 
 async def ask(interfaces: Interfaces, interface: str, **query: Any) -> dict[str, Any]:
-    """One question through one interface; what a interface leaves out because it says nothing is left out of all."""
+    """Ask one question through one interface. Empty values are removed, because MCP leaves them out."""
     if interface in {"stdio", "http"}:
         client: Client = getattr(interfaces, interface)
         result = await client.call_tool("scope", query)
@@ -103,7 +105,7 @@ async def ask(interfaces: Interfaces, interface: str, **query: Any) -> dict[str,
 
 
 async def everywhere(interfaces: Interfaces, **query: Any) -> dict[str, Any]:
-    """The one answer that all interfaces give."""
+    """Ask through every interface, and return the answer, which must be the same for all."""
     answers = [await ask(interfaces, interface, **query) for interface in INTERFACES]
     for other in answers[1:]:
         assert other == answers[0]
@@ -115,12 +117,12 @@ async def test_every_interface_gives_the_same_explanation(interfaces: Interfaces
     body = await everywhere(interfaces, target=targets)
     found = dict(zip(targets, body["targets"], strict=True))
     assert (found["127.0.9.1"]["allowed"], found["127.0.9.1"]["max_risk"]) == (True, "scan")
-    assert found["127.0.9.1"]["lines"] == [{"entry": "127.0.9.0/24", "line": 8, "max_risk": "scan"}]
+    assert found["127.0.9.1"]["policy_entries"] == [{"entry": "127.0.9.0/24", "line": 8, "max_risk": "scan"}]
     assert "127.0.0.13, which the policy excludes in line 12" in found["127.0.0.8/29"]["reason"]
     assert found["127.0.0.8/29"]["hint"] == "Allowed of it: 127.0.0.8/30, 127.0.0.12, 127.0.0.14/31."
     closed = found["10.9.0.1"]
     (window,) = closed["windows"]
-    if not window["open"]:  # for a minute a week it is
+    if not window["open"]:  # it is open for one minute a week
         assert (closed["allowed"], closed["code"]) == (False, "outside_time_window")
         assert window["next_opening"].endswith("T00:00+14:00")
     assert found["8.8.8.8"]["code"] == found["printer.lab.internal"]["code"] == "target_out_of_scope"
@@ -129,7 +131,7 @@ async def test_every_interface_gives_the_same_explanation(interfaces: Interfaces
     assert "\x1b" not in json.dumps(body, ensure_ascii=False)
 
 
-async def test_a_tier_can_be_asked_for(interfaces: Interfaces) -> None:
+async def test_a_query_may_ask_for_a_risk(interfaces: Interfaces) -> None:
     (each,) = (await everywhere(interfaces, target="127.0.0.1", risk="scan"))["targets"]
     assert (each["allowed"], each["code"], each["max_risk"]) == (False, "risk_not_allowed", "probe")
     assert each["packets_per_second"] == 100
@@ -137,13 +139,13 @@ async def test_a_tier_can_be_asked_for(interfaces: Interfaces) -> None:
     assert each["allowed"] is True
 
 
-async def test_what_is_intrusive_is_refused_while_the_owner_does_not_allow_it(interfaces: Interfaces) -> None:
+async def test_an_intrusive_risk_is_refused_unless_the_operator_allows_it(interfaces: Interfaces) -> None:
     (each,) = (await everywhere(interfaces, target="10.0.0.1", risk="intrusive"))["targets"]
     assert (each["allowed"], each["code"], each["max_risk"]) == (False, "intrusive_not_allowed", "scan")
     assert "security.allow_intrusive" in each["hint"]
 
 
-async def test_a_plan_is_priced_and_judged_without_running(interfaces: Interfaces) -> None:
+async def test_a_plan_has_a_cost_and_a_decision_and_is_not_run(interfaces: Interfaces) -> None:
     body = await everywhere(
         interfaces, target="127.0.9.0/30", tool="nmap", parameters={"ports": "1-100", "mode": "ports"}
     )
@@ -154,7 +156,7 @@ async def test_a_plan_is_priced_and_judged_without_running(interfaces: Interface
     assert plan["seconds"] > 0
     refused = (await everywhere(interfaces, target="127.0.9.0/28", tool="nmap", parameters={"ports": "1-100"}))["plan"]
     assert (refused["allowed"], refused["code"]) == (False, "budget_exceeded")
-    assert "16 addresses x 100 ports are 1600; the policy allows 500 a call" in refused["reason"]
+    assert "16 addresses x 100 ports are 1600; the policy allows 500 per call" in refused["reason"]
     tier = (await everywhere(interfaces, target="127.0.0.1", tool="nmap", parameters={"ports": "1"}))["plan"]
     assert (tier["allowed"], tier["code"]) == (False, "risk_not_allowed")
     both = await everywhere(interfaces, target=["127.0.9.1", "8.8.8.8"], tool="nmap")
@@ -169,7 +171,7 @@ async def test_nothing_was_run_and_no_budget_was_spent(interfaces: Interfaces) -
     assert not [line for log in state.glob("*.jsonl") for line in log.read_text().splitlines() if '"accept"' in line]
 
 
-async def test_without_a_target_it_describes_the_policy(interfaces: Interfaces) -> None:
+async def test_without_a_target_the_policy_is_described(interfaces: Interfaces) -> None:
     body = await everywhere(interfaces)
     policy = body["policy"]
     assert policy["name"] == "interfaces"
@@ -193,7 +195,7 @@ async def test_without_a_target_it_describes_the_policy(interfaces: Interfaces) 
         ({"target": "1" * 2000}, "invalid_arguments"),
     ],
 )
-async def test_a_bad_question_is_a_typed_error(
+async def test_a_bad_query_gives_a_typed_error(
     interfaces: Interfaces, interface: str, query: dict[str, Any], code: str
 ) -> None:
     error = (await ask(interfaces, interface, **query))["error"]
@@ -215,7 +217,7 @@ async def test_unknown_and_mistyped_arguments_are_refused(interfaces: Interfaces
     assert (response.status_code, response.json()["code"]) == (422, "invalid_arguments")
 
 
-async def test_the_tool_is_listed_as_reading_only_and_is_small(interfaces: Interfaces) -> None:
+async def test_the_tool_is_listed_as_read_only_and_its_description_is_small(interfaces: Interfaces) -> None:
     for client in (interfaces.stdio, interfaces.http):
         (entry,) = [tool for tool in (await client.list_tools()).tools if tool.name == "scope"]
         assert entry.annotations is not None
@@ -225,23 +227,23 @@ async def test_the_tool_is_listed_as_reading_only_and_is_small(interfaces: Inter
         assert valid({"target": "10.0.0.1"})
         assert valid({})
         assert not valid({"target": "10.0.0.1", "allow": "8.8.8.8"})
-    compact_entry = describe_scope().model_dump(by_alias=True, mode="json", exclude_none=True)
+    compact_entry = describe(ScopeTool()).model_dump(by_alias=True, mode="json", exclude_none=True)
     assert len(json.dumps(compact_entry, separators=(",", ":"))) / 4 < 350, "tokens, at four characters each"
 
 
-async def test_the_text_says_what_the_structure_says(interfaces: Interfaces) -> None:
+async def test_the_text_has_the_same_content_as_the_structure(interfaces: Interfaces) -> None:
     result = await interfaces.stdio.call_tool("scope", {"target": ["127.0.9.1", "8.8.8.8"], "tool": "nmap"})
     (block,) = result.content
     assert block.type == "text"
     lines = block.text.splitlines()
     assert lines[0] == "allowed: 127.0.9.1: 127.0.9.1 is allowed by 127.0.9.0/24; up to scan; line 8"
-    assert lines[1].startswith("refused: 8.8.8.8: 8.8.8.8 is outside the scope; allowed: 127.0.0.0/8,")
+    assert lines[1].startswith("refused: 8.8.8.8: 8.8.8.8 is outside the scope. Allowed: 127.0.0.0/8,")
     assert lines[2].startswith("plan nmap: refused: ")
     assert result.structured_content is not None
-    jsonschema.validate(result.structured_content, describe_scope().output_schema or {})
+    jsonschema.validate(result.structured_content, describe(ScopeTool()).output_schema or {})
 
 
-async def test_people_read_the_same_in_a_shell(interfaces: Interfaces) -> None:
+async def test_the_command_line_prints_the_same_content(interfaces: Interfaces) -> None:
     ((status, out, _), (shown_status, shown, _)) = await batch(
         interfaces.env, ["scope", "check", "127.0.0.1", "8.8.8.8"], ["scope", "show"]
     )
@@ -252,14 +254,14 @@ async def test_people_read_the_same_in_a_shell(interfaces: Interfaces) -> None:
     assert "limit packets_per_hour: 5000004\n" in shown
 
 
-async def test_config_check_reads_the_policy_file_too(interfaces: Interfaces, tmp_path: Path) -> None:
+async def test_config_check_also_reads_the_policy_file(interfaces: Interfaces, tmp_path: Path) -> None:
     ((status, out, _),) = await batch(interfaces.env, ["config", "check", "--json"])
     assert (status, json.loads(out)["scope"][0]) == (0, "127.0.0.0/8")
     bad = tmp_path / "bad.yaml"
     bad.write_text("version: 1\nalow: []\n")
     both = interfaces.env | {"MCP_SECURITY_ALLOWED_TARGETS": "RFC1918"}
     for env, words in (
-        (interfaces.env | {"MCP_SECURITY_POLICY_FILE": str(bad)}, "bad.yaml, line 2: unknown key 'alow'"),
+        (interfaces.env | {"MCP_SECURITY_POLICY_FILE": str(bad)}, "bad.yaml, line 2: a policy has no key 'alow'"),
         (both, "security.policy_file and security.allowed_targets are both set"),
     ):
         ((status, _, err),) = await batch(env, ["config", "check"])
@@ -267,28 +269,28 @@ async def test_config_check_reads_the_policy_file_too(interfaces: Interfaces, tm
         assert words in err
 
 
-async def test_a_name_is_asked_once_also_where_its_call_is_planned(tmp_path: Path) -> None:
+async def test_a_name_is_looked_up_once_even_if_a_call_is_planned(tmp_path: Path) -> None:
     server = EnhancedMCPServer(load_config(env=environment(tmp_path / "state")))
     async with serve() as zone:
         zone.records["host.lab.internal"] = []
         zone.changing["host.lab.internal.", "A"] = [["A 127.0.9.1"], ["A 8.8.8.8"]]
-        server.pipeline.resolver = SystemResolver(["127.0.0.1"], port=zone.port, hosts_file=None)
-        query = read_query({"target": "host.lab.internal", "tool": "nmap", "parameters": {"ports": "1"}})
-        body = await ask_pipeline(server.pipeline, query, Actor("me", "test", access=FULL_ACCESS))
+        use_resolver(server.pipeline, SystemResolver(["127.0.0.1"], port=zone.port, hosts_file=None))
+        query = {"target": "host.lab.internal", "tool": "nmap", "parameters": {"ports": "1"}}
+        body = (await server.pipeline.answer("scope", query, Actor("me", "test", access=FULL_ACCESS))).body
         assert sorted(zone.questions) == [("host.lab.internal.", "A"), ("host.lab.internal.", "AAAA")]
     (target,) = body["targets"]
     assert (target["allowed"], target["addresses"], target["resolved"]["ttl"]) == (True, ["127.0.9.1"], 60)
     assert (body["plan"]["allowed"], body["plan"]["addresses"]) == (True, 1)
-    assert body["scope_hash"] == server.pipeline.policy.hash
+    assert body["scope_hash"] == server.pipeline.current.value.policy.hash
     await server.cleanup()
 
 
-async def test_every_question_to_a_name_server_is_on_the_log(tmp_path: Path) -> None:
+async def test_every_lookup_is_on_the_log(tmp_path: Path) -> None:
     server = EnhancedMCPServer(load_config(env=environment(tmp_path / "state")))
     try:
-        query = read_query({"target": ["nowhere.lab.internal", "127.0.0.1"]})
-        server.pipeline.resolver = SystemResolver([])
-        await ask_pipeline(server.pipeline, query, Actor("tester", "test", access=FULL_ACCESS))
+        query = {"target": ["nowhere.lab.internal", "127.0.0.1"]}
+        use_resolver(server.pipeline, SystemResolver([]))
+        await server.pipeline.answer("scope", query, Actor("tester", "test", access=FULL_ACCESS))
     finally:
         await server.cleanup()
     asked = [each for each in log_records(tmp_path / "state") if each["event"] == "lookup"]

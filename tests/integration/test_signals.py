@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 
-from mcp_server import metrics
 from mcp_server.config import load_config
 from mcp_server.errors import NetworkToolsError, PlatformError
 from mcp_server.model.access import FULL_ACCESS
 from mcp_server.model.run import Actor, Outcome
 from mcp_server.server import EnhancedMCPServer
+from mcp_server.server.applying import apply
 from tests.support.interfaces import environment, log_records
+from tests.support.metrics import counting, series
 from tests.support.scans import own_network, slow_scan, started
 
 ACTOR = Actor("tester", "test", access=FULL_ACCESS)
@@ -24,16 +25,16 @@ QUICK = {"target": "127.0.0.1", "ports": "1-3"}
 
 @pytest.fixture
 async def server(tmp_path: Path) -> AsyncIterator[EnhancedMCPServer]:
-    made = EnhancedMCPServer(load_config(env=environment(tmp_path / "state")))
-    yield made
-    await made.cleanup()
+    with counting():
+        made = EnhancedMCPServer(load_config(env=environment(tmp_path / "state")))
+        yield made
+        await made.cleanup()
 
 
 def ended(status: str) -> float:
-    """How many calls of nmap have ended so, as the figures say."""
-    page = metrics.exposition().decode().splitlines()
-    found = [line for line in page if line.startswith("mcp_tool_execution_total{") and f'status="{status}"' in line]
-    return sum(float(line.split()[-1]) for line in found if 'tool="nmap"' in line)
+    """Return how many calls of nmap ended with this status, as the metrics say."""
+    found = series("mcp_tool_execution_total", "tool", "status", "error_type")
+    return sum(number for labels, number in found.items() if labels[:2] == ("nmap", status))
 
 
 async def test_a_call_that_is_given_up_in_line_has_its_end_told(server: EnhancedMCPServer) -> None:
@@ -60,7 +61,7 @@ async def test_a_call_that_is_given_up_in_line_has_its_end_told(server: Enhanced
 async def test_a_run_whose_end_cannot_be_stored_is_told_as_failed(
     server: EnhancedMCPServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = await server.store()
+    store = await server.pipeline.open_store()
 
     async def lost(*_: Any) -> None:
         raise PlatformError("the store is away", code="store_unavailable")
@@ -87,7 +88,7 @@ async def test_a_run_whose_end_cannot_be_stored_is_told_as_failed(
 async def test_a_reload_whose_policy_cannot_be_logged_leaves_the_old_one_in_force(
     server: EnhancedMCPServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    audit, before = server.pipeline.audit, server.pipeline.policy.hash
+    audit, before = server.pipeline.audit, server.pipeline.current.value.policy.hash
     append = audit.append
 
     async def unless_policy(event: str, /, **fields: Any) -> Any:
@@ -98,23 +99,23 @@ async def test_a_reload_whose_policy_cannot_be_logged_leaves_the_old_one_in_forc
     monkeypatch.setattr(audit, "append", unless_policy)
     wider = load_config(env=environment(server.config.state_dir, MCP_SECURITY_ALLOWED_TARGETS="loopback,10.0.0.0/8"))
     with pytest.raises(NetworkToolsError):
-        await server.reload(wider)
-    assert server.pipeline.policy.hash == before
+        await apply(server.pipeline, wider)
+    assert server.pipeline.current.value.policy.hash == before
     assert "10.0.0.0/8" not in server.config.security.allowed_targets
 
 
 async def test_a_policy_that_the_guard_does_not_take_is_followed_on_the_log_by_the_old_one(
     server: EnhancedMCPServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    before = server.pipeline.policy.hash
+    before = server.pipeline.current.value.policy.hash
 
     async def refuse(_: str) -> None:
         raise PlatformError("the guard helper read another policy", code="guard_unavailable")
 
-    monkeypatch.setattr(server.guard, "reload", refuse)
+    monkeypatch.setattr(server.pipeline.guard, "reload", refuse)
     other = load_config(env=environment(server.config.state_dir, MCP_SECURITY_ALLOWED_TARGETS="loopback"))
     with pytest.raises(PlatformError):
-        await server.reload(other)
+        await apply(server.pipeline, other)
     policies = [each["scope_hash"] for each in log_records(tmp_path / "state") if each["event"] == "policy"]
     assert policies == [other.scope_policy().hash, before]
-    assert server.pipeline.policy.hash == before
+    assert server.pipeline.current.value.policy.hash == before

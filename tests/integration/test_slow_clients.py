@@ -1,4 +1,4 @@
-"""Clients that ask and do not read, close half of their connection, or only hold it: others are answered meanwhile."""
+"""Clients that do not read their responses, half-close or only hold a connection do not delay other clients."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def request(base: str, token: str, path: str) -> bytes:
 
 
 def connect(base: str, token: str, *paths: str) -> socket.socket:
-    """A client that asks for ``paths`` through a small buffer, and reads nothing yet."""
+    """Open a connection with a small buffer and request ``paths``, without reading a response."""
     where = urlsplit(base)
     sock = socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -45,7 +45,7 @@ def connect(base: str, token: str, *paths: str) -> socket.socket:
 
 
 class Server:
-    """A running HTTP server with one run whose raw output is 3 MB."""
+    """A running HTTP server that has one run with 3 MB of raw output."""
 
     def __init__(self, base: str, token: str, process: subprocess.Popen[str]) -> None:
         self.base, self.token, self.process = base, token, process
@@ -74,11 +74,12 @@ class Server:
 
 @contextmanager
 def serving(folder: Path) -> Iterator[Server]:
+    """Start a server with one run."""
     site = make_site_tools(folder / "site")
     with http_server(environment(folder / "state", **site.env)) as started:
         found = Server(*started)
         asyncio.run(_make_run(found))
-        asyncio.run(others_are_answered(found))  # what is imported and kept for that is no cost of slow clients
+        asyncio.run(others_are_answered(found))  # imports and caches then do not count as memory for slow clients
         yield found
 
 
@@ -91,31 +92,31 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 async def _make_run(server: Server) -> None:
     body = {"target": "127.0.0.1", "extra_args": "--do huge"}
     async with rest_client(server.base, server.token) as client:
-        answer = await client.post("/tools/probe/execute", json=body)
-        assert answer.status_code == 200, answer.text
-        server.run_id = answer.json()["run_id"]
+        response = await client.post("/tools/probe/execute", json=body)
+        assert response.status_code == 200, response.text
+        server.run_id = response.json()["run_id"]
         assert len((await client.get(server.raw)).content) == RAW_BYTES
 
 
 async def others_are_answered(server: Server) -> None:
-    """Ask what must be answered whoever else is slow; each within a second or five."""
+    """Check that other requests are answered, each within `SOON` seconds."""
     async with rest_client(server.base, server.token) as client:
         for path in ("/health", "/runs", "/tools", server.raw, "/metrics") * 2:
             started = time.monotonic()
             assert (await client.get(path)).status_code == 200, path
-            assert time.monotonic() - started < SOON, path
-        answer = await client.post("/tools/probe/execute", json={"target": "127.0.0.1", "extra_args": "--do nothing"})
-        assert answer.status_code == 200, answer.text
+            assert time.monotonic() - started < SOON, f"{path} took too long"
+        response = await client.post("/tools/probe/execute", json={"target": "127.0.0.1", "extra_args": "--do nothing"})
+        assert response.status_code == 200, response.text
 
 
-def test_clients_that_read_nothing_of_a_large_answer_hold_up_nobody(server: Server) -> None:
+def test_clients_that_do_not_read_a_large_response_do_not_delay_others(server: Server) -> None:
     before = server.rss
     with ExitStack() as stack:
         slow = [stack.enter_context(server.connect(server.raw)) for _ in range(30)]
         asyncio.run(others_are_answered(server))
-        # The kernel's buffers aside, the server holds a piece of each answer, a megabyte or so, and no whole one.
+        # The server holds about a megabyte of each response, besides the buffers of the kernel, and not all of it.
         assert server.rss - before < len(slow) * RAW_BYTES * 2 // 3
-        # One that reads in the end gets all of it.
+        # A client that reads later gets the whole response.
         text = b""
         while not text.endswith(b"x" * 1000) or len(text.partition(b"\r\n\r\n")[2]) < RAW_BYTES:
             text += slow[0].recv(MIB)
@@ -124,7 +125,7 @@ def test_clients_that_read_nothing_of_a_large_answer_hold_up_nobody(server: Serv
         assert body == b"x" * RAW_BYTES
 
 
-def test_a_client_that_asks_a_thousand_times_and_reads_nothing_is_answered_as_it_reads(server: Server) -> None:
+def test_a_thousand_requests_without_reading_do_not_fill_the_memory_and_can_be_read_later(server: Server) -> None:
     before = server.rss
     paths = [f"/runs/{server.run_id}?limit=1", "/openapi.json"] * 500
     with server.connect() as sock:
@@ -143,7 +144,7 @@ def test_a_client_that_asks_a_thousand_times_and_reads_nothing_is_answered_as_it
         assert sock.recv(9) == b"HTTP/1.1 "
 
 
-def test_connections_that_only_wait_hold_up_nobody(server: Server) -> None:
+def test_connections_without_a_complete_request_do_not_delay_others(server: Server) -> None:
     with ExitStack() as stack:
         for _ in range(50):
             stack.enter_context(server.connect())
@@ -154,7 +155,7 @@ def test_connections_that_only_wait_hold_up_nobody(server: Server) -> None:
 
 
 @pytest.mark.parametrize("path", ["raw", "/events", "/health"])
-def test_half_closed_connections_are_let_go(server: Server, path: str) -> None:
+def test_half_closed_connections_are_closed(server: Server, path: str) -> None:
     with ExitStack() as stack:
         for _ in range(20):
             sock = stack.enter_context(server.connect(server.raw if path == "raw" else path))
@@ -165,11 +166,11 @@ def test_half_closed_connections_are_let_go(server: Server, path: str) -> None:
         deadline = time.monotonic() + SOON
         while server.connections and time.monotonic() < deadline:
             time.sleep(0.05)
-        assert server.connections == 0
+        assert server.connections == 0, "connections are still open"
         asyncio.run(others_are_answered(server))
 
 
-def test_a_server_that_stops_does_not_stay_for_clients_that_read_nothing(tmp_path: Path) -> None:
+def test_a_stopping_server_does_not_wait_for_clients_that_do_not_read(tmp_path: Path) -> None:
     with serving(tmp_path) as server, ExitStack() as stack:
         for path in (server.raw, server.raw, "/events", "/health"):
             stack.enter_context(server.connect(path))
@@ -178,7 +179,7 @@ def test_a_server_that_stops_does_not_stay_for_clients_that_read_nothing(tmp_pat
         assert server.process.wait(10) == 0
 
 
-async def test_a_client_that_reads_nothing_is_dropped_in_the_end_and_one_that_is_slow_is_not() -> None:
+async def test_a_client_that_does_not_read_is_disconnected_and_a_slow_one_is_not() -> None:
     async def page(_: Request) -> Response:
         return Response(b"x" * 10 * MIB)
 
@@ -200,11 +201,11 @@ async def test_a_client_that_reads_nothing_is_dropped_in_the_end_and_one_that_is
             while got == 0 or len(served.server_state.connections) > 1:
                 got += len(await loop.sock_recv(slow, 200_000))
                 await asyncio.sleep(0.2)
-        assert got < 10 * MIB, "it is not through before the other is given up"
+        assert got < 10 * MIB, "the slow client had the whole response before the other was disconnected"
         assert len(served.server_state.connections) == 1
         while got < 10 * MIB:
             piece = await loop.sock_recv(slow, 10 * MIB)
-            assert piece, "the one that reads was dropped as well"
+            assert piece, "the slow client was disconnected too"
             got += len(piece)
     served.should_exit = True
     await serving

@@ -37,7 +37,7 @@ def test_content_is_kept_by_its_hash_as_plain_gzip(tmp_path: Path) -> None:
     raw = keep(tmp_path, b"<nmaprun>", b"", b"</nmaprun>")
     content = b"<nmaprun></nmaprun>"
     path = blob_path(tmp_path, raw.sha256)
-    assert raw == Raw(hashlib.sha256(content).hexdigest(), len(content), path.stat().st_size)
+    assert raw == Raw(hashlib.sha256(content).hexdigest(), len(content), path.stat().st_size, truncated=False)
     assert path == tmp_path / "raw" / raw.sha256[:2] / f"{raw.sha256[2:]}.gz"
     assert gzip.decompress(path.read_bytes()) == content
     assert files(tmp_path) == [path]
@@ -50,13 +50,13 @@ def test_the_same_content_is_kept_once(tmp_path: Path) -> None:
     assert len(files(tmp_path)) == 1
 
 
-def test_nothing_written_is_kept_as_nothing(tmp_path: Path) -> None:
+def test_empty_output_is_kept(tmp_path: Path) -> None:
     raw = keep(tmp_path)
     assert raw.size == 0
     assert read_raw(tmp_path, raw, 0, 10) == b""
 
 
-def test_what_passes_the_cap_is_left_out_and_said(tmp_path: Path) -> None:
+def test_output_over_the_limit_is_dropped_and_marked_truncated(tmp_path: Path) -> None:
     spool = RawSpool(tmp_path, "r1", 10)
     spool.write(b"0123456789")
     assert not spool.truncated
@@ -67,14 +67,14 @@ def test_what_passes_the_cap_is_left_out_and_said(tmp_path: Path) -> None:
     assert read_raw(tmp_path, raw, 0, 100) == b"0123456789"
 
 
-def test_only_the_owner_may_read(tmp_path: Path) -> None:
+def test_only_the_owner_of_the_files_may_read_them(tmp_path: Path) -> None:
     state = tmp_path / "state"
     keep(state, b"secret")
     for path in (state, *state.rglob("*")):
         assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
 
 
-def test_everything_written_can_be_read_before_the_end(tmp_path: Path) -> None:
+def test_the_spool_can_be_read_before_the_run_ends(tmp_path: Path) -> None:
     spool = RawSpool(tmp_path, "r1", MANY)
     written = b""
     for number in range(20):
@@ -91,7 +91,7 @@ def test_everything_written_can_be_read_before_the_end(tmp_path: Path) -> None:
     spool.abort()
 
 
-def test_a_spool_cut_anywhere_gives_what_is_before_the_cut(tmp_path: Path) -> None:
+def test_a_spool_that_is_cut_anywhere_is_read_up_to_the_cut(tmp_path: Path) -> None:
     spool = RawSpool(tmp_path, "r1", MANY)
     content = b"".join(b"<host n='%d'/>" % n for n in range(300))
     for start in range(0, len(content), 100):
@@ -107,14 +107,14 @@ def test_a_spool_cut_anywhere_gives_what_is_before_the_cut(tmp_path: Path) -> No
         assert content.startswith(got)
         kept.append(len(got))
     assert kept == sorted(kept)
-    assert len(set(kept)) == len(kept)  # each longer piece of the file gives more of the content
+    assert len(set(kept)) == len(kept)  # a longer piece of the file gives more content
 
 
-def test_there_may_be_nothing_to_adopt(tmp_path: Path) -> None:
+def test_without_a_spool_nothing_is_adopted(tmp_path: Path) -> None:
     assert adopt_spool(tmp_path, "r1") is None
 
 
-def test_an_aborted_spool_leaves_nothing(tmp_path: Path) -> None:
+def test_an_aborted_spool_leaves_no_file(tmp_path: Path) -> None:
     spool = RawSpool(tmp_path, "r1", MANY)
     spool.write(b"x")
     spool.abort()
@@ -125,7 +125,7 @@ def test_an_aborted_spool_leaves_nothing(tmp_path: Path) -> None:
         spool.finish()
 
 
-def test_aborting_after_the_end_forgets_nothing(tmp_path: Path) -> None:
+def test_aborting_after_the_end_deletes_nothing(tmp_path: Path) -> None:
     spool = RawSpool(tmp_path, "r1", MANY)
     spool.write(b"x")
     raw = spool.finish()
@@ -134,7 +134,7 @@ def test_aborting_after_the_end_forgets_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("run_id", ["../../escape", "a/b", "", ".", "ü" * 300, "x\0y"])
-def test_a_run_id_never_chooses_a_place(tmp_path: Path, run_id: str) -> None:
+def test_a_run_id_cannot_choose_the_folder_of_its_spool(tmp_path: Path, run_id: str) -> None:
     state = tmp_path / "state"
     spool = RawSpool(state, run_id, MANY)
     spool.write(b"x")
@@ -145,22 +145,22 @@ def test_a_run_id_never_chooses_a_place(tmp_path: Path, run_id: str) -> None:
 
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(offset=st.integers(0, 700_000), limit=st.integers(1, 400_000))
-def test_any_slice_is_that_of_the_content(tmp_path: Path, offset: int, limit: int) -> None:
+def test_any_slice_is_read(tmp_path: Path, offset: int, limit: int) -> None:
     content = b"".join(b"%d " % n for n in range(100_000))
-    raw = Raw(hashlib.sha256(content).hexdigest(), len(content), 0)
+    raw = Raw(hashlib.sha256(content).hexdigest(), len(content), 0, truncated=False)
     if not blob_path(tmp_path, raw.sha256).exists():
         keep(tmp_path, content)
     assert read_raw(tmp_path, raw, offset, limit) == content[offset : offset + limit]
 
 
 @pytest.mark.parametrize(("offset", "limit"), [(-1, 1), (0, 0), (0, -1), (0, READ_LIMIT_MAX + 1)])
-def test_slices_have_bounds(tmp_path: Path, offset: int, limit: int) -> None:
+def test_a_slice_out_of_range_is_refused(tmp_path: Path, offset: int, limit: int) -> None:
     raw = keep(tmp_path, b"x")
     with pytest.raises(ArgumentError, match=r"offset|limit"):
         read_raw(tmp_path, raw, offset, limit)
 
 
-def test_content_that_is_not_what_was_kept_is_never_shown(tmp_path: Path) -> None:
+def test_damaged_content_is_never_returned(tmp_path: Path) -> None:
     raw = keep(tmp_path, b"a" * 100_000)
     path = blob_path(tmp_path, raw.sha256)
     kept = path.read_bytes()
@@ -174,8 +174,8 @@ def test_content_that_is_not_what_was_kept_is_never_shown(tmp_path: Path) -> Non
     assert keep(tmp_path, b"a" * 100_000, run_id="r2").sha256 == raw.sha256
 
 
-def test_missing_content_is_said(tmp_path: Path) -> None:
-    raw = Raw("0" * 64, 1, 1)
+def test_missing_content_is_an_error(tmp_path: Path) -> None:
+    raw = Raw("0" * 64, 1, 1, truncated=False)
     with pytest.raises(PlatformError, match="No such file"):
         read_raw(tmp_path, raw, 0, 1)
     with pytest.raises(PlatformError, match="No such file"):
@@ -197,16 +197,14 @@ def test_memory_does_not_grow_with_the_content(tmp_path: Path) -> None:
     assert peak < 4 << 20
 
 
-async def test_the_store_reads_what_was_spooled_beside_it(tmp_path: Path) -> None:
+async def test_the_store_reads_raw_output(tmp_path: Path) -> None:
     store = open_store(None, tmp_path)
     raw = keep(tmp_path, b"0123456789")
     assert await store.read_raw(raw, 3, 4) == b"3456"
     assert await store.read_raw(raw, 10, 4) == b""
 
 
-async def test_the_whole_is_read_in_order_and_once_however_large(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_the_whole_content_is_read_once_and_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content = b"".join(b"%d " % n for n in range(1_000_000))
     raw = keep(tmp_path, content)
     store = open_store(None, tmp_path)
@@ -224,10 +222,10 @@ async def test_the_whole_is_read_in_order_and_once_however_large(
     assert b"".join(pieces) == content
     assert len(pieces) > 20
     assert max(map(len, pieces)) <= 256 * 1024
-    assert taken == 2 * len(content)  # once to check it, once to show it
+    assert taken == 2 * len(content)  # once to check the hash, once to return it
 
 
-async def test_what_is_damaged_is_said_before_the_first_piece(tmp_path: Path) -> None:
+async def test_damaged_content_is_an_error_before_the_first_piece(tmp_path: Path) -> None:
     raw = keep(tmp_path, os.urandom(1 << 20))
     path = blob_path(tmp_path, raw.sha256)
     path.write_bytes(path.read_bytes()[:-100])

@@ -1,4 +1,4 @@
-"""The medium fails for real: full, read-only, damaged, locked, gone and back."""
+"""A disk that is full or read-only, and a database that is damaged, locked or stopped."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def new_store(state: Path, url: str | None = None, **pool: Any) -> SqlStore:
 
 
 def on_own_mount(mount: str, mode: str, state: Path) -> dict[str, Any]:
-    """Run a child in a mount namespace of its own, where the state folder is a small file system."""
+    """Run a child in its own mount namespace, where ``mount`` sets up the state folder; return its messages."""
     unshare = ["unshare", "-m"] if os.geteuid() == 0 else ["unshare", "-rm"]
     child = [sys.executable, "-m", "tests.support.store_child", mode, str(state), "-"]
     ended_child = subprocess.run(
@@ -58,7 +58,7 @@ def on_own_mount(mount: str, mode: str, state: Path) -> dict[str, Any]:
     return facts
 
 
-def test_a_disk_that_fills_up_is_said_and_survived(tmp_path: Path) -> None:
+def test_a_run_continues_after_a_full_disk_has_space_again(tmp_path: Path) -> None:
     facts = on_own_mount(f"mount -t tmpfs -o size=8m none {tmp_path}", "starve", tmp_path)
     assert facts["add"] == facts["other"] == facts["spool"] == "disk_full"
     assert facts["kept"] == 1
@@ -66,19 +66,19 @@ def test_a_disk_that_fills_up_is_said_and_survived(tmp_path: Path) -> None:
     assert facts["raw"] == "before"
 
 
-def test_a_disk_that_is_full_from_the_start(tmp_path: Path) -> None:
+def test_a_store_on_a_full_disk_is_refused(tmp_path: Path) -> None:
     mount = f"mount -t tmpfs -o size=16k none {tmp_path} && head -c 1m /dev/zero >{tmp_path}/filler 2>/dev/null; true"
-    assert on_own_mount(mount, "no_room", tmp_path)["code"] == "disk_full"
+    assert on_own_mount(mount, "refuse", tmp_path)["code"] == "disk_full"
 
 
-def test_a_read_only_folder(tmp_path: Path) -> None:
-    facts = on_own_mount(f"mount -t tmpfs -o ro none {tmp_path}", "no_room", tmp_path)
+def test_a_read_only_folder_is_refused(tmp_path: Path) -> None:
+    facts = on_own_mount(f"mount -t tmpfs -o ro none {tmp_path}", "refuse", tmp_path)
     assert facts["code"] == facts["spool"] == "store_unavailable"
     assert "Read-only file system" in facts["message"]
     assert str(tmp_path) in facts["message"]
 
 
-async def test_a_state_folder_that_is_a_file(tmp_path: Path) -> None:
+async def test_a_state_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "state").write_text("in the way")
     store = new_store(tmp_path / "state")
     with pytest.raises(PlatformError, match="state") as caught:
@@ -89,7 +89,7 @@ async def test_a_state_folder_that_is_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content", [b"not a database at all, but long enough to be read as one" * 100, b"SQLite format 3\0"]
 )
-async def test_a_file_that_is_no_database(tmp_path: Path, content: bytes) -> None:
+async def test_a_file_that_is_not_a_database_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "store.db").write_bytes(content)
     store = new_store(tmp_path)
     with pytest.raises(PlatformError, match="damaged or not a database") as caught:
@@ -101,14 +101,13 @@ async def test_a_file_that_is_no_database(tmp_path: Path, content: bytes) -> Non
     await store.close()
 
 
-async def test_a_database_that_was_damaged_meanwhile(tmp_path: Path) -> None:
+async def test_a_damaged_database_is_refused(tmp_path: Path) -> None:
     store = new_store(tmp_path)
     await store.open()
     run = make_run("r1")
     await store.begin(run)
     await store.add_hosts(run, [make_host(f"10.0.{n // 250}.{n % 250}") for n in range(2000)])
     await store.finish(ended(run))
-    await store.settle()
     await store.close()
     path = tmp_path / "store.db"
     with path.open("r+b") as file:
@@ -125,7 +124,9 @@ async def test_a_database_that_was_damaged_meanwhile(tmp_path: Path) -> None:
     await store.close()
 
 
-async def test_a_database_another_program_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_write_fails_while_another_program_locks_the_database(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sqlite, "BUSY_SECONDS", 0.2)
     store = new_store(tmp_path)
     await store.open()
@@ -144,7 +145,7 @@ async def test_a_database_another_program_locks(tmp_path: Path, monkeypatch: pyt
     await store.close()
 
 
-async def test_the_database_is_closed_to_others(tmp_path: Path) -> None:
+async def test_other_users_cannot_read_the_database(tmp_path: Path) -> None:
     state = tmp_path / "state"
     store = new_store(state)
     await store.open()
@@ -156,7 +157,9 @@ async def test_the_database_is_closed_to_others(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGQUIT])
-async def test_postgres_goes_and_comes_back(tmp_path: Path, postgres: PostgresServer, how: signal.Signals) -> None:
+async def test_calls_fail_while_postgres_is_stopped_and_work_when_it_runs_again(
+    tmp_path: Path, postgres: PostgresServer, how: signal.Signals
+) -> None:
     store = new_store(tmp_path, postgres.new_database(), pool_timeout=5)
     await store.open()
     run = make_run("r1")
@@ -170,17 +173,18 @@ async def test_postgres_goes_and_comes_back(tmp_path: Path, postgres: PostgresSe
         assert caught.value.code == "store_unavailable"
         assert caught.value.retryable
     postgres.start()
-    # The same store, the same calls: nothing was lost and nothing is there twice.
+    # The same calls work again on the same store, and nothing is lost or stored twice.
     await store.add_hosts(run, hosts)
     await store.begin(make_run("r2"))
     await store.finish(ended(run))
-    await store.settle()
     assert (await store.hosts("r1")).total == 19
     assert (await store.get_run("r1")).outcome is Outcome.COMPLETED
     await store.close()
 
 
-async def test_a_restart_between_two_calls_is_not_noticed(tmp_path: Path, postgres: PostgresServer) -> None:
+async def test_a_restart_of_postgres_between_two_calls_does_not_fail_them(
+    tmp_path: Path, postgres: PostgresServer
+) -> None:
     store = new_store(tmp_path, postgres.new_database())
     await store.open()
     run = make_run("r1")
@@ -194,7 +198,7 @@ async def test_a_restart_between_two_calls_is_not_noticed(tmp_path: Path, postgr
     await store.close()
 
 
-async def test_postgres_that_is_not_there(tmp_path: Path, postgres: PostgresServer) -> None:
+async def test_a_wrong_postgres_url_is_an_error_without_the_password(tmp_path: Path, postgres: PostgresServer) -> None:
     for url in (
         "postgresql://user:secret@127.0.0.1:1/test",
         postgres.url("no_such_database"),
@@ -208,7 +212,7 @@ async def test_postgres_that_is_not_there(tmp_path: Path, postgres: PostgresServ
         assert "secret" not in str(caught.value.as_dict())
 
 
-async def test_a_pool_that_is_used_up(tmp_path: Path, postgres: PostgresServer) -> None:
+async def test_an_exhausted_pool_is_an_error(tmp_path: Path, postgres: PostgresServer) -> None:
     store = new_store(tmp_path, postgres.new_database(), pool_size=1, max_overflow=0, pool_timeout=0.2)
     await store.open()
     assert isinstance(store._database, PostgresDatabase)

@@ -1,4 +1,4 @@
-"""The pool keys of the database section, on a real PostgreSQL server."""
+"""The settings of the connection pool, on a real PostgreSQL server."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ async def opened(server: PostgresServer, **keys: float) -> tuple[PostgresDatabas
 
 
 @pytest.mark.parametrize(("size", "overflow"), [(1, 0), (2, 0), (1, 2)])
-async def test_size_and_overflow_bound_the_connections_and_the_timeout_the_wait(
+async def test_pool_size_and_overflow_limit_connections_and_the_timeout_limits_the_wait(
     server: PostgresServer, size: int, overflow: int
 ) -> None:
     database, engine = await opened(server, pool_size=size, max_overflow=overflow)
@@ -49,7 +49,7 @@ async def test_size_and_overflow_bound_the_connections_and_the_timeout_the_wait(
     await database.close()
 
 
-async def test_a_connection_older_than_recycle_is_made_again(server: PostgresServer) -> None:
+async def test_a_connection_older_than_pool_recycle_is_replaced(server: PostgresServer) -> None:
     database, engine = await opened(server, pool_recycle=1)
 
     async def backend() -> int:
@@ -63,7 +63,7 @@ async def test_a_connection_older_than_recycle_is_made_again(server: PostgresSer
     await database.close()
 
 
-async def test_the_keys_reach_the_pool(server: PostgresServer, tmp_path: Path) -> None:
+async def test_the_database_settings_reach_the_pool(server: PostgresServer, tmp_path: Path) -> None:
     keys = {
         "MCP_DATABASE_URL": server.new_database(),
         "MCP_DATABASE_POOL_SIZE": "3",
@@ -72,7 +72,7 @@ async def test_the_keys_reach_the_pool(server: PostgresServer, tmp_path: Path) -
         "MCP_DATABASE_POOL_RECYCLE": "66",
     }
     made = EnhancedMCPServer(load_config(env=environment(tmp_path / "state", **keys)))
-    store = await made.store()
-    pool = store._database._opened().pool  # type: ignore[attr-defined]  # the pool is what is looked at
+    store = await made.pipeline.open_store()
+    pool = store._database._opened().pool  # type: ignore[attr-defined]  # the pool itself is checked
     assert (pool.size(), pool._max_overflow, pool._timeout, pool._recycle) == (3, 4, 5, 66)
     await made.cleanup()

@@ -1,4 +1,4 @@
-"""Several real processes on one store: killed, recovering, writing at once."""
+"""Several real processes with one store: killed, recovering, and writing at once."""
 
 from __future__ import annotations
 
@@ -47,15 +47,15 @@ class Machine:
         return store
 
 
-def said(child: subprocess.Popen[str]) -> dict[str, Any]:
-    """The next thing a child says."""
+def next_message(child: subprocess.Popen[str]) -> dict[str, Any]:
+    """Return the next message of a child."""
     assert child.stdout is not None
     found: dict[str, Any] = json.loads(child.stdout.readline())
     return found
 
 
-def result(child: subprocess.Popen[str]) -> dict[str, Any]:
-    """What a child says before it ends well."""
+def last_message(child: subprocess.Popen[str]) -> dict[str, Any]:
+    """Wait for a child to end without an error, and return its last message."""
     output, _ = child.communicate(timeout=WAIT_SECONDS)
     assert child.returncode == 0
     found: dict[str, Any] = json.loads(output.splitlines()[-1])
@@ -72,32 +72,31 @@ def machine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Machine]
         child.communicate()
 
 
-async def test_a_killed_process_leaves_its_run_interrupted_with_what_it_had(machine: Machine) -> None:
+async def test_the_run_of_a_killed_process_becomes_interrupted_and_keeps_its_hosts(machine: Machine) -> None:
     child = machine.start("hold", "r1", "50")
-    assert said(child) == {"ready": True}
+    assert next_message(child) == {"ready": True}
     child.kill()
     child.wait()
     store = machine.store()
     assert len(await store.open()) == 1
     run = await store.get_run("r1")
-    assert (run.outcome, run.hosts_up, run.open_ports) == (Outcome.INTERRUPTED, 50, 50)
+    assert (run.outcome, run.counts) == (Outcome.INTERRUPTED, {"hosts_up": 50, "open_ports": 50})
     assert run.coverage is not None
     assert not run.coverage.complete
     assert (await store.hosts("r1")).total == 50
     assert run.raw is not None
     assert run.raw.truncated
     assert await store.read_raw(run.raw, 0, 10_000) == b"<host/>" * 100
-    await store.settle()
     await store.close()
     assert not list((machine.state / "raw" / "spool").iterdir())
     assert [path.name for path in (machine.state / "owners").iterdir()] == ["folder"]
 
 
-async def test_another_process_does_not_touch_the_runs_of_a_living_one(machine: Machine) -> None:
+async def test_runs_of_a_process_that_is_alive_are_not_touched(machine: Machine) -> None:
     server = machine.start("hold", "r1", "5")
-    assert said(server) == {"ready": True}
+    assert next_message(server) == {"ready": True}
     for _ in range(2):
-        assert result(machine.start("once"))["interrupted"] == 0
+        assert last_message(machine.start("once"))["interrupted"] == 0
     store = machine.store()
     assert len(await store.open()) == 0
     assert (await store.get_run("r1")).outcome is Outcome.RUNNING
@@ -106,29 +105,29 @@ async def test_another_process_does_not_touch_the_runs_of_a_living_one(machine: 
     await store.close()
 
 
-async def test_the_runs_of_another_folder_are_not_judged(machine: Machine, tmp_path: Path) -> None:
+async def test_runs_of_another_state_folder_are_not_touched(machine: Machine, tmp_path: Path) -> None:
     child = machine.start("hold", "r1", "5")
-    assert said(child) == {"ready": True}
+    assert next_message(child) == {"ready": True}
     child.kill()
     child.wait()
     url = machine.url or f"sqlite:///{machine.state / 'store.db'}"
-    unknown_caller = open_store(url, tmp_path / "elsewhere")
-    assert len(await unknown_caller.open()) == 0
-    assert (await unknown_caller.get_run("r1")).outcome is Outcome.RUNNING
-    await unknown_caller.close()
-    assert result(machine.start("once"))["interrupted"] == 1
+    other_store = open_store(url, tmp_path / "elsewhere")
+    assert len(await other_store.open()) == 0
+    assert (await other_store.get_run("r1")).outcome is Outcome.RUNNING
+    await other_store.close()
+    assert last_message(machine.start("once"))["interrupted"] == 1
 
 
 def test_a_run_is_recovered_by_one_process_only(machine: Machine) -> None:
     child = machine.start("hold", "r1", "5")
-    assert said(child) == {"ready": True}
+    assert next_message(child) == {"ready": True}
     child.kill()
     child.wait()
     finders = [machine.start("once") for _ in range(3)]
-    assert sorted(result(finder)["interrupted"] for finder in finders) == [0, 0, 1]
+    assert sorted(last_message(finder)["interrupted"] for finder in finders) == [0, 0, 1]
 
 
-async def test_raw_output_that_cannot_be_read_does_not_stop_a_start(machine: Machine) -> None:
+async def test_unreadable_raw_output_does_not_prevent_a_start(machine: Machine) -> None:
     store = machine.store()
     await store.open()
     await store.begin(make_run("r1"))
@@ -140,16 +139,16 @@ async def test_raw_output_that_cannot_be_read_does_not_stop_a_start(machine: Mac
     await store.close()
 
 
-def test_processes_that_start_at_once_make_one_schema(machine: Machine) -> None:
+def test_processes_that_start_together_create_the_schema_once(machine: Machine) -> None:
     starters = [machine.start("once") for _ in range(4)]
-    assert [result(starter)["interrupted"] for starter in starters] == [0] * 4
-    assert result(machine.start("once")) == {"interrupted": 0, "alembic": False}
+    assert [last_message(starter)["interrupted"] for starter in starters] == [0] * 4
+    assert last_message(machine.start("once")) == {"interrupted": 0, "alembic": False}
 
 
-async def test_two_processes_write_at_once_and_nothing_is_lost(machine: Machine) -> None:
+async def test_two_processes_write_at_once_without_loss(machine: Machine) -> None:
     workers = [machine.start("work", prefix, "10") for prefix in ("a", "b")]
     for worker in workers:
-        assert result(worker) == {"done": True}
+        assert last_message(worker) == {"done": True}
     store = machine.store()
     assert len(await store.open()) == 0
     page = await store.list_runs(limit=100)
@@ -159,24 +158,24 @@ async def test_two_processes_write_at_once_and_nothing_is_lost(machine: Machine)
     await store.close()
 
 
-async def test_a_process_that_forgets_to_close_still_ends(machine: Machine) -> None:
-    assert result(machine.start("forget")) == {"ready": True}
+async def test_a_process_that_does_not_close_its_store_still_ends(machine: Machine) -> None:
+    assert last_message(machine.start("forget")) == {"ready": True}
     store = machine.store()
     assert len(await store.open()) == 1
     await store.close()
 
 
-async def test_a_run_goes_on_while_another_process_recovers(machine: Machine) -> None:
+async def test_a_run_continues_while_another_process_recovers(machine: Machine) -> None:
     store = machine.store()
     await store.open()
     run = make_run("mine")
     await store.begin(run)
     child = machine.start("hold", "theirs", "5")
-    assert said(child) == {"ready": True}
+    assert next_message(child) == {"ready": True}
     child.kill()
     child.wait()
     await store.add_hosts(run, [make_host("10.0.0.1")])
-    assert result(machine.start("once"))["interrupted"] == 1
+    assert last_message(machine.start("once"))["interrupted"] == 1
     await store.finish(ended(run))
     assert (await store.get_run("mine")).outcome is Outcome.COMPLETED
     assert (await store.get_run("theirs")).outcome is Outcome.INTERRUPTED

@@ -1,4 +1,4 @@
-"""A tool of three lines works through every interface, from the owner's package and from an installed distribution."""
+"""A tool of three lines works through every interface, from a package of the operator and from an installed one."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ exit 0
 
 
 def install(folder: Path) -> None:
-    """Make a distribution as an installer leaves it: a module, its metadata and its entry point."""
+    """Create the files of an installed distribution: a module, its metadata and its entry point."""
     (folder / "whisper_tools.py").write_text(INSTALLED)
     info = folder / "whisper_tools-1.0.dist-info"
     info.mkdir()
@@ -66,7 +66,7 @@ async def interfaces(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("")
     (package / "plain.py").write_text(PACKAGE)
-    (package / "broken.py").write_text("raise SystemExit('this module leaves')\n")
+    (package / "broken.py").write_text("raise SystemExit('this module exits')\n")
     install(folder / "lib")
     (folder / "bin").mkdir()
     (folder / "bin" / "loud").write_text(LOUD)
@@ -80,26 +80,29 @@ async def interfaces(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[
         yield opened
 
 
-async def test_the_class_has_three_lines() -> None:
+async def test_the_class_of_the_tool_has_three_lines() -> None:
     start = PACKAGE.index("class EchoTool")
     assert len(textwrap.dedent(PACKAGE[start : PACKAGE.index("class DatabaseTool")]).strip().splitlines()) == 3
 
 
-def said(reply: Reply) -> dict[str, Any]:
+def completed(reply: Reply) -> dict[str, Any]:
+    """Check that the run completed, and return its result with the output of the program."""
     assert reply.error is None, reply.error
     assert (reply.body["outcome"], reply.body["returncode"]) == ("completed", 0)
-    # Over MCP the output of a program stands where untrusted text does; REST and the command line have ToolOutput.
-    said_by_target: dict[str, Any] = reply.body.get("from_target", {})
-    return reply.body | said_by_target
+    # MCP shows the output of a program with the untrusted text. REST and the command line have ToolOutput.
+    from_target: dict[str, Any] = reply.body.get("from_target", {})
+    return reply.body | from_target
 
 
 @pytest.mark.parametrize("interface", INTERFACES)
 @pytest.mark.parametrize("tool", ["echo", "whisper", "EchoTool", "WhisperTool"])
-async def test_it_runs_end_to_end(interfaces: Interfaces, interface: str, tool: str) -> None:
-    body = said(await interfaces.call(interface, tool, {"target": "127.0.0.1"}))
+async def test_the_tool_runs_and_its_run_and_output_are_stored(
+    interfaces: Interfaces, interface: str, tool: str
+) -> None:
+    body = completed(await interfaces.call(interface, tool, {"target": "127.0.0.1"}))
     assert body["stdout"] == "127.0.0.1\n"
     assert body["coverage"]["planned"] == body["coverage"]["looked_at"] == 1
-    body = said(await interfaces.call(interface, tool, {"target": "10.0.0.1", "extra_args": "-n"}))
+    body = completed(await interfaces.call(interface, tool, {"target": "10.0.0.1", "extra_args": "-n"}))
     assert body["stdout"] == "10.0.0.1"
     run = (await interfaces.rest.get(f"/runs/{body['run_id']}")).json()["run"]
     assert run["argv"] == ["/usr/bin/echo", "-n", "10.0.0.1"]
@@ -119,16 +122,18 @@ async def test_it_runs_end_to_end(interfaces: Interfaces, interface: str, tool: 
         ({}, "invalid_arguments"),
     ],
 )
-async def test_its_calls_are_held_to_the_scope_and_the_table(
+async def test_scope_parameters_and_flags_of_the_tool_are_checked(
     interfaces: Interfaces, interface: str, arguments: dict[str, Any], code: str
 ) -> None:
     assert (await interfaces.call(interface, "echo", arguments)).code == code
 
 
 @pytest.mark.parametrize("interface", INTERFACES)
-async def test_its_name_is_not_lost_and_its_output_is_escaped(interfaces: Interfaces, interface: str) -> None:
+async def test_a_class_name_with_a_suffix_word_is_found_and_its_output_is_escaped(
+    interfaces: Interfaces, interface: str
+) -> None:
     arguments = {"target": "127.0.0.1", "extra_args": "--color=blue -c 2"}
-    body = said(await interfaces.call(interface, "database", arguments))
+    body = completed(await interfaces.call(interface, "database", arguments))
     assert body["stdout"] == "name\\x1b[31m[red]\\x09--color=blue -c 2 127.0.0.1\n"
     if interface in {"rest", "cli"}:
         assert body["stderr"] == "second line\\u202e\n"
@@ -136,12 +141,12 @@ async def test_its_name_is_not_lost_and_its_output_is_escaped(interfaces: Interf
     assert raw.content == b"name\x1b[31m[red]\t--color=blue -c 2 127.0.0.1\n"
 
 
-async def test_it_is_described_in_full(interfaces: Interfaces) -> None:
+async def test_the_tool_is_described_in_every_list(interfaces: Interfaces) -> None:
     tools = {tool.name: tool for tool in (await interfaces.stdio.list_tools()).tools}
-    assert list(tools) == ["database", "echo", "nmap", "whisper", "scope"]
+    assert list(tools) == ["database", "echo", "nmap", "scope", "whisper"]
     echo = tools["echo"]
-    assert echo.title
-    assert echo.description
+    assert echo.title, "the tool has no title"
+    assert echo.description, "the tool has no description"
     assert set(echo.input_schema["properties"]) == {"target", "extra_args", "timeout_sec", "correlation_id"}
     result = await interfaces.stdio.call_tool("echo", {"target": "127.0.0.1"})
     assert echo.output_schema is not None
@@ -151,11 +156,11 @@ async def test_it_is_described_in_full(interfaces: Interfaces) -> None:
     assert listed["database"]["flags"] == ["--color=", "-c"]
 
 
-async def test_what_was_left_out_is_told_with_its_reason(interfaces: Interfaces) -> None:
+async def test_classes_that_were_left_out_are_listed_with_the_reason(interfaces: Interfaces) -> None:
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "mcp_server", "tools", "--json", env=interfaces.env, stdout=asyncio.subprocess.PIPE
     )
     out, _ = await process.communicate()
     reasons = {item["name"]: item["reason"] for item in json.loads(out)["left_out"]}
     assert "scaffolding" in reasons["acme_tools.plain.ToolBase"]
-    assert "this module leaves" in reasons["acme_tools.broken"]
+    assert "this module exits" in reasons["acme_tools.broken"]

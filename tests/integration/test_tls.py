@@ -1,4 +1,4 @@
-"""TLS on the HTTP interfaces, with and without certificates of clients."""
+"""TLS on the HTTP interfaces, with and without client certificates."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def context(authority: Authority, files: Files | None = None) -> ssl.SSLContext:
 
 @pytest.fixture(scope="module")
 def mutual(folder: Path, authority: Authority, of_server: Files) -> Iterator[tuple[int, str]]:
-    """Port and token of a server that wants certificates of its clients."""
+    """Yield the port and the token of a server that requires client certificates."""
     env = environment(folder / "state", **variables(of_server, authority.certificate))
     with http_server(env) as (base, token, _):
         yield int(base.rpartition(":")[2]), token
@@ -74,7 +74,7 @@ def test_a_client_with_a_certificate_still_needs_its_token(mutual: tuple[int, st
 
 
 @pytest.mark.parametrize("which", ["none", "expired", "another authority's"])
-def test_a_client_without_a_good_certificate_is_refused(
+def test_a_client_without_a_valid_certificate_is_refused(
     mutual: tuple[int, str], authority: Authority, folder: Path, which: str
 ) -> None:
     if which == "none":
@@ -83,17 +83,17 @@ def test_a_client_without_a_good_certificate_is_refused(
         shown = authority.issue("expired-client", good_for=-DAY)
     else:
         shown = Authority(folder, "other").issue("other-client")
-    with pytest.raises(httpx2.TransportError):  # in TLS 1.3 the client hears of it when it reads
+    with pytest.raises(httpx2.TransportError):  # in TLS 1.3 the client gets the error when it reads
         ask(*mutual, context(authority, shown))
 
 
-def test_a_client_that_speaks_no_tls_gets_no_answer(mutual: tuple[int, str]) -> None:
+def test_a_client_without_tls_gets_no_response(mutual: tuple[int, str]) -> None:
     with pytest.raises(httpx2.TransportError):
         httpx2.get(f"http://127.0.0.1:{mutual[0]}/livez")
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of asking for an old version
-def test_nothing_older_than_tls_1_2_is_spoken(mutual: tuple[int, str], authority: Authority) -> None:
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # for the old version
+def test_versions_before_tls_1_2_are_refused(mutual: tuple[int, str], authority: Authority) -> None:
     files = authority.issue("old-client")
     for version in (ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1):
         old = context(authority, files)
@@ -115,7 +115,7 @@ def test_a_connection_without_a_handshake_is_closed(mutual: tuple[int, str]) -> 
         assert HEAD_SEC - 1 < time.monotonic() - begun < 2 * HEAD_SEC
 
 
-async def test_without_an_authority_for_clients_the_token_is_enough(
+async def test_without_client_certificates_the_token_is_enough(
     tmp_path: Path, authority: Authority, of_server: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     env = environment(tmp_path / "state", **variables(of_server))
@@ -151,21 +151,23 @@ def test_addresses_follow(of_server: Files) -> None:
     [
         (lambda files: files.key.unlink(), "tls_key .* cannot be read"),
         (lambda files: files.certificate.unlink(), "tls_cert .* cannot be read"),
-        (lambda files: files.key.chmod(0o640), r"tls_key .* is open to other users \(mode 0640\)"),
+        (lambda files: files.key.chmod(0o640), r"tls_key .* can be read by other users \(mode 0640\)"),
         (lambda files: files.key.write_text("no key"), "cannot be used together"),
         (lambda files: files.certificate.write_text("no certificate"), "cannot be used together"),
         (lambda files: files.certificate.write_text(""), "cannot be used together"),
         (lambda files: files.key.write_bytes(Authority(files.key.parent, "x").issue("x").key.read_bytes()), "together"),
     ],
 )
-def test_a_file_that_will_not_do_is_named(authority: Authority, tmp_path: Path, break_it: object, why: str) -> None:
+def test_the_error_names_a_file_that_cannot_be_used(
+    authority: Authority, tmp_path: Path, break_it: object, why: str
+) -> None:
     files = Authority(tmp_path).issue("mine")
     break_it(files)  # type: ignore[operator]
     with pytest.raises(ConfigError, match=why):
         tls_context(settings(files))
 
 
-def test_a_key_with_a_passphrase_and_a_bad_authority_are_named(of_server: Files, tmp_path: Path) -> None:
+def test_the_error_names_a_key_with_a_passphrase_and_an_invalid_authority(of_server: Files, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be used together"):
         tls_context(settings(Authority(tmp_path).issue("sealed", passphrase=b"secret")))
     empty = tmp_path / "empty"
@@ -184,12 +186,12 @@ def test_a_key_with_a_passphrase_and_a_bad_authority_are_named(of_server: Files,
         ({"MCP_SERVER_TLS_CLIENT_CA": "/x"}, "needs server.tls_cert"),
     ],
 )
-def test_keys_that_need_each_other(env: dict[str, str], why: str) -> None:
+def test_tls_settings_that_need_each_other_are_checked(env: dict[str, str], why: str) -> None:
     with pytest.raises(ConfigError, match=why):
         load_config(env=env)
 
 
-def test_a_start_with_a_bad_file_is_refused_at_once(tmp_path: Path, of_server: Files) -> None:
+def test_the_server_does_not_start_with_an_invalid_file(tmp_path: Path, of_server: Files) -> None:
     files = Files(of_server.certificate, tmp_path / "none.key")
     env = environment(tmp_path / "state", **variables(files))
     done = cli.run("serve", "--transport", "http", "--port", str(free_port()), "--json", env=env)
@@ -199,13 +201,13 @@ def test_a_start_with_a_bad_file_is_refused_at_once(tmp_path: Path, of_server: F
     assert "none.key cannot be read" in error["message"]
 
 
-def test_it_says_https(tmp_path: Path, of_server: Files) -> None:
+def test_the_printed_url_begins_with_https(tmp_path: Path, of_server: Files) -> None:
     port = free_port()
     env = environment(tmp_path / "state", **variables(of_server))
     command = [*cli.COMMAND, "serve", "--transport", "http", "--port", str(port)]
     with subprocess.Popen(command, env=env, cwd=cli.ROOT, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
-        told = next(line for line in process.stderr if "Listening on" in line)
+        line = next(each for each in process.stderr if "Listening on" in each)
         process.terminate()
         process.communicate(timeout=30)
-    assert told == f"Listening on https://127.0.0.1:{port}\n"
+    assert line == f"Listening on https://127.0.0.1:{port}\n"

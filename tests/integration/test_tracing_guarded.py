@@ -1,4 +1,4 @@
-"""Traces of a server inside the kernel guard: a collector in scope gets them, any other is not even tried."""
+"""Traces of a server inside the kernel guard: only a collector inside the scope is used."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def host() -> Iterator[World]:
 
 @pytest.fixture
 def received(host: World, tmp_path: Path) -> Iterator[Callable[[], list[str]]]:
-    """Gives the names of spans that a collector on the machine outside has received so far."""
+    """Yield a function that returns the names of the spans that a collector outside has received."""
     enter = [binary("nsenter"), "--target", str(host.outside), "--net"]
     command = [*enter, sys.executable, "-m", "tests.support.otlp", "0.0.0.0", str(COLLECTOR)]
-    said = tmp_path / "received"
-    with said.open("w") as output, subprocess.Popen(command, cwd=ROOT, stdout=output) as process:
+    log = tmp_path / "received"
+    with log.open("w") as output, subprocess.Popen(command, cwd=ROOT, stdout=output) as process:
         try:
-            wait_for(lambda: "ready" in said.read_text())
-            yield lambda: said.read_text().splitlines()[1:]
+            wait_for(lambda: "ready" in log.read_text())
+            yield lambda: log.read_text().splitlines()[1:]
         finally:
             process.kill()
 
@@ -63,21 +63,21 @@ def serve(host: World, endpoint: str) -> Any:
 def test_a_collector_in_scope_gets_the_spans(host: World, received: Callable[[], list[str]]) -> None:
     with serve(host, f"http://{TARGET}:{COLLECTOR}") as found:
         assert scan(host)["outcome"] == "completed"
-        wait_for(lambda: {"plan", "run", "remember"} <= set(received()), lambda: f"{received()}\n{host.log}", 20)
+        wait_for(lambda: {"plan", "execute", "record"} <= set(received()), lambda: f"{received()}\n{host.log}", 20)
         assert found.guard()["dropped"] == 0
     assert "tracing.off" not in host.log
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", UNKNOWN_CALLER])
-def test_a_collector_that_the_guard_would_stop_is_not_tried(
+def test_a_collector_outside_the_scope_is_not_tried(
     host: World, received: Callable[[], list[str]], address: str
 ) -> None:
     strays = host.counted()["stray"]
     with serve(host, f"http://{address}:{COLLECTOR}") as found:
         answer = scan(host)
         assert answer["outcome"] == "completed"
-        time.sleep(0.5)  # ten times what a span waits before it is sent
-        assert found.guard()["dropped"] == 0, "spans were sent, and are an alarm"
+        time.sleep(0.5)  # ten times the delay after which spans are sent
+        assert found.guard()["dropped"] == 0, "spans were sent, which raises an alarm"
     assert host.log.count("tracing.off") == 1, host.log
     assert host.counted()["stray"] == strays
     assert not received()

@@ -1,4 +1,4 @@
-"""One trace from the caller's request through every step of the road, by whichever interface, to a real collector."""
+"""Traces of real servers: one trace from the request of a caller through every step, over every interface."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ SCAN = {
 
 @dataclass(frozen=True)
 class Caller:
-    """A caller's span: what a client sends, and what the server's spans must be part of."""
+    """The span of a client, which must be the parent of the spans of the server."""
 
     trace: str
     span: str
@@ -58,7 +58,7 @@ def receiving() -> Iterator[Collector]:
 
 
 def env_of(state: Path, endpoint: str, **extra: str) -> dict[str, str]:
-    # The ratio is 0: what arrives is there because a caller's own trace is recorded.
+    # The ratio is 0, so only traces of callers are recorded.
     own = {"MCP_TRACING_ENDPOINT": endpoint, "MCP_TRACING_SAMPLE_RATIO": "0", "OTEL_BSP_SCHEDULE_DELAY": "50"}
     return environment(state, **(own | extra))
 
@@ -75,12 +75,12 @@ def served(env: dict[str, str]) -> Iterator[tuple[str, str]]:
 
 
 def message(revision: str, method: str, meta: dict[str, Any], **params: Any) -> dict[str, Any]:
-    """A request of either era, with ``meta`` among its `_meta`."""
+    """Return a request of a revision, with ``meta`` in its `_meta`."""
     return request(7, method, _meta=(MODERN_META if revision == "2026" else {}) | meta, **params)
 
 
 async def over_stdio(revision: str, env: dict[str, str], *messages: dict[str, Any]) -> dict[str, Any]:
-    """The answer to the last of the messages."""
+    """Send the messages to a new server and return the response to the last one."""
     async with ServedProcess.open(*SERVER, env=env) as client:
         if revision == "2025":
             await client.send(initialize(1))
@@ -91,14 +91,14 @@ async def over_stdio(revision: str, env: dict[str, str], *messages: dict[str, An
             await client.send(each)
             answer = await client.receive()
         client.close_input()
-        # It ends by itself, and has sent its spans then.
+        # The server exits by itself after it has sent its spans.
         assert await asyncio.wait_for(client.process.wait(), 20) == 0
         return answer
 
 
 @asynccontextmanager
 async def http_session(revision: str, served: tuple[str, str]) -> AsyncIterator[httpx2.AsyncClient]:
-    """A client of /mcp; of the 2025 era with a session that is open."""
+    """Yield a client of /mcp, with an open session in the revision of 2025."""
     base, token = served
     headers = {"Authorization": f"Bearer {token}", "Accept": "application/json, text/event-stream"}
     async with httpx2.AsyncClient(base_url=base, headers=headers, timeout=60) as client:
@@ -124,8 +124,11 @@ async def over_http(
         return found
 
 
-def road(receiving: Collector, caller: Caller, top: str, *names: str) -> dict[str, Span]:
-    """The caller's trace by name, once it holds those; every span of it descends from the one of the request."""
+def trace_of(receiving: Collector, caller: Caller, top: str, *names: str) -> dict[str, Span]:
+    """Wait for these spans in the trace of the caller, check it, and return its spans by name.
+
+    Every span must be a descendant of the span of the request.
+    """
     spans = receiving.wait_for(top, *names, trace=caller.trace)
     by_id = {span.id: span for span in spans}
     first = next(span for span in spans if span.name == top)
@@ -137,14 +140,14 @@ def road(receiving: Collector, caller: Caller, top: str, *names: str) -> dict[st
             above = by_id[above.parent]
         assert first.start <= span.start <= span.end <= first.end, span.name
         assert not span.texts
-    # Whatever was sent so far, by any test here: no argument, and no address.
+    # No request to the collector, of any test so far, may hold an argument or an address.
     for word in (SECRET, PORTS, "127.0.0.1", OUTSIDE):
         assert not any(word.encode() in body for body in receiving.bodies), word
     return {span.name: span for span in spans}
 
 
 def check_whole(spans: dict[str, Span], top: str, env: dict[str, str], caller: Caller) -> None:
-    """A completed scan: every step, no error, the numbers, and the same trace on the decision log."""
+    """Check the trace of a completed scan: every step, no error, the numbers, and the trace id in the audit log."""
     assert not any(span.failed for span in spans.values())
     first = spans[top].attributes
     assert first["gen_ai.operation.name"] == "execute_tool"
@@ -165,14 +168,14 @@ def check_whole(spans: dict[str, Span], top: str, env: dict[str, str], caller: C
     }
 
 
-@pytest.mark.parametrize("era", REVISIONS)
+@pytest.mark.parametrize("revision", REVISIONS)
 async def test_a_call_over_stdio_is_one_trace(receiving: Collector, env: dict[str, str], revision: str) -> None:
     caller = Caller.make()
     answer = await over_stdio(
         revision, env, message(revision, "tools/call", caller.headers, name="nmap", arguments=SCAN)
     )
     assert not answer["result"].get("isError"), answer
-    spans = road(receiving, caller, "tools/call nmap", *STEPS)
+    spans = trace_of(receiving, caller, "tools/call nmap", *STEPS)
     check_whole(spans, "tools/call nmap", env, caller)
     first = spans["tools/call nmap"].attributes
     assert first["mcp.method.name"] == "tools/call"
@@ -182,7 +185,7 @@ async def test_a_call_over_stdio_is_one_trace(receiving: Collector, env: dict[st
     assert "mcp.session.id" not in first
 
 
-@pytest.mark.parametrize("era", REVISIONS)
+@pytest.mark.parametrize("revision", REVISIONS)
 async def test_a_call_over_http_is_one_trace(
     receiving: Collector, served: tuple[str, str], env: dict[str, str], revision: str
 ) -> None:
@@ -191,7 +194,7 @@ async def test_a_call_over_http_is_one_trace(
         revision, served, message(revision, "tools/call", caller.headers, name="nmap", arguments=SCAN)
     )
     assert not answer["result"].get("isError"), answer
-    spans = road(receiving, caller, "tools/call nmap", *STEPS)
+    spans = trace_of(receiving, caller, "tools/call nmap", *STEPS)
     check_whole(spans, "tools/call nmap", env, caller)
     first = spans["tools/call nmap"].attributes
     assert (first["network.transport"], first["network.protocol.name"]) == ("tcp", "http")
@@ -207,26 +210,26 @@ async def test_a_call_over_rest_is_one_trace(
         answer = await client.post("/tools/NmapTool/execute", json=SCAN, headers=caller.headers)
     assert answer.status_code == 200, answer.text
     top = "POST /tools/{tool_name}/execute"
-    spans = road(receiving, caller, top, *STEPS)
+    spans = trace_of(receiving, caller, top, *STEPS)
     check_whole(spans, top, env, caller)
     first = spans[top].attributes
     assert (first["http.request.method"], first["http.route"]) == ("POST", "/tools/{tool_name}/execute")
     assert first["http.response.status_code"] == 200
 
 
-@pytest.mark.parametrize("era", REVISIONS)
-async def test_the_header_of_the_http_request_counts_where_the_message_names_no_trace(
+@pytest.mark.parametrize("revision", REVISIONS)
+async def test_the_http_header_is_used_if_the_message_names_no_trace(
     receiving: Collector, served: tuple[str, str], revision: str
 ) -> None:
     caller, inner = Caller.make(), Caller.make()
     await over_http(revision, served, message(revision, "tools/list", {}), caller.headers)
-    assert set(road(receiving, caller, "tools/list")) == {"tools/list"}
+    assert set(trace_of(receiving, caller, "tools/list")) == {"tools/list"}
     await over_http(revision, served, message(revision, "tools/list", inner.headers), Caller.make().headers)
-    road(receiving, inner, "tools/list")
+    trace_of(receiving, inner, "tools/list")
 
 
 @pytest.mark.parametrize("interface", ["stdio", "http", "rest"])
-async def test_a_refusal_is_on_the_step_that_refused(
+async def test_a_refusal_marks_the_step_that_refused(
     receiving: Collector, served: tuple[str, str], env: dict[str, str], interface: str
 ) -> None:
     caller, arguments = Caller.make(), {"target": OUTSIDE}
@@ -237,7 +240,7 @@ async def test_a_refusal_is_on_the_step_that_refused(
     else:
         await (over_stdio("2026", env, asked) if interface == "stdio" else over_http("2026", served, asked))
     top = "POST /tools/{tool_name}/execute" if interface == "rest" else "tools/call nmap"
-    spans = road(receiving, caller, top, "validate", "plan")
+    spans = trace_of(receiving, caller, top, "validate", "plan")
     assert spans["plan"].failed
     assert spans["plan"].attributes["error.type"] == "target_out_of_scope"
     first = spans[top]
@@ -246,13 +249,13 @@ async def test_a_refusal_is_on_the_step_that_refused(
         assert first.attributes["http.response.status_code"] == 400
         assert first.attributes["error.type"] == "target_out_of_scope"
     else:
-        # As the conventions of MCP say it; our code stands beside it.
+        # As the conventions for MCP say, with our code in a second attribute.
         assert first.attributes["error.type"] == "tool_error"
         assert first.attributes["mcp_network_tools.error_code"] == "target_out_of_scope"
     assert not {"execute", "record", "respond"} & set(spans)
 
 
-async def test_what_only_a_caller_says_names_no_span(receiving: Collector, env: dict[str, str]) -> None:
+async def test_unknown_tools_and_methods_do_not_name_a_span(receiving: Collector, env: dict[str, str]) -> None:
     tool, method = Caller.make(), Caller.make()
     word = "hostile-word"
     await over_stdio(
@@ -261,16 +264,16 @@ async def test_what_only_a_caller_says_names_no_span(receiving: Collector, env: 
         message("2026", "tools/call", tool.headers, name=word, arguments={}),
         message("2026", f"{word}/{word}", method.headers),
     )
-    unknown = road(receiving, tool, "tools/call unknown")["tools/call unknown"]
+    unknown = trace_of(receiving, tool, "tools/call unknown")["tools/call unknown"]
     assert unknown.attributes["gen_ai.tool.name"] == "unknown"
     assert unknown.attributes["error.type"] == "-32602"
     assert unknown.attributes["mcp_network_tools.error_code"] == "unknown_tool"
-    other = road(receiving, method, "_OTHER")["_OTHER"]
+    other = trace_of(receiving, method, "_OTHER")["_OTHER"]
     assert other.attributes["mcp.method.name"] == "_OTHER"
     assert not any(word.encode() in body for body in receiving.bodies)
 
 
-async def test_programs_get_nothing_of_it(receiving: Collector, tmp_path: Path) -> None:
+async def test_programs_get_no_variable_of_tracing(receiving: Collector, tmp_path: Path) -> None:
     tools = make_site_tools(tmp_path / "site")
     (tools.folder / "bin" / "site-probe").write_text("#!/bin/sh\nexec env\n")
     own = {"OTEL_EXPORTER_OTLP_HEADERS": "authorization=hunter2", "OTEL_RESOURCE_ATTRIBUTES": "deployment=test"}
@@ -286,7 +289,7 @@ async def test_programs_get_nothing_of_it(receiving: Collector, tmp_path: Path) 
 
 
 async def refused_call(served: tuple[str, str]) -> Caller:
-    """A call that ends at once, as its caller."""
+    """Make a call that is refused at once, and return its caller."""
     caller = Caller.make()
     async with rest_client(*served) as client:
         answer = await client.post("/tools/nmap/execute", json={"target": OUTSIDE}, headers=caller.headers)
@@ -299,8 +302,8 @@ async def stopped(process: subprocess.Popen[str]) -> None:
     assert await asyncio.to_thread(process.wait, 10) == 0
 
 
-async def test_a_server_that_is_stopped_sends_what_it_has(tmp_path: Path, receiving: Collector) -> None:
-    # Spans wait for two seconds, which the second call's are not given.
+async def test_a_stopping_server_sends_its_queued_spans(tmp_path: Path, receiving: Collector) -> None:
+    # Spans are sent every two seconds, and the server stops before that.
     with http_server(env_of(tmp_path / "state", receiving.url, OTEL_BSP_SCHEDULE_DELAY="2000")) as (*served, process):
         first = await refused_call((served[0], served[1]))
         await asyncio.to_thread(receiving.wait_for, "plan", trace=first.trace)
@@ -311,11 +314,11 @@ async def test_a_server_that_is_stopped_sends_what_it_has(tmp_path: Path, receiv
 
 
 @pytest.mark.parametrize("dead", ["silent", "refused"])
-async def test_a_server_that_is_stopped_waits_for_no_dead_collector(tmp_path: Path, dead: str) -> None:
+async def test_a_dead_collector_does_not_delay_a_stopping_server(tmp_path: Path, dead: str) -> None:
     with collector() as receiving:
         receiving.silent.set()
         url = receiving.url if dead == "silent" else f"http://127.0.0.1:{free_port()}"
-        # Nothing is sent before the end, and the exporter alone would wait for a minute.
+        # The exporter sends nothing before the server stops, and would itself wait for the collector for a minute.
         waits = {"OTEL_BSP_SCHEDULE_DELAY": "600000", "OTEL_EXPORTER_OTLP_TIMEOUT": "60"}
         env = env_of(tmp_path / "state", url, MCP_SERVER_SHUTDOWN_GRACE_PERIOD="1", **waits)
         with http_server(env) as (base, token, process):

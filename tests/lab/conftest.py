@@ -1,4 +1,4 @@
-"""The lab for every test below this folder: built once in a session, ended with it."""
+"""The lab for all tests below this folder, built once per session."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from tests.lab.network.programs import LabError
 
 @pytest.fixture(scope="session")
 def lab() -> Iterator[Lab]:
-    """A lab that is up. LAB_FLEET (hosts, 2000) and LAB_DATABASES (0 or 1, 1) change its size.
+    """Start the lab. LAB_FLEET (number of hosts, 2000) and LAB_DATABASES (0 or 1, 1) change its size.
 
-    A machine that cannot carry it fails the tests: a skip would hide that nothing was looked at.
+    If the machine cannot run the lab, the tests fail. They are not skipped, because a skip would hide that nothing was
+    tested.
     """
     fleet = int(os.environ.get("LAB_FLEET", "2000"))
     databases = os.environ.get("LAB_DATABASES", "1") == "1"
-    why = ""
+    reason = ""
     try:
         started = Lab.start(fleet=fleet, databases=databases)
     except LabError as error:
-        why = str(error)
-    if why:
-        pytest.fail(why, pytrace=False)
+        reason = str(error)
+    if reason:
+        pytest.fail(reason, pytrace=False)
     with started:
         yield started

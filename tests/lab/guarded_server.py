@@ -1,7 +1,7 @@
-"""A guarded server in the lab: ``python -m tests.lab.guarded_server``, in the scanner's namespace, serves over stdio.
+"""Serve over stdio with a guard in the lab: ``python -m tests.lab.guarded_server``, in the namespace of the scanner.
 
-The scanner's namespace plays the host; the server gets addresses of its own on its segment. Everything else of the
-host (users, policy file, state folder) is made in the mount namespace the lab gave this process.
+The namespace of the scanner acts as the host. The server gets its own addresses on the scanner's segment. Users, policy
+file and state folder of the host are created in the mount namespace that the lab gave this process.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Scans the lab's hostile host through every interface and writes down all that comes out of each channel.
+"""Scan the hostile host of the lab through every interface, and write down the output of every channel.
 
-A program, because clients of the HTTP interfaces must be where the server is, in the scanner's namespace. Arguments: the
-host's address, an empty folder for the servers' state, and the file to write: a JSON object of channel to
-``{"form": "json" | "text" | "terminal" | "raw", "body": …}``.
+This is a program, because clients of the HTTP interfaces must run in the namespace of the server, which is that of the
+scanner. Arguments: the address of the host, an empty folder for the state of the servers, and the file to write. The
+file is a JSON object of channel to ``{"form": "json" | "text" | "terminal" | "raw", "body": …}``.
 """
 
 from __future__ import annotations
@@ -44,7 +44,10 @@ Channels = dict[str, dict[str, Any]]
 
 
 def environment(folder: Path) -> dict[str, Any]:
-    """Settings of the servers: everything is logged, into a file too, and two plain tools repeat what the host says."""
+    """Return the settings of the servers.
+
+    They log everything, also to a file, and two plain tools repeat the text of the host.
+    """
     package = folder / "lib" / "hostile_tools"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text(PACKAGE)
@@ -64,7 +67,7 @@ def environment(folder: Path) -> dict[str, Any]:
 
 
 def calls(address: str) -> dict[str, tuple[str, dict[str, Any]]]:
-    """The calls made through every interface, by name."""
+    """Return the calls that are made through every interface, by name."""
     ports = {"target": address, "ports": "80,2323,9000", "timing": 4}
     return {
         "scripts": (
@@ -84,7 +87,10 @@ def calls(address: str) -> dict[str, tuple[str, dict[str, Any]]]:
 
 
 async def over_mcp(name: str, client: Client, address: str, channels: Channels) -> None:
-    """Every call over MCP: structure, text, progress, and the run as a resource with its raw output."""
+    """Make every call over MCP.
+
+    Store structured content, text, progress, and the run as a resource with its raw output.
+    """
     said: list[str] = []
 
     async def on_progress(progress: float, total: float | None, message: str | None) -> None:
@@ -113,7 +119,7 @@ async def over_mcp(name: str, client: Client, address: str, channels: Channels) 
 
 
 async def over_rest(interfaces: Interfaces, address: str, channels: Channels) -> None:
-    """Every call over REST, the runs, and the pages of the server itself."""
+    """Make every call over REST; store the results, the runs, and the pages of the server."""
     runs = []
     for call in ("services", "plain", "failed", "scripts"):
         tool, arguments = calls(address)[call]
@@ -130,7 +136,10 @@ async def over_rest(interfaces: Interfaces, address: str, channels: Channels) ->
 
 
 async def over_cli(interfaces: Interfaces, address: str, channels: Channels) -> None:
-    """Every call on the command line: as JSON into a pipe, and as text on a terminal, with the runs it made."""
+    """Make every call on the command line, as JSON into a pipe and as text on a terminal.
+
+    Store the output and the runs.
+    """
     runs = []
     for call in ("scripts", "plain", "failed"):
         tool, arguments = calls(address)[call]
@@ -153,7 +162,7 @@ async def over_cli(interfaces: Interfaces, address: str, channels: Channels) -> 
 
 
 async def collect(address: str, folder: Path) -> Channels:
-    """Everything, from three servers at once and the command line, over one state folder."""
+    """Collect the output of three servers and the command line, with one state folder."""
     channels: Channels = {}
     async with open_interfaces(folder / "state", **environment(folder)) as interfaces:
         await asyncio.gather(

@@ -1,9 +1,9 @@
-"""Speaks to sockets from inside a namespace: a small program, so that the tests see what a host on that wire sees.
+"""Send to sockets from inside a namespace, so that the tests see what a host on that network sees.
 
 Standard input: JSON ``{"connect": [[address, port]...], "greet": [[address, port]...], "tls": [[address, port]...],
-"ask": [[address, port, hex]...], "seconds": 4}``. Standard output, with lists in the same order: for ``connect``
+"ask": [[address, port, hex]...], "seconds": 4}``. Standard output has lists in the same order: for ``connect``
 [outcome, seconds] with open, refused, silent or unreachable; for ``greet`` the first bytes in hex; for ``tls`` the
-certificate in hex; for ``ask`` the datagram that answers in hex, or null.
+certificate in hex; for ``ask`` the response datagram in hex, or null.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 
 async def connect(address: str, port: int, seconds: float) -> tuple[str, float]:
-    """Connect once and say how that ended."""
+    """Connect once and return the outcome and the seconds."""
     start = time.monotonic()
     try:
         async with asyncio.timeout(seconds):
@@ -36,7 +36,7 @@ async def connect(address: str, port: int, seconds: float) -> tuple[str, float]:
 
 
 async def greet(address: str, port: int, seconds: float) -> str:
-    """The first bytes that a port says unasked, up to 64 KiB."""
+    """Return the first bytes that a port sends without a request, at most 64 KiB."""
     async with asyncio.timeout(seconds):
         reader, writer = await asyncio.open_connection(address, port)
         said = await reader.read(65536)
@@ -45,7 +45,7 @@ async def greet(address: str, port: int, seconds: float) -> str:
 
 
 async def certificate(address: str, port: int, seconds: float) -> str:
-    """The certificate a TLS port shows, whatever it is worth; old protocol versions are taken too."""
+    """Return the certificate of a TLS port without verifying it; old protocol versions are accepted too."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -57,7 +57,7 @@ async def certificate(address: str, port: int, seconds: float) -> str:
 
 
 async def ask(address: str, port: int, question: str, seconds: float) -> str | None:
-    """Send one datagram and wait for one back, from whatever port it comes."""
+    """Send one datagram and wait for a response from any port."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM) as sender:
         sender.setblocking(False)
@@ -72,7 +72,7 @@ async def ask(address: str, port: int, question: str, seconds: float) -> str | N
 
 
 async def main() -> None:
-    """Carry out the whole order at once."""
+    """Run all requested probes at the same time."""
     order: dict[str, Any] = json.load(sys.stdin)
     seconds = order.get("seconds", 4.0)
     steps: dict[str, Callable[..., Awaitable[Any]]] = {

@@ -1,19 +1,20 @@
-"""nmap without this project: its XML read as a whole by the standard library, to judge our own reading by."""
+"""Run nmap without this project and parse its XML with the standard library, to check the project's parser."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from xml.etree import ElementTree as ET
 
-from mcp_server.model.host import ExtraPorts, Host, Port, Service
+from mcp_server.model.host import ExtraPorts, Host, Port
 from tests.lab.network.handle import Lab
 from tests.lab.network.programs import find
+from tests.support.services import make_service
 
 
 def nmap(lab: Lab, arguments: Sequence[str], *, timeout: float = 100.0) -> list[Host]:
-    """Run nmap in the scanner's namespace and return its hosts."""
+    """Run nmap in the namespace of the scanner and return its hosts."""
     done = lab.run("scan", [find("nmap"), "-n", "-oX", "-", *arguments], timeout=timeout)
-    return [_host(element) for element in ET.fromstring(done.stdout).iter("host")]  # noqa: S314 - local nmap's output
+    return [_host(element) for element in ET.fromstring(done.stdout).iter("host")]  # noqa: S314 - output of the local nmap
 
 
 def _host(element: ET.Element) -> Host:
@@ -33,7 +34,7 @@ def _port(element: ET.Element) -> Port:
     found = element.find("service")
     service = None
     if found is not None:
-        service = Service(
+        service = make_service(
             name=found.get("name", ""),
             product=found.get("product", ""),
             version=found.get("version", ""),

@@ -1,4 +1,4 @@
-"""What the lab's hostile host says comes out of every channel visibly, only where it is expected, and never active."""
+"""Text from the hostile host of the lab is in every channel escaped, only in its fields, and never has an effect."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ Channels = dict[str, dict[str, Any]]
 
 MARK = "mark-"
 RICH = re.compile(rb"\x1b\[[0-9;]*m|\x1b\[\?25[hl]|\x1b\[[0-9]*[AGK]|\r")
-"""What the table and the progress bar of the command line send to a terminal by themselves."""
+"""The escape sequences that the tables and the progress bar of the command line send to a terminal."""
 RAW = [text for text in HOSTILE_TEXTS if re.search(rb"[\x00-\x1f\x7f-\xff]", text)]
 PLAIN_FIELDS = {"stdout", "stderr"}
-"""The fields of a ToolOutput whose names the interface fixes."""
+"""The fields of a ToolOutput whose names are fixed."""
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def channels(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Channels:
 
 
 def texts(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Every text in a JSON value, and every key as a text of its own, with the keys above it."""
+    """Yield every text and every key of a JSON value, with the path of keys above it."""
     if isinstance(value, dict):
         for key, item in value.items():
             yield (*path, "a key"), key
@@ -55,14 +55,14 @@ def of_form(channels: Channels, *forms: str) -> dict[str, Any]:
     return chosen
 
 
-def test_every_channel_was_read_and_the_test_is_not_blind(channels: Channels) -> None:
+def test_every_channel_was_read_and_has_text_from_the_host(channels: Channels) -> None:
     seen = {name: json.dumps(channel["body"]) for name, channel in channels.items()}
     for interface in ("stdio", "http"):
         for call in ("scripts", "services", "cut", "plain", "failed"):
             for part in ("structure", "text", "resource", "resource/raw"):
                 assert f"{interface} {call} {part}" in seen
         assert len(channels[f"{interface} progress"]["body"]) > 5
-    # What the host said did come through, in its harmless form, wherever a interface shows what it said.
+    # The text of the host is there, in its escaped form, on every channel that shows it.
     for name in (
         *(
             f"{interface} services {part}"
@@ -98,14 +98,14 @@ def test_every_channel_was_read_and_the_test_is_not_blind(channels: Channels) ->
     assert len([name for name in seen if name.startswith("file ")]) >= 3, "logs of the servers, and the audit log"
 
 
-def test_nothing_hidden_or_active_is_in_any_text(channels: Channels) -> None:
+def test_no_text_has_hidden_or_active_characters(channels: Channels) -> None:
     for name, body in of_form(channels, "json", "text", "output", "ours").items():
         for path, text in texts(body):
             found = {char for char in text if hidden(char) and char != "\n"}
             assert not found, f"{name} {path}: {found!r}"
 
 
-def test_nothing_of_the_hosts_reaches_a_terminal_raw(channels: Channels) -> None:
+def test_no_text_from_the_host_reaches_a_terminal_unescaped(channels: Channels) -> None:
     for name, body in of_form(channels, "terminal").items():
         sent = body.encode("latin-1")
         for raw in RAW:
@@ -117,7 +117,7 @@ def test_nothing_of_the_hosts_reaches_a_terminal_raw(channels: Channels) -> None
         assert b"[red]mark-markup" in sent or b"mark-markup" not in sent, f"{name}: read as markup"
 
 
-def test_what_the_host_said_stands_only_in_fields_that_say_so(channels: Channels) -> None:
+def test_text_from_the_host_is_only_in_fields_for_it(channels: Channels) -> None:
     for name, body in of_form(channels, "json").items():
         for path, text in texts(body):
             if MARK in text:
@@ -127,14 +127,14 @@ def test_what_the_host_said_stands_only_in_fields_that_say_so(channels: Channels
                 assert expected, f"{name} {'.'.join(path)}: {text[:200]}"
 
 
-def test_in_the_text_of_an_answer_every_line_of_the_hosts_is_marked(channels: Channels) -> None:
+def test_every_line_from_the_host_in_the_text_of_a_result_is_marked(channels: Channels) -> None:
     for name, text in of_form(channels, "text").items():
         for line in text.splitlines():
             assert MARK not in line or line.startswith(("| ", "#")), f"{name}: {line[:200]}"
 
 
-def test_our_own_words_hold_nothing_of_the_hosts(channels: Channels) -> None:
-    """Errors, progress, logs, the audit log, lists, metrics, the pages of the server."""
+def test_text_of_the_server_has_nothing_from_the_host(channels: Channels) -> None:
+    """Checks errors, progress, logs, the audit log, lists, metrics, and the pages of the server."""
     for name, body in of_form(channels, "ours").items():
         for path, text in texts(body):
             assert MARK not in text, f"{name} {path}: {text[max(0, text.index(MARK) - 100) :][:300]}"
@@ -144,26 +144,26 @@ def test_our_own_words_hold_nothing_of_the_hosts(channels: Channels) -> None:
                 assert MARK not in text, f"{name} {path}"
 
 
-def test_a_line_of_the_hosts_never_passes_for_a_line_of_a_log(channels: Channels) -> None:
+def test_a_line_from_the_host_never_looks_like_a_log_line(channels: Channels) -> None:
     lines = 0
     for name, body in of_form(channels, "ours").items():
         if name.startswith("file ") and ".log" in name:
             lines += len(body.splitlines())
             assert not any(line.startswith("2026-01-01") for line in body.splitlines()), name
-    assert lines > 10, "the servers logged nothing that could have been forged"
+    assert lines > 10, "the servers wrote too few log lines"
 
 
-def test_a_banner_of_a_megabyte_is_a_small_answer(channels: Channels) -> None:
+def test_a_banner_of_a_megabyte_gives_a_small_result(channels: Channels) -> None:
     assert HOSTILE_BULK >= 1_000_000
     for name, body in of_form(channels, "json", "text").items():
         raw = sum(len(text) for _, text in texts(body))
-        # A REST or command-line result repeats nmap's XML, which has what nmap itself keeps of the banner.
+        # A REST or command-line result contains the XML of nmap, with the part of the banner that nmap keeps.
         limit = 15_000 if name.endswith((" structure", " text")) else 400_000
         assert raw <= limit, f"{name}: {raw}"
     assert CALL_TEXT_LIMIT <= 16 * 1024 * 1024
 
 
-def test_an_address_and_a_run_that_the_host_names_lead_nowhere(channels: Channels) -> None:
+def test_an_address_or_run_id_from_the_host_has_no_effect(channels: Channels) -> None:
     for name, body in of_form(channels, "json").items():
         for path, text in texts(body):
             if path[-1:] in {("address",), ("addresses",), ("run_id",), ("next",), ("argv",)}:

@@ -1,4 +1,4 @@
-"""The lab is what its truth says, at the level of sockets."""
+"""The lab matches its truth, checked with sockets."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def probe(lab: Lab, **order: Any) -> Any:
     return json.loads(lab.run("scan", [sys.executable, "-S", str(PROBE)], text_in=json.dumps(order)).stdout)
 
 
-def test_every_tcp_endpoint_takes_connections_on_every_address_it_has(lab: Lab) -> None:
+def test_every_tcp_endpoint_accepts_connections_on_all_its_addresses(lab: Lab) -> None:
     interfaces = {
         (address, endpoint.port): "open" if endpoint.ipv6 or ":" not in address else "refused"
         for host in lab.truth.hosts.values()
@@ -38,7 +38,7 @@ def test_every_tcp_endpoint_takes_connections_on_every_address_it_has(lab: Lab) 
     assert len(interfaces) > 50
 
 
-def test_a_port_that_is_not_listed_behaves_as_the_truth_says(lab: Lab) -> None:
+def test_a_port_that_is_not_listed_has_the_state_of_the_truth(lab: Lab) -> None:
     hosts = {address: host for host in lab.truth.hosts.values() for address in host.addresses}
     results = probe(lab, connect=[[address, UNLISTED_PORT] for address in hosts])["connect"]
     wrong = {
@@ -70,13 +70,13 @@ def test_udp_services_answer_in_their_protocol(lab: Lab) -> None:
     resolver, bind, time, community, community_ipv6, transfer = (bytes.fromhex(answer) for answer in answers)
     assert bytes([10, 77, 1, 19]) in resolver
     assert bytes([10, 77, 1, 19]) in bind
-    assert (time[0] & 7, len(time)) == (4, 48)  # RFC 5905: mode 4 is a server's answer
+    assert (time[0] & 7, len(time)) == (4, 48)  # RFC 5905: mode 4 is a server response
     assert b"public" in community
     assert b"public" in community_ipv6
-    assert transfer[:2] == b"\x00\x05"  # RFC 1350: an error, for the file is not there
+    assert transfer[:2] == b"\x00\x05"  # RFC 1350: an error, because the file does not exist
 
 
-def test_certificates_are_the_good_and_the_expired_one(lab: Lab) -> None:
+def test_one_certificate_is_valid_and_one_expired(lab: Lab) -> None:
     endpoints = [endpoint for endpoint in lab.truth["web1"].endpoints if endpoint.certificate]
     shown = probe(lab, tls=[["10.77.1.10", endpoint.port] for endpoint in endpoints])["tls"]
     for endpoint, raw in zip(endpoints, shown, strict=True):
@@ -87,7 +87,7 @@ def test_certificates_are_the_good_and_the_expired_one(lab: Lab) -> None:
     assert [endpoint.port for endpoint in endpoints] == [443, 8443]
 
 
-def test_awkward_hosts_are_awkward(lab: Lab) -> None:
+def test_unusual_hosts_behave_as_described(lab: Lab) -> None:
     results = probe(lab, connect=[["10.77.2.23", 80]] * 40 + [["10.77.2.25", 80]] * 5)["connect"]
     rate_limited = [outcome for outcome, _ in results[:40]]
     assert 1 <= rate_limited.count("open") < 40  # SYNs are sent again, so a few more than burst and rate allow
@@ -98,7 +98,7 @@ def test_awkward_hosts_are_awkward(lab: Lab) -> None:
     assert b"A" * 1024 in bytes.fromhex(banners[1])
 
 
-def test_the_fleet_is_open_where_it_should_be_and_nowhere_else(lab: Lab) -> None:
+def test_the_fleet_has_exactly_the_open_ports_of_the_truth(lab: Lab) -> None:
     sample = list(lab.truth.fleet.values())[::40]
     interfaces = {(host.address, port): {"open"} for host in sample for port in host.tcp}
     interfaces |= {(host.address, UNLISTED_PORT): OUTCOME[host.unlisted] for host in sample}
@@ -112,14 +112,14 @@ def test_the_fleet_is_open_where_it_should_be_and_nowhere_else(lab: Lab) -> None
     assert wrong == {}
 
 
-def test_names_resolve_in_the_lab_and_nothing_else_does(lab: Lab) -> None:
+def test_only_names_of_the_lab_resolve(lab: Lab) -> None:
     for host in lab.truth.hosts.values():
         found = lab.run("scan", [find("getent"), "ahosts", host.fqdn]).stdout
         assert {line.split()[0] for line in found.splitlines()} == set(host.resolves_to)
     assert lab.run("scan", [find("getent"), "ahosts", "example.org"], check=False).returncode == 2
 
 
-def test_no_way_leads_out_of_the_lab(lab: Lab) -> None:
+def test_no_route_leads_out_of_the_lab(lab: Lab) -> None:
     assert "via 10.77.1.1" in lab.run("scan", [find("ip"), "route", "get", "192.0.2.1"]).stdout
     for router in ("r1", "r2"):
         assert lab.run(router, [find("ip"), "route", "get", "192.0.2.1"], check=False).returncode == 2
@@ -129,7 +129,7 @@ def test_no_way_leads_out_of_the_lab(lab: Lab) -> None:
         assert kinds <= {"loopback", "veth", "bridge", "tun"}
 
 
-def test_a_program_in_the_scanner_has_our_files_and_our_pipes(lab: Lab, tmp_path: Path) -> None:
+def test_a_program_in_the_scanner_has_the_files_and_pipes_of_the_caller(lab: Lab, tmp_path: Path) -> None:
     (tmp_path / "note").write_text("seen")
     code = f"import sys; print(open({str(tmp_path / 'note')!r}).read(), sys.stdin.read())"
     assert lab.run("scan", [sys.executable, "-c", code], text_in="asked").stdout == "seen asked\n"
@@ -137,12 +137,12 @@ def test_a_program_in_the_scanner_has_our_files_and_our_pipes(lab: Lab, tmp_path
     assert f"{SCANNER_IPV4}/24" in addresses
 
 
-def test_a_namespace_that_is_not_there_is_named(lab: Lab) -> None:
+def test_the_error_names_a_missing_namespace(lab: Lab) -> None:
     with pytest.raises(LabError, match="no namespace 'web9'; the lab has: dark1, "):
         lab.exec_argv("web9", ["true"])
 
 
-def test_the_status_and_complaint_of_a_program_come_back(lab: Lab) -> None:
+def test_the_error_has_the_status_and_output_of_a_program(lab: Lab) -> None:
     complain = [sys.executable, "-S", "-c", "import sys; sys.exit('no such thing')"]
     with pytest.raises(LabError, match="in scan ended with 1: no such thing"):
         lab.run("scan", complain)

@@ -1,4 +1,4 @@
-"""A lab leaves nothing behind, however it ends, and says what it lacks."""
+"""A lab leaves nothing behind, in whatever way it ends, and names what it lacks."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def processes() -> list[int]:
 
 
 def of_lab(pid: int) -> set[int]:
-    """The processes in the lab's process namespace. A lab is up when this is asked."""
+    """Return the processes in the process namespace of the lab, which must be up."""
     own = Path(f"/proc/{pid}/ns/pid").readlink()
     found = set()
     for candidate in processes():
@@ -48,7 +48,7 @@ def of_lab(pid: int) -> set[int]:
 
 
 def outside() -> tuple[str, str]:
-    """The mounts and links of the machine, where a lab could leave something."""
+    """Return the mounts and links of the machine, where a lab could leave something."""
     return Path("/proc/self/mounts").read_text(), programs.run([find("ip"), "-br", "link"])
 
 
@@ -59,7 +59,7 @@ def test_stopping_leaves_no_process_namespace_mount_or_file() -> None:
     networks = {net_namespace(pid) for pid in members}
     assert len(members) > 30
     assert len(networks) > 20
-    assert outside() == before  # nothing of it is seen from outside even while it is up
+    assert outside() == before  # it is not visible from outside while it is up
     # PostgreSQL leaves shared memory of both kinds when it is killed; here both end with the lab.
     assert Path(f"/proc/{lab.pid}/ns/ipc").readlink() != Path("/proc/self/ns/ipc").readlink()
     assert (Path(f"/proc/{lab.pid}/root") / "dev/shm").stat().st_dev != Path("/dev/shm").stat().st_dev
@@ -73,7 +73,7 @@ def test_stopping_leaves_no_process_namespace_mount_or_file() -> None:
     lab.stop()
 
 
-def test_a_lab_ends_with_its_holder_even_by_kill_9() -> None:
+def test_a_lab_ends_with_the_process_that_started_it_even_after_kill_9() -> None:
     holder = subprocess.Popen([sys.executable, "-c", HOLD_A_LAB], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     with holder:
         assert holder.stdout is not None
@@ -95,7 +95,7 @@ def test_a_program_run_in_the_lab_ends_with_its_time_limit() -> None:
         assert not [line for line in lines if line.exists() and b"\x0061.5\x00" in line.read_bytes()]
 
 
-def test_two_labs_stand_side_by_side() -> None:
+def test_two_labs_run_at_the_same_time() -> None:
     with Lab.start(fleet=0, databases=False) as one, Lab.start(fleet=0, databases=False) as other:
         assert one.pid != other.pid
         for lab in (one, other):
@@ -103,7 +103,7 @@ def test_two_labs_stand_side_by_side() -> None:
         assert "pg1" not in one.namespaces()
 
 
-def test_without_root_it_says_so() -> None:
+def test_without_root_the_error_says_so() -> None:
     os.seteuid(65534)
     try:
         with pytest.raises(LabError, match="needs root"):
@@ -117,6 +117,6 @@ def test_a_missing_program_is_named_with_the_command_that_installs_it() -> None:
         find("no-such-daemon")
 
 
-def test_a_process_that_is_no_lab_is_not_killed() -> None:
+def test_a_process_that_is_not_a_lab_is_not_killed() -> None:
     with pytest.raises(LabError, match="is not a lab"):
         Lab(truth=None, pid=os.getpid()).stop()  # type: ignore[arg-type] # the truth is not looked at

@@ -1,4 +1,4 @@
-"""nmap through the whole road, from an MCP client in the scanner's namespace, held against the lab's ground truth."""
+"""nmap through the complete pipeline, from an MCP client in the scanner's namespace, compared with the lab's truth."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from mcp import Client
 from mcp.client.stdio import StdioServerParameters
 
-from mcp_server.model.codec import host_from_dict
+from mcp_server.model.encoding import decode
 from mcp_server.model.host import Host
 from tests.lab.guarded_server import ADDRESSES
 from tests.lab.network.handle import Lab
@@ -24,14 +24,14 @@ from tests.support.interfaces import ROOT
 
 SEGMENT_1 = "10.77.1.0/24"
 SCANNERS = {"10.77.1.250", ADDRESSES[0]}
-"""The namespace that plays the host, and the guarded one beside it."""
+"""The namespace that stands for the host, and the guarded one."""
 PORTS_1 = (21, 22, 25, 53, 80, 139, 199, 443, 445, 2222, 3306, 5432, 6379, 8080, 8443)
 PORTS_2 = (22, 80, 2323, 8080, 9000)
 
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """One call's answer: the structure and text the agent got, and every host of the record."""
+    """The answer to one call: the structure and text that the agent got, and every host of the record."""
 
     structure: dict[str, Any]
     text: str
@@ -51,7 +51,7 @@ async def scanner(lab: Lab) -> AsyncIterator[Client]:
 
 
 async def scan(lab: Lab, **arguments: Any) -> Scan:
-    """Call nmap in the lab and read its whole record, page by page."""
+    """Call nmap in the lab and read all pages of its record."""
     async with scanner(lab) as client:
         result = await client.call_tool("nmap", arguments)
         structure = result.structured_content or {}
@@ -63,7 +63,7 @@ async def scan(lab: Lab, **arguments: Any) -> Scan:
         while uri:
             page = json.loads(getattr((await client.read_resource(uri)).contents[0], "text", "{}"))
             run = page["run"]
-            hosts += [host_from_dict(host) for host in page["hosts"]]
+            hosts += [decode(Host, json.dumps(host)) for host in page["hosts"]]
             uri = page.get("next")
     return Scan(structure, text, result.is_error, run, hosts)
 
@@ -77,12 +77,12 @@ def segment_1(lab: Lab) -> Scan:
 def test_every_open_port_of_the_real_services_is_found_with_its_version(lab: Lab, segment_1: Scan) -> None:
     live = [address for address in lab.truth.live(SEGMENT_1) if address not in SCANNERS]
     others = [host.address for host in segment_1.hosts if host.address not in live]
-    assert set(others) <= SCANNERS, "nothing may be invented"
+    assert set(others) <= SCANNERS, "no port may be invented"
     hosts = [host for host in segment_1.hosts if host.address not in SCANNERS]
     assert_true(lab.truth, hosts, addresses=live, tested=PORTS_1, services=True)
 
 
-def test_the_segment_is_covered_whole(segment_1: Scan) -> None:
+def test_the_segment_is_covered_completely(segment_1: Scan) -> None:
     coverage = segment_1.run["coverage"]
     assert not segment_1.is_error, segment_1.text
     assert segment_1.run["outcome"] == "completed"
@@ -91,27 +91,28 @@ def test_the_segment_is_covered_whole(segment_1: Scan) -> None:
     assert [ports["count"] for ports in coverage["ports"]] == [len(PORTS_1)]
 
 
-def test_what_the_agent_is_sent_loses_no_open_port_and_no_version(segment_1: Scan) -> None:
+def test_the_answer_to_the_agent_has_every_open_port_and_version(segment_1: Scan) -> None:
     sent = json.dumps(segment_1.structure)
     for host in segment_1.hosts:
         for port in host.ports:
             if port.state == "open":
                 assert str(port.number) in segment_1.structure["hosts"][host.address]
                 if port.service:
-                    assert port.service.version in sent
-                    assert port.service.product in sent
+                    probe = port.service.from_target.version_probe
+                    assert probe.version in sent
+                    assert probe.product in sent
 
 
 async def test_hosts_on_the_same_link_are_discovered_by_arp(lab: Lab) -> None:
     found = await scan(lab, target=SEGMENT_1, mode="discover")
-    # A device on the host's own cannot reach the host through it.
+    # A macvlan device of a host cannot reach that host.
     assert set(missing_hosts(lab.truth, found.hosts, SEGMENT_1)) <= SCANNERS
     assert set(invented_hosts(lab.truth, found.hosts, SEGMENT_1)) <= SCANNERS
     assert found.at("10.77.1.10").mac.lower() == lab.truth["web1"].mac
     assert found.at("10.77.1.10").reason == "arp-response"
 
 
-async def test_ipv6_twins_have_the_same_ports(lab: Lab) -> None:
+async def test_ipv6_addresses_of_a_host_have_the_same_ports(lab: Lab) -> None:
     names = ("web1", "ssh1", "redis1", "dual1", "v6only", "web2")
     targets = [lab.truth[name].ipv6 for name in names]
     tested = (22, 80, 443, 2222, 6379, 8080, 8443)
@@ -119,12 +120,12 @@ async def test_ipv6_twins_have_the_same_ports(lab: Lab) -> None:
     assert_true(lab.truth, found.hosts, addresses=targets, tested=tested, services=True)
 
 
-async def test_udp_services(lab: Lab) -> None:
+async def test_udp_services_are_found(lab: Lab) -> None:
     targets = ["10.77.1.1", "10.77.1.17", "10.77.1.19"]
     arguments = {"target": targets, "transport": "udp", "timing": 4}
     found = await scan(lab, mode="services", ports="53,123,161", **arguments)
     assert_true(lab.truth, found.hosts, addresses=targets, tested=(53, 123, 161), transport="udp", services=True)
-    # TFTP answers from another port, so nmap cannot know: a version scan would try it for minutes.
+    # TFTP answers from another port, so a version scan would try it for minutes.
     found = await scan(lab, mode="ports", ports="69", **arguments)
     assert_true(lab.truth, found.hosts, addresses=targets, tested=(69,), transport="udp")
 
@@ -140,7 +141,7 @@ async def test_names_are_resolved_once_and_scanned_by_address(lab: Lab) -> None:
     assert_true(lab.truth, found.hosts, addresses=["fd77:1::a"], tested=(80, 443))
 
 
-async def test_awkward_hosts_are_reported_as_what_they_are(lab: Lab) -> None:
+async def test_unusual_hosts_are_reported_correctly(lab: Lab) -> None:
     names = ("drop1", "dark1", "rej1", "rst1", "web2", "tarpit")
     targets = [address for name in names if (address := lab.truth[name].ipv4)]
     found = await scan(lab, target=targets, mode="ports", ports=",".join(map(str, PORTS_2)), ping=False, timing=4)
@@ -152,7 +153,7 @@ async def test_awkward_hosts_are_reported_as_what_they_are(lab: Lab) -> None:
     assert found.structure["coverage"]["looked_at"] == len(targets)
 
 
-async def test_a_silent_host_is_down_unless_it_is_probed_anyway(lab: Lab) -> None:
+async def test_a_silent_host_is_down_unless_discovery_is_off(lab: Lab) -> None:
     found = await scan(lab, target="10.77.2.21", mode="ports", ports="22")
     assert (found.structure["up"], found.structure["open_ports"]) == (0, 0)
     assert found.run["coverage"]["down"] == 1
@@ -164,7 +165,7 @@ async def test_slow_and_rate_limited_hosts_keep_their_open_ports(lab: Lab) -> No
     assert_true(lab.truth, found.hosts, addresses=targets, tested=(22, 80, 443))
 
 
-async def test_a_host_that_is_given_up_is_not_called_closed(lab: Lab) -> None:
+async def test_a_host_that_timed_out_is_not_reported_as_closed(lab: Lab) -> None:
     found = await scan(
         lab, target=["10.77.2.21", "10.77.2.27"], mode="ports", ports="1-2000", ping=False,
         host_timeout_sec=2, timing=3,
@@ -178,18 +179,20 @@ async def test_a_host_that_is_given_up_is_not_called_closed(lab: Lab) -> None:
     assert all(host.timed_out and not host.ports and not host.extra_ports for host in dark)
 
 
-async def test_hostile_banners_reach_the_agent_visibly_and_only_as_data(lab: Lab) -> None:
-    # Port 2323 makes a version scan take most of a minute; the banner script brings the same text in seconds.
+async def test_hostile_banners_reach_the_agent_escaped_and_only_as_data(lab: Lab) -> None:
+    # A version scan of port 2323 takes most of a minute. The banner script gets the same text in seconds.
     services = await scan(lab, target="10.77.2.26", mode="services", ports="80,9000")
     found = await scan(lab, target="10.77.2.26", mode="ports", ports="80,2323,9000", scripts=["banner"])
-    assert any(script.output for port in found.at("10.77.2.26").ports for script in port.scripts)
+    assert any(
+        script.from_target[f"script:{script.id}"] for port in found.at("10.77.2.26").ports for script in port.scripts
+    )
     assert {port.number for port in found.at("10.77.2.26").ports if port.state == "open"} == {80, 2323, 9000}
     for answer in (services, found):
         values = [answer.text, *strings(answer.structure), *strings(answer.run), *map(repr, answer.hosts)]
         for value in values:
             assert not any(ord(char) < 32 and char != "\n" for char in value), repr(value)
             assert "\x7f" not in value
-        assert sum(map(len, values)) < 40_000, "64 KiB of banner must not reach the answer"
+        assert sum(map(len, values)) < 40_000, "the result contains the 64 KiB banner"
 
 
 def strings(value: Any) -> list[str]:
@@ -200,20 +203,22 @@ def strings(value: Any) -> list[str]:
     return [value] if isinstance(value, str) else []
 
 
-async def test_scripts_and_certificates(lab: Lab) -> None:
+async def test_scripts_and_certificates_are_reported(lab: Lab) -> None:
     found = await scan(lab, target="10.77.1.10", mode="ports", ports="80,443", scripts=["http-title", "ssl-cert"])
     ports = {port.number: port for port in found.at("10.77.1.10").ports}
     assert any(script.id == "http-title" for script in ports[80].scripts)
-    certificate = next(script.output for script in ports[443].scripts if script.id == "ssl-cert")
+    certificate = next(
+        script.from_target["script:ssl-cert"] for script in ports[443].scripts if script.id == "ssl-cert"
+    )
     assert "web1.lab.internal" in certificate
 
 
-async def test_operating_system_guess(lab: Lab) -> None:
+async def test_the_operating_system_is_guessed(lab: Lab) -> None:
     found = await scan(lab, target="10.77.1.20", mode="os", ports="22,80,81")
     assert any("Linux" in match.name for match in found.at("10.77.1.20").os)
 
 
-async def test_nothing_outside_the_scope_is_touched_by_a_name(lab: Lab) -> None:
+async def test_a_name_outside_the_scope_is_refused(lab: Lab) -> None:
     async with scanner(lab) as client:
         for target in ("8.8.8.8", "nowhere.lab.internal", "web1.example.com", "10.77.1.0/7"):
             result = await client.call_tool("nmap", {"target": target})

@@ -1,7 +1,7 @@
-"""The truth is what plain nmap finds, so that a difference in a scan through our own road is our own fault.
+"""nmap alone finds the truth of the lab, so a difference in a scan through the pipeline is a fault of the project.
 
-A version scan spends its time on ports that stay silent: the hostile host alone takes 46 s, so only its web port is
-asked here, and of the fleet only the ports whose listeners speak.
+A version scan spends most of its time on ports that do not answer: the hostile host alone takes 46 s. So only its web
+port is tested here, and of the fleet only the ports whose listeners send something.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tests.lab.truth_compare import assert_true, invented_hosts, missing_hosts
 TCP = (7, 21, 22, 25, 53, 80, 139, 199, 443, 445, 2222, 2323, 3306, 5432, 6379, 8080, 8443, 9000)
 UDP = (53, 123, 161)
 VERSIONS = ("-sV", "--version-intensity", "1")
-# nmap stops asking a silent port again as soon as the others have answered at once; a lossy link needs it told.
+# nmap stops probing a silent port when other ports have answered at once; on a lossy link it needs these options.
 PATIENT = ("-T3", "--max-retries", "10", "--min-rtt-timeout", "700ms")
 
 
@@ -37,19 +37,19 @@ def test_services_and_versions(lab: Lab, family: str) -> None:
 
 
 @pytest.mark.parametrize(("family", "versions"), [("-4", ["-sV"]), ("-6", [])])
-def test_the_slow_host_with_patience(lab: Lab, family: str, versions: list[str]) -> None:
+def test_the_slow_host_with_long_timeouts(lab: Lab, family: str, versions: list[str]) -> None:
     targets = addresses(lab, "slow1", ipv6=family == "-6")
     found = nmap(lab, [family, "-Pn", "-sS", *versions, *PATIENT, "-p", "7,22,80,443", *targets])
     assert_true(lab.truth, found, addresses=targets, tested=(7, 22, 80, 443), services=bool(versions))
 
 
-def test_the_tarpit_and_the_hostile_host_by_their_ports(lab: Lab) -> None:
+def test_ports_of_the_tarpit_and_the_hostile_host(lab: Lab) -> None:
     targets = addresses(lab, "tarpit", "evil1", ipv6=False)
     found = nmap(lab, ["-Pn", "-sS", "-T4", "-p", ports(TCP), *targets])
     assert_true(lab.truth, found, addresses=targets, tested=TCP)
 
 
-def test_the_hostile_web_server_is_known_by_its_claim(lab: Lab) -> None:
+def test_the_hostile_web_server_is_identified_by_its_header(lab: Lab) -> None:
     targets = addresses(lab, "evil1", ipv6=False)
     found = nmap(lab, ["-Pn", "-sS", "-sV", "-T4", "-p", "80", *targets])
     assert_true(lab.truth, found, addresses=targets, tested=(80,), services=True)
@@ -62,22 +62,22 @@ def test_udp_services(lab: Lab, family: str) -> None:
     assert_true(lab.truth, found, addresses=targets, tested=UDP, transport="udp", services=True)
 
 
-def test_the_busiest_fleet_network_by_its_ports(lab: Lab) -> None:
+def test_ports_of_the_busiest_network_of_the_fleet(lab: Lab) -> None:
     network = lab.truth.busiest_network()
     targets = list(lab.truth.live(network))
     found = nmap(lab, ["-Pn", "-sS", "-T4", "--max-retries", "2", "-p", ports(FLEET_PORTS), *targets])
     assert_true(lab.truth, found, addresses=targets, tested=FLEET_PORTS)
 
 
-def test_the_fleets_services(lab: Lab) -> None:
+def test_services_of_the_fleet(lab: Lab) -> None:
     tested = (22, *FLEET_WEB_PORTS)
     targets = list({host.profile: host.address for host in lab.truth.fleet.values()}.values())
     found = nmap(lab, ["-Pn", "-sS", *VERSIONS, "-T4", "-p", ports(tested), *targets])
     assert_true(lab.truth, found, addresses=targets, tested=tested, services=True)
 
 
-def test_host_discovery_finds_everyone_who_answers_anything(lab: Lab) -> None:
+def test_host_discovery_finds_every_host_that_answers_anything(lab: Lab) -> None:
     found = nmap(lab, ["-sn", "-PE", "-PS22,80", "-T4", "10.77.1.0/24", "10.77.2.0/27"])
     assert missing_hosts(lab.truth, found, "10.77.1.0/24") == []
-    assert missing_hosts(lab.truth, found, "10.77.2.0/24") == ["10.77.2.21"]  # the dark one
+    assert missing_hosts(lab.truth, found, "10.77.2.0/24") == ["10.77.2.21"]  # the host that drops everything
     assert invented_hosts(lab.truth, found, "10.77.0.0/16") == []

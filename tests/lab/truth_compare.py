@@ -1,7 +1,7 @@
-"""Comparing what a scan says with what is true.
+"""Compare the result of a scan with the truth.
 
-`differences` gives one readable line for each fault, none when all is well; `assert_true` is the same as an assertion.
-Only what the scan tested is compared: the addresses and ports are told, because an answer cannot be asked for them.
+`differences` returns one readable line for each fault; `assert_true` raises an AssertionError with these lines. Only
+tested addresses and ports are compared. They are parameters, because a result does not list them.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from tests.lab.network.endpoint import Endpoint
 from tests.lab.network.fleet import FleetHost
 from tests.lab.network.truth import Behaviour, LabHost, Truth
 
-# Where packets are lost or held back on purpose, a closed port may honestly look filtered.
+# If packets are lost or delayed on purpose, a closed port may correctly be reported as filtered.
 _MAY_LOSE_ANSWERS = {Behaviour.RATE_LIMITED, Behaviour.SLOW}
 
 
 def expected_open(truth: Truth, address: str, transport: str, tested: Collection[int]) -> dict[int, Endpoint]:
-    """The tested ports of an address that are open, by number; empty where nobody lives.
+    """Return the tested ports of an address that are open, by number; empty if no host has the address.
 
-    The tarpit is open everywhere: its endpoints have no service name, so none is compared.
+    The tarpit is open on every port. Its endpoints have no service name, so services are not compared.
     """
     host = truth.at(address)
     if host is None:
@@ -42,10 +42,11 @@ def differences(
     transport: str = "tcp",
     services: bool = False,
 ) -> list[str]:
-    """Every way in which a scan of ``tested`` ports on ``addresses`` differs from the truth, sorted.
+    """Return every difference between a scan of ``tested`` ports on ``addresses`` and the truth, sorted.
 
-    Missing and invented open ports, wrong states of the ports that are not open (TCP), hosts reported that were not
-    asked for or twice, hosts given up; with ``services`` (after a version scan) also names, products and versions.
+    These are missing and invented open ports, wrong states of ports that are not open (TCP), hosts that were not
+    requested or were reported twice, and hosts that timed out. With ``services`` (after a version scan), names,
+    products and versions are compared too.
     """
     seen: dict[str, Host] = {}
     faults: list[str] = []
@@ -73,20 +74,20 @@ def assert_true(
     transport: str = "tcp",
     services: bool = False,
 ) -> None:
-    """`differences`, as an AssertionError that lists them."""
+    """Raise AssertionError with all `differences`, if there are any."""
     faults = differences(truth, hosts, addresses=addresses, tested=tested, transport=transport, services=services)
     if faults:
         raise AssertionError(f"{len(faults)} difference(s) from the truth:\n  " + "\n  ".join(faults))
 
 
 def missing_hosts(truth: Truth, hosts: Iterable[Host], network: str) -> list[str]:
-    """The live addresses of a network that a host discovery did not report as up."""
+    """Return the live addresses of a network that a host discovery did not report as up."""
     up = {host.address for host in hosts if host.state == "up"}
     return sorted(set(truth.live(network)) - up)
 
 
 def invented_hosts(truth: Truth, hosts: Iterable[Host], network: str) -> list[str]:
-    """The addresses that were reported as up and where nobody lives."""
+    """Return the addresses that were reported as up although no host has them."""
     return sorted({host.address for host in hosts if host.state == "up"} - set(truth.live(network)))
 
 
@@ -95,10 +96,10 @@ def _host_faults(
 ) -> Iterator[str]:
     if reported is None:
         if expected:
-            yield f"missing altogether; open there: {_list(expected.values())}"
+            yield f"not reported; open ports: {_list(expected.values())}"
         return
     if reported.timed_out:
-        yield "given up by the tool: its ports were not all looked at"
+        yield "timed out: not all ports were scanned"
     ports = {port.number: port for port in reported.ports if port.transport == transport}
     for number, endpoint in expected.items():
         state = ports[number].state if number in ports else "not listed"
@@ -106,7 +107,7 @@ def _host_faults(
             yield f"{endpoint.key}: is {endpoint.state} ({endpoint.service or 'tarpit'}), reported {state}"
     for number in ports.keys() - expected.keys():
         if ports[number].state == "open":
-            yield f"{number}/{transport}: reported open, and is not"
+            yield f"{number}/{transport}: reported open, but is not"
     if transport == "tcp" and lab_host is not None:
         yield from _state_faults(lab_host, reported, ports, expected)
 
@@ -133,14 +134,14 @@ def _service_faults(reported: Host, expected: dict[int, Endpoint], transport: st
         if port.service is None:
             yield f"{endpoint.key}: is {endpoint.service}, reported without a service"
             continue
-        for what, true, said in (
+        for what, true, reported_value in (
             ("service", endpoint.service, port.service.name),
             ("tunnel", endpoint.tunnel, port.service.tunnel),
-            ("product", endpoint.product, port.service.product),
-            ("version", endpoint.version, port.service.version),
+            ("product", endpoint.product, port.service.from_target.version_probe.product),
+            ("version", endpoint.version, port.service.from_target.version_probe.version),
         ):
-            if true is not None and said != true:
-                yield f"{endpoint.key}: {what} is {true!r}, reported {said!r}"
+            if true is not None and reported_value != true:
+                yield f"{endpoint.key}: {what} is {true!r}, reported {reported_value!r}"
 
 
 def _list(endpoints: Iterable[Endpoint]) -> str:

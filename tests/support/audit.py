@@ -1,6 +1,6 @@
-"""Decision logs to tamper with, and what a forger would do to them.
+"""Audit logs to tamper with, and what a forger would do to them.
 
-As a program (``python -m tests.support.audit MODE FOLDER …``) this writes to a log from processes of its own.
+Run as ``python -m tests.support.audit MODE FOLDER …`` it writes to a log from separate processes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 from mcp_server.audit import AuditLog
 from mcp_server.audit.records import FIRST_PREV, canonical
-from mcp_server.audit.writer import Writer
+from mcp_server.audit.writer import AuditWriter
 from mcp_server.config.sections import AuditConfig
 from mcp_server.errors import PlatformError
 
@@ -27,31 +27,31 @@ SMALL = AuditConfig(max_file_size=64 * 1024)
 
 
 def write_log(folder: Path, count: int, *, pad: int = 0) -> None:
-    """Append ``count`` records, as a process of its own would; 40 of them with ``pad`` 1450 fill a file."""
-    writer = Writer(folder)
+    """Append ``count`` records with a new writer. With a ``pad`` of 1450, 40 records fill a file."""
+    writer = AuditWriter(folder)
     for number in range(count):
         writer.append("decision", {"number": number, "pad": "p" * pad}, SMALL.max_file_size)
 
 
 def files_of(folder: Path) -> list[Path]:
-    """The log's files in their order."""
+    """Return the files of the log in order."""
     return [*sorted(folder.glob("audit-0*.jsonl")), folder / "audit.jsonl"]
 
 
 def records_of(folder: Path) -> list[dict[str, Any]]:
-    """Every record of a log."""
+    """Return every record of a log."""
     return [json.loads(line) for path in files_of(folder) for line in path.read_bytes().splitlines()]
 
 
 def change(path: Path, number: int, **fields: Any) -> None:
-    """Edit the record on a line (from 0), keeping its form."""
+    """Edit the record on a line (from 0) and keep its canonical form."""
     lines = path.read_bytes().splitlines()
     lines[number] = canonical({**json.loads(lines[number]), **fields})
     path.write_bytes(b"".join(line + b"\n" for line in lines))
 
 
 def rechain(folder: Path) -> None:
-    """Give every record the number and the hash that it should have, as somebody does who knows how."""
+    """Give every record the right number and hash again, as a skilled forger does."""
     prev, seq = FIRST_PREV, 0
     for path in files_of(folder):
         out = []
@@ -63,20 +63,20 @@ def rechain(folder: Path) -> None:
 
 
 async def _append_many(folder: Path, who: str, count: int, pad: int) -> None:
-    log = AuditLog(folder, SMALL)
+    log = AuditLog(folder, lambda: SMALL)
     for number in range(count):
         await log.append("decision", who=who, number=number, pad="p" * pad)
 
 
 async def _append_and_acknowledge(folder: Path, pad: int) -> None:
-    log = AuditLog(folder, SMALL)
+    log = AuditLog(folder, lambda: SMALL)
     while True:
         receipt = await log.append("decision", pad="p" * pad)
         os.write(1, f"{receipt.seq} {receipt.hash}\n".encode())
 
 
 def _kill_writers(folder: Path, tries: int) -> None:
-    """Fork writers one after the other and kill each at some moment; print what they had acknowledged."""
+    """Fork writers one after the other and kill each at a different moment; print the records they acknowledged."""
     for number in range(tries):
         read, write = os.pipe()
         pid = os.fork()
@@ -84,18 +84,18 @@ def _kill_writers(folder: Path, tries: int) -> None:
             os.dup2(write, 1)
             asyncio.run(_append_and_acknowledge(folder, pad=(number * 977) % 40_000))
         os.close(write)
-        assert select.select([read], [], [], 30)[0], "the writer does not write"
+        assert select.select([read], [], [], 30)[0], "the writer wrote nothing within 30 s"
         time.sleep((number % 10) * 0.0013)
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         with os.fdopen(read) as acknowledged:
-            # A line the kill cut off was not acknowledged.
+            # A line that the kill cut off was not acknowledged.
             sys.stdout.writelines(line for line in acknowledged if line.endswith("\n"))
 
 
 async def _until_refused(folder: Path) -> None:
-    """Append until that fails; print how many records were acknowledged, and the error's code."""
-    log = AuditLog(folder, AuditConfig())
+    """Append until that fails; print the number of acknowledged records and the error."""
+    log = AuditLog(folder)
     for number in range(100_000):
         try:
             await log.append("decision", number=number, pad="p" * 3000)

@@ -1,4 +1,4 @@
-"""A real headless Chromium, driven over a pair of pipes by the DevTools protocol; nothing but the browser is needed."""
+"""Drive a real headless Chromium over two pipes with the DevTools protocol; it needs only the browser."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any, Final
 _PATIENCE: Final = 30.0
 _FLAGS: Final = (
     "--headless",
-    "--no-sandbox",  # tests run as root, where it has none; the only pages are this project's own
+    "--no-sandbox",  # tests run as root, for whom Chromium has no sandbox; all pages are those of this project
     "--disable-gpu",
     "--disable-quic",
     "--disable-dev-shm-usage",
@@ -27,13 +27,13 @@ _FLAGS: Final = (
     "--disable-extensions",
     "--disable-sync",
     "--no-first-run",
-    # Every name but loopback's leads nowhere: whatever else the browser would like to look up stays on this machine.
+    # Every name except loopback resolves to nothing, so that the browser cannot reach another machine.
     "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1 , EXCLUDE localhost",
 )
 
 
 class Page:
-    """One page of a browser. Commands are those of the DevTools protocol, messages JSON with a NUL byte behind each."""
+    """One page of a browser. Commands are those of the DevTools protocol; a message is JSON followed by a NUL byte."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
@@ -42,7 +42,7 @@ class Page:
         self._session: dict[str, str] = {}
 
     async def open(self, url: str) -> None:
-        """Go to ``url`` and wait until it has loaded, in a page of its own."""
+        """Open ``url`` in a new page and wait until it has loaded."""
         if not self._session:
             target = await self._command("Target.createTarget", url="about:blank")
             attached = await self._command("Target.attachToTarget", targetId=target["targetId"], flatten=True)
@@ -54,7 +54,10 @@ class Page:
         )
 
     async def run(self, program: str) -> Any:
-        """The value of an expression in the page, awaited if it is a promise; an AssertionError where it throws."""
+        """Return the value of an expression in the page, awaited if it is a promise.
+
+        Raise AssertionError if it throws.
+        """
         answer = await self._command(
             "Runtime.evaluate", expression=program, awaitPromise=True, returnByValue=True, userGesture=True
         )
@@ -77,13 +80,14 @@ class Page:
 
 @asynccontextmanager
 async def browser(profile: Path) -> AsyncIterator[Page]:
-    """Start Chromium with an empty ``profile`` folder; it and all its processes are gone at the end."""
+    """Start Chromium with an empty ``profile`` folder, and end it with all its processes."""
     program = shutil.which("chromium")
     assert program, "chromium is missing: run scripts/system-packages.sh test"
     loop = asyncio.get_running_loop()
     commands, to_browser = os.pipe()
     from_browser, answers = os.pipe()
-    # The browser reads its descriptor 3 and writes to 4. Copies above those, so that neither is overwritten.
+    # The browser reads from descriptor 3 and writes to 4. The copies have higher numbers, so that neither is
+    # overwritten.
     high = [fcntl.fcntl(each, fcntl.F_DUPFD_CLOEXEC, 10) for each in (commands, answers)]
     environment = {**os.environ, "HOME": str(profile), "XDG_RUNTIME_DIR": str(profile)}
     process = await asyncio.create_subprocess_exec(

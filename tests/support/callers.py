@@ -1,12 +1,12 @@
-"""Authentication for tests of what stands behind it: one token, and no files."""
+"""Authentication with one token and without files, for tests of the application behind it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from mcp_server.api.http.authentication import BearerAuth, NoAuthentication
-from mcp_server.api.http.problems import ASGIApp
-from mcp_server.config.auth import AuthConfig
+from mcp_server.api.http.asgi import ASGIApp
+from mcp_server.api.http.authentication import BearerMiddleware, NoAuthenticationMiddleware
+from mcp_server.config.sections import AuthConfig
 from mcp_server.identity.base import Identity
 from mcp_server.identity.local_token import LocalToken
 
@@ -20,7 +20,7 @@ class _OneToken:
 
 
 def token_only(token: str | None) -> Callable[[ASGIApp], ASGIApp]:
-    """What `compose` takes, where one token opens everything; None: nobody is asked for one."""
+    """Return the authentication middleware for `compose`: one token allows everything. None means no authentication."""
     if token is None:
-        return NoAuthentication
-    return lambda app: BearerAuth(app, _OneToken(token), AuthConfig)
+        return NoAuthenticationMiddleware
+    return lambda app: BearerMiddleware(app, _OneToken(token), AuthConfig)

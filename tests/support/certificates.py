@@ -1,4 +1,4 @@
-"""Certificates for tests: an authority, and what it signs, made here and now."""
+"""Certificates for tests: an authority, and certificates that it signs."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ DAY = timedelta(days=1)
 
 @dataclass(frozen=True)
 class Files:
-    """PEM files of a certificate and its key."""
+    """The PEM files of a certificate and its key."""
 
     certificate: Path
     key: Path
 
 
 class Authority:
-    """Signs certificates for 127.0.0.1 and localhost, as files in a folder."""
+    """Signs certificates for 127.0.0.1 and localhost, and writes them to a folder."""
 
     def __init__(self, folder: Path, name: str = "authority") -> None:
         self._folder = folder
@@ -35,7 +35,7 @@ class Authority:
         self.certificate.write_bytes(made.public_bytes(serialization.Encoding.PEM))
 
     def issue(self, name: str, *, good_for: timedelta = DAY, passphrase: bytes | None = None) -> Files:
-        """A certificate that ends ``good_for`` from now, which may be in the past."""
+        """Return a certificate that ends ``good_for`` from now, which may be in the past."""
         key = ec.generate_private_key(ec.SECP256R1())
         certificate = self._build(name, key, good_for, authority=False)
         files = Files(self._folder / f"{name}.pem", self._folder / f"{name}.key")

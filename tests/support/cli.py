@@ -10,11 +10,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = (sys.executable, "-m", "mcp_server")
-Done = tuple[int | None, str, str]
+Done = tuple[int, str, str]
 
 
 def run(*words: str, env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
-    """Run one command to its end, away from any terminal."""
+    """Run one command without a terminal and wait for its end."""
     return subprocess.run(
         [*COMMAND, *words],
         env=dict(env),
@@ -40,5 +40,5 @@ async def batch(env: Mapping[str, str], *commands: Sequence[str]) -> list[Done]:
             stderr=subprocess.PIPE,
         )
         out, err = await process.communicate()
-        done.append((process.returncode, out.decode(), err.decode()))
+        done.append((await process.wait(), out.decode(), err.decode()))
     return done

@@ -1,4 +1,4 @@
-"""How long tests wait for what takes a moment: they share the machine's cores with each other."""
+"""Time limits of tests, which share the cores of the machine."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 SOON: Final = 5.0
-"""Seconds for what a machine of its own does within one. What it must be told from takes half a minute or for ever."""
+"""Seconds for something that an idle machine does within one. The case to detect takes half a minute or never ends."""
 
 
 async def within_a_second(attempt: Callable[[], Awaitable[float]]) -> None:
-    """Require that one of three attempts took less than a second; each gives the seconds it took.
+    """Require that one of three attempts took less than a second; each attempt returns the seconds it took.
 
-    Tests on the same cores may hold up one attempt, hardly all three; an ending that is slow by itself fails them all.
+    Other tests on the same cores may delay one attempt, but hardly all three. Something that is really slow fails in
+    all three.
     """
     took: list[float] = []
     while not took or took[-1] >= 1:

@@ -1,9 +1,10 @@
-"""Runs a command in a root folder the way a container runtime would, and the way it says no.
+"""Run a command in a root folder as a container runtime would, with the same refusals.
 
-Namespaces of its own (mount, PID, IPC, host name), the root read-only, /tmp and /run in memory, few devices, /proc/sys
-read-only unless unmasked, a bounding set, no new privileges. What a runtime has besides and this has not: its default
-filter on system calls, its profile for AppArmor, cgroup limits, and a pivoted root (here it is chroot(2), under which
-the kernel refuses user namespaces as the default filter does). The network is the one it is started in. Needs root.
+The command gets its own namespaces (mount, PID, IPC, host name), a read-only root, /tmp and /run in memory, few
+devices, a read-only /proc/sys unless unmasked, a bounding set, and no new privileges. It uses the network in which it
+is started. A runtime also has a default system call filter, an AppArmor profile, cgroup limits and a pivoted root,
+which are missing here. The root is changed with chroot(2), under which the kernel refuses user namespaces, as the
+default filter does. Needs root.
 """
 
 from __future__ import annotations
@@ -47,11 +48,11 @@ exec "$@"
 
 @dataclass(frozen=True)
 class Spec:
-    """What a container is: the root, whom it runs as, what it may, and what is mounted where.
+    """The description of a container: root folder, user, privileges and mounts.
 
-    ``volumes`` lists folder or file of this machine, place inside, and "rw" or "ro"; ``tmpfs`` place and options.
-    ``masked`` leaves /proc/sys read-only, as every runtime does unless told otherwise; ``proc`` is
-    options of /proc, with a comma before each.
+    ``volumes`` lists a folder or file of this machine, the path inside, and "rw" or "ro"; ``tmpfs`` a path and options.
+    ``masked`` leaves /proc/sys read-only, as every runtime does by default; ``proc`` has options of /proc, each with a
+    comma before it.
     """
 
     root: Path
@@ -66,10 +67,10 @@ class Spec:
     proc: str = ""
 
     def command(self, argv: Sequence[str]) -> list[str]:
-        """What to execute, as root of this machine."""
+        """Return the command to execute, as root of this machine."""
         for source, executor, _ in self.volumes:
             target = self.root / executor.lstrip("/")
-            # A runtime makes them in a layer above the image; those below another mount are made when that is there.
+            # A runtime creates mount points in a layer above the image. Those below another mount are created after it.
             if not target.exists() and not any(executor.startswith(f"{each[1]}/") for each in self.volumes):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.mkdir() if source.is_dir() else target.touch()
@@ -94,7 +95,7 @@ class Spec:
 
 @dataclass
 class Container:
-    """A running one; ``pid`` is its first process, as this machine counts."""
+    """A running container; ``pid`` is the PID of its first process on this machine."""
 
     spec: Spec
     process: subprocess.Popen[bytes]
@@ -103,11 +104,11 @@ class Container:
 
     @property
     def log(self) -> str:
-        """What it has written on standard error and output."""
+        """Return its output on standard error and standard output."""
         return self.logged.read_text()
 
     def execute(self, *argv: str, user: str = "") -> subprocess.CompletedProcess[str]:
-        """Run a further command in it, as ``docker exec`` or a health check does."""
+        """Run another command in it, as ``docker exec`` or a health check does."""
         spec = Spec(**{**self.spec.__dict__, "user": user or self.spec.user})
         enter = [
             binary("nsenter"), "--target", str(self.pid), "--mount", "--pid", "--ipc", "--uts", "--net", "--root",
@@ -116,17 +117,17 @@ class Container:
         return subprocess.run(enter, capture_output=True, text=True, timeout=60, check=False)
 
     def status(self, pid: int = 0) -> dict[str, str]:
-        """The entry of its first process (or another) in /proc, by name."""
+        """Return the entry of its first process (or another) in /proc, by name."""
         lines = Path(f"/proc/{pid or self.pid}/status").read_text().splitlines()
         return dict(line.split(":\t", 1) for line in lines if ":\t" in line)
 
     def stop(self, number: int = signal.SIGTERM, seconds: float = 40) -> int:
-        """Signal the first process and wait for the end; its exit code."""
+        """Signal the first process and wait for its end; return its exit code."""
         os.kill(self.pid, number)
         return self.process.wait(seconds)
 
     def members(self) -> list[int]:
-        """All of its processes."""
+        """Return all its processes."""
         own = Path(f"/proc/{self.pid}/ns/pid").readlink()
         found = []
         for entry in Path("/proc").iterdir():
@@ -142,9 +143,9 @@ class Container:
 def container(
     spec: Spec, argv: Sequence[str], log: Path, *, inside: Sequence[str] = (), seconds: float = 20, started: bool = True
 ) -> Iterator[Container]:
-    """Start a command as a container; ``inside`` is put before it, to enter a network namespace. Ends it at the end.
+    """Start a command as a container, and end it at the end; ``inside`` is put before it, to enter a network namespace.
 
-    Without ``started`` its first process is not looked for: one that soon ends by itself.
+    Without ``started``, the function does not look for the first process, for example if it ends soon by itself.
     """
     with log.open("wb") as said:
         process = subprocess.Popen(
@@ -153,7 +154,8 @@ def container(
     try:
         yield Container(spec, process, _first(process, log, seconds) if started else 0, log)
     finally:
-        # The first process takes its namespace along. It changed user, so the kernel does not end it with its parent.
+        # The end of the first process ends its namespace. It has changed its user, so the kernel does not end it with
+        # its parent.
         for child in _children(process.pid):
             os.kill(child, signal.SIGKILL)
         process.kill()
@@ -161,7 +163,7 @@ def container(
 
 
 def _first(process: subprocess.Popen[bytes], log: Path, seconds: float) -> int:
-    """The process that the command runs in, once it is in its root."""
+    """Return the process of the command after it has entered its root."""
     deadline = time.monotonic() + seconds
     while True:
         try:

@@ -1,4 +1,4 @@
-"""Calls before the admission line that hold their places until a test lets them go."""
+"""Calls that hold a slot of an `Admission` until a test ends them."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import asyncio
 from dataclasses import dataclass
 from ipaddress import ip_network
 
-from mcp_server.limits.admission import Admission, Caps, Ticket, Waiting
+from mcp_server.limits.admission import Admission, Caps, QueuePosition, Ticket
 
 
 @dataclass
 class Numbers:
-    """Caps that a test may change as a reload does."""
+    """Limits that a test can change, as a reload does."""
 
     total: int = 100
     per_tool: int = 2
@@ -30,7 +30,7 @@ class Numbers:
 
 
 class Clock:
-    """Seconds that a test moves on."""
+    """A clock in seconds that a test sets."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -46,22 +46,22 @@ def ticket(
 
 
 class Crowd:
-    """Calls that hold their slot until told to go, and a record of who got in."""
+    """Calls that hold their slot until a test ends them, and the order in which they got a slot."""
 
     def __init__(self, numbers: Numbers | None = None) -> None:
         self.numbers = numbers or Numbers()
         self.clock = Clock()
-        self.authenticator = Admission(self.numbers.caps(), clock=self.clock)
+        self.admission = Admission(self.numbers.caps(), clock=self.clock)
         self.inside: list[str] = []
         self.entered: list[str] = []
         self.waited: dict[str, float] = {}
-        self.told: dict[str, list[Waiting]] = {}
+        self.positions: dict[str, list[QueuePosition]] = {}
         self.tasks: dict[str, asyncio.Task[None]] = {}
         self._go: dict[str, asyncio.Event] = {}
 
     def call(self, name: str, asked: Ticket | None = None) -> asyncio.Task[None]:
         self._go[name] = asyncio.Event()
-        self.told[name] = []
+        self.positions[name] = []
         self.tasks[name] = asyncio.create_task(self._call(name, asked or ticket()))
         return self.tasks[name]
 
@@ -76,7 +76,7 @@ class Crowd:
         await asyncio.gather(*self.tasks.values(), return_exceptions=True)
 
     async def _call(self, name: str, asked: Ticket) -> None:
-        async with self.authenticator.slot(asked, self.told[name].append) as admitted:
+        async with self.admission.slot(asked, self.positions[name].append) as admitted:
             self.inside.append(name)
             self.entered.append(name)
             self.waited[name] = admitted.waited
@@ -85,5 +85,6 @@ class Crowd:
 
 
 async def settle() -> None:
+    """Let tasks run that are ready."""
     for _ in range(5):
         await asyncio.sleep(0)

@@ -1,4 +1,4 @@
-"""The shipped Grafana dashboard: its queries, as Grafana sends them, and what each must find."""
+"""The shipped Grafana dashboard: its queries as Grafana sends them, and a check of their results."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ PANELS: Final[list[dict[str, Any]]] = [panel for panel in DASHBOARD["panels"] if
 TARGETS: Final = [(panel["title"], target) for panel in PANELS for target in panel["targets"]]
 VARIABLES: Final = {variable["name"]: variable for variable in DASHBOARD["templating"]["list"]}
 GUARD_ONLY: Final = [target for _, target in TARGETS if "mcp_guard_drops_total" in target["expr"]]
-"""What only a server inside a guard can show."""
+"""Queries that return a result only for a server inside a guard."""
 
 
 def substituted(expression: str, interval: str = "1m") -> str:
-    """A query as Grafana sends it with every variable at All."""
+    """Return a query as Grafana sends it if every variable is set to All."""
     for name, variable in VARIABLES.items():
         expression = expression.replace(f"${name}", variable.get("allValue", name))
     expression = expression.replace("$__rate_interval", interval)
@@ -29,9 +29,9 @@ def substituted(expression: str, interval: str = "1m") -> str:
 
 
 def check_query(found: Prometheus, target: dict[str, Any]) -> None:
-    """Run a panel's query: no error, at least one series, and every label of the legend there."""
+    """Run the query of a panel. It must return at least one series, with every label of the legend."""
     expression = substituted(target["expr"])
     series = found.until_some(expression)
-    assert series, f"nothing is found by {expression}"
+    assert series, f"the query {expression} returns no series"
     for each in series:
         assert set(re.findall(r"{{(\w+)}}", target["legendFormat"])) <= each["metric"].keys(), expression

@@ -1,8 +1,9 @@
-"""Fresh Debian root folders, and commands run in them as in a container: the proof of recipes where no engine runs.
+"""New Debian root folders, and commands run in them as in a container, to test Dockerfiles without a container engine.
 
-The base system is made by debootstrap from the mirror that this machine's apt uses, once, and kept as a tar file in
-``.cache/``. What a build's own network would give (resolver, certificates, package index) is mounted from this machine
-while a step runs. Every mount stands in a mount namespace that ends with the step, however that ends. Needs root.
+debootstrap creates the base system once, from the mirror that apt on this machine uses, and a tar file of it is kept in
+``.cache/``. While a step runs, the parts that the network of a build would provide (resolver, certificates, package
+index) are mounted from this machine. Every mount is in a mount namespace that ends with the step, in whatever way.
+Needs root.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 STEP_SEC: Final = 400
 _PYTHON: Final = (3, 11)
 """The Python of the only suite that is used here."""
-_ROOM: Final = 3 << 30
+_MEMORY_NEEDED: Final = 3 << 30
 
 _BUILD_MOUNTS: Final = """
 root=$1 archives=$2 packages=$3 certificates=$4; shift 4
@@ -46,7 +47,7 @@ touch "$root/etc/resolv.conf"
 mount --bind /etc/resolv.conf "$root/etc/resolv.conf"
 exec "$@"
 """
-"""What a step of a build sees besides its root ($1): the folders of fetched packages ($2, $3), certificates ($4)."""
+"""What a build step sees besides its root ($1): the folders of downloaded packages ($2, $3) and certificates ($4)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +59,12 @@ class Ran:
 
 
 def mirrors(suite: str) -> list[tuple[str, str]]:
-    """The address and suite of each of this machine's Debian sources for a release, its main archive first."""
+    """Return the address and suite of each Debian source of this machine for a release, its main archive first."""
     form = "$(REPO_URI) $(CODENAME) $(RELEASE) $(COMPONENT) $(CREATED_BY)"
     said = subprocess.run(
         [binary("apt-get"), "indextargets", "--format", form], capture_output=True, text=True, check=True
     ).stdout
-    # The code name is known once the lists were fetched; what stands in the sources may be "stable".
+    # The code name is known only after the lists were downloaded; the sources may say "stable".
     rows = dict.fromkeys(
         (uri, release if codename.startswith("$") else codename)
         for uri, codename, release, component, made in map(str.split, said.splitlines())
@@ -77,11 +78,11 @@ def mirrors(suite: str) -> list[tuple[str, str]]:
 
 
 def base_system(suite: str) -> Path:
-    """The tar file of a minimal system, as the registry's slim images hold it; made where it is missing."""
+    """Return the tar file of a minimal system like the slim images of the registry; create it if it is missing."""
     CACHE.mkdir(parents=True, exist_ok=True)
     made = CACHE / f"{suite}.tar"
     with (CACHE / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # several workers may want one
+        fcntl.flock(lock, fcntl.LOCK_EX)  # several test workers may need this file at the same time
         if made.exists():
             return made
         draft = CACHE / f"{suite}.draft"
@@ -91,7 +92,7 @@ def base_system(suite: str) -> Path:
         _checked([*run, suite, str(draft), sources[0][0]], CACHE / "debootstrap.log")
         lines = [f"deb {uri} {name} main\n" for uri, name in sources]
         (draft / "etc/apt/sources.list").write_text("".join(lines))
-        # As in the registry's images: a build is no place to wait for a disk.
+        # As in the images of the registry: a build should not wait for a disk.
         (draft / "etc/dpkg/dpkg.cfg.d/docker-apt-speedup").write_text("force-unsafe-io\n")
         fetched = archives()
         for package in (draft / "var/cache/apt/archives").glob("*.deb"):
@@ -111,14 +112,14 @@ def base_system(suite: str) -> Path:
 
 
 def archives() -> Path:
-    """The folder in which fetched packages are kept between builds; one for each worker, because apt locks it."""
+    """Return the folder that keeps downloaded packages between builds; each worker has one, because apt locks it."""
     kept = CACHE / f"archives-{os.environ.get('PYTEST_XDIST_WORKER', 'main')}"
     (kept / "partial").mkdir(parents=True, exist_ok=True)
     return kept
 
 
 def fresh_root(suite: str, folder: Path) -> Path:
-    """Unpack the base system into ``folder``, which is new."""
+    """Unpack the base system into ``folder``, which must not exist."""
     folder.mkdir()
     tar = [binary("tar"), "-C", str(folder), "--numeric-owner", "-xpf", str(base_system(suite))]
     subprocess.run(tar, check=True)
@@ -128,7 +129,7 @@ def fresh_root(suite: str, folder: Path) -> Path:
 
 @functools.cache
 def index_environment() -> dict[str, str]:
-    """What lets pip and apt inside a root reach what they reach on this machine."""
+    """Return the options with which pip and apt in a root use the same sources as on this machine."""
     said = subprocess.run(
         [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=False
     ).stdout
@@ -144,14 +145,14 @@ def index_environment() -> dict[str, str]:
 
 
 def certificates() -> Path:
-    """This machine's bundle of certificates."""
+    """Return the bundle of certificates of this machine."""
     return Path(os.environ.get("PIP_CERT") or os.environ.get("SSL_CERT_FILE") or "/etc/ssl/certs/ca-certificates.crt")
 
 
 def build_step(
     root: Path, argv: Sequence[str], *, env: Mapping[str, str] | None = None, user: str = "0:0", folder: str = "/"
 ) -> Ran:
-    """Run a command in ``root`` as a step of a build runs: with this machine's network, as root by default."""
+    """Run a command in ``root`` like a build step: with the network of this machine, as root by default."""
     given = {"PATH": PATH, "HOME": "/nonexistent", "DEBIAN_FRONTEND": "noninteractive"}
     given |= index_environment() | (offline_pip("/mnt/packages") if sys.version_info[:2] == _PYTHON else {})
     given |= env or {}
@@ -179,12 +180,14 @@ def _checked(argv: Iterable[str], log: Path) -> None:
 
 @contextmanager
 def scratch() -> Iterator[Path]:
-    """A folder for roots, which every user may pass; in memory where there is room, because dpkg writes a lot.
+    """Yield a folder for new root folders, which every user may enter.
 
-    AssertionError at the end where anything is still mounted below it.
+    It is in memory if there is space, because dpkg writes a lot.
+
+    Raises AssertionError at the end if anything is still mounted below it.
     """
     memory = Path("/dev/shm")
-    roomy = memory.is_dir() and os.statvfs(memory).f_bavail * os.statvfs(memory).f_frsize > _ROOM
+    roomy = memory.is_dir() and os.statvfs(memory).f_bavail * os.statvfs(memory).f_frsize > _MEMORY_NEEDED
     folder = Path(tempfile.mkdtemp(prefix="mcp-roots-", dir=memory if roomy else None))
     folder.chmod(0o755)
     try:
@@ -197,7 +200,7 @@ def scratch() -> Iterator[Path]:
 
 
 def mounted_below(folder: Path) -> list[str]:
-    """The mounts that this machine has at or below a folder."""
+    """Return the mounts of this machine at or below a folder."""
     listed = json.loads(
         subprocess.run([binary("findmnt"), "--json", "--list", "-o", "TARGET"], capture_output=True, check=True).stdout
     )

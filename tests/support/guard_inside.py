@@ -1,10 +1,14 @@
-"""A stand-in for the server inside a guard, and its guard helper: the parts under test without the interfaces.
+"""A guard helper with a simple program in place of the server, for tests of the guard without the interfaces.
 
-``python -m tests.support.guard_inside`` is the guard helper. What it starts does what it is told on its standard input,
-a line of JSON at a time, and answers each on its standard output: ``{"do": "read"}``, ``{"do": "reload", "policy":
-HASH}``, ``{"do": "send", "hex": …}`` (anything at all to the guard helper), ``{"do": "run", "targets": […], "argv": […]}``,
-``{"do": "spawns", "program": …, "rounds": …}``, ``{"do": "python", "code": …}`` (``guard`` is the guard, ``found`` what
-is answered).
+``python -m tests.support.guard_inside`` is the guard helper. The program that it starts reads orders from standard
+input, one JSON object per line, and answers each on standard output. The orders are:
+
+- ``{"do": "read"}`` and ``{"do": "reload", "policy": HASH}`` call the guard.
+- ``{"do": "send", "hex": …}`` sends bytes to the guard helper.
+- ``{"do": "descriptors", "count": …}`` passes file descriptors to the guard helper.
+- ``{"do": "run", "targets": […], "argv": […]}`` runs a program.
+- ``{"do": "spawns", "floor": […], "program": …, "rounds": …}`` measures the start of the floor and of the program.
+- ``{"do": "python", "code": …}`` executes code. In it, ``guard`` is the guard. The answer is the value of ``found``.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ from typing import Any
 
 from mcp_server.errors import NetworkToolsError
 from mcp_server.model.target import Target, Targets
-from mcp_server.netguard.client import KernelGuard
+from mcp_server.netguard.client import PacketGuard
 from mcp_server.sandbox.process import ProcessLimits, run_process
 from mcp_server.sandbox.sandbox import Sandbox
 
@@ -30,7 +34,7 @@ def targets_of(texts: list[str]) -> Targets:
     return Targets(tuple(Target(text, networks=(ip_network(text),)) for text in texts))
 
 
-async def carry_out(guard: KernelGuard, order: dict[str, Any]) -> Any:  # noqa: PLR0911 - one for each order
+async def carry_out(guard: PacketGuard, order: dict[str, Any]) -> Any:  # noqa: PLR0911 - one return for each order
     match order["do"]:
         case "read":
             return asdict(await guard.read())
@@ -51,21 +55,21 @@ async def carry_out(guard: KernelGuard, order: dict[str, Any]) -> Any:  # noqa: 
             )
             return {"returncode": ended.returncode, "output": output.decode(), "seconds": ended.seconds}
         case "spawns":
-            return await spawn(guard, order["program"], order["rounds"])
+            return await spawn(guard, order["floor"], order["program"], order["rounds"])
         case "python":
             names: dict[str, Any] = {"guard": guard, "found": None}
-            exec(order["code"], names)  # noqa: S102 - the test's own text
+            exec(order["code"], names)  # noqa: S102 - code of the test
             return names["found"]
         case other:
             raise ValueError(other)
 
 
-async def spawn(guard: KernelGuard, program: str, rounds: int) -> list[list[float]]:
-    """Milliseconds of asyncio's bare subprocess, and of a run as the road makes it: reading, sandbox, reading."""
+async def spawn(guard: PacketGuard, floor: list[str], program: str, rounds: int) -> list[list[float]]:
+    """Return the milliseconds of asyncio's own subprocess and of a sandboxed run between two readings of the guard."""
     executor, sandbox = guard.executor_for(targets_of(["192.0.2.1"])), Sandbox(raw_sockets=True)
 
     async def bare() -> None:
-        process = await asyncio.create_subprocess_exec(program, stdout=asyncio.subprocess.PIPE)
+        process = await asyncio.create_subprocess_exec(*floor, stdout=asyncio.subprocess.PIPE)
         await process.communicate()
 
     async def guarded() -> None:
@@ -82,7 +86,7 @@ async def spawn(guard: KernelGuard, program: str, rounds: int) -> list[list[floa
     return taken
 
 
-async def obey(guard: KernelGuard) -> None:
+async def obey(guard: PacketGuard) -> None:
     reader = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     sys.stdout.write("ready\n")
@@ -99,8 +103,8 @@ async def obey(guard: KernelGuard) -> None:
     guard.close()
 
 
-def be_helper() -> int:
-    from mcp_server.api.http.serve import listen
+def run_helper() -> int:
+    from mcp_server.api.http.connections import listen
     from mcp_server.config import get_config, load_config
     from mcp_server.netguard.kernel import KernelGuardHelper
 
@@ -109,7 +113,7 @@ def be_helper() -> int:
     helper = KernelGuardHelper(
         get_config(),
         command,
-        reload=lambda: load_config(notify=False),
+        load_config=lambda: load_config(notify=False),
         bind=lambda: listen(host, int(port)).sock,
     )
     return helper.run()
@@ -117,9 +121,9 @@ def be_helper() -> int:
 
 if __name__ == "__main__":
     if "--inside" in sys.argv:
-        asyncio.run(obey(KernelGuard(int(sys.argv[-1]))))
+        asyncio.run(obey(PacketGuard(int(sys.argv[-1]))))
     else:
         try:
-            sys.exit(be_helper())
+            sys.exit(run_helper())
         except NetworkToolsError as problem:
             sys.exit(f"{problem.code} {problem.message}")

@@ -1,10 +1,10 @@
-"""A host of the test's own to set guards up on: namespaces with users, a network, and a machine outside that counts.
+"""A host for tests of guards: namespaces with users and a network, and a machine outside that counts frames.
 
 ::
 
     world (network + mount namespace)                outside (network namespace)
       eth0 10.99.0.1/24  ───────────── veth ─────────── eth0 10.99.0.2/24, 10.99.0.66, 203.0.113.1
-      the guard's own device joins eth0                 nft counts every frame that has no business there
+      the guard's own device is on eth0                 nft counts every frame that should not arrive
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MACVLAN: Final = {"MCP_GUARD_ADDRESSES": f"{GUARDED}/24", "MCP_GUARD_GATEWAYS": 
 SOON: Final = 10.0
 
 OPEN_FOLDERS: Final = r"""
-while [ $# -gt 1 ]; do  # a folder nobody else may pass, and one below it that is needed
+while [ $# -gt 1 ]; do  # $1: a private folder, $2: a folder below it that is needed
   mkdir /run/keep/folder
   mount --bind "$2" /run/keep/folder
   mount -t tmpfs -o mode=755 private "$1"
@@ -44,7 +44,7 @@ while [ $# -gt 1 ]; do  # a folder nobody else may pass, and one below it that i
   shift 2
 done
 """
-"""What gives other users the folders that `opened` names, in a mount namespace; it needs an empty /run/keep."""
+"""Gives other users access to the folders of `opened`, in a mount namespace. It needs an empty folder /run/keep."""
 
 _SETUP: Final = (
     r"""
@@ -78,19 +78,19 @@ table netdev world {{
 
 
 def opened() -> list[str]:
-    """Pairs of a folder that only its owner may pass and the folder below it that the interpreter is in."""
+    """Pairs of a private folder and a folder below it that has the interpreter or this checkout."""
     pairs: dict[Path, Path] = {}
     for needed in (Path(sys.base_prefix).resolve(), Path(sys.prefix).resolve(), ROOT):
-        shut = [folder for folder in reversed(needed.parents) if not folder.stat().st_mode & 0o001]
-        if shut:
-            assert shut[0] not in pairs.values(), "two folders below one that is shut"
-            pairs[needed] = shut[0]
-    return [str(word) for needed, shut in pairs.items() for word in (shut, needed)]
+        private = [folder for folder in reversed(needed.parents) if not folder.stat().st_mode & 0o001]
+        if private:
+            assert private[0] not in pairs.values(), f"expected one needed folder below {private[0]}, found two"
+            pairs[needed] = private[0]
+    return [str(word) for needed, private in pairs.items() for word in (private, needed)]
 
 
 @dataclass
 class World:
-    """A host to guard, and the machine outside of it; ``env`` goes to every command."""
+    """A host for guards and the machine outside it. ``env`` is the environment of every command."""
 
     pid: int
     outside: int
@@ -98,20 +98,20 @@ class World:
 
     @property
     def folder(self) -> Path:
-        """Its own folder, as this process reaches it; inside it is /run/world."""
+        """The path by which this process reaches the folder /run/world of the host."""
         return self.see("/run/world")
 
     def see(self, path: str) -> Path:
-        """The path by which this process reaches one of the world's."""
+        """The path by which this process reaches a path of the host."""
         return Path(f"/proc/{self.pid}/root{path}")
 
     @property
     def prefix(self) -> list[str]:
-        """What to put before a command so that it runs on the host; the process stays the one that was started."""
+        """The words before a command that run it on the host. They execute it, so the PID stays the same."""
         return [binary("nsenter"), "--target", str(self.pid), "--net", "--mount", "--wd=" + str(ROOT)]
 
     def run(self, *argv: str, check: bool = True, text_in: str | None = None) -> subprocess.CompletedProcess[str]:
-        """Run a command on the host to its end."""
+        """Run a command on the host."""
         done = subprocess.run(
             [*self.prefix, *argv], env=self.env, input=text_in, capture_output=True, text=True, timeout=60, check=False
         )
@@ -126,18 +126,18 @@ class World:
         return done
 
     def cli(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """Run a command of this project on the host."""
+        """Run this project's command line on the host."""
         return self.run(sys.executable, "-m", "mcp_server", *words, check=check)
 
     def counted(self) -> dict[str, int]:
-        """Frames that reached the machine outside: ``fine`` and ``stray`` ones."""
+        """How many frames reached the machine outside: ``fine`` are allowed ones, ``stray`` are all others."""
         listed = json.loads(self.outdoors(binary("nft"), "-j", "list", "counters").stdout)["nftables"]
         return {item["counter"]["name"]: item["counter"]["packets"] for item in listed if "counter" in item}
 
     def start(
         self, *words: str, module: str = "mcp_server", under: Sequence[str] = (), **options: Any
     ) -> subprocess.Popen[str]:
-        """Start a module of Python on the host; its standard error is in the world's folder, serve.log."""
+        """Start a Python module on the host. Its standard error is written to serve.log in `folder`."""
         with (self.folder / "serve.log").open("w") as log:
             return subprocess.Popen(
                 [*self.prefix, *under, sys.executable, "-m", module, *words], env=self.env, stderr=log, text=True,
@@ -146,11 +146,11 @@ class World:
 
     @property
     def log(self) -> str:
-        """What the last server and its guard helper said."""
+        """The standard error of the last server and its guard helper."""
         return (self.folder / "serve.log").read_text()
 
     def traces(self) -> dict[str, Any]:
-        """What a guard adds to the host, as it is now."""
+        """Everything that a guard can change on the host, as it is now."""
         links = json.loads(self.run(binary("ip"), "-json", "link", "show").stdout)
         settings = self.run("sh", "-c", "grep -s . /proc/sys/net/ipv4/conf/*/forwarding || true")
         run = self.see("/run/mcp-network-tools")
@@ -163,7 +163,7 @@ class World:
         }
 
     def processes(self) -> list[int]:
-        """The processes, besides the one that holds the world, that see its files."""
+        """The PIDs of the processes in the host's mount namespace, without the one that keeps it alive."""
         mine = Path(f"/proc/{self.pid}/ns/mnt").stat().st_ino
         found = []
         for entry in Path("/proc").iterdir():
@@ -182,19 +182,19 @@ def _stat(process: Path) -> list[str]:
 
 @dataclass
 class Guarded:
-    """A guard that is up: its guard helper, which is the process that was started, and the server inside."""
+    """A running guard: ``process`` is the guard helper, and ``server`` is the PID of the server inside."""
 
     world: World
     process: subprocess.Popen[str]
     server: int
 
     def status(self) -> dict[str, str]:
-        """The server's entry in /proc, by name."""
+        """The fields of the server's /proc/PID/status."""
         lines = Path(f"/proc/{self.server}/status").read_text().splitlines()
         return dict(line.split(":\t", 1) for line in lines if ":\t" in line)
 
     def inside(self, *argv: str, check: bool = False) -> subprocess.CompletedProcess[str]:
-        """Run a program as what the server is: in its namespace, as its user, with CAP_NET_RAW alone."""
+        """Run a program like the server: in its namespace, as its user, with no capability except CAP_NET_RAW."""
         as_server = [
             binary("nsenter"), "--target", str(self.server), "--net", "--mount", "--", binary("setpriv"),
             "--no-new-privs", f"--reuid={SERVER_UID}", f"--regid={SERVER_UID}", "--clear-groups",
@@ -205,15 +205,15 @@ class Guarded:
         return done
 
     def guard(self) -> dict[str, Any]:
-        """What ``guard status`` says of the one guard."""
+        """What ``guard status`` reports about the only guard."""
         guards = json.loads(self.world.cli("guard", "status", "--json").stdout)["guards"]
-        assert len(guards) == 1
+        assert len(guards) == 1, f"expected one guard, found {guards}"
         found: dict[str, Any] = guards[0]
         return found
 
 
 def wait_for(done: Callable[[], object], why: Callable[[], str] = str, seconds: float = SOON) -> None:
-    """Wait until something is so."""
+    """Wait until ``done`` returns a true value, and fail with ``why`` if that takes too long."""
     deadline = time.monotonic() + seconds
     while not done():
         assert time.monotonic() < deadline, why()
@@ -229,7 +229,8 @@ def _holder(script: str, *arguments: str, unshare: Sequence[str]) -> Iterator[in
     )  # fmt: skip
     try:
         assert held.stdout is not None
-        assert held.stdout.readline() == "ready\n", "the namespaces could not be made"
+        line = held.stdout.readline()
+        assert line == "ready\n", f"expected the namespaces to be set up, found {line!r}"
         yield held.pid
     finally:
         held.kill()
@@ -238,7 +239,7 @@ def _holder(script: str, *arguments: str, unshare: Sequence[str]) -> Iterator[in
 
 @contextmanager
 def world() -> Iterator[World]:
-    """Make a host, the machine outside, and a listener on its OPEN_PORT; end all of it, and what runs there."""
+    """Create a host and the machine outside, which listens on OPEN_PORT. At the end, kill all their processes."""
     quiet = "sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1\nip link set lo up"
     private = ("--net", "--mount", "--propagation", "private")
     with (
@@ -263,7 +264,8 @@ def world() -> Iterator[World]:
         )  # fmt: skip
         try:
             assert listening.stdout is not None
-            assert listening.stdout.readline() == b"ready\n"
+            started = listening.stdout.readline()
+            assert started == b"ready\n", f"expected a listener on the machine outside, found {started!r}"
             yield made
         finally:
             listening.kill()
@@ -282,7 +284,7 @@ while True:
 
 
 def environment(**extra: str) -> dict[str, str]:
-    """The environment of a guarded server: this one's, without the project's settings, with users and folders."""
+    """The environment of a guarded server: this process's without project settings, plus the host's users and paths."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("MCP_", "TOOL", "LOG_", "COV"))}
     settings = {
         "MCP_STATE_DIR": "/run/world/state",
@@ -294,7 +296,7 @@ def environment(**extra: str) -> dict[str, str]:
 
 
 def policy(*allow: str, exclude: Sequence[str] = ()) -> str:
-    """A policy file."""
+    """The content of a policy file."""
     return json.dumps({"version": 1, "allow": list(allow), "exclude": list(exclude)})
 
 
@@ -302,7 +304,7 @@ def policy(*allow: str, exclude: Sequence[str] = ()) -> str:
 def guarded(
     made: World, *words: str, settings: Mapping[str, str] = MACVLAN, rules: str = "", **options: Any
 ) -> Iterator[Guarded]:
-    """Serve under the kernel tier on a host; ``rules`` is the policy file, by default the one target."""
+    """Run ``serve`` in the kernel tier on a host. ``rules`` is the policy file, by default one that allows TARGET."""
     (made.folder / "policy.yaml").write_text(rules or policy(TARGET))
     made.env = environment(**settings)
     process = made.start(*(words or ("serve", "--guard", "kernel")), **options)
@@ -327,27 +329,27 @@ def guarded(
 
 @dataclass
 class Inside(Guarded):
-    """A guard around `guard_inside`, which does as it is told."""
+    """A guard with the program of `guard_inside` in it, which executes orders."""
 
     def ask(self, do: str, **order: Any) -> Any:
-        """Have it do something; what came of it, AssertionError with the error where there was one."""
+        """Send an order and return its result. Fail if the answer is an error."""
         answer = self.try_to(do, **order)
-        assert "error" not in answer, answer
+        assert "error" not in answer, f"expected {do!r} to succeed, found {answer}"
         return answer["answer"]
 
     def try_to(self, do: str, **order: Any) -> dict[str, Any]:
-        """As `ask`, with ``answer`` or ``error``."""
+        """Send an order and return its ``answer`` or ``error``."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write(json.dumps({"do": do} | order) + "\n")
         self.process.stdin.flush()
         line = self.process.stdout.readline()
-        assert line, self.world.log
+        assert line, f"expected an answer to {do!r}, found the end of the program: {self.world.log}"
         answer: dict[str, Any] = json.loads(line)
         return answer
 
     def policy_hash(self, rules: str) -> str:
-        """Write a policy file; the hash it has for a server that reads it."""
+        """Write a policy file and return the hash of its policy."""
         (self.world.folder / "policy.yaml").write_text(rules)
         reading = (
             "from mcp_server.scope.policy import ScopePolicy; from pathlib import Path; "
@@ -358,15 +360,16 @@ class Inside(Guarded):
 
 @contextmanager
 def inside(made: World, port: int, **options: Any) -> Iterator[Inside]:
-    """A guard around a program that does as it is told, with a listening socket on a port of the host."""
+    """A guard with the program of `guard_inside` in it, and with a listening socket on a port of the host."""
     settings = {**options.pop("settings", MACVLAN), "INSIDE_LISTENS": f"{HOST} {port}"}
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with guarded(made, "", module="tests.support.guard_inside", settings=settings, **pipes, **options) as found:
         assert found.process.stdout is not None
-        assert found.process.stdout.readline() == "ready\n", made.log
+        line = found.process.stdout.readline()
+        assert line == "ready\n", f"expected the program to start, found {line!r}: {made.log}"
         yield Inside(found.world, found.process, found.server)
 
 
 def attack(script: str) -> list[str]:
-    """The command that runs a Python script as an attacker; it may use every module of the standard library."""
+    """The command that runs a Python script as an attacker, with the whole standard library."""
     return [sys.executable, "-I", "-S", "-c", script]

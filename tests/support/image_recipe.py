@@ -1,7 +1,8 @@
-"""Carries out a Dockerfile without an engine, each stage in a fresh root folder of its own.
+"""Execute a Dockerfile without a container engine, each stage in a new root folder.
 
-Every instruction is either carried out or recorded, as an engine would; one that is not known here is an error. Only
-what this project's recipe uses is known: no globs in the build context besides those of ``.dockerignore``, no heredocs.
+Every instruction is executed or recorded as an engine would do; an unknown instruction is an error. Only the
+instructions that this project uses are supported: no globs in the build context except those of ``.dockerignore``, and
+no heredocs.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from tests.support.processes import binary
 
 @dataclass
 class Image:
-    """A stage: its root folder, and what its instructions say of how it is run."""
+    """A stage: its root folder, and its settings for running it."""
 
     root: Path
     env: dict[str, str] = field(default_factory=lambda: {"PATH": PATH})
@@ -39,15 +40,15 @@ class Image:
 
 
 def instructions(dockerfile: Path) -> list[tuple[str, str]]:
-    """The instructions of a recipe with their text, continuation lines joined, comments left out."""
+    """Return the instructions of a Dockerfile with their text; continuation lines are joined, comments left out."""
     parser = DockerfileParser(fileobj=io.BytesIO(dockerfile.read_bytes()))
     return [(each["instruction"], each["value"]) for each in parser.structure if each["instruction"] != "COMMENT"]
 
 
 def context(project: Path, ignore: Path) -> list[Path]:
-    """The files that ``docker build`` would send, relative to the project.
+    """Return the files that ``docker build`` would send, relative to the project.
 
-    A pattern counts from the root, matches what is below its match as well, and the last match wins.
+    A pattern is relative to the root, also matches everything below its match, and the last match decides.
     """
     lines = [line.strip() for line in ignore.read_text().splitlines() if line.strip() and not line.startswith("#")]
     patterns = [(not line.startswith("!"), GitIgnoreBasicPattern("/" + line.lstrip("!/"))) for line in lines]
@@ -65,7 +66,10 @@ def context(project: Path, ignore: Path) -> list[Path]:
 
 
 class Recipe:
-    """A build: ``context`` is a folder with the files of the build context, ``work`` one for the stages' roots."""
+    """A build.
+
+    ``context`` is a folder with the files of the build context, ``work`` one for the roots of the stages.
+    """
 
     def __init__(self, dockerfile: Path, context: Path, work: Path) -> None:
         self.context = context
@@ -76,7 +80,7 @@ class Recipe:
         self.log: list[str] = []
 
     def build(self) -> Image:
-        """Carry every instruction out; the last stage. AssertionError with its output for a step that fails."""
+        """Execute all instructions and return the last stage; raise AssertionError with the output if a step fails."""
         image: Image | None = None
         for instruction, value in self.steps:
             self.log.append(f"{instruction} {value}")
@@ -119,7 +123,7 @@ class Recipe:
         for name in names:
             found = source / name.lstrip("/")
             assert found.exists(), f"COPY {name}: the build context has none"
-            # A folder's contents are copied, a file goes below a target that ends in a slash.
+            # The content of a folder is copied; a file goes below a target that ends in a slash.
             executor = into if found.is_dir() or not target.endswith("/") else into / found.name
             executor.parent.mkdir(parents=True, exist_ok=True)
             if found.is_dir():
@@ -158,7 +162,7 @@ class Recipe:
 
 
 def stage_context(project: Path, folder: Path) -> Path:
-    """Copy the build context of a project to ``folder``, which is new: what an engine would have been sent."""
+    """Copy the build context of a project to ``folder``, which must not exist."""
     for path in context(project, project / ".dockerignore"):
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(project / path, folder / path)

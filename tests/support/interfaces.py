@@ -1,4 +1,4 @@
-"""One call through every interface of a real server, with the answers brought to one form."""
+"""Make one call through every interface of a real server, and bring the responses to one form."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from mcp.client.stdio import StdioServerParameters
 from mcp.client.streamable_http import streamable_http_client
 from mcp.shared.exceptions import MCPError
 
-from mcp_server.api.http.principals import Principal, with_principal
+from mcp_server.api.http.callers import with_identity
+from mcp_server.identity.base import Identity
 from mcp_server.model.access import FULL_ACCESS
 
 SCOPE = "loopback,RFC1918,.lab.internal"
@@ -33,9 +34,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What a interface answered: ``error`` is the problem (code, message, hint, retryable) or None, ``body`` the rest.
+    """The response of an interface: ``error`` is the problem (code, message, hint, retryable) or None, ``body`` the
+    rest.
 
-    ``status`` is the HTTP status, the exit code or the code of a protocol error, where the interface has one.
+    ``status`` is the HTTP status, the exit code, or the code of a protocol error, if the interface has one.
     """
 
     error: dict[str, Any] | None
@@ -49,11 +51,11 @@ class Reply:
 
 
 def environment(state: Path, **extra: str) -> dict[str, str]:
-    """The environment of a server under test: this one's, without any of the project's own settings."""
+    """Return the environment of a server under test: the current one without any setting of the project."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("MCP_", "TOOL", "LOG_"))}
-    # Named, because the best tier that works differs between machines.
+    # Set explicitly, because the best tier that works differs between machines.
     own = {"MCP_STATE_DIR": str(state), "MCP_SECURITY_ALLOWED_TARGETS": SCOPE, "MCP_SECURITY_GUARD": "argument"}
-    # Tests call often, and all of them one address; what is refused for that has tests of its own.
+    # Tests call often, and always the same address; other tests check these limits.
     own |= {"MCP_RATE_LIMIT_CALLS_PER_MINUTE": "0", "MCP_RATE_LIMIT_TOTAL_CALLS_PER_MINUTE": "0"}
     own |= {"MCP_AUTH_LOCKOUT_FAILURES": "0"}
     own |= {"MCP_ADMISSION_PER_HOST": "100", "MCP_ADMISSION_PER_ACTOR": "100"}
@@ -70,10 +72,10 @@ def free_port() -> int:
 def http_server(
     env: Mapping[str, str], *arguments: str, prefix: Sequence[str] = (), module: str = "mcp_server"
 ) -> Iterator[tuple[str, str, subprocess.Popen[str]]]:
-    """Serve HTTP in a child; gives its base address, its token, and the process.
+    """Serve HTTP in a child process; yield its base URL, its token, and the process.
 
-    ``module`` is what is run; ``prefix`` is put before the command, as in ``("setpriv", "--reuid=65534")``. What the
-    server logs is in ``server-PORT.log`` beside the state folder.
+    ``module`` is the module to run; ``prefix`` is put before the command, as in ``("setpriv", "--reuid=65534")``. The
+    log of the server is in ``server-PORT.log`` beside the state folder.
     """
     port = free_port()
     command = [sys.executable, "-m", module, "serve", "--transport", "http", "--port", str(port), *arguments]
@@ -99,24 +101,24 @@ def http_server(
 
 
 def spawned(state: Path) -> list[dict[str, Any]]:
-    """The ends of calls for which a process ran, from the decision log."""
+    """Return the ends of calls for which a process ran, from the audit log."""
     return [record for record in log_records(state) if record["event"] == "end" and "pid" in record]
 
 
 def log_records(state: Path) -> list[dict[str, Any]]:
-    """Every record of the decision log, none where there is no log."""
+    """Return every record of the audit log, or none if there is no log."""
     log = state / "audit.jsonl"
     return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
 
 
 def accepted(state: Path) -> list[dict[str, Any]]:
-    """The calls that were allowed, from the decision log: no process is started without such a record."""
+    """Return the calls that were allowed, from the audit log: no process starts without such a record."""
     return [record for record in log_records(state) if record.get("decision") == "accept"]
 
 
 @dataclass(slots=True)
 class Interfaces:
-    """A stdio server, an HTTP server (MCP and REST) and the command line, over one state folder."""
+    """A stdio server, an HTTP server (MCP and REST) and the command line, with one state folder."""
 
     env: dict[str, str]
     stdio: Client
@@ -140,7 +142,7 @@ class Interfaces:
 
 
 async def over_mcp(client: Client, tool: str, arguments: dict[str, Any]) -> Reply:
-    """Call over MCP; protocol errors and tool errors come out alike."""
+    """Call over MCP; protocol errors and tool errors are returned in the same form."""
     try:
         result = await client.call_tool(tool, arguments)
     except MCPError as error:
@@ -153,7 +155,7 @@ async def over_mcp(client: Client, tool: str, arguments: dict[str, Any]) -> Repl
 
 async def over_rest(client: httpx2.AsyncClient, tool: str, arguments: dict[str, Any]) -> Reply:
     """Call over REST; a problem body is the error."""
-    # Not the client's own encoder: it writes characters as they are, and a lone surrogate has no UTF-8.
+    # The encoder of the client is not used: it writes characters as they are, and a lone surrogate has no UTF-8.
     response = await client.post(
         f"/tools/{tool}/execute", content=json.dumps(arguments), headers={"Content-Type": "application/json"}
     )
@@ -164,14 +166,14 @@ async def over_rest(client: httpx2.AsyncClient, tool: str, arguments: dict[str, 
 
 
 def cli_words(arguments: Mapping[str, Any]) -> list[str]:
-    """Arguments as the command line takes them."""
+    """Return arguments as the command line takes them."""
     return [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in arguments.items()]
 
 
 async def over_cli(
     env: Mapping[str, str], tool: str, arguments: Mapping[str, Any], *, prefix: Sequence[str] = ()
 ) -> Reply:
-    """Call through the command line of another process, with ``--json``."""
+    """Call through the command line, in another process, with ``--json``."""
     command = [*prefix, sys.executable, "-m", "mcp_server", "call", tool, *cli_words(arguments), "--json"]
     process = await asyncio.create_subprocess_exec(
         *command, env=dict(env), cwd=ROOT, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
@@ -181,7 +183,7 @@ async def over_cli(
 
 
 def cli_reply(status: int | None, out: str, err: str) -> Reply:
-    """Read what ``call --json`` printed."""
+    """Parse the output of ``call --json``."""
     assert out, err
     body = json.loads(out)
     assert bool(status) == ("error" in body), "the exit code and the document must agree"
@@ -190,7 +192,7 @@ def cli_reply(status: int | None, out: str, err: str) -> Reply:
 
 @asynccontextmanager
 async def open_interfaces(state: Path, *, prefix: tuple[str, ...] = (), **extra: str) -> AsyncIterator[Interfaces]:
-    """Start a server for each interface over one state folder and connect to them; ``prefix`` as for `http_server`."""
+    """Start a server for each interface with one state folder, and connect to them; ``prefix`` as for `http_server`."""
     env = environment(state, **extra)
     command = [*prefix, sys.executable, "-m", "mcp_server.server"]
     parameters = StdioServerParameters(command=command[0], args=command[1:], env=env, cwd=ROOT)
@@ -204,10 +206,10 @@ async def open_interfaces(state: Path, *, prefix: tuple[str, ...] = (), **extra:
 
 
 def owned(app: Any) -> Any:
-    """``app`` as its owner sees it."""
+    """Return ``app`` for the operator."""
 
     async def known(scope: Any, receive: Any, send: Any) -> None:
-        await app(with_principal(scope, Principal("token", FULL_ACCESS)), receive, send)
+        await app(with_identity(scope, Identity("token", FULL_ACCESS)), receive, send)
 
     return known
 
@@ -232,7 +234,7 @@ async def mcp_client(
 
 @asynccontextmanager
 async def in_own_task(manager: AbstractAsyncContextManager[T]) -> AsyncIterator[T]:
-    """Enter and leave ``manager`` in one task, as its cancel scopes demand, whatever tasks a fixture is run in."""
+    """Enter and leave ``manager`` in one task, as its cancel scopes require, whatever the task of a fixture is."""
     entered: asyncio.Future[T] = asyncio.get_running_loop().create_future()
     leave = asyncio.Event()
 

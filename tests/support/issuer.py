@@ -1,4 +1,4 @@
-"""A real OAuth server on loopback (oidc-provider on Node); its keys are made here, for tests to rotate and forge."""
+"""A real OAuth server on loopback (oidc-provider on Node); tests create its keys, to rotate and forge them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _PATIENCE = 30.0
 
 @dataclass(frozen=True)
 class Key:
-    """A signing key of an issuer, with the id it is known by."""
+    """A signing key of an issuer, with its id."""
 
     id: str
     private: Any
@@ -52,13 +52,13 @@ class Key:
         kind: Any = {"RS": RSAAlgorithm, "PS": RSAAlgorithm, "ES": ECAlgorithm, "Ed": OKPAlgorithm}[self.algorithm[:2]]
         key = self.private if private else self.private.public_key()
         made = {**json.loads(kind.to_jwk(key)), "kid": self.id, "use": "sig", "alg": self.algorithm}
-        made.pop("key_ops", None)  # "sign" for a private half, which the server would publish with the public one
+        made.pop("key_ops", None)  # "sign" is for a private half, which the server would publish with the public one
         return made
 
     def sign(self, claims: Mapping[str, Any], **headers: Any) -> str:
-        """A token with these claims; ``headers`` replace those of an honest one, None takes one out.
+        """Return a token with these claims; ``headers`` replace the usual ones, and None removes one.
 
-        Put together by hand: a library would not sign half of what tests ask for.
+        The token is built by hand, because a library would refuse half of what the tests need.
         """
         head = {"typ": "at+jwt", "alg": self.algorithm, "kid": self.id} | headers
         signing = assembled({name: value for name, value in head.items() if value is not None}, claims)[:-1]
@@ -67,12 +67,12 @@ class Key:
 
 
 def jwks(*keys: Key, private: bool = False) -> dict[str, Any]:
-    """The set of the keys."""
+    """Return the set of the keys."""
     return {"keys": [key.jwk(private=private) for key in keys]}
 
 
 def claims(issuer: str, **changed: Any) -> dict[str, Any]:
-    """What an honest token says; None takes a claim out."""
+    """Return the usual claims; None removes one."""
     now = int(time.time())
     honest = {
         "iss": issuer,
@@ -89,7 +89,7 @@ def claims(issuer: str, **changed: Any) -> dict[str, Any]:
 
 
 def assembled(header: Mapping[str, Any], body: Mapping[str, Any], signature: bytes = b"") -> str:
-    """A token of these parts, signed by nobody."""
+    """Return an unsigned token of these parts."""
     parts = [json.dumps(part).encode() for part in (header, body)]
     return ".".join(base64.urlsafe_b64encode(part).rstrip(b"=").decode() for part in (*parts, signature))
 
@@ -102,13 +102,13 @@ class Issuer:
     process: subprocess.Popen[str]
 
     def use(self, *keys: Key, ttl: int = 300, resource: str = RESOURCE) -> None:
-        """Sign with the first of ``keys`` and publish all."""
+        """Sign with the first of ``keys`` and publish all of them."""
         setting = {"clients": CLIENTS, "resource": resource, "ttl": ttl, "alg": keys[0].algorithm}
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write(json.dumps(setting | {"jwks": jwks(*keys, private=True)}) + "\n")
         self.process.stdin.flush()
-        # Its warnings, that it is only a test's, come first.
+        # Its warnings that it is only for tests come first.
         assert "ready\n" in iter(self.process.stdout.readline, ""), "the issuer ended"
 
     @property
@@ -116,7 +116,7 @@ class Issuer:
         return f"{self.url}/jwks"
 
     def token(self, client: str = "scanner", scope: str = ALL_SCOPES, resource: str | None = None) -> str:
-        """An access token by client_credentials."""
+        """Return an access token by client_credentials."""
         form = {"grant_type": "client_credentials", "scope": scope} | ({"resource": resource} if resource else {})
         answer = httpx2.post(f"{self.url}/token", data=form, auth=(client, f"secret-of-{client}"), timeout=_PATIENCE)
         assert answer.status_code == 200, answer.text
@@ -126,7 +126,7 @@ class Issuer:
 
 @contextmanager
 def running_issuer(*keys: Key) -> Iterator[Issuer]:
-    """Start it with these keys."""
+    """Start the server with these keys."""
     assert (_MODULES / "oidc-provider").is_dir(), "oidc-provider is missing: run scripts/node-tools.sh"
     port = free_port()
     process = subprocess.Popen(

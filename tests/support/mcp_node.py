@@ -1,4 +1,4 @@
-"""The Node programs of the contract tests: where they are, and what they answer."""
+"""The Node programs of the contract tests: their paths and their output."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MODULES = ROOT / ".cache" / "node-tools" / "node_modules"
 
 
 def node_package(name: str) -> dict[str, Any]:
-    """The manifest of an installed package, with its ``folder``; FileNotFoundError with the way to install it."""
+    """Return the manifest of an installed package, with its ``folder``; FileNotFoundError says how to install it."""
     manifest = _MODULES / name / "package.json"
     if not manifest.is_file():
         raise FileNotFoundError(f"{manifest} is missing: run scripts/node-tools.sh")
@@ -25,7 +25,7 @@ def node_package(name: str) -> dict[str, Any]:
 
 
 def entry_point(package: str, command: str) -> Path:
-    """The script that npm would start for ``command``; raises FileNotFoundError with the way to install it."""
+    """Return the script that npm would start for ``command``; FileNotFoundError says how to install it."""
     found = node_package(f"@modelcontextprotocol/{package}")
     path: Path = found["folder"] / found["bin"][command]
     return path
@@ -33,7 +33,7 @@ def entry_point(package: str, command: str) -> Path:
 
 @dataclass
 class Verdict:
-    """What the conformance suite found: checks by status, and each check that failed."""
+    """The result of the conformance suite: checks by status, and each check that failed."""
 
     passed: int = 0
     scenarios: set[str] = field(default_factory=set)
@@ -42,16 +42,16 @@ class Verdict:
 
 
 def run_conformance(url: str, output: Path, *options: str, leave_out: frozenset[str] = frozenset()) -> Verdict:
-    """Run the suite against ``url`` and read every check it wrote to ``output``.
+    """Run the suite against ``url`` and read every check that it wrote to ``output``.
 
-    Scenarios in ``leave_out`` run, and are not counted.
+    Scenarios in ``leave_out`` run but are not counted.
     """
     script = entry_point("conformance", "conformance")
     command = [str(NODE), str(script), "server", "--url", url, "-o", str(output), *options]
     process = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     verdict = Verdict()
     for path in sorted(output.glob("server-*/checks.json")):
-        # The folder is server-SCENARIO-TIME, and the time is 24 characters and a hyphen.
+        # The folder is server-SCENARIO-TIME; the time has 24 characters and a hyphen.
         scenario = path.parent.name.removeprefix("server-")[:-25]
         if scenario in leave_out:
             continue
@@ -70,7 +70,7 @@ def run_conformance(url: str, output: Path, *options: str, leave_out: frozenset[
 
 
 def inspect(*arguments: str, env: dict[str, str] | None = None) -> Any:
-    """Run the inspector's CLI and return the JSON it prints; raises CalledProcessError where it fails."""
+    """Run the command line of the inspector and return its JSON; raise CalledProcessError if it fails."""
     script = entry_point("inspector", "mcp-inspector")
     process = subprocess.run(
         [str(NODE), str(script), "--cli", *arguments],

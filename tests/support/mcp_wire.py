@@ -1,4 +1,4 @@
-"""Raw MCP clients for the wire tests: JSON lines over pipes or a child process, and bytes over a socket."""
+"""Minimal MCP clients for the protocol tests: JSON lines over pipes or a child process, and bytes over a socket."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ _PATIENCE = 20.0
 
 
 def request(request_id: int | str, method: str, **params: Any) -> dict[str, Any]:
-    """A request of the handshake era."""
+    """Return a request for a session with a handshake."""
     return {"jsonrpc": "2.0", "id": request_id, "method": method, "params": params}
 
 
 def modern(request_id: int | str, method: str, **params: Any) -> dict[str, Any]:
-    """A request of the 2026-07-28 era, which carries its own envelope."""
+    """Return a request of protocol revision 2026-07-28, which carries its own envelope."""
     return request(request_id, method, _meta=MODERN_META, **params)
 
 
 def call(request_id: int | str, tool: str, **arguments: Any) -> dict[str, Any]:
-    """A modern ``tools/call``."""
+    """Return a ``tools/call`` of protocol revision 2026-07-28."""
     return modern(request_id, "tools/call", name=tool, arguments=arguments)
 
 
 def initialize(request_id: int | str, version: str = "2025-06-18") -> dict[str, Any]:
-    """The opening request of the handshake era."""
+    """Return the ``initialize`` request of a handshake."""
     client = {"name": "wire-test", "version": "1"}
     return request(request_id, "initialize", protocolVersion=version, capabilities={}, clientInfo=client)
 
@@ -59,20 +59,20 @@ class LineClient:
         self.writer = writer
 
     async def send(self, *messages: dict[str, Any] | bytes) -> None:
-        """Send messages; bytes go out as they are."""
+        """Send messages; bytes are sent unchanged."""
         for message in messages:
             self.writer.write(message if isinstance(message, bytes) else json.dumps(message).encode() + b"\n")
         await asyncio.wait_for(self.writer.drain(), _PATIENCE)
 
     async def receive(self) -> dict[str, Any]:
-        """The next message; an AssertionError at end of output."""
+        """Return the next message; raise AssertionError at the end of output."""
         line = await asyncio.wait_for(self.reader.readline(), _PATIENCE)
         assert line, "the server closed its output"
         message: dict[str, Any] = json.loads(line)
         return message
 
     async def answers(self, count: int) -> dict[Any, dict[str, Any]]:
-        """The next ``count`` answers by id, in whatever order they come."""
+        """Return the next ``count`` responses by id, in any order."""
         messages = [await self.receive() for _ in range(count)]
         return {message["id"]: message for message in messages}
 
@@ -162,10 +162,10 @@ class HttpAnswer:
 
 
 async def exchange(port: int, raw: bytes) -> HttpAnswer:
-    """Send ``raw`` as it is and read one answer with a Content-Length, or up to the end of the connection."""
+    """Send ``raw`` unchanged and read one response, by its Content-Length or to the end of the connection."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
-        with suppress(ConnectionError):  # the server may answer and close before it has taken everything
+        with suppress(ConnectionError):  # the server may respond and close before it has read everything
             writer.write(raw)
             await writer.drain()
         return await asyncio.wait_for(read_answer(reader), _PATIENCE)
@@ -191,7 +191,7 @@ def post(
     host: str | None = None,
     headers: dict[str, str] | None = None,
 ) -> bytes:
-    """The bytes of a POST; modern headers are added for a message that carries the modern envelope."""
+    """Return the bytes of a POST; headers of revision 2026-07-28 are added for a message with its envelope."""
     body = message if isinstance(message, bytes) else json.dumps(message).encode()
     lines = {
         "Host": host if host is not None else f"127.0.0.1:{port}",
@@ -212,7 +212,7 @@ def post(
 
 @contextmanager
 def everything_over_http(*options: str) -> Iterator[int]:
-    """The everything server over HTTP in a child process; yields its port."""
+    """Run the everything server over HTTP in a child process; yield its port."""
     with subprocess.Popen([*EVERYTHING, "http", *options], cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None

@@ -1,4 +1,4 @@
-"""A mount namespace of the test's own, which servers can be started in: what is mounted there is seen nowhere else."""
+"""A private mount namespace for a test. Servers can be started in it, and its mounts are visible nowhere else."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from tests.support.processes import binary
 
 @dataclass(frozen=True, slots=True)
 class MountNamespace:
-    """A mount namespace, held by a process that sleeps in it."""
+    """A mount namespace that a sleeping process keeps alive."""
 
     pid: int
 
     @property
     def prefix(self) -> tuple[str, ...]:
-        """What to put before a command so that it runs inside; the process stays the one that was started."""
+        """The words before a command that run it in the namespace. They execute it, so the PID stays the same."""
         user = () if os.geteuid() == 0 else ("--user", "--preserve-credentials")
         return (binary("nsenter"), "--target", str(self.pid), *user, "--mount")
 
     def see(self, path: Path) -> Path:
-        """The path by which this process reaches ``path`` as it is inside."""
+        """The path by which this process reaches ``path`` of the namespace."""
         return Path(f"/proc/{self.pid}/root{path}")
 
 
 @contextmanager
 def mount_namespace(script: str, *arguments: str) -> Iterator[MountNamespace]:
-    """Make a mount namespace in which the shell ``script`` has run (its ``$1`` … are ``arguments``)."""
+    """Create a mount namespace and run the shell ``script`` in it, with ``arguments`` as ``$1`` and so on."""
     user = () if os.geteuid() == 0 else ("--user", "--map-root-user")
     held = subprocess.Popen(
         [binary("unshare"), *user, "--mount", "--propagation", "private", "sh", "-ec",
@@ -41,7 +41,8 @@ def mount_namespace(script: str, *arguments: str) -> Iterator[MountNamespace]:
     )  # fmt: skip
     try:
         assert held.stdout is not None
-        assert held.stdout.readline() == "ready\n", "the namespace could not be made"
+        line = held.stdout.readline()
+        assert line == "ready\n", f"expected the script to succeed in the namespace, found {line!r}"
         yield MountNamespace(held.pid)
     finally:
         held.kill()

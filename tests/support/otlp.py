@@ -1,4 +1,4 @@
-"""An OTLP/HTTP collector; what an exporter posts is decoded with OpenTelemetry's own protobuf."""
+"""An OTLP/HTTP collector that decodes requests with OpenTelemetry's own protobuf."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as WireSpan
 from opentelemetry.proto.trace.v1.trace_pb2 import Status
 
-_PATIENCE = 20.0
+_TIMEOUT_SEC = 20.0
 
 
 @dataclass(frozen=True)
 class Span:
-    """One span as it was received; ids are lower-case hexadecimal, ``parent`` empty for the first of a trace."""
+    """One received span. Ids are lower-case hexadecimal. ``parent`` is empty for the first span of a trace."""
 
     name: str
     trace: str
@@ -36,21 +36,21 @@ class Span:
     start: int
     end: int
     texts: tuple[str, ...]
-    """Whatever else can hold text: the status message, events, links, tracestate."""
+    """All other text of the span: the status message, events, links, tracestate."""
 
 
 @dataclass
 class Collector:
-    """What was received so far, and how requests are answered."""
+    """The received spans, and how requests are answered."""
 
     url: str = ""
     status: int = 200
     silent: threading.Event = field(default_factory=threading.Event)
-    """Set, requests are read and not answered until it is cleared."""
+    """While it is set, requests are read and not answered."""
     requests: list[tuple[str, dict[str, str]]] = field(default_factory=list)
     """Path and headers of every request."""
     bodies: list[bytes] = field(default_factory=list)
-    """What was taken, as it came."""
+    """The decompressed bodies of accepted requests."""
     _spans: list[Span] = field(default_factory=list)
     _change: threading.Condition = field(default_factory=threading.Condition)
 
@@ -60,7 +60,7 @@ class Collector:
             return list(self._spans)
 
     def receive(self, path: str, headers: dict[str, str], body: bytes) -> int:
-        """Take one request, and give the status to answer it with."""
+        """Handle one request, and return the status of its response."""
         with self._change:
             self.requests.append((path, headers))
             if self.status == 200 and not self.silent.is_set():
@@ -70,13 +70,13 @@ class Collector:
             return self.status
 
     def wait(self, enough: Callable[[list[Span]], bool]) -> list[Span]:
-        """The spans, once ``enough`` says so; an AssertionError with what there is after a while."""
+        """Wait until ``enough`` accepts the spans, and return them. Fails the test after `_TIMEOUT_SEC`."""
         with self._change:
-            assert self._change.wait_for(lambda: enough(self._spans), _PATIENCE), self._spans
+            assert self._change.wait_for(lambda: enough(self._spans), _TIMEOUT_SEC), self._spans
             return list(self._spans)
 
     def wait_for(self, *names: str, trace: str | None = None) -> list[Span]:
-        """The spans of one trace, or of all, once there is one of each name."""
+        """Wait for a span of each name, in one trace or in any, and return all spans of it."""
 
         def of_trace(spans: list[Span]) -> list[Span]:
             return [span for span in spans if trace in {None, span.trace}]
@@ -86,7 +86,7 @@ class Collector:
 
 @contextmanager
 def collector(host: str = "127.0.0.1", port: int = 0) -> Iterator[Collector]:
-    """A collector, on a free port of 127.0.0.1 unless another address is given."""
+    """Run a collector, by default on a free port of 127.0.0.1."""
     receiving = Collector()
 
     class Handler(BaseHTTPRequestHandler):
@@ -105,7 +105,7 @@ def collector(host: str = "127.0.0.1", port: int = 0) -> Iterator[Collector]:
             pass
 
         def handle(self) -> None:
-            with suppress(ConnectionError):  # an exporter that gave up closes its end
+            with suppress(ConnectionError):  # an exporter that timed out closes its connection
                 super().handle()
 
     server = ThreadingHTTPServer((host, port), Handler)
@@ -123,7 +123,7 @@ def collector(host: str = "127.0.0.1", port: int = 0) -> Iterator[Collector]:
 
 
 def decode(body: bytes) -> list[Span]:
-    """The spans of one request."""
+    """Return the spans of one request."""
     request = ExportTraceServiceRequest.FromString(body)
     return [
         _span(span, _attributes(resource.resource.attributes), scope.scope.name)
@@ -159,7 +159,7 @@ def _value(value: AnyValue) -> Any:
 
 
 def main() -> None:
-    """``HOST PORT`` receives in a process of its own, and prints the names of spans as they come."""
+    """Run a collector on ``HOST PORT`` and print the names of spans as they arrive."""
     with collector(sys.argv[1], int(sys.argv[2])) as receiving:
         sys.stdout.write("ready\n")
         sys.stdout.flush()

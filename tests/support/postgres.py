@@ -1,7 +1,7 @@
-"""A real PostgreSQL server of a test's own: a fresh cluster in a temporary folder, on a free loopback port.
+"""A real PostgreSQL server for a test: a new cluster in a temporary folder, on a free loopback port.
 
-Needs Debian's package ``postgresql`` (the server's programs under /usr/lib/postgresql). PostgreSQL refuses to
-run as root, so root starts it as the user ``postgres`` that the package makes.
+Needs Debian's package ``postgresql`` (the programs of the server under /usr/lib/postgresql). PostgreSQL refuses to run
+as root, so root starts it as the user ``postgres`` that the package creates.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 START_SECONDS = 60
-# Not synchronous_commit=off: a commit must outlive the server being stopped at once.
+# Not synchronous_commit=off: a commit must survive an immediate stop of the server.
 _FAST = ("fsync=off", "full_page_writes=off", "shared_buffers=32MB", "autovacuum=off")
 
 
@@ -41,7 +41,7 @@ def _free_port() -> int:
 
 
 class PostgresServer:
-    """One cluster; `start` and `stop` may be called again and again on the same port and data."""
+    """One cluster; `start` and `stop` may be called repeatedly, with the same port and data."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -56,7 +56,7 @@ class PostgresServer:
             self._as = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
 
     def create(self) -> None:
-        """Make the cluster."""
+        """Create the cluster."""
         options = ("-U", "tester", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync", "--no-instructions")
         self._run("initdb", "-D", str(self._folder / "data"), *options)
 
@@ -75,18 +75,18 @@ class PostgresServer:
             time.sleep(0.05)
 
     def stop(self, how: signal.Signals = signal.SIGINT) -> None:
-        """Stop the server: SIGINT ends every session at once, SIGQUIT does so without a clean shutdown."""
+        """Stop the server: SIGINT ends all sessions at once, SIGQUIT does so without a clean shutdown."""
         if self._process is not None:
             self._process.send_signal(how)
             self._process.wait(timeout=START_SECONDS)
             self._process = None
 
     def log(self) -> str:
-        """The end of the server's log."""
+        """Return the end of the server's log."""
         return (self._folder.parent / f"{self._folder.name}.log").read_text()[-2000:]
 
     def new_database(self) -> str:
-        """Make an empty database and return its URL."""
+        """Create an empty database and return its URL."""
         self._databases += 1
         name = f"test{self._databases}"
         self._run(
@@ -95,7 +95,7 @@ class PostgresServer:
         return self.url(name)
 
     def url(self, name: str) -> str:
-        """The URL of a database of this server."""
+        """Return the URL of a database of this server."""
         return f"postgresql://tester@127.0.0.1:{self.port}/{name}"
 
     def _run(self, program: str, *arguments: str, check: bool = True) -> int:
@@ -108,8 +108,8 @@ class PostgresServer:
 
 @contextmanager
 def running_postgres() -> Iterator[PostgresServer]:
-    """A server for the length of a ``with`` block; its folder is gone afterwards."""
-    # Not under pytest's own folder: that is closed to the user the server runs as.
+    """Run a server for the duration of a ``with`` block, and remove its folder afterwards."""
+    # Not in pytest's folder, which the user of the server may not enter.
     folder = Path(tempfile.mkdtemp(prefix="mcp-postgres-"))
     server = PostgresServer(folder)
     try:

@@ -1,4 +1,4 @@
-"""What tests of processes share: places of every tier, markers to find a process by, and waiting for its end."""
+"""Helpers for tests of processes: executors of every tier, markers to find a process by, and waiting for its end."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _numbers = itertools.count(1)
 _adopted: weakref.WeakKeyDictionary[Executor, int] = weakref.WeakKeyDictionary()
 
 SHELL = Sandbox(reads=("/usr/bin", "/proc", "/dev/zero"), raw_sockets=True)
-"""What the scripts of tests need: other programs, a look at themselves, and an endless file."""
+"""The sandbox for the shell scripts of tests. They need other programs, /proc, and an endless file."""
 
 AS_NOBODY = """
 import os, socket, sys
@@ -39,17 +39,17 @@ os.setresuid(65534, 65534, 65534)
 syscalls.keep_capabilities(1 << 13 if raw else 0)
 runner.serve_control(socket.socket(fileno=int(sys.argv[1])), allow_raw=sys.argv[3] == "allow")
 """
-"""The road of the kernel tier: root becomes somebody without privilege, or with CAP_NET_RAW alone, and then serves."""
+"""Root becomes an unprivileged user, optionally with CAP_NET_RAW, and then serves a runner, as in the kernel tier."""
 
 WITHOUT_LINUX = "import sys; sys.platform = 'darwin'; "
 
 EXECUTORS = ("root", "nobody", "nobody-raw")
-"""One place for each tier that Linux has: PID namespace, user namespace, supervisor."""
+"""One kind of executor for each tier on Linux: PID namespace, user namespace, supervisor."""
 
 
 @contextlib.contextmanager
 def executor(kind: str) -> Iterator[Executor]:
-    """A place by its runner: ``root``, ``nobody``, ``nobody-raw`` (with CAP_NET_RAW), ``elsewhere`` (not Linux)."""
+    """An executor with a runner of one kind: an item of EXECUTORS, or ``elsewhere`` for one that is not on Linux."""
     if kind == "root":
         assert os.geteuid() == 0
         here = Executor.here()
@@ -58,33 +58,34 @@ def executor(kind: str) -> Iterator[Executor]:
         finally:
             here.close()
         return
-    ours, theirs = socket.socketpair()
-    fd = theirs.fileno()
+    ours, runner_end = socket.socketpair()
+    fd = runner_end.fileno()
     source = str(Path(runner_argv.__code__.co_filename).parents[2])
     if kind == "elsewhere":
         words = [word if "import sys" not in word else WITHOUT_LINUX + word for word in runner_argv(fd)]
     else:
         raw = "raw" if kind == "nobody-raw" else "no-raw"
         words = [sys.executable, "-I", "-S", "-c", AS_NOBODY, str(fd), raw, "allow", source]
-    with theirs:
+    with runner_end:
         runner = subprocess.Popen(words, pass_fds=(fd,), stdin=subprocess.DEVNULL, env={"TMPDIR": "/tmp"})
-    there = Executor.at(kind, ours.detach())
+    there = Executor.adopt(kind, ours.detach())
     _adopted[there] = runner.pid
     try:
         yield there
     finally:
         there.close()
-        assert runner.wait(10) in {0, -signal.SIGKILL}
+        code = runner.wait(10)
+        assert code in {0, -signal.SIGKILL}, f"expected the runner to end normally or by SIGKILL, found {code}"
 
 
 def runner_of(at: Executor) -> int:
-    """The pid of the runner that starts the programs of a place."""
+    """The PID of the runner of an executor."""
     return _adopted.get(at, at.runner_pid)
 
 
 @contextlib.contextmanager
 def public_folder() -> Iterator[Path]:
-    """A folder every user can read: pytest's own are closed to others."""
+    """A temporary folder that every user can read. The folders of pytest are private."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         folder.chmod(0o755)
@@ -99,18 +100,18 @@ def binary(name: str) -> str:
 
 
 def marker() -> str:
-    """A number of seconds to sleep for that no other process on the machine sleeps for."""
+    """A sleep duration that no other process on this machine uses."""
     return f"{3600 + os.getpid() % 1000}.{os.getpid()}{time.monotonic_ns() % 10**6}{next(_numbers)}"
 
 
 def alive(mark: str) -> list[int]:
-    """The pids, zombies left out, of sleepers with the marker."""
+    """The PIDs of ``sleep`` processes with the marker, without zombies."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
                 words = (entry / "cmdline").read_bytes().split(b"\0")
-            except OSError:  # it ended while we looked
+            except OSError:  # it has ended in the meantime
                 continue
             if words[0].endswith(b"sleep") and words[1:2] == [mark.encode()]:
                 found.append(int(entry.name))
@@ -118,7 +119,7 @@ def alive(mark: str) -> list[int]:
 
 
 def until(mark: str, count: int, seconds: float = 5) -> int:
-    """Wait until that many sleepers with the marker are alive; how many there are when the time is up."""
+    """Wait until ``count`` sleep processes with the marker are alive. Return how many there are at the end."""
     end = time.monotonic() + seconds
     while (found := len(alive(mark))) != count and time.monotonic() < end:
         time.sleep(0.01)
@@ -126,7 +127,7 @@ def until(mark: str, count: int, seconds: float = 5) -> int:
 
 
 def children(parent: int) -> list[str]:
-    """The children of a process, zombies among them, one line of /proc/PID/stat each."""
+    """The lines of /proc/PID/stat for the children of a process, including zombies."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -140,10 +141,10 @@ def children(parent: int) -> list[str]:
 
 
 def idle(at: Executor, seconds: float = 2) -> bool:
-    """Wait until the runner of a place has no child, not even a zombie."""
+    """Wait until the runner of an executor has no children and no zombies, and return whether that is so."""
     end = time.monotonic() + seconds
     parent = runner_of(at)
-    if at.name == "nobody":  # the runner itself is process 1 of a namespace, and that one its parent
+    if at.name == "nobody":  # the runner is process 1 of a PID namespace, and this is its parent
         parent = int(children(parent)[0].split()[0])
     while children(parent) and time.monotonic() < end:
         time.sleep(0.01)
@@ -151,14 +152,14 @@ def idle(at: Executor, seconds: float = 2) -> bool:
 
 
 def detaching(mark: str) -> str:
-    """A shell script that says "ready" and leaves a child, one in its own session and one forked twice, then waits."""
+    """A shell script with a child, a child in its own session and a twice forked one. It prints "ready" and waits."""
     return f"sleep {mark} & setsid sleep {mark} & (setsid setsid sleep {mark} &); sleep 0.1; echo ready; sleep {mark}"
 
 
 async def run_script(
     script: str, limits: ProcessLimits, at: Executor | None = None, sandbox: Sandbox = SHELL
 ) -> tuple[Exit, bytes]:
-    """Run a shell script and return its end and its output."""
+    """Run a shell script and return how it ended and its output."""
     output = bytearray()
     ended = await run_process((binary("sh"), "-c", script), limits, output.extend, executor=at, sandbox=sandbox)
     return ended, bytes(output)

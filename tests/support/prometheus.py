@@ -1,6 +1,6 @@
-"""A real Prometheus of a test's own on a free loopback port, with the shipped rules at a faster clock.
+"""Runs a real Prometheus on a free port of loopback, with the shipped rules at a faster clock.
 
-Needs Debian's package ``prometheus``, which `scripts/system-packages.sh test` installs.
+It needs Debian's package ``prometheus``, which `scripts/system-packages.sh test` installs.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ _DURATION: Final = r"\d+[smhd]"
 
 
 def faster(rules: str, window_sec: int) -> str:
-    """The rules at a clock a test can wait for: ``for`` is 1 s, each window and offset ``window_sec``."""
+    """Return the rules with a faster clock: every ``for`` is 1 s, and every window and offset is ``window_sec``."""
     rules = re.sub(rf"(?m)^(\s+for: ){_DURATION}$", r"\g<1>1s", rules)
     return re.sub(rf"(?<=\[){_DURATION}(?=\])|(?<=\boffset ){_DURATION}\b", f"{window_sec}s", rules)
 
 
 def stage(folder: Path, target: str, token: str, *, window_sec: int = 6) -> Path:
-    """Copy the shipped configuration to ``folder`` as its owner would, once a second instead of four times a minute."""
+    """Copy the shipped configuration to ``folder``, with an interval of one second instead of 15."""
     folder.mkdir()
     settings = (FOLDER / "prometheus.yml").read_text()
     for shipped, here in (("127.0.0.1:8080", target), ("_interval: 15s", "_interval: 1s")):
@@ -45,33 +45,33 @@ def stage(folder: Path, target: str, token: str, *, window_sec: int = 6) -> Path
 
 
 def promtool(*words: str | Path) -> str:
-    """Run promtool; gives what it said, and fails the test where it found something."""
+    """Run promtool and return its output. Fails the test if promtool reports an error."""
     done = subprocess.run([program("promtool"), *words], capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
 def program(name: str) -> str:
-    """The path of one of the package's programs."""
+    """Return the path of a program of the package."""
     found = shutil.which(name)
-    assert found, f"{name} is not installed: scripts/system-packages.sh test"
+    assert found, f"{name} is not installed. Run scripts/system-packages.sh test"
     return found
 
 
 @dataclass(frozen=True, slots=True)
 class Prometheus:
-    """A running one, by its base address."""
+    """A running Prometheus. ``base`` is its address."""
 
     base: str
 
     def query(self, expression: str) -> list[dict[str, Any]]:
-        """The series an instant query gives now; fails the test where Prometheus cannot read it."""
+        """Return the series of an instant query. Fails the test if Prometheus refuses the query."""
         answer = httpx2.post(f"{self.base}/api/v1/query", data={"query": expression}, timeout=10).json()
         assert answer["status"] == "success", f"{expression}: {answer.get('error')}"
         return list(answer["data"]["result"])
 
     def firing(self) -> dict[str, list[dict[str, str]]]:
-        """The labels of the alerts that fire, by name."""
+        """Return the labels of the firing alerts, by name."""
         alerts = httpx2.get(f"{self.base}/api/v1/alerts", timeout=10).json()["data"]["alerts"]
         found: dict[str, list[dict[str, str]]] = {}
         for alert in alerts:
@@ -80,20 +80,20 @@ class Prometheus:
         return found
 
     def until_fire(self, *alerts: str, seconds: float = 25, **labels: str) -> None:
-        """Wait until each of the alerts has fired, with these labels; not all at the same moment."""
+        """Wait until each of the alerts has fired with these labels. They need not fire at the same time."""
         deadline = time.monotonic() + seconds
         left = set(alerts)
         while left:
             firing = self.firing()
             left -= {name for name, found in firing.items() if any(labels.items() <= each.items() for each in found)}
-            assert not left or time.monotonic() < deadline, f"{left} {labels} should fire: {firing}"
+            assert not left or time.monotonic() < deadline, f"expected {left} {labels} to fire, found {firing}"
             time.sleep(0.2)
 
     @contextmanager
     def firing_meanwhile(self, *alerts: str, seconds: float = 45) -> Iterator[None]:
-        """Do a block, in which or soon after which each of the alerts fires; one may have cleared before the last."""
-        with ThreadPoolExecutor(1) as looking:
-            seen = looking.submit(self.until_fire, *alerts, seconds=seconds)
+        """Expect each of the alerts to fire during the block or soon after it. Some may clear before others fire."""
+        with ThreadPoolExecutor(1) as watcher:
+            seen = watcher.submit(self.until_fire, *alerts, seconds=seconds)
             yield
             seen.result()
 
@@ -101,11 +101,11 @@ class Prometheus:
         """Wait until none of the alerts fires."""
         deadline = time.monotonic() + seconds
         while left := self.firing().keys() & set(alerts):
-            assert time.monotonic() < deadline, f"{left} should not fire: {self.firing()}"
+            assert time.monotonic() < deadline, f"expected {left} to clear, found {self.firing()}"
             time.sleep(0.2)
 
     def until_some(self, expression: str, seconds: float = 10) -> list[dict[str, Any]]:
-        """Wait until a query gives a series, and give what it gave last, which may be nothing."""
+        """Wait until a query returns a series. Returns its last result, which may be empty."""
         deadline = time.monotonic() + seconds
         while not (found := self.query(expression)) and time.monotonic() < deadline:
             time.sleep(0.2)
@@ -114,7 +114,7 @@ class Prometheus:
 
 @contextmanager
 def prometheus(settings: Path) -> Iterator[Prometheus]:
-    """Start one with these settings; what it says goes to ``prometheus.log`` beside them."""
+    """Start Prometheus with these settings. Its output goes to ``prometheus.log`` in the same folder."""
     port = free_port()
     log = settings.with_name("prometheus.log")
     command = [
@@ -123,8 +123,8 @@ def prometheus(settings: Path) -> Iterator[Prometheus]:
         f"--storage.tsdb.path={settings.with_name('data')}",
         f"--web.listen-address=127.0.0.1:{port}",
     ]
-    with log.open("w") as said:
-        process = subprocess.Popen(command, stdout=said, stderr=said)
+    with log.open("w") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output)
     try:
         deadline = time.monotonic() + 20
         while not _ready(port):

@@ -1,4 +1,4 @@
-"""Reading the shipped rules and queries: which metrics and labels they name, and which of these there are."""
+"""Parses the shipped rules and queries: the metrics and labels that they read, and which of them exist."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from tests.support.prometheus import FOLDER
 RULES: Final[list[dict[str, Any]]] = [
     rule for group in yaml.safe_load((FOLDER / "alerts.yml").read_text())["groups"] for rule in group["rules"]
 ]
-"""Every rule of the shipped file: those that record a figure, and the alerts."""
+"""Every rule of the shipped file: recording rules and alerts."""
 SCRAPED: Final = {"job", "instance"}
-"""Labels that Prometheus adds to everything it scrapes."""
-# PromQL's own words, where a name could stand; what is followed by a bracket is a function.
+"""Labels that Prometheus adds to every series."""
+# Keywords of PromQL. A name before a bracket is a function.
 _WORDS: Final = frozenset(
     {"and", "or", "unless", "by", "on", "without", "ignoring", "group_left", "group_right", "offset"}
 )
@@ -25,14 +25,14 @@ _WORDS: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Selector:
-    """One metric in an expression, with the label matchers that stand behind it: ``(label, operator, value)``."""
+    """One metric in an expression, with its label matchers: ``(label, operator, value)``."""
 
     metric: str
     matchers: tuple[tuple[str, str, str], ...]
 
 
 def selectors(expression: str) -> list[Selector]:
-    """The metrics that an expression reads."""
+    """Return the metrics that an expression reads."""
     bare = re.sub(r"\b(?:by|on|without|ignoring|group_left|group_right)\s*\([^)]*\)", " ", expression)
     texts = re.findall(r'"(?:[^"\\]|\\.)*"', bare)
     bare = re.sub(r'"(?:[^"\\]|\\.)*"', '""', bare)
@@ -48,23 +48,23 @@ def selectors(expression: str) -> list[Selector]:
 
 
 def groupings(expression: str) -> set[str]:
-    """The labels an expression groups or joins by."""
+    """Return the labels that an expression groups or joins by."""
     lists = re.findall(r"\b(?:by|on|without|ignoring|group_left|group_right)\s*\(([^)]*)\)", expression)
     return {label.strip() for each in lists for label in each.split(",") if label.strip()}
 
 
 RECORDED: Final = {rule["record"]: groupings(rule["expr"]) for rule in RULES if "record" in rule}
-"""The labels of the recorded figures, by name."""
+"""Maps each recording rule to its labels."""
 
 
 def labels_of(metric: str) -> set[str]:
-    """The labels of a metric as Prometheus has it."""
+    """Return the labels of a metric in Prometheus."""
     if metric in RECORDED:
         return RECORDED[metric]
     if metric in PROCESS_METRICS or metric == "up":
         return SCRAPED
     if metric in METRICS:
-        assert METRICS[metric].kind != "histogram", f"{metric} is read by its _bucket, _sum or _count"
+        assert METRICS[metric].kind != "histogram", f"read {metric} by its _bucket, _sum or _count"
         return {*METRICS[metric].labels} | SCRAPED
     base, _, part = metric.rpartition("_")
     assert part in {"bucket", "sum", "count"}, f"there is no metric {metric}"

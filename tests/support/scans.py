@@ -1,4 +1,4 @@
-"""What tests of scans share: targets no other test scans at the same time, scans that take long, and finding nmap."""
+"""Helpers for tests of scans: targets that no other test scans at the same time, long scans, and finding nmap."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _numbers = itertools.count(1)
 
 
 def own_network() -> str:
-    """A /28 of loopback for this call only, so that a process can be found by its target."""
+    """Return a /28 of loopback for this call only, so that a process can be found by its target."""
     number = (os.getpid() * 16 + next(_numbers)) % (1 << 19)
     return f"127.{64 + (number >> 12) % 128}.{number >> 4 & 255}.{(number & 15) << 4}/28"
 
 
 def slow_scan(target: str) -> dict[str, Any]:
-    """A scan of a /28 in which every host takes a second or two, and all of them half a minute."""
+    """Return the arguments of a scan of a /28 that takes a second or two per host, and half a minute in total."""
     return {
         "target": target,
         "mode": "ports",
@@ -29,13 +29,13 @@ def slow_scan(target: str) -> dict[str, Any]:
 
 
 def scanners(target: str) -> list[int]:
-    """Processes whose command line names ``target`` and nmap, zombies left out."""
+    """Return the processes whose command line has ``target`` and nmap, without zombies."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
                 words = (entry / "cmdline").read_bytes().split(b"\0")
-            except OSError:  # it ended while we looked
+            except OSError:  # it ended in the meantime
                 continue
             if target.encode() in words and any(word.endswith(b"nmap") for word in words):
                 found.append(int(entry.name))
@@ -51,7 +51,7 @@ async def started(target: str, seconds: float = 20) -> None:
 
 
 async def gone(target: str, seconds: float = 5) -> bool:
-    """Wait until no nmap scans ``target``; whether that came true in time."""
+    """Wait until no nmap scans ``target``; return whether that happened in time."""
     end = time.monotonic() + seconds
     while scanners(target):
         if time.monotonic() > end:

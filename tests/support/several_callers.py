@@ -1,9 +1,13 @@
-"""Servers with several known callers over HTTP, of which each may do something else; and clients that come as one.
+"""A server over HTTP with several authenticated callers that have different permissions, and clients for it.
 
-As a program this is the command line of the project with one thing changed: behind the guards a credential says by
-itself who comes, ``ROLE.NAME`` for the actor ``key:NAME`` whose credential gives it that role, with what the actors
-file makes of it. ``seed.NAME`` is the same actor and may do everything; ``only+SCOPE.NAME`` has that scope and no
-other. How a real credential is checked has tests of its own: these ask what a known caller may do.
+As a program, this is the command line of the project without authentication: the text of a credential says who the
+caller is.
+
+- ``ROLE.NAME`` is the actor ``key:NAME`` with that role and the limits of the actors file.
+- ``seed.NAME`` is the same actor with all permissions.
+- ``only+SCOPE.NAME`` is the same actor with only that scope.
+
+Other tests cover how a real credential is checked.
 """
 
 from __future__ import annotations
@@ -18,10 +22,10 @@ from typing import Any
 
 import httpx2
 
-from mcp_server.api.http.principals import Principal, with_principal
-from mcp_server.api.http.problems import Receive, Scope, Send, header_values
-from mcp_server.identity.actors import InForce
-from mcp_server.identity.base import bounded
+from mcp_server.api.http.asgi import Receive, Scope, Send, header_values
+from mcp_server.api.http.callers import with_identity
+from mcp_server.identity.actors import CurrentDirectory
+from mcp_server.identity.base import Identity, bounded
 from mcp_server.model.access import FULL_ACCESS, Permission, Role
 from tests.support.interfaces import environment
 from tests.support.mcp_wire import INITIALIZED, MODERN_META, initialize, request
@@ -47,11 +51,11 @@ class IntrudingTool(MCPBaseTool):
     command_name = "true"
     risk = Risk.INTRUSIVE
 """
-"""One tool of each risk; the program they start does nothing."""
+"""One tool of each risk. The program that they start does nothing."""
 
 
 def caller_environment(folder: Path, actors: str | None, **extra: str) -> dict[str, str]:
-    """The environment of such a server; ``actors`` is the text of its actors file."""
+    """Return the environment of such a server; ``actors`` is the text of its actors file."""
     package = f"caller_tools_{folder.name.replace('-', '_')}"
     (folder / f"{package}.py").write_text(TOOLS)
     own = {"MCP_SERVER_AUTH": "none", "MCP_SECURITY_ALLOW_INTRUSIVE": "true", "TOOLS_PACKAGE": package}
@@ -63,21 +67,21 @@ def caller_environment(folder: Path, actors: str | None, **extra: str) -> dict[s
     return environment(folder / "state", **own, **extra)
 
 
-def principal(credential: str, directory: InForce) -> Principal:
-    """Whom a credential of these tests stands for."""
+def identity(credential: str, directory: CurrentDirectory) -> Identity:
+    """Return the identity that a credential names."""
     role, _, name = credential.partition(".")
     if role == "seed":
-        return Principal(f"key:{name}", FULL_ACCESS)
+        return Identity(f"key:{name}", FULL_ACCESS)
     scope = role.removeprefix("only+")
     if scope != role:
         held = bounded(directory.find(f"key:{name}", Role.ADMIN), frozenset({Permission(scope)}))
-        return Principal(f"key:{name}", held)
-    return Principal(f"key:{name}", directory.find(f"key:{name}", Role(role)))
+        return Identity(f"key:{name}", held)
+    return Identity(f"key:{name}", directory.find(f"key:{name}", Role(role)))
 
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """An answer: ``outcome`` is ``ok`` or the code of the error, ``body`` the document."""
+    """A response: ``outcome`` is ``ok`` or the error code, ``body`` is the parsed document."""
 
     outcome: str
     status: int
@@ -104,7 +108,7 @@ class Rest:
 
 
 class Mcp:
-    """The MCP interface for one caller, in one of the two wire eras."""
+    """The MCP interface for one caller, in revision 2026-07-28 (``modern``) or 2025-06-18."""
 
     def __init__(self, client: httpx2.AsyncClient, *, modern: bool) -> None:
         self.client = client
@@ -139,7 +143,7 @@ class Mcp:
 
 
 def _outcome(body: dict[str, Any]) -> str:
-    if "code" in body:  # a problem
+    if "code" in body:  # a problem document (RFC 9457)
         return str(body["code"])
     if "error" in body:
         data = body["error"].get("data")
@@ -150,23 +154,26 @@ def _outcome(body: dict[str, Any]) -> str:
 
 @asynccontextmanager
 async def coming_as(base: str, credential: str) -> AsyncIterator[httpx2.AsyncClient]:
+    """Yield an HTTP client with this credential."""
     headers = {"Authorization": f"Bearer {credential}", "Accept": "application/json, text/event-stream"}
     async with httpx2.AsyncClient(base_url=base, headers=headers, timeout=60) as client:
         yield client
 
 
 def main() -> None:
-    """Run the command line, with credentials that say who comes."""
+    """Run the command line, with credentials that name the caller."""
     from mcp_server.api.http import authorization as permissions
 
-    class Knowing(permissions.Permissions):
+    class UnauthenticatedPermissionMiddleware(permissions.PermissionMiddleware):
         async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
             if scope["type"] == "http":
                 credential = header_values(scope, b"authorization")[0].decode().removeprefix("Bearer ")
-                scope = with_principal(scope, principal(credential, InForce(lambda: self._pipeline.actors)))
+                scope = with_identity(
+                    scope, identity(credential, CurrentDirectory(lambda: self._pipeline.current.value.actors))
+                )
             await super().__call__(scope, receive, send)
 
-    permissions.Permissions = Knowing  # type: ignore[misc]  # the one thing that is changed
+    permissions.PermissionMiddleware = UnauthenticatedPermissionMiddleware  # type: ignore[misc]  # the only change
     from mcp_server.cli import main as command_line
 
     sys.argv[0] = "mcp-network-tools"

@@ -1,4 +1,4 @@
-"""A package of plain tools around one small script, for tests of what a tool is given and held to."""
+"""A package of plain tools around one small script, for tests of what a tool gets and how it is limited."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class SingleTool(ProbeTool):
 
 @dataclass(frozen=True, slots=True)
 class SiteTools:
-    """Where the package and the script lie, and the environment that makes a server find them."""
+    """The paths of the package and the script, and the environment with which a server finds them."""
 
     folder: Path
     package: str
@@ -47,7 +47,7 @@ class SiteTools:
 
 
 def make_site_tools(folder: Path) -> SiteTools:
-    """Write the package and the script into ``folder``; its name is unique, so that imports do not clash."""
+    """Write the package and the script into ``folder``; the package has a unique name, so that imports do not clash."""
     package = f"site_tools_{folder.name.replace('-', '_')}"
     (folder / package).mkdir(parents=True)
     (folder / package / "__init__.py").write_text("")

@@ -1,7 +1,7 @@
-"""What another process does with a store, for tests that start, kill and starve real ones.
+"""A process that uses a store, for tests that start and kill processes, or give them a full disk.
 
-``python -m tests.support.store_child MODE STATE_DIR URL …``; URL ``-`` is SQLite in the state folder. What
-happened is printed as JSON, one object a line.
+Run it with ``python -m tests.support.store_child MODE STATE_DIR URL …``. The URL ``-`` is SQLite in the state folder.
+It prints what happened as JSON, one object per line.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ from tests.support.store_facts import ended, make_host, make_run
 HOLD_SECONDS = 60
 
 
-def say(**facts: Any) -> None:
+def report(**facts: Any) -> None:
     print(json.dumps(facts), flush=True)  # noqa: T201 - the parent reads it
 
 
 async def refusal(call: Any) -> str | None:
-    """The code of the error a call raised, or None."""
+    """Return the code of the error that a call raised, or None."""
     try:
         await call
     except NetworkToolsError as error:
-        say(message=error.message)
+        report(message=error.message)
         return error.code
     return None
 
 
 async def hold(store: SqlStore, state: Path, run_id: str, hosts: str) -> None:
-    """Be in the middle of a run until killed."""
+    """Stay in the middle of a run until killed."""
     await store.open()
     run = make_run(run_id)
     await store.begin(run)
     RawSpool(state, run_id, 1 << 30).write(b"<host/>" * 100)
     await store.add_hosts(run, [make_host(f"10.0.0.{n}") for n in range(int(hosts))])
-    say(ready=True)
+    report(ready=True)
     await asyncio.sleep(HOLD_SECONDS)
 
 
@@ -51,18 +51,18 @@ async def once(store: SqlStore, _state: Path) -> None:
     """Open and close."""
     interrupted = len(await store.open())
     await store.close()
-    say(interrupted=interrupted, alembic="alembic" in sys.modules)
+    report(interrupted=interrupted, alembic="alembic" in sys.modules)
 
 
 async def forget(store: SqlStore, _state: Path) -> None:
-    """Leave without closing."""
+    """End without closing the store."""
     await store.open()
     await store.begin(make_run("forgotten"))
-    say(ready=True)
+    report(ready=True)
 
 
 async def work(store: SqlStore, _state: Path, prefix: str, count: str) -> None:
-    """Carry runs through, as fast as it goes."""
+    """Begin and finish runs."""
     await store.open()
     for number in range(int(count)):
         run = make_run(f"{prefix}{number}")
@@ -70,13 +70,12 @@ async def work(store: SqlStore, _state: Path, prefix: str, count: str) -> None:
         for part in range(4):
             await store.add_hosts(run, [make_host(f"10.0.{part}.{n}") for n in range(25)])
         await store.finish(ended(run))
-    await store.settle()
     await store.close()
-    say(done=True)
+    report(done=True)
 
 
 async def starve(store: SqlStore, state: Path) -> None:
-    """Meet a full disk in the middle of a run, then one with room again."""
+    """Fill the disk in the middle of a run, then free it again and finish the run."""
     await store.open()
     run = make_run("r1")
     await store.begin(run)
@@ -91,30 +90,29 @@ async def starve(store: SqlStore, state: Path) -> None:
         except OSError:
             pass
     many = [make_host(f"10.1.{n // 250}.{n % 250}") for n in range(5000)]
-    say(add=await refusal(store.add_hosts(run, many)), other=await refusal(store.begin(make_run("r2"))))
-    say(kept=(await store.hosts("r1")).total)
+    report(add=await refusal(store.add_hosts(run, many)), other=await refusal(store.begin(make_run("r2"))))
+    report(kept=(await store.hosts("r1")).total)
     try:
         spool.write(os.urandom(1 << 16))  # does not compress into the last free bytes
     except NetworkToolsError as error:
-        say(spool=error.code)
+        report(spool=error.code)
     filler.unlink()
     raw = spool.finish()
     await store.add_hosts(run, many)
     await store.finish(ended(run, raw=raw))
-    await store.settle()
     found = await store.get_run("r1")
-    say(hosts=(await store.hosts("r1")).total, outcome=found.outcome, truncated=raw.truncated)
-    say(raw=(await store.read_raw(raw, 0, 6)).decode())
+    report(hosts=(await store.hosts("r1")).total, outcome=found.outcome, truncated=raw.truncated)
+    report(raw=(await store.read_raw(raw, 0, 6)).decode())
     await store.close()
 
 
-async def no_room(store: SqlStore, state: Path) -> None:
-    """Meet a disk that is full from the start, and one that is read-only."""
-    say(code=await refusal(store.open()))
+async def refuse(store: SqlStore, state: Path) -> None:
+    """Try to open a store on a disk that is full or read-only."""
+    report(code=await refusal(store.open()))
     try:
         RawSpool(state, "r1", 10)
     except NetworkToolsError as error:
-        say(spool=error.code)
+        report(spool=error.code)
 
 
 def main() -> None:
@@ -122,7 +120,7 @@ def main() -> None:
     store = open_store(None if url == "-" else url, Path(state))
     if not isinstance(store, SqlStore):
         raise TypeError(type(store))
-    modes: dict[str, Any] = {f.__name__: f for f in (hold, once, forget, work, starve, no_room)}
+    modes: dict[str, Any] = {f.__name__: f for f in (hold, once, forget, work, starve, refuse)}
     asyncio.run(modes[mode](store, Path(state), *rest))
 
 

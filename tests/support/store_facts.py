@@ -1,4 +1,4 @@
-"""Runs and hosts as the store's tests need them."""
+"""Makes runs and hosts for tests."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from mcp_server.model.host import ExtraPorts, Host, OsMatch, Port, Script, Service
+from mcp_server.model.host import ExtraPorts, Host, OsMatch, Port, Script
 from mcp_server.model.run import Actor, Coverage, Outcome, PortsTested, Raw, Risk, Run
+from tests.support.services import make_service
 
-NGINX = Service("http", "nginx", "1.22.1", method="probed", conf=10, cpe=("cpe:/a:igor_sysoev:nginx:1.22.1",))
+NGINX = make_service("http", "nginx", "1.22.1", method="probed", conf=10, cpe=("cpe:/a:igor_sysoev:nginx:1.22.1",))
 
 
 def make_run(run_id: str, **changes: Any) -> Run:
-    """A run that is about to start."""
+    """Return a run that is about to start."""
     run = Run(
         id=run_id,
         tool="nmap",
@@ -24,18 +25,21 @@ def make_run(run_id: str, **changes: Any) -> Run:
         risk=Risk.SCAN,
         argv=("/usr/bin/nmap", "-n", "-oX", "-", "10.0.0.0/30"),
         started=datetime.now(UTC),
-        coverage=Coverage(("10.0.0.0/30",), 4, (PortsTested("tcp", "1-1000", 1000, "syn"),), not_looked_at_count=4),
+        outcome=Outcome.RUNNING,
+        vantage="local",
+        enforcement="argument",
+        coverage=Coverage.nothing_yet(("10.0.0.0/30",), 4, (PortsTested("tcp", "1-1000", 1000, "syn"),)),
     )
     return replace(run, **changes)
 
 
 def ended(run: Run, **changes: Any) -> Run:
-    """That run, completed."""
+    """Return the run, completed."""
     return replace(run, **{"outcome": Outcome.COMPLETED, "ended": datetime.now(UTC), "returncode": 0, **changes})
 
 
 def full_run(run_id: str) -> Run:
-    """A run with every field away from its default."""
+    """Return a run in which no field has its default value."""
     return ended(
         make_run(run_id),
         outcome=Outcome.PARTIAL,
@@ -48,28 +52,28 @@ def full_run(run_id: str) -> Run:
         coverage=Coverage(
             ("10.0.0.0/30", "fd00::1"),
             5,
-            (PortsTested("tcp", "1-1000", 1000, "syn"), PortsTested("udp", "53", 1, "udp")),
+            ports=(PortsTested("tcp", "1-1000", 1000, "syn"), PortsTested("udp", "53", 1, "udp")),
             looked_at=3,
             up=2,
             down=1,
             not_looked_at=("10.0.0.3", "fd00::1"),
             not_looked_at_count=2,
+            complete=False,
         ),
         raw=Raw("ab" * 32, 1000, 100, truncated=True),
-        stderr="warning: é \u200b",
-        hosts_up=2,
-        open_ports=3,
+        from_target={"stderr": "warning: é \u200b"},
+        counts={"hosts_up": 2, "open_ports": 3},
         metadata={"warnings": ["slow"], "nested": {"a": 1}},
     )
 
 
 def make_host(address: str, *ports: Port) -> Host:
-    """A host that is up, with those ports or one open web server."""
+    """Return a host that is up, with the given ports or one open web server."""
     return Host(address, "up", "echo-reply", ports=ports or (Port("tcp", 80, "open", "syn-ack", NGINX),))
 
 
 def full_host(address: str) -> Host:
-    """A host with every field away from its default."""
+    """Return a host in which no field has its default value."""
     return Host(
         address,
         "up",
@@ -83,16 +87,25 @@ def full_host(address: str) -> Host:
                 443,
                 "open",
                 "syn-ack",
-                Service(
-                    "http", "nginx", "1.22", "Debian", "ssl", "web", "Linux", "probed", 10, ("cpe:/a:x", "cpe:/o:y")
+                make_service(
+                    "http",
+                    "nginx",
+                    "1.22",
+                    extra_info="Debian",
+                    tunnel="ssl",
+                    hostname="web",
+                    os_type="Linux",
+                    method="probed",
+                    conf=10,
+                    cpe=("cpe:/a:x", "cpe:/o:y"),
                 ),
-                (Script("http-title", "Title: \\u202e"),),
+                (Script.of("http-title", "Title: \\u202e"),),
             ),
             Port("udp", 53, "open|filtered"),
         ),
         extra_ports=(ExtraPorts("closed", 998, "reset"), ExtraPorts("filtered", 2)),
         os=(OsMatch("Linux 5.x", 96, ("cpe:/o:linux:linux_kernel:5",)), OsMatch("Linux 6.x", 90)),
-        scripts=(Script("smb-os-discovery", "none"),),
+        scripts=(Script.of("smb-os-discovery", "none"),),
         timed_out=True,
         distance=0,
         rtt_ms=0.0,

@@ -1,4 +1,4 @@
-"""A reader of ``GET /events`` on a socket of its own, by the rules of WHATWG HTML section 9.2.6."""
+"""A reader of ``GET /events`` on its own socket, by the rules of WHATWG HTML section 9.2.6."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PATIENCE = 20.0
 
 
 @dataclass(slots=True)
-class Told:
+class Event:
     """One event as a browser would dispatch it."""
 
     kind: str
@@ -24,7 +24,7 @@ class Told:
 
 @dataclass(slots=True)
 class Stream:
-    """An open stream: its head, what has come of it, and the id a browser would come back with."""
+    """An open stream: its head, its events so far, and the id that a browser would reconnect with."""
 
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
@@ -33,18 +33,18 @@ class Stream:
     last_id: str = ""
     retry: int | None = None
     comments: int = 0
-    events: list[Told] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
 
-    async def next(self) -> Told | None:
-        """The next event; None at the end of the stream."""
+    async def next(self) -> Event | None:
+        """Return the next event, or None at the end of the stream."""
         async with asyncio.timeout(_PATIENCE):
             while not self.events:
                 if not await self._chunk():
                     return None
             return self.events.pop(0)
 
-    async def until(self, kind: str, **fields: Any) -> Told:
-        """The next event of this kind with these fields, others passed over; an AssertionError at the end."""
+    async def until(self, kind: str, **fields: Any) -> Event:
+        """Return the next event of this kind with these fields, and skip others; raise AssertionError at the end."""
         async with asyncio.timeout(_PATIENCE):
             while (event := await self.next()) is not None:
                 if event.kind == kind and fields.items() <= event.data.items():
@@ -52,17 +52,17 @@ class Stream:
         raise AssertionError(f"the stream ended without {kind} {fields}")
 
     async def settled(self) -> None:
-        """Wait for the first block, which has an id and no data: the server counts this reader from then on."""
+        """Wait for the first block, which has an id and no data: from then on the server counts this reader."""
         async with asyncio.timeout(_PATIENCE):
             while not self.last_id:
                 assert await self._chunk()
 
     async def body(self) -> Any:
-        """The JSON body of an answer that is no stream."""
+        """Return the JSON body of a response that is not a stream."""
         return json.loads(await self.reader.readexactly(int(self.headers["content-length"])))
 
     async def _chunk(self) -> bool:
-        # Whole blocks come in one chunk of the transfer coding each: the server sends nothing less.
+        # Each chunk of the transfer coding has complete blocks, because the server never sends part of one.
         size = int((await self.reader.readline()).strip() or b"0", 16)
         if size == 0:
             return False
@@ -88,11 +88,11 @@ class Stream:
                 case "retry", value:
                     self.retry = int(value)
         if data:
-            self.events.append(Told(kind, self.last_id, json.loads("\n".join(data))))
+            self.events.append(Event(kind, self.last_id, json.loads("\n".join(data))))
 
 
 def request(base: str, token: str, query: str = "", headers: Mapping[str, str] | None = None) -> bytes:
-    """The bytes of a request for the stream; without a token there is no Authorization."""
+    """Return the bytes of a request for the stream; without a token there is no Authorization header."""
     lines = {"Host": urlsplit(base).netloc, **(headers or {})}
     if token:
         lines["Authorization"] = f"Bearer {token}"

@@ -1,4 +1,4 @@
-"""Running a command on a terminal of its own, as a person does."""
+"""Run a command on its own terminal, as a user does."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 
 class Terminal:
-    """A command on a terminal; ``shown`` grows as it writes."""
+    """A command on a terminal; ``shown`` grows as the command writes."""
 
     def __init__(self, master: int, process: asyncio.subprocess.Process) -> None:
         self.shown = b""
@@ -36,7 +36,7 @@ class Terminal:
         os.write(self._master, keys)
 
     async def ended(self, seconds: float = 30) -> int:
-        """Wait for the end of the command and of its output; its exit code."""
+        """Wait for the end of the command and of its output; return its exit code."""
         async with asyncio.timeout(seconds):
             await self._ended.wait()
             return await self.process.wait()
@@ -72,7 +72,7 @@ async def on_a_terminal(
         yield terminal
     finally:
         terminal.close()
-        os.close(master)  # hangs the terminal up: what still runs on it gets SIGHUP
+        os.close(master)  # hangs up the terminal: processes that still run on it get SIGHUP
         if process.returncode is None:
             process.kill()
         await process.wait()

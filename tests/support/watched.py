@@ -1,4 +1,4 @@
-"""A server whose tools do as a test wants, and the Prometheus that watches it with the shipped alerts."""
+"""A server whose tools behave as a test needs, and a Prometheus that watches it with the shipped alerts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.interfaces import environment, free_port, http_server
 from tests.support.prometheus import Prometheus, prometheus, stage
 
 SCRIPT: Final = """#!/bin/sh
-# given: --do WORD TARGET
+# arguments: --do WORD TARGET
 case "$2" in
   sleep) exec sleep 60;;
   flaky) [ -e {folder}/shop/open ] || exit 3;;
@@ -51,16 +51,16 @@ class WideTool(FlakyTool):
 class BrokenTool(FlakyTool):
     command_name = "watched-tool"
 
-    def compile(self, parameters, targets, settings):
+    def build_command(self, parameters, targets, settings):
         raise RuntimeError("a mistake in this tool")
 
 class GreedyTool(FlakyTool):
     command_name = "watched-tool"
     kept = b""
 
-    def compile(self, parameters, targets, settings):
+    def build_command(self, parameters, targets, settings):
         GreedyTool.kept = b"x" * (320 << 20)
-        return super().compile(parameters, targets, settings)
+        return super().build_command(parameters, targets, settings)
 """
 SETTINGS: Final[dict[str, dict[str, Any]]] = {
     "health": {"check_interval": 5, "cpu_threshold": 100, "memory_threshold": 100, "disk_threshold": 100},
@@ -74,7 +74,7 @@ SETTINGS: Final[dict[str, dict[str, Any]]] = {
 
 @dataclass
 class Watched:
-    """The server, by its address and its process, and its Prometheus."""
+    """A server, its process, and its Prometheus."""
 
     folder: Path
     env: dict[str, str]
@@ -90,51 +90,51 @@ class Watched:
 
     @property
     def base(self) -> str:
-        """The server's own address."""
+        """The address of the server."""
         return f"http://127.0.0.1:{self.port}"
 
     def configure(self, **sections: dict[str, Any]) -> None:
-        """Change sections of the configuration file, as its owner would, and have it read again."""
+        """Change sections of the configuration file, which the server then reloads."""
         present = {name: values | sections.get(name, {}) for name, values in SETTINGS.items()}
         self.write(json.dumps(present | {name: sections[name] for name in sections if name not in present}))
 
     def write(self, text: str) -> None:
-        """Put another configuration in the place of the present one."""
+        """Replace the configuration file."""
         new = self.folder / "config.new"
         new.write_text(text)
         new.replace(self.folder / "config.json")
 
     def get(self, path: str, *, token: str | None = None) -> httpx2.Response:
-        """Ask for a page, with the right token unless another is given."""
-        asked = {"Authorization": f"Bearer {self.token if token is None else token}"}
-        return httpx2.get(f"{self.base}{path}", headers=asked, timeout=30)
+        """Request a path, with the right token unless another is given."""
+        headers = {"Authorization": f"Bearer {self.token if token is None else token}"}
+        return httpx2.get(f"{self.base}{path}", headers=headers, timeout=30)
 
     def post(self, path: str) -> httpx2.Response:
-        """Have something done, as an operator."""
-        asked = {"Authorization": f"Bearer {self.token}"}
-        return httpx2.post(f"{self.base}{path}", headers=asked, timeout=30).raise_for_status()
+        """Send a POST request as an operator."""
+        headers = {"Authorization": f"Bearer {self.token}"}
+        return httpx2.post(f"{self.base}{path}", headers=headers, timeout=30).raise_for_status()
 
     def call(self, tool: str, do: str = "nothing", **arguments: Any) -> httpx2.Response:
         """Call a tool over REST."""
         body = {"target": "127.0.0.1", "extra_args": f"--do {do}"} | arguments
-        asked = {"Authorization": f"Bearer {self.token}"}
-        return httpx2.post(f"{self.base}/tools/{tool}/execute", json=body, headers=asked, timeout=60)
+        headers = {"Authorization": f"Bearer {self.token}"}
+        return httpx2.post(f"{self.base}/tools/{tool}/execute", json=body, headers=headers, timeout=60)
 
     def calls(self, count: int, tool: str, do: str = "nothing", **arguments: Any) -> list[int]:
-        """Call a tool many times at once; gives the statuses."""
+        """Call a tool many times at once and return the statuses."""
         with ThreadPoolExecutor(count) as crowd:
             return [each.status_code for each in crowd.map(lambda _: self.call(tool, do, **arguments), range(count))]
 
     @contextmanager
     def serving(self, *, prefix: Sequence[str] = ()) -> Iterator[None]:
-        """Start the server on its port, and stop it at the end of the block, if it has not ended before."""
-        # The later --port wins: the one of the scrape configuration.
+        """Run the server on its port for the block."""
+        # The last --port is used: the one of the scrape configuration.
         with http_server(self.env, "--port", str(self.port), prefix=prefix) as (_, self.token, self.process):
             yield
 
     @contextmanager
     def watching(self, *, window_sec: int = 6) -> Iterator[None]:
-        """Start Prometheus with the shipped settings."""
+        """Run Prometheus with the shipped settings for the block."""
         address = f"127.0.0.1:{self.port}"
         settings = stage(self.folder / "prometheus", address, self.token, window_sec=window_sec)
         with prometheus(settings) as self.prometheus:
@@ -142,7 +142,7 @@ class Watched:
 
 
 def prepare(folder: Path, **extra: str) -> Watched:
-    """Write the tools and the configuration."""
+    """Write the tools and the configuration of a server."""
     package = f"watched_{folder.name.replace('-', '_')}"
     for made in (package, "bin", "shop"):
         (folder / made).mkdir(parents=True)
@@ -158,7 +158,7 @@ def prepare(folder: Path, **extra: str) -> Watched:
         "MCP_CONFIG_FILE": str(folder / "config.json"),
     }
     env = environment(folder / "state", **found, **extra)
-    for section in ("RATE_LIMIT", "HEALTH", "METRICS", "CIRCUIT_BREAKER"):  # the environment would win over the file
+    for section in ("RATE_LIMIT", "HEALTH", "METRICS", "CIRCUIT_BREAKER"):  # variables would override the file
         env = {key: value for key, value in env.items() if not key.startswith(f"MCP_{section}_")}
     watched = Watched(folder, env, free_port())
     watched.configure()
@@ -167,7 +167,7 @@ def prepare(folder: Path, **extra: str) -> Watched:
 
 @contextmanager
 def network_of(pid: int) -> Iterator[None]:
-    """The calling thread, with the sockets and processes it makes, is in the process's network for a block."""
+    """Move the calling thread, its new sockets and its new processes into the network of a process for the block."""
     libc = ctypes.CDLL(None, use_errno=True)
     with Path("/proc/thread-self/ns/net").open() as before, Path(f"/proc/{pid}/ns/net").open() as there:
         assert libc.setns(there.fileno(), 0) == 0, os.strerror(ctypes.get_errno())
@@ -179,7 +179,7 @@ def network_of(pid: int) -> Iterator[None]:
 
 @contextmanager
 def watched_server(folder: Path) -> Iterator[Watched]:
-    """A server and its Prometheus, which has scraped it."""
+    """Yield a server that its Prometheus has scraped."""
     made = prepare(folder)
     with ExitStack() as running:
         running.enter_context(made.serving())

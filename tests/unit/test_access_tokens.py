@@ -1,4 +1,4 @@
-"""Access tokens: who an honest one stands for, and that no forged one stands for anybody."""
+"""Access tokens: the identity of a valid token, and the refusal of forged ones."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from mcp_server.config.auth import AuthConfig
+from mcp_server.config.sections import AuthConfig
 from mcp_server.errors import ConfigError, PlatformError
 from mcp_server.identity.access_tokens import AccessTokens
 from mcp_server.identity.base import Identity, Rejected, RoleDirectory, bounded, subject_name
-from mcp_server.identity.issuer_keys import FileKeys, read_file
+from mcp_server.identity.issuer_keys import FileKeys, read_jwks_file
 from mcp_server.identity.jwk_set import MAX_KEYS, JwkSet
 from mcp_server.model.access import NOBODY, Access, Permission, Role
 from tests.support.issuer import RESOURCE, Key, assembled, claims, jwks
@@ -38,7 +38,7 @@ def settings(tmp_path: Path) -> AuthConfig:
 
 
 async def ask(settings: AuthConfig, token: str) -> Identity:
-    tokens = AccessTokens(lambda: settings, RoleDirectory)
+    tokens = AccessTokens(lambda: settings, RoleDirectory())
     if not tokens.claims(token):
         raise Rejected("token", "no form of a JWT")
     return await tokens.check(token)
@@ -52,12 +52,12 @@ async def refused(settings: AuthConfig, token: str) -> str:
 
 
 @pytest.mark.parametrize("key", [EC, RSA, ED], ids=lambda key: key.algorithm)
-async def test_an_honest_token_stands_for_its_subject(settings: AuthConfig, key: Key) -> None:
+async def test_a_valid_token_belongs_to_its_subject(settings: AuthConfig, key: Key) -> None:
     assert await ask(settings, key.sign(claims(ISSUER))) == Identity("sub:scanner", Access(OPERATOR))
 
 
 @pytest.mark.parametrize("typ", ["at+jwt", "AT+JWT", "application/at+jwt", "JWT"])
-async def test_both_types_of_token_are_taken(settings: AuthConfig, typ: str) -> None:
+async def test_both_types_of_token_are_accepted(settings: AuthConfig, typ: str) -> None:
     assert (await ask(settings, EC.sign(claims(ISSUER), typ=typ))).name == "sub:scanner"
 
 
@@ -69,7 +69,7 @@ async def test_the_audience_may_be_one_of_several(settings: AuthConfig) -> None:
     ("changed", "expected"),
     [
         ({"scope": "tools:read"}, {Permission.TOOLS_READ}),
-        ({"scope": "openid admin tools:read unknown"}, {Permission.TOOLS_READ}),  # admin is not the role's
+        ({"scope": "openid admin tools:read unknown"}, {Permission.TOOLS_READ}),  # the role does not include admin
         ({"scope": None, "scp": ["runs:read", 7]}, {Permission.RUNS_READ}),
         ({"scope": None, "scp": "runs:read tools:scan"}, {Permission.RUNS_READ, Permission.TOOLS_SCAN}),
         ({"scope": "TOOLS:READ tools:readx"}, set()),
@@ -83,7 +83,7 @@ async def test_the_audience_may_be_one_of_several(settings: AuthConfig) -> None:
         ({"roles": {"admin": True}}, Role.VIEWER.permissions),
     ],
 )
-async def test_permissions_are_scopes_within_the_role(
+async def test_permissions_are_the_scopes_of_the_token_within_the_role(
     settings: AuthConfig, changed: dict[str, Any], expected: set[Permission]
 ) -> None:
     assert (await ask(settings, EC.sign(claims(ISSUER, **changed)))).access.permissions == expected
@@ -93,12 +93,12 @@ async def test_permissions_are_scopes_within_the_role(
     ("claim", "said"),
     [("realm.roles", {"realm": {"roles": ["admin"]}}), ("https://a.b/roles", {"https://a.b/roles": "admin"})],
 )
-async def test_a_role_may_stand_deep_in_a_token(settings: AuthConfig, claim: str, said: dict[str, Any]) -> None:
+async def test_a_role_may_be_nested_in_the_claims(settings: AuthConfig, claim: str, said: dict[str, Any]) -> None:
     settings.role_claim = claim
     assert (await ask(settings, EC.sign(claims(ISSUER, **said)))).access.permissions == frozenset(Permission)
 
 
-async def test_without_a_default_role_a_token_without_one_is_refused(settings: AuthConfig) -> None:
+async def test_a_token_without_a_role_is_refused_if_there_is_no_default_role(settings: AuthConfig) -> None:
     settings.default_role = "none"
     assert await refused(settings, EC.sign(claims(ISSUER, roles=[]))) == "no_role"
     settings.role_claim = ""
@@ -143,7 +143,7 @@ async def test_a_signed_token_with_wrong_claims_is_refused(
         ({"typ": "logout+jwt"}, "header"),
         ({"typ": None}, "header"),
         ({"kid": "unknown"}, "unknown_key"),
-        ({"kid": "rsa"}, "unknown_key"),  # a key of another kind
+        ({"kid": "rsa"}, "unknown_key"),  # a key of another type
         ({"kid": "../../etc/passwd"}, "unknown_key"),
         ({"kid": "ec' OR '1'='1"}, "unknown_key"),
         ({"crit": ["exp"], "exp": 1}, "header"),
@@ -157,7 +157,7 @@ async def test_a_token_with_a_wrong_header_is_refused(
 
 
 @pytest.mark.parametrize("header", ["jku", "x5u", "jwk", "x5c"])
-async def test_a_key_that_a_token_brings_along_is_not_looked_at(settings: AuthConfig, header: str) -> None:
+async def test_a_key_inside_the_token_is_ignored(settings: AuthConfig, header: str) -> None:
     brought: Any = {"jwk": OTHER.jwk(), "x5c": ["MIIB"]}.get(header, "http://127.0.0.1:1/keys")
     assert await refused(settings, OTHER.sign(claims(ISSUER), kid="ec", **{header: brought})) == "signature"
     assert (await ask(settings, EC.sign(claims(ISSUER), **{header: brought}))).name == "sub:scanner"
@@ -173,15 +173,15 @@ async def test_the_signature_of_another_key_is_refused(settings: AuthConfig) -> 
 
 
 @pytest.mark.parametrize("name", ["none", "None", "NONE", "nOnE", "HS256", "HS512", "", "ES256K", 7, None, ["ES256"]])
-async def test_no_algorithm_but_the_listed_is_taken(settings: AuthConfig, name: Any) -> None:
+async def test_only_listed_algorithms_are_accepted(settings: AuthConfig, name: Any) -> None:
     assert (
         await refused(settings, assembled({"alg": name, "typ": "at+jwt", "kid": "ec"}, claims(ISSUER))) == "algorithm"
     )
 
 
 @pytest.mark.parametrize("encoding", ["PEM", "DER"])
-async def test_a_public_key_is_no_secret_to_sign_with(settings: AuthConfig, encoding: str) -> None:
-    """The confusion of RS256 with HS256 (RFC 8725 section 2.1), signed by hand: the library refuses to."""
+async def test_a_public_key_cannot_be_used_as_an_hmac_secret(settings: AuthConfig, encoding: str) -> None:
+    """RS256 confused with HS256 (RFC 8725 section 2.1), signed by hand because the library refuses to sign it."""
     public = RSA.private.public_key().public_bytes(
         getattr(serialization.Encoding, encoding), serialization.PublicFormat.SubjectPublicKeyInfo
     )
@@ -190,7 +190,7 @@ async def test_a_public_key_is_no_secret_to_sign_with(settings: AuthConfig, enco
     assert await refused(settings, f"{signing}.{mac}") == "algorithm"
 
 
-async def test_an_algorithm_that_the_owner_took_off_the_list_is_refused(settings: AuthConfig) -> None:
+async def test_an_algorithm_that_the_operator_removed_is_refused(settings: AuthConfig) -> None:
     settings.algorithms = ("PS256",)
     assert await refused(settings, RSA.sign(claims(ISSUER))) == "algorithm"
 
@@ -213,11 +213,11 @@ async def test_an_algorithm_that_the_owner_took_off_the_list_is_refused(settings
     ],
     ids=range(12),
 )
-async def test_what_is_no_token_at_all_is_refused(settings: AuthConfig, text: str) -> None:
+async def test_text_that_is_no_token_is_refused(settings: AuthConfig, text: str) -> None:
     await refused(settings, text)
 
 
-async def test_clocks_may_differ_by_as_much_as_the_owner_says(settings: AuthConfig) -> None:
+async def test_clocks_may_differ_by_clock_skew_sec(settings: AuthConfig) -> None:
     late, early = time.time() - 20, time.time() + 20
     for token in (EC.sign(claims(ISSUER, exp=late)), EC.sign(claims(ISSUER, nbf=early, iat=early))):
         assert await ask(settings, token)
@@ -226,7 +226,7 @@ async def test_clocks_may_differ_by_as_much_as_the_owner_says(settings: AuthConf
         settings.clock_skew_sec = 30
 
 
-async def test_a_token_without_a_key_id_is_taken_where_one_key_fits(settings: AuthConfig, tmp_path: Path) -> None:
+async def test_a_token_without_a_key_id_is_accepted_if_one_key_fits(settings: AuthConfig, tmp_path: Path) -> None:
     assert await ask(settings, EC.sign(claims(ISSUER), kid=None))
     two = tmp_path / "two.json"
     two.write_text(json.dumps(jwks(EC, OTHER)))
@@ -235,12 +235,12 @@ async def test_a_token_without_a_key_id_is_taken_where_one_key_fits(settings: Au
     assert await refused(settings, EC.sign(claims(ISSUER), kid=None)) == "unknown_key"
 
 
-async def test_no_issuer_no_tokens(settings: AuthConfig) -> None:
+async def test_no_token_is_accepted_without_an_issuer(settings: AuthConfig) -> None:
     assert await refused(AuthConfig(), EC.sign(claims(ISSUER))) == "not_taken"
 
 
 async def test_the_file_of_keys_is_read_again_when_it_changes(settings: AuthConfig, tmp_path: Path) -> None:
-    tokens = AccessTokens(lambda: settings, RoleDirectory)
+    tokens = AccessTokens(lambda: settings, RoleDirectory())
     assert await tokens.check(EC.sign(claims(ISSUER)))
     fresh = tmp_path / "fresh"
     fresh.write_text(json.dumps(jwks(OTHER)))
@@ -251,14 +251,14 @@ async def test_the_file_of_keys_is_read_again_when_it_changes(settings: AuthConf
         await tokens.check(EC.sign(claims(ISSUER)))
 
 
-async def test_a_file_that_became_bad_leaves_the_keys_that_were_known(settings: AuthConfig, tmp_path: Path) -> None:
-    tokens = AccessTokens(lambda: settings, RoleDirectory)
+async def test_the_known_keys_stay_if_the_file_becomes_unreadable(settings: AuthConfig, tmp_path: Path) -> None:
+    tokens = AccessTokens(lambda: settings, RoleDirectory())
     assert await tokens.check(EC.sign(claims(ISSUER)))
     (tmp_path / "jwks.json").write_text("{")
     assert await tokens.check(EC.sign(claims(ISSUER)))
     assert tokens.keys is not None
     assert tokens.keys.problem is not None
-    with pytest.raises(PlatformError) as caught:  # it may be a new one, and a 401 would be a lie
+    with pytest.raises(PlatformError) as caught:  # the key may be new, so a 401 would be wrong
         await tokens.check(OTHER.sign(claims(ISSUER)))
     assert (caught.value.code, caught.value.details["retry_after"]) == ("identity_unavailable", 10)
 
@@ -292,11 +292,11 @@ def test_a_file_without_a_usable_key_is_named(tmp_path: Path, content: str) -> N
     path = tmp_path / "keys.json"
     path.write_text(content)
     path.chmod(0o600)
-    with pytest.raises(ConfigError, match=r"auth\.jwks_file"):
-        read_file(path)
+    with pytest.raises(ConfigError, match=r"keys\.json"):
+        read_jwks_file(path)
 
 
-def test_of_a_private_key_only_the_public_half_is_kept() -> None:
+def test_only_the_public_half_of_a_private_key_is_kept() -> None:
     private = jwks(RSA, private=True)
     assert "d" in private["keys"][0]
     loaded = JwkSet(json.dumps(private).encode()).find("rsa", "RS256")
@@ -308,19 +308,19 @@ def test_a_file_that_others_could_write_is_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps(jwks(EC)))
     path.chmod(0o664)
     with pytest.raises(ConfigError, match="can be written by others"):
-        read_file(path)
+        read_jwks_file(path)
     with pytest.raises(ConfigError, match="cannot be read"):
-        read_file(tmp_path / "none")
+        read_jwks_file(tmp_path / "none")
 
 
 async def test_a_missing_file_is_a_problem_and_not_a_wrong_token(tmp_path: Path) -> None:
     keys = FileKeys(tmp_path / "none")
-    with pytest.raises(PlatformError, match="cannot be had"):
+    with pytest.raises(PlatformError, match="not available"):
         await keys.find("ec", "ES256", time.time())
     assert keys.known == 0
 
 
-def test_no_two_subjects_share_a_name_and_none_is_that_of_another_kind() -> None:
+def test_each_subject_has_its_own_name() -> None:
     subjects = [
         "a",
         "a ",
@@ -344,17 +344,17 @@ def test_no_two_subjects_share_a_name_and_none_is_that_of_another_kind() -> None
     assert subject_name("auth0|5f7c8ec7c33c6c004bbafe82") == "sub:auth0|5f7c8ec7c33c6c004bbafe82"
 
 
-def test_an_actor_keeps_its_bounds_and_loses_what_its_token_lacks() -> None:
+def test_an_actor_keeps_its_limits_and_loses_permissions_its_token_lacks() -> None:
     access = Access(OPERATOR, networks=("10.0.0.0/24",), tools=("nmap*",), calls_per_minute=2)
     kept = bounded(access, frozenset({Permission.TOOLS_READ, Permission.ADMIN}))
     assert kept == Access(frozenset({Permission.TOOLS_READ}), ("10.0.0.0/24",), ("nmap*",), 2)
     assert bounded(access, frozenset()) == NOBODY
 
 
-async def test_tokens_that_come_while_the_file_is_read_wait_for_it(tmp_path: Path) -> None:
+async def test_tokens_wait_while_the_file_is_read(tmp_path: Path) -> None:
     path = tmp_path / "jwks.json"
     path.write_text(json.dumps(jwks(Key.make("one"))))
     path.chmod(0o600)
     keys = FileKeys(path)
     found = await asyncio.gather(*(keys.find("one", "ES256", 0.0) for _ in range(8)))
-    assert len(found) == 8, "none of them was told that its key is unknown"
+    assert len(found) == 8, "no token may be refused while the file is read"

@@ -1,4 +1,4 @@
-"""The actors file: what it may say, what it means, and how what is wrong in it is told."""
+"""The actors file: its content, its meaning, and the messages about mistakes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mcp_server.errors import ConfigError
-from mcp_server.identity.actors import Actors, InForce
+from mcp_server.identity.actors import Actors, CurrentDirectory
 from mcp_server.identity.actors_file import MAX_BYTES, read_actors_file
 from mcp_server.model.access import FULL_ACCESS, NOBODY, Access, Permission, Role
 from mcp_server.scope.policy import ScopePolicy
@@ -39,28 +39,28 @@ def written(folder: Path, text: str | bytes, mode: int = 0o600) -> Path:
     return path
 
 
-def test_it_says_what_each_actor_may_do(tmp_path: Path) -> None:
+def test_the_file_limits_each_actor(tmp_path: Path) -> None:
     text = GOOD.replace(", 10.20.0.0/16]", "]")
     actors = read_actors_file(written(tmp_path, text))
     robot = Access(
         Role.OPERATOR.permissions, ("10.20.0.0/16", ".build.lab.internal"), ("nmap", "dns_*"), 30, 200000, actors.hash
     )
     for name in ("key:ci", "key:ci-old", "sub:auth0|17"):
-        assert actors.find(name, Role.VIEWER) == robot, "the file's role, not the credential's"
+        assert actors.find(name, Role.VIEWER) == robot, "the role must be that of the file, not of the credential"
     watcher = actors.find("sub:someone@example.org", Role.OPERATOR)
     assert (watcher.permissions, watcher.networks) == (Role.OPERATOR.permissions, ())
     assert actors.find("key:unknown", Role.ADMIN).permissions == Role.VIEWER.permissions
-    assert actors.find("token", Role.ADMIN).permissions == FULL_ACCESS.permissions, "the owner is in no file"
+    assert actors.find("token", Role.ADMIN).permissions == FULL_ACCESS.permissions, "the local token has no limits"
 
 
-def test_who_is_not_named_may_do_nothing(tmp_path: Path) -> None:
+def test_an_actor_that_is_not_named_may_do_nothing(tmp_path: Path) -> None:
     actors = read_actors_file(written(tmp_path, "version: 1\nactors: []\n"))
     assert actors.find("key:a", Role.ADMIN).permissions == NOBODY.permissions
-    assert InForce(lambda: actors).find("key:a", Role.ADMIN).permissions == frozenset()
-    assert InForce(lambda: None).find("key:a", Role.VIEWER) == Access(Role.VIEWER.permissions)
+    assert CurrentDirectory(lambda: actors).find("key:a", Role.ADMIN).permissions == frozenset()
+    assert CurrentDirectory(lambda: None).find("key:a", Role.VIEWER) == Access(Role.VIEWER.permissions)
 
 
-def test_the_hash_is_that_of_the_meaning(tmp_path: Path) -> None:
+def test_the_hash_depends_on_the_limits(tmp_path: Path) -> None:
     def hash_of(text: str) -> str:
         return read_actors_file(written(tmp_path, text)).hash
 
@@ -71,19 +71,19 @@ def test_the_hash_is_that_of_the_meaning(tmp_path: Path) -> None:
     assert len({hash_of(one), *(hash_of(one.replace(*change)) for change in changes)}) == 4
 
 
-def test_a_reload_takes_and_never_gives_what_the_credential_did_not_have() -> None:
+def test_a_reload_gives_no_permission_that_the_credential_did_not_have() -> None:
     from mcp_server.identity.actors import Bounds
 
     before = Actors({"key:a": Bounds("a", Role.OPERATOR)})
     held = before.find("key:a", Role.VIEWER)
-    assert before.again("key:a", held) is held
+    assert before.update("key:a", held) is held
     narrower = Actors({"key:a": Bounds("a", Role.VIEWER, ("10.0.0.0/8",))})
-    assert narrower.again("key:a", held).permissions == Role.VIEWER.permissions
-    assert narrower.again("key:a", held).networks == ("10.0.0.0/8",)
+    assert narrower.update("key:a", held).permissions == Role.VIEWER.permissions
+    assert narrower.update("key:a", held).networks == ("10.0.0.0/8",)
     wider = Actors({"key:a": Bounds("a", Role.ADMIN)})
-    assert wider.again("key:a", held).permissions == held.permissions
+    assert wider.update("key:a", held).permissions == held.permissions
     gone = Actors({})
-    assert gone.again("key:a", held).permissions == frozenset()
+    assert gone.update("key:a", held).permissions == frozenset()
 
 
 def test_networks_outside_the_policy_are_found(tmp_path: Path) -> None:
@@ -99,44 +99,53 @@ def test_networks_outside_the_policy_are_found(tmp_path: Path) -> None:
     ("text", "said"),
     [
         ("", "line 1: the file is empty"),
-        ("actors: []", "line 1: an actors file begins with 'version: 1'"),
-        ("version: 2\nactors: []", "line 1: an actors file begins"),
+        ("actors: []", "line 1: an actors file must begin with 'version: 1'"),
+        ("version: 2\nactors: []", "line 1: an actors file must begin"),
         ("version: 1", "line 1: there is no key 'actors'"),
-        ("version: 1\nactors: []\nactors: []", "line 3: key 'actors' stands twice"),
-        ("version: 1\nactors: []\nactor: []", "line 3: unknown key 'actor' in an actors file"),
-        ("version: 1\nactors:\n  - {name: a, key: a, rôle: x}", "line 3: unknown key"),
-        ("version: 1\nactors:\n  - {key: a}", "line 3: an actor has a name"),
-        ("version: 1\nactors:\n  - {name: a}", "line 3: an actor has a key or a subject"),
-        ("version: 1\nactors:\n  - {name: a, key: ''}", "line 3: a key or a subject is not empty"),
-        ("version: 1\nactors:\n  - {name: ' ', key: a}", "line 3: a name is not empty"),
-        ("version: 1\nactors:\n  - {name: a, key: a}\n  - {name: a, key: b}", "line 4: the name 'a' stands twice"),
-        ("version: 1\nactors:\n  - {name: a, key: a}\n  - {name: b, key: a}", "line 4: 'key:a' is 'a' already"),
-        ("version: 1\nactors:\n  - {name: a, key: a, role: root}", "line 3: role is one of viewer, operator, admin"),
-        ("version: 1\nactors:\n  - {name: a, key: a, networks: 10.0.0.0/8}", "line 3: networks is a list"),
-        ("version: 1\nactors:\n  - {name: a, key: a, networks: }", "line 3: nothing stands under networks"),
-        ("version: 1\nactors:\n  - {name: a, key: a, tools: }", "line 3: nothing stands under tools"),
-        ("version: 1\nactors:\n  - {name: a, key: a, networks: [10.0.0.1/8]}", "line 3: target '10.0.0.1/8'"),
+        ("version: 1\nactors: []\nactors: []", "line 3: the key 'actors' occurs twice"),
+        ("version: 1\nactors: []\nactor: []", "line 3: an actors file has no key 'actor'"),
+        ("version: 1\nactors:\n  - {name: a, key: a, rôle: x}", "line 3: an actor has no key"),
+        ("version: 1\nactors:\n  - {key: a}", "line 3: an actor must have a name"),
+        ("version: 1\nactors:\n  - {name: a}", "line 3: an actor must have a key or a subject"),
+        ("version: 1\nactors:\n  - {name: a, key: ''}", "line 3: a key or a subject must not be empty"),
+        ("version: 1\nactors:\n  - {name: ' ', key: a}", "line 3: a name must not be empty"),
+        ("version: 1\nactors:\n  - {name: a, key: a}\n  - {name: a, key: b}", "line 4: the name 'a' occurs twice"),
+        ("version: 1\nactors:\n  - {name: a, key: a}\n  - {name: b, key: a}", "line 4: 'key:a' already belongs to 'a'"),
+        (
+            "version: 1\nactors:\n  - {name: a, key: a, role: root}",
+            "line 3: role must be one of viewer, operator, admin",
+        ),
+        ("version: 1\nactors:\n  - {name: a, key: a, networks: 10.0.0.0/8}", "line 3: networks must be a list"),
+        ("version: 1\nactors:\n  - {name: a, key: a, networks: }", "line 3: networks has no value"),
+        ("version: 1\nactors:\n  - {name: a, key: a, tools: }", "line 3: tools has no value"),
+        ("version: 1\nactors:\n  - {name: a, key: a, networks: [10.0.0.1/8]}", "line 3: The target '10.0.0.1/8'"),
         (
             "version: 1\nactors:\n  - {name: a, key: a, networks: [lab.internal]}",
             "line 3: 'lab.internal' is not a scope",
         ),
-        (GOOD, "line 8: 10.20.0.0/16 repeats 10.20.0.0/16 (line 8)"),
+        (GOOD, "line 8: 10.20.0.0/16 repeats the entry 10.20.0.0/16 (line 8)"),
         ("version: 1\nactors:\n  - {name: a, key: a, networks: [[a]]}", "line 3: an entry of networks"),
-        ("version: 1\nactors:\n  - {name: a, key: a, tools: ['NmapTool;']}", "line 3: 'NmapTool;' is no tool's name"),
+        ("version: 1\nactors:\n  - {name: a, key: a, tools: ['NmapTool;']}", "line 3: 'NmapTool;' is not the name"),
         (
             "version: 1\nactors:\n  - {name: a, key: a, calls_per_minute: 0}",
-            "line 3: calls_per_minute is a whole number",
+            "line 3: calls_per_minute must be a whole number",
         ),
-        ("version: 1\nactors:\n  - {name: a, key: a, calls_per_minute: 100001}", "line 3: calls_per_minute is at most"),
-        ("version: 1\nactors:\n  - {name: a, key: a, packets_per_hour: 1e9}", "line 3: packets_per_hour is a whole"),
+        (
+            "version: 1\nactors:\n  - {name: a, key: a, calls_per_minute: 100001}",
+            "line 3: calls_per_minute must be a whole number from 1 to 100000",
+        ),
+        (
+            "version: 1\nactors:\n  - {name: a, key: a, packets_per_hour: 1e9}",
+            "line 3: packets_per_hour must be a whole",
+        ),
         ("version: 1\nactors: &x []\nothers: *x", "line 2: an anchor"),
         ("version: 1\nactors:\n  - name: !!str a", "line 3: a tag"),
         ("version: 1\nactors: []\n---\nversion: 1", "a second document"),
-        ("version: 1\nactors: []\nothers: []", "line 3: others is a mapping"),
-        ("version: 1\nactors: {}", "line 2: actors is a list"),
+        ("version: 1\nactors: []\nothers: []", "line 3: others must be a mapping"),
+        ("version: 1\nactors: {}", "line 2: actors must be a list"),
     ],
 )
-def test_what_is_wrong_is_told_with_its_line(tmp_path: Path, text: str, said: str) -> None:
+def test_a_mistake_is_named_with_its_line(tmp_path: Path, text: str, said: str) -> None:
     path = written(tmp_path, text)
     with pytest.raises(ConfigError) as wrong:
         read_actors_file(path)
@@ -145,7 +154,7 @@ def test_what_is_wrong_is_told_with_its_line(tmp_path: Path, text: str, said: st
     assert "policy.md" not in wrong.value.hint
 
 
-def test_a_file_that_others_could_have_written_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_others_can_write_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="can be written by others"):
         read_actors_file(written(tmp_path, GOOD, 0o666))
     folder = tmp_path / "open"
@@ -156,8 +165,8 @@ def test_a_file_that_others_could_have_written_is_refused(tmp_path: Path) -> Non
         read_actors_file(path)
 
 
-def test_what_is_no_small_text_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="cannot read the actors file"):
+def test_a_file_that_is_no_small_text_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
         read_actors_file(tmp_path / "none.yaml")
     with pytest.raises(ConfigError, match="not UTF-8"):
         read_actors_file(written(tmp_path, b"\xff"))
@@ -165,7 +174,7 @@ def test_what_is_no_small_text_file_is_refused(tmp_path: Path) -> None:
         read_actors_file(written(tmp_path, b"#" * (MAX_BYTES + 1)))
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    with pytest.raises(ConfigError, match="is not a file"):
+    with pytest.raises(ConfigError, match="is not a regular file"):
         read_actors_file(pipe)
 
 

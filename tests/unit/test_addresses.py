@@ -1,3 +1,5 @@
+"""Sets of addresses and their short notation."""
+
 from __future__ import annotations
 
 from ipaddress import IPv4Address, IPv6Address, ip_network
@@ -5,10 +7,10 @@ from ipaddress import IPv4Address, IPv6Address, ip_network
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcp_server.model.addresses import Address, AddressSet, addresses_text, ranges, runs
+from mcp_server.model.addresses import Address, AddressSet, addresses_text, ranges, spans
 from tests.unit.notation import read_addresses, read_numbers
 
-# Few enough values per octet that ranges, shared octets and shared prefixes really occur.
+# Each octet has few values, so that ranges, shared octets and shared prefixes occur.
 V4 = st.builds(
     lambda a, b, c, d: a << 24 | b << 16 | c << 8 | d,
     st.sampled_from([10, 192]),
@@ -23,13 +25,13 @@ V6 = st.one_of(
 
 
 @given(st.sets(V4), st.sets(V6, max_size=20))
-def test_the_notation_names_exactly_the_addresses(v4: set[int], v6: set[int]) -> None:
+def test_the_notation_has_exactly_the_addresses(v4: set[int], v6: set[int]) -> None:
     text = addresses_text(sorted(v4), sorted(v6))
     assert read_addresses(text) == {*map(IPv4Address, v4), *map(IPv6Address, v6)}
 
 
 @given(st.sets(st.integers(0, 65535)))
-def test_ranges_name_exactly_the_numbers(numbers: set[int]) -> None:
+def test_ranges_have_exactly_the_numbers(numbers: set[int]) -> None:
     assert read_numbers(ranges(sorted(numbers))) == numbers
 
 
@@ -47,13 +49,13 @@ def test_the_notation_is_short() -> None:
     assert addresses_text([], [(0xFD77 << 112) + low for low in (10, 11, 32)]) == "fd77::{a-b,20}"
 
 
-def test_runs_start_at_zero() -> None:
-    assert runs([0, 1, 2, 9]) == [(0, 2), (9, 9)]
-    assert runs([]) == []
+def test_spans_may_start_at_zero() -> None:
+    assert spans([0, 1, 2, 9]) == [(0, 2), (9, 9)]
+    assert spans([]) == []
 
 
 @given(st.lists(st.tuples(st.sampled_from([4, 6]), st.integers(0, 600)), max_size=50))
-def test_a_set_counts_orders_and_knows_its_members(members: list[tuple[int, int]]) -> None:
+def test_a_set_counts_and_orders_its_members(members: list[tuple[int, int]]) -> None:
     found = AddressSet()
     expected: set[Address] = set()
     for version, number in members:
@@ -67,7 +69,7 @@ def test_a_set_counts_orders_and_knows_its_members(members: list[tuple[int, int]
     assert set(found.missing([network])) == set(network) - expected
 
 
-def test_the_missing_addresses_of_a_huge_network_come_one_at_a_time() -> None:
+def test_the_missing_addresses_of_a_large_network_are_not_computed_at_once() -> None:
     network = ip_network("fd77::/64")
     found = AddressSet()
     found.add(network[0])

@@ -1,4 +1,4 @@
-"""API keys: what is kept of them, who they stand for, and what a bad file does."""
+"""API keys: what is kept of them, who they belong to, and what happens if the file is damaged."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def made(state: Path, name: str = "ci", role: Role = Role.OPERATOR, expires: dat
 
 
 def keys_in(state: Path) -> ApiKeys:
-    return ApiKeys(state, RoleDirectory)
+    return ApiKeys(state, RoleDirectory())
 
 
 async def reason(keys: ApiKeys, credential: str) -> str:
@@ -41,13 +41,13 @@ async def reason(keys: ApiKeys, credential: str) -> str:
     return caught.value.reason
 
 
-async def test_a_key_stands_for_its_name_with_its_role(tmp_path: Path) -> None:
+async def test_a_key_belongs_to_the_actor_of_its_name_with_its_role(tmp_path: Path) -> None:
     key = made(tmp_path)
     assert KEY.fullmatch(key)
     assert await keys_in(tmp_path).check(key) == Identity("key:ci", Access(Role.OPERATOR.permissions))
 
 
-def test_only_a_hash_is_kept_in_a_file_for_its_owner_alone(tmp_path: Path) -> None:
+def test_only_a_hash_is_kept_in_a_private_file(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
         key = made(tmp_path)
@@ -56,10 +56,10 @@ def test_only_a_hash_is_kept_in_a_file_for_its_owner_alone(tmp_path: Path) -> No
     path = tmp_path / KEY_FILE
     assert path.stat().st_mode & 0o777 == 0o600
     assert key.rpartition("_")[2] not in path.read_text()
-    assert [each.name for each in tmp_path.iterdir()] == [KEY_FILE], "no draft is left"
+    assert [each.name for each in tmp_path.iterdir()] == [KEY_FILE], "a draft was left behind"
 
 
-def test_no_two_keys_are_alike(tmp_path: Path) -> None:
+def test_keys_are_unique(tmp_path: Path) -> None:
     assert len({new_key("a", Role.VIEWER, None).key for _ in range(200)}) == 200
 
 
@@ -70,8 +70,8 @@ async def test_a_revoked_key_is_refused_at_once(tmp_path: Path) -> None:
     assert keys.count == 2
     ended = revoke_key(tmp_path, first.split("_")[1])
     assert await reason(keys, first) == "revoked"
-    assert await keys.check(second), "the other of the same name goes on"
-    assert revoke_key(tmp_path, ended.id).revoked == ended.revoked, "again changes nothing"
+    assert await keys.check(second), "the other key of the same name must stay valid"
+    assert revoke_key(tmp_path, ended.id).revoked == ended.revoked, "revoking twice must change nothing"
     assert keys.count == 1
 
 
@@ -91,7 +91,7 @@ async def test_a_wrong_secret_and_an_unknown_id_are_refused(tmp_path: Path) -> N
         assert not keys.claims(text)
 
 
-async def test_taking_the_file_away_ends_every_key(tmp_path: Path) -> None:
+async def test_without_the_file_no_key_is_accepted(tmp_path: Path) -> None:
     key = made(tmp_path)
     keys = keys_in(tmp_path)
     await keys.check(key)
@@ -124,7 +124,7 @@ def good(**changed: Any) -> dict[str, Any]:
     ],
     ids=range(14),
 )
-async def test_a_file_that_is_not_whole_is_named_and_no_key_is_taken(tmp_path: Path, content: str) -> None:
+async def test_a_damaged_file_is_named_and_no_key_is_accepted(tmp_path: Path, content: str) -> None:
     key = made(tmp_path)
     keys = keys_in(tmp_path)
     await keys.check(key)
@@ -133,8 +133,8 @@ async def test_a_file_that_is_not_whole_is_named_and_no_key_is_taken(tmp_path: P
         read_keys(tmp_path)
     with pytest.raises(ConfigError):
         add_key(tmp_path, new_key("b", Role.VIEWER, None).kept)
-    assert (tmp_path / KEY_FILE).read_text() == content, "what cannot be read is not replaced"
-    with pytest.raises(PlatformError) as caught:  # it may have been a revocation
+    assert (tmp_path / KEY_FILE).read_text() == content, "a file that cannot be read must not be replaced"
+    with pytest.raises(PlatformError) as caught:  # the change may be a revocation
         await keys.check(key)
     assert caught.value.code == "identity_unavailable"
     assert keys.problem is not None
@@ -152,10 +152,10 @@ async def test_a_file_open_to_others_is_refused(tmp_path: Path, mode: int) -> No
     with pytest.raises(ConfigError, match="open to other users"):
         revoke_key(tmp_path, key.split("_")[1])
     (tmp_path / KEY_FILE).chmod(0o600)
-    assert await keys.check(key), "mended, it is taken again"
+    assert await keys.check(key), "the key must be accepted again"
 
 
-async def test_a_link_in_its_place_is_refused(tmp_path: Path) -> None:
+async def test_a_link_to_the_file_is_refused(tmp_path: Path) -> None:
     made(tmp_path)
     (tmp_path / KEY_FILE).rename(tmp_path / "elsewhere")
     (tmp_path / KEY_FILE).symlink_to(tmp_path / "elsewhere")
@@ -164,12 +164,12 @@ async def test_a_link_in_its_place_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["", " ", "a b", "-a", "a:b", "ä", "a" * 65, "a\n", "../a", "a\0"])
-def test_a_name_is_a_word(name: str) -> None:
-    with pytest.raises(ArgumentError, match="no name of a key"):
+def test_a_wrong_name_is_refused(name: str) -> None:
+    with pytest.raises(ArgumentError, match="not a name for an API key"):
         new_key(name, Role.VIEWER, None)
 
 
-def test_an_unknown_id_is_told(tmp_path: Path) -> None:
+def test_an_unknown_id_is_an_error(tmp_path: Path) -> None:
     made(tmp_path)
     for missing in ("0" * 12, "", "../../token"):
         with pytest.raises(NotFoundError, match="no API key"):
@@ -178,10 +178,12 @@ def test_an_unknown_id_is_told(tmp_path: Path) -> None:
             revoke_key(tmp_path, missing)
 
 
-def test_dead_keys_make_room_and_valid_ones_do_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_expired_and_revoked_keys_are_removed_at_the_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(key_file, "MOST_KEYS", 3)
     first = [made(tmp_path, name) for name in "abc"]
-    with pytest.raises(ArgumentError, match="3 API keys are valid"):
+    with pytest.raises(ArgumentError, match="There are 3 valid API keys"):
         made(tmp_path, "d")
     revoke_key(tmp_path, first[0].split("_")[1])
     made(tmp_path, "d")
@@ -194,7 +196,7 @@ def test_a_folder_that_cannot_be_written_is_a_platform_error(tmp_path: Path) -> 
     assert caught.value.code == "permission_denied"
 
 
-def test_processes_that_write_at_once_lose_nothing(tmp_path: Path) -> None:
+def test_processes_that_write_at_once_lose_no_key(tmp_path: Path) -> None:
     revoked = [made(tmp_path, f"old-{number}").split("_")[1] for number in range(4)]
     program = (
         "import sys, pathlib; from mcp_server.identity.key_file import *; from mcp_server.model.access import Role;"
@@ -206,7 +208,7 @@ def test_processes_that_write_at_once_lose_nothing(tmp_path: Path) -> None:
         subprocess.Popen([sys.executable, "-c", program, tmp_path, f"w{n}", revoked[n]], stdin=subprocess.PIPE)
         for n in range(4)
     ]
-    for writer in writers:  # all are up before the first is let go
+    for writer in writers:  # start all processes before the first one writes
         assert writer.stdin is not None
         writer.stdin.close()
     assert [writer.wait(60) for writer in writers] == [0] * 4
@@ -223,11 +225,11 @@ def authenticator_of(state: Path, **auth: Any) -> tuple[Authenticator, Config]:
     return Authenticator(lambda: config), config
 
 
-async def test_the_gate_knows_the_local_token_until_it_is_switched_off(tmp_path: Path) -> None:
+async def test_the_local_token_is_accepted_until_it_is_switched_off(tmp_path: Path) -> None:
     authenticator, config = authenticator_of(tmp_path)
     token = authenticator.prepare()
     assert token is not None
-    assert authenticator.prepare() is None, "only a new one is told"
+    assert authenticator.prepare() is None, "only a new token is returned"
     assert await authenticator.admit(token, "127.0.0.1") == Identity("token", FULL_ACCESS)
     config.auth.local_token = False
     with pytest.raises(Rejected):
@@ -247,7 +249,7 @@ async def test_without_the_local_token_no_file_is_made(tmp_path: Path) -> None:
     assert (await authenticator.admit((tmp_path / "token").read_text().strip(), "127.0.0.1")).name == "token"
 
 
-async def test_a_guesser_of_keys_is_locked_out_and_a_client_that_was_in_is_not(tmp_path: Path) -> None:
+async def test_wrong_keys_lock_new_credentials_out_and_not_recent_ones(tmp_path: Path) -> None:
     authenticator, _ = authenticator_of(tmp_path, lockout_failures=3)
     good, fresh = made(tmp_path), made(tmp_path, "fresh")
     wrong = good[:-4] + "AAAA"
@@ -259,12 +261,12 @@ async def test_a_guesser_of_keys_is_locked_out_and_a_client_that_was_in_is_not(t
         await authenticator.admit(fresh, "192.0.2.1")
     assert caught.value.code == "locked_out"
     with pytest.raises(BusyError):
-        await authenticator.admit(wrong, "192.0.2.2")  # the key itself, from anywhere
+        await authenticator.admit(wrong, "192.0.2.2")  # the key is locked for every address
     assert await authenticator.admit(good, "192.0.2.1")
     assert await authenticator.admit(fresh, "192.0.2.2")
 
 
-async def test_unknown_ids_and_dead_keys_lock_what_they_should(tmp_path: Path) -> None:
+async def test_unknown_ids_lock_the_address_and_expired_keys_lock_nothing(tmp_path: Path) -> None:
     authenticator, _ = authenticator_of(tmp_path, lockout_failures=3)
     expired = made(tmp_path, expires=datetime.now(UTC) - HOUR)
     for _ in range(10):
@@ -277,12 +279,12 @@ async def test_unknown_ids_and_dead_keys_lock_what_they_should(tmp_path: Path) -
         await authenticator.admit(expired, "192.0.2.1")
 
 
-async def test_the_directory_has_the_last_word(tmp_path: Path) -> None:
+async def test_the_directory_limits_the_actor(tmp_path: Path) -> None:
     class Owners:
         def find(self, name: str, role: Role) -> Access:
             return Access(role.permissions, networks=("10.0.0.0/8",)) if name == "key:ci" else NOBODY
 
-    authenticator, _ = authenticator_of(tmp_path)
-    authenticator.directory = Owners()
+    config = Config(state_dir=tmp_path)
+    authenticator = Authenticator(lambda: config, Owners())
     assert (await authenticator.admit(made(tmp_path), "127.0.0.1")).access.networks == ("10.0.0.0/8",)
     assert (await authenticator.admit(made(tmp_path, "other"), "127.0.0.1")).access == NOBODY

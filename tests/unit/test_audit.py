@@ -1,4 +1,4 @@
-"""Records of the decision log: synced lines in one form, bounded, without secrets, as their schema says."""
+"""Records of the audit log: synced lines in canonical form, bounded, without secrets, valid against their schema."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mcp_server.audit import AuditLog, writer
-from mcp_server.audit.escaping import escape_values
-from mcp_server.audit.records import FIRST_PREV, RECORD_LIMIT, canonical, cleaned
+from mcp_server.audit.records import FIRST_PREV, RECORD_LIMIT, canonical, cleaned, escape_values
 from mcp_server.audit.verify import verify
 from tests.support.audit import records_of
 
@@ -91,7 +90,7 @@ def schema() -> jsonschema.Draft202012Validator:
     return jsonschema.Draft202012Validator(json.loads(text))
 
 
-async def test_records_are_whole_json_lines_readable_only_by_the_owner(tmp_path: Path) -> None:
+async def test_records_are_complete_json_lines_in_a_file_with_mode_0600(tmp_path: Path) -> None:
     log = AuditLog(tmp_path)
     await asyncio.gather(*(log.append("decision", number=number) for number in range(50)))
     records = records_of(tmp_path)
@@ -100,7 +99,7 @@ async def test_records_are_whole_json_lines_readable_only_by_the_owner(tmp_path:
     assert log.path.stat().st_mode & 0o777 == 0o600
 
 
-async def test_each_record_holds_the_hash_of_the_one_before_and_has_a_receipt(tmp_path: Path) -> None:
+async def test_each_record_holds_the_hash_of_the_previous_one_and_has_a_receipt(tmp_path: Path) -> None:
     log = AuditLog(tmp_path)
     receipts = [await log.append("decision", number=number) for number in range(3)]
     lines = log.path.read_bytes().splitlines()
@@ -108,12 +107,12 @@ async def test_each_record_holds_the_hash_of_the_one_before_and_has_a_receipt(tm
     assert [receipt.hash for receipt in receipts] == [hashlib.sha256(line).hexdigest() for line in lines]
     assert [json.loads(line)["prev"] for line in lines] == [FIRST_PREV, receipts[0].hash, receipts[1].hash]
     assert lines[0] == canonical(json.loads(lines[0]))
-    # A process that comes later goes on where this one ended.
+    # A later process continues the chain.
     assert (await AuditLog(tmp_path).append("end")).seq == 3
     assert verify(tmp_path).size == 4
 
 
-async def test_the_schema_describes_every_field_and_nothing_else(tmp_path: Path) -> None:
+async def test_the_schema_describes_every_field_and_no_other(tmp_path: Path) -> None:
     log = AuditLog(tmp_path)
     log.path.write_bytes(b'{"event":"decision","an":"earlier version"}\n')
     await log.append("decision", **DECISION)
@@ -136,7 +135,9 @@ async def test_the_schema_describes_every_field_and_nothing_else(tmp_path: Path)
     for record in records:
         validator.validate(record)
     used = {name for record in records for name in record}
-    assert used == set(validator.schema["properties"]), "a field nobody writes, or a test that leaves one out"
+    assert used == set(validator.schema["properties"]), (
+        "the schema has a field that no record has, or a record has a field that it lacks"
+    )
     for name in ("decision", "run_id", "argv"):
         broken = {key: value for key, value in records[1].items() if key != name}
         assert not validator.is_valid(broken), name
@@ -144,7 +145,7 @@ async def test_the_schema_describes_every_field_and_nothing_else(tmp_path: Path)
     assert not validator.is_valid({**records[1], "prev": "00"})
 
 
-def test_arguments_are_bounded_and_printable() -> None:
+def test_arguments_are_bounded_and_escaped() -> None:
     shown = escape_values({"target": "a\x1b[31m\n" * 5000, "ports": ["1"] * 500, "n\x00": object(), "ok": True})
     assert len(shown["target"]) < 4200
     assert "\x1b" not in shown["target"]
@@ -155,7 +156,7 @@ def test_arguments_are_bounded_and_printable() -> None:
     json.dumps(shown)
 
 
-class Colour(IntEnum):
+class Color(IntEnum):
     RED = 1
 
 
@@ -169,7 +170,7 @@ HOSTILE: dict[str, Any] = {
     "bytes": b"\xff\x00",
     "an object": object(),
     "set": {1},
-    "colour": Colour.RED,
+    "color": Color.RED,
     "time": 1,
     "deep": None,
     "": "",
@@ -177,7 +178,7 @@ HOSTILE: dict[str, Any] = {
 }
 
 
-async def test_hostile_fields_stay_inside_one_line(tmp_path: Path) -> None:
+async def test_hostile_values_stay_inside_one_line(tmp_path: Path) -> None:
     deep: Any = "end"
     for _ in range(5000):
         deep = [deep]
@@ -190,7 +191,7 @@ async def test_hostile_fields_stay_inside_one_line(tmp_path: Path) -> None:
     (record,) = records_of(tmp_path)
     assert record["event"] == "decision"
     assert "decision" not in record
-    assert record["arguments"]["control"] == HOSTILE["control"], "evidence is what it was"
+    assert record["arguments"]["control"] == HOSTILE["control"], "a value must be recorded unchanged"
     assert (record["arguments"]["nan"], record["arguments"]["infinity"]) == ("nan", "-inf")
     assert record["arguments"]["big"] == f"an integer of {(10**5000).bit_length()} bits"
     assert verify(tmp_path).broken is None
@@ -206,7 +207,7 @@ json_like = st.recursive(
 
 @given(json_like)
 @settings(max_examples=300)
-def test_whatever_is_given_has_one_canonical_form(value: object) -> None:
+def test_every_value_has_exactly_one_canonical_form(value: object) -> None:
     line = canonical({"value": cleaned(value)})
     assert canonical(json.loads(line)) == line
 
@@ -257,7 +258,7 @@ SECRET = "hunter2-correct-horse"
     ],
     ids=str,
 )
-async def test_secrets_are_not_on_the_record(tmp_path: Path, value: dict[str, Any]) -> None:
+async def test_a_record_holds_no_secret(tmp_path: Path, value: dict[str, Any]) -> None:
     log = AuditLog(tmp_path)
     await log.append("decision", arguments=value, **value)
     text = log.path.read_text()
@@ -265,7 +266,7 @@ async def test_secrets_are_not_on_the_record(tmp_path: Path, value: dict[str, An
     assert text.count("***") >= 2
 
 
-def test_what_is_no_secret_stays() -> None:
+def test_values_that_are_not_secrets_are_kept() -> None:
     plain = {
         "scripts": ["ssl-cert", "ssh-hostkey", "http-title"],
         "argv": ["/usr/bin/nmap", "-n", "-p", "22", "10.0.0.1"],
@@ -282,19 +283,19 @@ def test_what_is_no_secret_stays() -> None:
 @pytest.mark.parametrize(
     "text", ["://x:", "-token", "authorization ", 'password="', "cookie:", "token" + " " * 99, "--key"]
 )
-def test_hiding_secrets_takes_no_longer_than_the_text_is_long(text: str) -> None:
+def test_hiding_secrets_takes_time_in_proportion_to_the_text(text: str) -> None:
     started = time.perf_counter()
     cleaned(text * (1_000_000 // len(text)))
     assert time.perf_counter() - started < 2
 
 
-async def test_a_field_may_not_take_a_name_of_the_log(tmp_path: Path) -> None:
+async def test_a_field_with_a_reserved_name_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="seq"):
         await AuditLog(tmp_path).append("decision", seq=5)
     assert not (tmp_path / "audit.jsonl").exists()
 
 
-async def test_a_clock_that_goes_back_is_counted_and_breaks_nothing(
+async def test_a_clock_that_goes_back_is_counted_and_is_no_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Clock:

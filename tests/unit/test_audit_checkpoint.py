@@ -1,4 +1,4 @@
-"""Sealing: at an interval and at the end, going on after a restart, sent elsewhere, and never where the log changed."""
+"""Checkpoints: signed at an interval and at the end, continued after a restart, shipped, refused for a changed log."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def sizes(folder: Path) -> list[int]:
     return [note.size for note in notes_of(folder / CHECKPOINTS)]
 
 
-def test_a_checkpoint_seals_what_is_there_and_only_when_there_is_more(tmp_path: Path) -> None:
+def test_a_checkpoint_is_signed_only_if_there_are_new_records(tmp_path: Path) -> None:
     sealer = Sealer(tmp_path)
     assert not sealer.pending("")
     assert sealer.seal("") is None
@@ -57,7 +57,7 @@ def test_a_checkpoint_seals_what_is_there_and_only_when_there_is_more(tmp_path: 
         assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o600
 
 
-def test_the_public_key_comes_with_the_first_checkpoint(tmp_path: Path) -> None:
+def test_the_key_is_created_with_the_first_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError):
         public_key(tmp_path)
     write_log(tmp_path, 1)
@@ -66,7 +66,7 @@ def test_the_public_key_comes_with_the_first_checkpoint(tmp_path: Path) -> None:
 
 
 def read_lines(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Count the records a sealer reads."""
+    """Count the records that a sealer reads."""
     counted: list[int] = []
 
     def read(line: bytes) -> dict[str, Any] | None:
@@ -77,7 +77,7 @@ def read_lines(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return counted
 
 
-def test_a_restart_reads_only_what_is_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_restart_reads_only_the_new_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_log(tmp_path, 100, pad=1450)
     Sealer(tmp_path).seal("")
     write_log(tmp_path, 50, pad=1450)  # into the next file
@@ -102,9 +102,9 @@ def test_a_restart_reads_only_what_is_new(tmp_path: Path, monkeypatch: pytest.Mo
         lambda tree: {**tree, "frontier": tree["frontier"][1:]},
         lambda tree: {**tree, "frontier": ["00" * 32 for _ in tree["frontier"]]},
     ],
-    ids=["gone", "empty", "no-json", "list", "short", "prev", "offset", "negative", "file", "few", "hashes"],
+    ids=["missing", "empty", "no-json", "list", "short", "prev", "offset", "negative", "file", "few", "hashes"],
 )
-def test_where_the_kept_tree_is_not_believed_the_log_is_read_again(tmp_path: Path, kept: object) -> None:
+def test_the_log_is_read_again_if_the_stored_tree_cannot_be_used(tmp_path: Path, kept: object) -> None:
     write_log(tmp_path, 100, pad=1450)
     Sealer(tmp_path).seal("")
     path = tmp_path / TREE
@@ -147,7 +147,7 @@ def _remove_full(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("tamper", [_rewrite, _cut, _remove, _remove_full, _cut_and_go_on])
-def test_a_log_that_is_not_what_was_sealed_is_not_sealed_again(tmp_path: Path, tamper: object) -> None:
+def test_no_checkpoint_is_signed_for_a_log_that_differs_from_the_last_one(tmp_path: Path, tamper: object) -> None:
     write_log(tmp_path, 100, pad=1450)
     Sealer(tmp_path).seal("")
     before = (tmp_path / CHECKPOINTS).read_bytes()
@@ -160,39 +160,39 @@ def test_a_log_that_is_not_what_was_sealed_is_not_sealed_again(tmp_path: Path, t
     assert (tmp_path / CHECKPOINTS).read_bytes() == before
 
 
-def test_an_edit_is_noticed_when_the_log_is_read_again(tmp_path: Path) -> None:
+def test_an_edit_is_found_when_the_log_is_read_again(tmp_path: Path) -> None:
     write_log(tmp_path, 20)
     Sealer(tmp_path).seal("")
     _edit(tmp_path)
     (tmp_path / TREE).unlink()
-    with pytest.raises(PlatformError, match="record 4 "):
+    with pytest.raises(PlatformError, match="record 4"):
         Sealer(tmp_path).seal("")
 
 
-def test_a_lost_key_is_not_made_again(tmp_path: Path) -> None:
+def test_a_lost_key_is_not_replaced(tmp_path: Path) -> None:
     write_log(tmp_path, 1)
     Sealer(tmp_path).seal("")
     (tmp_path / KEY).unlink()
     write_log(tmp_path, 1)
-    with pytest.raises(PlatformError, match=r"audit\.key is gone"):
+    with pytest.raises(PlatformError, match=r"audit\.key is missing"):
         Sealer(tmp_path).seal("")
     assert not (tmp_path / KEY).exists()
 
 
 @pytest.mark.parametrize("content", [b"", b"no key", b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"])
-def test_a_key_that_is_none_is_a_typed_error(tmp_path: Path, content: bytes) -> None:
+def test_an_unusable_key_raises_a_typed_error(tmp_path: Path, content: bytes) -> None:
     write_log(tmp_path, 1)
     (tmp_path / KEY).write_bytes(content)
     (tmp_path / KEY).chmod(0o600)
-    with pytest.raises(PlatformError, match="no Ed25519 key"):
+    with pytest.raises(PlatformError, match="not an Ed25519 key"):
         Sealer(tmp_path).seal("")
     (tmp_path / KEY).chmod(0o640)
-    with pytest.raises(PlatformError, match="read by others") as caught:
+    with pytest.raises(PlatformError, match="Other users can read") as caught:
         Sealer(tmp_path).seal("")
     assert "chmod 600" in caught.value.hint
 
 
-def test_a_note_that_a_crash_cut_off_is_left_behind(tmp_path: Path) -> None:
+def test_an_incomplete_checkpoint_is_followed_by_a_complete_one(tmp_path: Path) -> None:
     write_log(tmp_path, 2)
     Sealer(tmp_path).seal("")
     path = tmp_path / CHECKPOINTS
@@ -203,8 +203,8 @@ def test_a_note_that_a_crash_cut_off_is_left_behind(tmp_path: Path) -> None:
     assert public_key(tmp_path).signed(notes_of(path)[-1])
 
 
-async def test_it_is_sealed_at_the_interval_and_at_the_end(tmp_path: Path) -> None:
-    log = AuditLog(tmp_path, AuditConfig(checkpoint_interval=1))
+async def test_a_checkpoint_is_signed_at_the_interval_and_at_the_end(tmp_path: Path) -> None:
+    log = AuditLog(tmp_path, lambda: AuditConfig(checkpoint_interval=1))
     await log.start()
     await log.start()
     await log.append("decision")
@@ -217,44 +217,48 @@ async def test_it_is_sealed_at_the_interval_and_at_the_end(tmp_path: Path) -> No
     assert sizes(tmp_path) == [1, 2]
 
 
-async def test_a_command_that_wrote_seals_when_the_interval_is_over(tmp_path: Path) -> None:
+async def test_a_command_signs_a_checkpoint_only_after_the_interval(tmp_path: Path) -> None:
     for _ in range(3):
         log = AuditLog(tmp_path)
         await log.append("decision")
         await log.close()
-    assert sizes(tmp_path) == [1], "the others were within the interval"
+    assert sizes(tmp_path) == [1], "the later commands were within the interval"
     os.utime(tmp_path / CHECKPOINTS, (1, 1))
     await AuditLog(tmp_path).close()
-    assert sizes(tmp_path) == [1], "this one wrote nothing"
+    assert sizes(tmp_path) == [1], "this process wrote no record"
     log = AuditLog(tmp_path)
     await log.append("decision")
     await log.close()
     assert sizes(tmp_path) == [1, 4]
 
 
-async def test_a_server_that_wrote_nothing_leaves_nothing(tmp_path: Path) -> None:
+async def test_a_server_without_records_creates_no_file(tmp_path: Path) -> None:
     log = AuditLog(tmp_path)
     await log.start()
     await log.close()
     assert list(tmp_path.iterdir()) == []
 
 
-async def test_what_cannot_be_sealed_is_a_problem_and_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_failed_checkpoint_is_a_problem_until_one_succeeds(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     log = AuditLog(tmp_path)
     await log.append("decision")
     (tmp_path / CHECKPOINTS).mkdir()
     for _ in range(2):
         assert await log.seal() is None
     assert log.problem is not None
-    assert "no checkpoint can be made" in log.problem
-    assert [record.levelno for record in caplog.records] == [logging.ERROR], "once, not at every interval"
+    assert "No checkpoint can be made" in log.problem
+    assert [record.levelno for record in caplog.records] == [logging.ERROR], (
+        "the error must be logged once, not at every interval"
+    )
     await log.append("decision")
     (tmp_path / CHECKPOINTS).rmdir()
     assert await log.seal() is not None
     assert log.problem is None
 
 
-def test_two_servers_seal_one_log(tmp_path: Path) -> None:
+def test_concurrent_sealers_sign_one_checkpoint(tmp_path: Path) -> None:
     write_log(tmp_path, 50)
     threads = [threading.Thread(target=lambda: Sealer(tmp_path).seal("")) for _ in range(4)]
     for thread in threads:
@@ -264,7 +268,7 @@ def test_two_servers_seal_one_log(tmp_path: Path) -> None:
     assert sizes(tmp_path) == [50]
 
 
-def test_a_server_starts_without_what_only_sealing_needs(tmp_path: Path) -> None:
+def test_a_start_does_not_import_cryptography(tmp_path: Path) -> None:
     script = (
         "import asyncio, sys; from pathlib import Path; from mcp_server.audit import AuditLog\n"
         "async def main():\n"
@@ -277,12 +281,12 @@ def test_a_server_starts_without_what_only_sealing_needs(tmp_path: Path) -> None
     assert done.stdout == "[]\n"
 
 
-# Where checkpoints are sent
+# Shipping
 
 
 @contextmanager
 def system_log(path: Path, kind: socket.SocketKind = socket.SOCK_DGRAM) -> Iterator[socket.socket]:
-    """A socket in the place of /dev/log."""
+    """Yield a socket that takes the role of /dev/log."""
     with socket.socket(socket.AF_UNIX, kind) as listener:
         listener.bind(str(path))
         listener.settimeout(10)
@@ -291,7 +295,7 @@ def system_log(path: Path, kind: socket.SocketKind = socket.SOCK_DGRAM) -> Itera
         yield listener
 
 
-def test_checkpoints_go_to_a_file_elsewhere(tmp_path: Path) -> None:
+def test_checkpoints_are_appended_to_a_file_elsewhere(tmp_path: Path) -> None:
     folder, elsewhere = tmp_path / "state", tmp_path / "kept"
     folder.mkdir()
     for count in (1, 2, 3):
@@ -312,31 +316,31 @@ def test_checkpoints_go_to_the_system_log_as_one_line(tmp_path: Path) -> None:
     assert [found.whole for found in find_notes(message)] == [note]
 
 
-def test_a_system_log_that_is_a_stream(tmp_path: Path) -> None:
+def test_checkpoints_are_sent_to_a_system_log_that_uses_a_stream(tmp_path: Path) -> None:
     write_log(tmp_path, 3)
     with system_log(tmp_path / "log", socket.SOCK_STREAM) as listener:
         Sealer(tmp_path, tmp_path / "log").seal("syslog")
-        link, _ = listener.accept()
-        with link:
-            message = link.makefile("rb").read()
+        connection, _ = listener.accept()
+        with connection:
+            message = connection.makefile("rb").read()
     assert message.endswith(b"\0")
     assert len(find_notes(message.decode())) == 1
 
 
-def test_what_could_not_be_sent_is_sent_later(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_unsent_checkpoints_are_sent_later(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     sealer = Sealer(tmp_path, tmp_path / "log")
     caplog.set_level(logging.INFO)
     for _ in range(2):
         write_log(tmp_path, 1)
-        assert sealer.seal("syslog") is not None, "the checkpoint is made all the same"
+        assert sealer.seal("syslog") is not None, "the checkpoint must be signed although it cannot be sent"
     assert [record.levelno for record in caplog.records] == [logging.WARNING, logging.INFO], (
-        "one warning for one outage"
+        "one warning is expected for one outage"
     )
-    assert "audit.not_shipped to=syslog" in caplog.text
-    assert Sealer(tmp_path).pending("syslog"), "there is something to do without a new record"
+    assert "audit.not_shipped" in caplog.text
+    assert Sealer(tmp_path).pending("syslog"), "unsent checkpoints are pending without a new record"
     assert not Sealer(tmp_path).pending("")
     with system_log(tmp_path / "log") as listener:
-        # Another process, as after a restart.
+        # A new sealer, as after a restart.
         assert Sealer(tmp_path, tmp_path / "log").seal("syslog") is None
         received = [find_notes(listener.recv(65536).decode())[0].size for _ in range(2)]
     assert received == [1, 2]
@@ -344,19 +348,19 @@ def test_what_could_not_be_sent_is_sent_later(tmp_path: Path, caplog: pytest.Log
 
 
 @pytest.mark.parametrize("what", ["folder", "pipe", "link", "nowhere"])
-def test_a_place_that_takes_no_checkpoint_is_a_warning(
+def test_an_unusable_file_for_checkpoints_is_logged_as_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, what: str
 ) -> None:
-    folder, position = tmp_path / "state", tmp_path / "kept"
+    folder, path = tmp_path / "state", tmp_path / "kept"
     folder.mkdir()
     if what == "folder":
-        position.mkdir()
+        path.mkdir()
     elif what == "pipe":
-        os.mkfifo(position)
+        os.mkfifo(path)
     elif what == "link":
-        position.symlink_to(tmp_path / "other")
+        path.symlink_to(tmp_path / "other")
     write_log(folder, 1)
-    target = position / "there" if what == "nowhere" else position
+    target = path / "there" if what == "nowhere" else path
     assert Sealer(folder).seal(str(target)) is not None
     assert "audit.not_shipped" in caplog.text
     assert not (tmp_path / "other").exists()

@@ -1,4 +1,4 @@
-"""What collectors get: OCSF events that the published schema takes, ECS documents, and the choice of records."""
+"""Export: OCSF events that are valid against the published schema, ECS documents, and the selection of records."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import jsonschema  # type: ignore[import-untyped]  # it ships no types
 import pytest
 
 from mcp_server.audit.export import to_ecs, to_ocsf
-from mcp_server.audit.select import Filter, newest, read_since, records
+from mcp_server.audit.select import RecordFilter, newest, read_since, records
 from mcp_server.errors import ArgumentError
 from tests.support.audit import write_log
 from tests.unit.test_audit import DECISION, DENIAL, END
@@ -48,21 +48,21 @@ def ocsf() -> jsonschema.Draft202012Validator:
 
 
 @pytest.mark.parametrize("name", RECORDS)
-def test_an_event_is_what_the_published_schema_says(ocsf: jsonschema.Draft202012Validator, name: str) -> None:
+def test_an_event_is_valid_against_the_published_schema(ocsf: jsonschema.Draft202012Validator, name: str) -> None:
     event = to_ocsf(RECORDS[name])
     ocsf.validate(event)
     assert event["type_uid"] == 600399
-    assert json.loads(json.dumps(event["unmapped"])) == RECORDS[name], "nothing is lost"
+    assert json.loads(json.dumps(event["unmapped"])) == RECORDS[name], "the event must hold the whole record"
 
 
-def test_the_schema_refuses_what_is_no_event(ocsf: jsonschema.Draft202012Validator) -> None:
+def test_the_published_schema_refuses_an_invalid_event(ocsf: jsonschema.Draft202012Validator) -> None:
     event = to_ocsf(RECORDS["accept"])
     assert not ocsf.is_valid({**event, "surprise": 1})
     for name in ("time", "actor", "api", "metadata", "src_endpoint"):
         assert not ocsf.is_valid({key: value for key, value in event.items() if key != name}), name
 
 
-def test_an_ocsf_event_says_who_did_what_and_what_was_decided() -> None:
+def test_an_ocsf_event_has_the_actor_the_operation_and_the_decision() -> None:
     accept, deny, alarm = (to_ocsf(RECORDS[name]) for name in ("accept", "deny", "alarm"))
     assert accept["actor"]["user"]["name"] == "agent"
     assert accept["api"]["operation"] == "nmap"
@@ -85,7 +85,7 @@ def test_an_ecs_document_of_any_record_is_json_with_the_fields_of_every_document
     assert set(document["event"]["type"]) <= {"allowed", "denied", "info"}
 
 
-def test_an_ecs_document_says_who_did_what_and_what_was_decided() -> None:
+def test_an_ecs_document_has_the_actor_the_operation_and_the_decision() -> None:
     document = to_ecs(RECORDS["accept"])
     assert document["@timestamp"] == "2026-05-05T12:00:00.123456Z"
     assert document["user"] == {"name": "agent"}
@@ -117,34 +117,34 @@ NOW = datetime(2026, 5, 5, 12, tzinfo=UTC)
         ("2026-05-05", NOW - timedelta(hours=12)),
     ],
 )
-def test_since(text: str, time: datetime) -> None:
+def test_a_time_or_an_age_is_parsed(text: str, time: datetime) -> None:
     assert read_since(text, NOW) == time
 
 
 @pytest.mark.parametrize("text", ["", "yesterday", "-1h", "1y", "9999999d", "2026-13-01", "\u0661h", "999999w"])
-def test_what_is_no_time_is_refused_with_a_hint(text: str) -> None:
-    with pytest.raises(ArgumentError, match="no time") as caught:
+def test_text_that_is_not_a_time_is_refused_with_a_hint(text: str) -> None:
+    with pytest.raises(ArgumentError, match="not a time") as caught:
         read_since(text, NOW)
     assert "ISO 8601" in caught.value.hint
 
 
-def test_records_are_chosen_and_an_unreadable_line_is_not_left_out(tmp_path: Path) -> None:
+def test_records_are_selected_and_an_unreadable_line_is_reported(tmp_path: Path) -> None:
     write_log(tmp_path, 100, pad=1450)
-    assert len(list(records(tmp_path, Filter()))) == 100
-    assert [each["number"] for each in newest(tmp_path, Filter(), 3)] == [97, 98, 99]
-    assert list(records(tmp_path, Filter(since=datetime.now(UTC) + timedelta(hours=1)))) == []
-    assert len(list(records(tmp_path, Filter(since=datetime.now(UTC) - timedelta(hours=1))))) == 100
-    for wanted in (Filter(actor="x"), Filter(decision="deny"), Filter(run="r_1")):
+    assert len(list(records(tmp_path, RecordFilter()))) == 100
+    assert [each["number"] for each in newest(tmp_path, RecordFilter(), 3)] == [97, 98, 99]
+    assert list(records(tmp_path, RecordFilter(since=datetime.now(UTC) + timedelta(hours=1)))) == []
+    assert len(list(records(tmp_path, RecordFilter(since=datetime.now(UTC) - timedelta(hours=1))))) == 100
+    for wanted in (RecordFilter(actor="x"), RecordFilter(decision="deny"), RecordFilter(run="r_1")):
         assert list(records(tmp_path, wanted)) == []
     with (tmp_path / "audit.jsonl").open("ab") as file:
         file.write(b"a line\n")
-    assert list(records(tmp_path, Filter(actor="x"))) == [{"unreadable": "audit.jsonl line 21"}]
+    assert list(records(tmp_path, RecordFilter(actor="x"))) == [{"unreadable": "audit.jsonl line 21"}]
 
 
-def test_a_filter_takes_what_it_names() -> None:
+def test_a_filter_takes_records_that_meet_all_conditions() -> None:
     accept, deny = RECORDS["accept"], RECORDS["deny"]
-    assert Filter(actor="agent", decision="accept", run="r_1").takes(accept)
-    assert not Filter(decision="accept").takes(deny)
-    assert Filter(since=NOW).takes(accept)
-    assert not Filter(since=NOW + timedelta(seconds=1)).takes(accept)
-    assert Filter(since=NOW).takes(RECORDS["no time"]), "a time that cannot be read hides no record"
+    assert RecordFilter(actor="agent", decision="accept", run="r_1").takes(accept)
+    assert not RecordFilter(decision="accept").takes(deny)
+    assert RecordFilter(since=NOW).takes(accept)
+    assert not RecordFilter(since=NOW + timedelta(seconds=1)).takes(accept)
+    assert RecordFilter(since=NOW).takes(RECORDS["no time"]), "a record with an unreadable time must be selected"

@@ -1,4 +1,4 @@
-"""Checkpoints: the C2SP forms of notes and keys, read back from files and from system logs."""
+"""Notes: the C2SP form of checkpoints and keys, found in files and in system logs."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_notes_are_found_in_a_file_and_in_a_system_log() -> None:
     assert all(verifier_of(KEY).signed(note) for note in (*in_file, *in_syslog))
 
 
-def test_a_note_after_one_that_was_cut_off_is_found() -> None:
+def test_a_note_after_an_incomplete_one_is_found() -> None:
     whole = sign(KEY, 7, ROOT)
     for cut in range(len(whole)):
         found = find_notes(f"{whole[:cut]}\n\n{whole}")
@@ -67,17 +67,17 @@ def test_a_note_after_one_that_was_cut_off_is_found() -> None:
     ],
     ids=["size", "root", "name", "origin", "signature"],
 )
-def test_a_changed_note_is_not_signed(change: object) -> None:
+def test_the_signature_of_a_changed_note_is_invalid(change: object) -> None:
     assert callable(change)
     (note,) = find_notes(change(sign(KEY, 1234, ROOT)))
     assert not verifier_of(KEY).signed(note)
 
 
-def test_another_key_did_not_sign() -> None:
+def test_another_key_does_not_verify_a_note() -> None:
     other = verifier_of(Ed25519PrivateKey.from_private_bytes(bytes(32)))
     (note,) = find_notes(sign(KEY, 5, ROOT))
     assert not other.signed(note)
-    # Nor does a key that only took the name.
+    # Neither does another key under the same name.
     assert not VerifierKey(note.origin, other.public).signed(note)
 
 
@@ -85,7 +85,7 @@ def test_another_key_did_not_sign() -> None:
     "text",
     ["", "a+b", "a+00000000+AQ==", "+" * 9, GO_KEY[:-4], GO_KEY.replace("c74f", "c75f"), GO_KEY.replace("Pe", "Pa")],
 )
-def test_what_is_no_key_is_refused_with_a_hint(text: str) -> None:
+def test_text_that_is_not_a_key_is_refused_with_a_hint(text: str) -> None:
     with pytest.raises(ArgumentError, match="public key") as caught:
         VerifierKey.parse(text)
     assert "show-key" in caught.value.hint

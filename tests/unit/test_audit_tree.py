@@ -1,4 +1,4 @@
-"""The Merkle tree against the vectors of the Certificate Transparency reference and against RFC 6962's own words."""
+"""The Merkle tree: compared with the vectors of the Certificate Transparency reference and with RFC 6962."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ ROOTS = [
 ]
 
 
-def as_the_rfc_says(leaves: list[bytes]) -> bytes:
+def rfc_6962_root(leaves: list[bytes]) -> bytes:
     """RFC 6962 section 2.1: split at the largest power of two smaller than the number of leaves."""
     if not leaves:
         return hashlib.sha256(b"").digest()
     if len(leaves) == 1:
         return hashlib.sha256(b"\x00" + leaves[0]).digest()
     split = 1 << ((len(leaves) - 1).bit_length() - 1)
-    left, right = as_the_rfc_says(leaves[:split]), as_the_rfc_says(leaves[split:])
+    left, right = rfc_6962_root(leaves[:split]), rfc_6962_root(leaves[split:])
     return hashlib.sha256(b"\x01" + left + right).digest()
 
 
 @pytest.mark.parametrize("count", range(9))
-def test_the_roots_of_the_reference(count: int) -> None:
+def test_roots_equal_those_of_the_reference(count: int) -> None:
     tree = Frontier()
     for leaf in LEAVES[:count]:
         tree.add(leaf)
@@ -55,15 +55,15 @@ def test_the_roots_of_the_reference(count: int) -> None:
 
 
 @given(st.lists(st.binary(max_size=40), max_size=130))
-def test_the_root_is_that_of_the_rfc_for_any_leaves(leaves: list[bytes]) -> None:
+def test_the_root_of_any_leaves_equals_that_of_the_rfc(leaves: list[bytes]) -> None:
     tree = Frontier()
     for leaf in leaves:
         tree.add(leaf)
-    assert tree.root() == as_the_rfc_says(leaves)
+    assert tree.root() == rfc_6962_root(leaves)
 
 
 @given(st.integers(0, 300), st.integers(0, 300))
-def test_a_tree_goes_on_from_its_frontier(first: int, more: int) -> None:
+def test_a_tree_continues_from_its_frontier(first: int, more: int) -> None:
     whole = Frontier()
     for number in range(first):
         whole.add(str(number).encode())
@@ -75,13 +75,13 @@ def test_a_tree_goes_on_from_its_frontier(first: int, more: int) -> None:
     assert len(resumed.hashes) == (first + more).bit_count()
 
 
-def test_a_leaf_is_no_node_and_nothing_is_no_leaf() -> None:
+def test_the_hash_of_a_leaf_differs_from_those_of_a_node_and_of_an_empty_tree() -> None:
     left, right = leaf_hash(b"a"), leaf_hash(b"b")
     assert node_hash(left, right) != leaf_hash(left + right)
     assert leaf_hash(b"") != EMPTY_ROOT
 
 
 @pytest.mark.parametrize(("size", "hashes"), [(1, []), (2, [b"x" * 32] * 2), (3, [b"x" * 32]), (1, [b"short"])])
-def test_a_frontier_of_another_size_is_refused(size: int, hashes: list[bytes]) -> None:
-    with pytest.raises(ValueError, match="frontier"):
+def test_a_frontier_of_the_wrong_size_is_refused(size: int, hashes: list[bytes]) -> None:
+    with pytest.raises(ValueError, match="does not have these"):
         Frontier(size, hashes)

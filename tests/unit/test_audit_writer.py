@@ -1,4 +1,4 @@
-"""Appending: what a crash left is repaired on record, full files go on in the next, no link is followed."""
+"""Appending: an incomplete line is repaired on record, a full file is followed by the next, no link is followed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 from mcp_server.audit import AuditLog, writer
 from mcp_server.audit.checkpoint import Sealer
 from mcp_server.audit.files import LEGACY
-from mcp_server.audit.verify import Kind, verify
+from mcp_server.audit.verify import BreakKind, verify
 from mcp_server.errors import PlatformError
 from tests.support.audit import SMALL, files_of, records_of, write_log
 
@@ -25,17 +25,17 @@ async def refused(log: AuditLog, code: str = "audit_unavailable") -> str:
     with pytest.raises(PlatformError) as caught:
         await log.append("decision")
     assert caught.value.code == code
-    assert "decision log" in caught.value.message
+    assert "audit log" in caught.value.message
     return caught.value.message
 
 
-async def test_a_log_that_cannot_be_written_is_a_typed_error(tmp_path: Path) -> None:
+async def test_a_log_that_cannot_be_written_raises_a_typed_error(tmp_path: Path) -> None:
     (tmp_path / "audit.jsonl").mkdir()
     await refused(AuditLog(tmp_path))
     await refused(AuditLog(tmp_path / "no such folder"))
 
 
-async def test_a_link_in_place_of_the_log_is_refused(tmp_path: Path) -> None:
+async def test_a_link_instead_of_the_log_is_refused(tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.touch()
     (tmp_path / "audit.jsonl").symlink_to(elsewhere)
@@ -43,13 +43,13 @@ async def test_a_link_in_place_of_the_log_is_refused(tmp_path: Path) -> None:
     assert elsewhere.read_bytes() == b""
 
 
-async def test_a_pipe_in_place_of_the_log_is_refused_at_once(tmp_path: Path) -> None:
+async def test_a_pipe_instead_of_the_log_is_refused_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "audit.jsonl")
     assert "not a regular file" in await refused(AuditLog(tmp_path))
 
 
 @pytest.mark.parametrize("torn", [b'{"event":"decision","decision":"acc', b"\0" * 5000, b"x" * 100_000, b"\xff"])
-async def test_what_a_crash_cut_off_is_repaired_on_record(tmp_path: Path, torn: bytes) -> None:
+async def test_a_line_that_a_crash_cut_off_is_repaired_on_record(tmp_path: Path, torn: bytes) -> None:
     log = AuditLog(tmp_path)
     await log.append("decision", decision="accept")
     before = log.path.read_bytes()
@@ -65,14 +65,14 @@ async def test_what_a_crash_cut_off_is_repaired_on_record(tmp_path: Path, torn: 
     assert (report.broken, report.repairs) == (None, 1)
 
 
-async def test_a_log_of_nothing_but_a_torn_line_is_repaired(tmp_path: Path) -> None:
+async def test_a_log_with_only_an_incomplete_line_is_repaired(tmp_path: Path) -> None:
     (tmp_path / "audit.jsonl").write_bytes(b'{"event":"deci')
     await AuditLog(tmp_path).append("decision")
     assert [record["event"] for record in records_of(tmp_path)] == ["repair", "decision"]
     assert verify(tmp_path).broken is None
 
 
-async def test_a_crash_between_two_files_is_gone_on_from(tmp_path: Path) -> None:
+async def test_a_log_continues_after_a_crash_between_two_files(tmp_path: Path) -> None:
     write_log(tmp_path, 10)
     (tmp_path / "audit.jsonl").rename(tmp_path / "audit-000001.jsonl")
     assert (await AuditLog(tmp_path).append("decision")).seq == 10
@@ -81,8 +81,8 @@ async def test_a_crash_between_two_files_is_gone_on_from(tmp_path: Path) -> None
     assert verify(tmp_path).broken is None
 
 
-@pytest.mark.parametrize("torn", [b"", b"t" * 40_000], ids=["whole", "torn"])
-async def test_a_write_that_fails_leaves_the_log_as_it_was(
+@pytest.mark.parametrize("torn", [b"", b"t" * 40_000], ids=["complete", "incomplete"])
+async def test_a_failed_write_does_not_change_the_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, torn: bytes
 ) -> None:
     log = AuditLog(tmp_path)
@@ -99,7 +99,7 @@ async def test_a_write_that_fails_leaves_the_log_as_it_was(
     assert log.path.read_bytes() == before
     real = os.pwrite
     with monkeypatch.context() as patched:
-        # Once: the second call is what puts the torn bytes back.
+        # Fail once: the second call restores the incomplete line.
         calls: list[int] = []
 
         def short(descriptor: int, data: bytes, offset: int) -> int:
@@ -125,20 +125,20 @@ def test_a_log_without_a_chain_is_kept_and_its_hash_is_in_the_first_record(tmp_p
     (tmp_path / LEGACY).write_bytes(old.replace(b"accept", b"deny"))
     edited = verify(tmp_path).broken
     assert edited is not None
-    assert (edited.kind, edited.file) == (Kind.EDITED, LEGACY)
+    assert (edited.kind, edited.file) == (BreakKind.EDITED, LEGACY)
     (tmp_path / LEGACY).unlink()
     deleted = verify(tmp_path).broken
     assert deleted is not None
-    assert deleted.kind is Kind.DELETED
+    assert deleted.kind is BreakKind.DELETED
 
 
-async def test_a_crash_after_the_old_log_was_set_aside(tmp_path: Path) -> None:
+async def test_the_genesis_record_is_written_after_a_crash_that_followed_the_renaming(tmp_path: Path) -> None:
     (tmp_path / LEGACY).write_bytes(b"{}\n")
     await AuditLog(tmp_path).append("decision")
     assert [record["event"] for record in records_of(tmp_path)] == ["genesis", "decision"]
 
 
-def test_a_full_file_goes_on_in_the_next(tmp_path: Path) -> None:
+def test_a_full_file_is_followed_by_the_next(tmp_path: Path) -> None:
     write_log(tmp_path, 130, pad=1450)
     files = files_of(tmp_path)
     assert [path.name for path in files] == [
@@ -156,8 +156,8 @@ def test_a_full_file_goes_on_in_the_next(tmp_path: Path) -> None:
     assert verify(tmp_path).files == 4
 
 
-async def test_a_record_larger_than_a_file_has_one_to_itself(tmp_path: Path) -> None:
-    log = AuditLog(tmp_path, SMALL)
+async def test_a_record_larger_than_the_limit_has_a_file_to_itself(tmp_path: Path) -> None:
+    log = AuditLog(tmp_path, lambda: SMALL)
     for number in range(3):
         await log.append("decision", number=number, argv=["a" * 50_000, "b" * 50_000])
     assert len(files_of(tmp_path)) == 3
@@ -178,13 +178,13 @@ def _remove(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("tamper", [_cut, _empty, _remove])
-async def test_records_taken_away_under_a_running_server_stop_it(tmp_path: Path, tamper: Any) -> None:
+async def test_a_running_server_stops_logging_if_records_are_removed(tmp_path: Path, tamper: Any) -> None:
     log = AuditLog(tmp_path)
     for _ in range(3):
         await log.append("decision")
     tamper(tmp_path)
     for _ in range(2):
-        assert "records were taken away" in await refused(log, "audit_broken")
+        assert "records were removed" in await refused(log, "audit_broken")
 
 
 async def _replace_end(folder: Path) -> None:
@@ -196,7 +196,7 @@ async def _replace_end(folder: Path) -> None:
 async def _replace_end_in_full_files(folder: Path) -> None:
     _cut(folder)
     for number in range(4):
-        await AuditLog(folder, SMALL).append("decision", number=number, argv=["a" * 50_000])
+        await AuditLog(folder, lambda: SMALL).append("decision", number=number, argv=["a" * 50_000])
 
 
 async def _replace_file(folder: Path) -> None:
@@ -207,17 +207,17 @@ async def _replace_file(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("tamper", [_replace_end, _replace_end_in_full_files, _replace_file])
-async def test_records_replaced_by_another_process_stop_a_running_server(tmp_path: Path, tamper: Any) -> None:
+async def test_a_running_server_stops_logging_if_another_process_replaces_records(tmp_path: Path, tamper: Any) -> None:
     log = AuditLog(tmp_path)
     for _ in range(3):
         await log.append("decision")
     await tamper(tmp_path)
     for _ in range(2):
-        assert "record 2 is no longer" in await refused(log, "audit_broken")
+        assert "record 2 is not what this process wrote" in await refused(log, "audit_broken")
 
 
-async def test_two_processes_go_on_over_full_files(tmp_path: Path) -> None:
-    one, other = AuditLog(tmp_path, SMALL), AuditLog(tmp_path, SMALL)
+async def test_two_processes_continue_each_others_chain_over_full_files(tmp_path: Path) -> None:
+    one, other = AuditLog(tmp_path, lambda: SMALL), AuditLog(tmp_path, lambda: SMALL)
     await one.append("decision")
     for _ in range(4):
         await other.append("decision", argv=["a" * 50_000])
@@ -228,21 +228,21 @@ async def test_two_processes_go_on_over_full_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("end", [b"a line\n", b'{"event":"decision"}\n', b"\n", b"[" * 100_000 + b"\n"])
-async def test_a_line_that_is_none_of_ours_stops_the_log(tmp_path: Path, end: bytes) -> None:
+async def test_a_last_line_that_is_no_record_stops_the_log(tmp_path: Path, end: bytes) -> None:
     write_log(tmp_path, 3)
     with (tmp_path / "audit.jsonl").open("ab") as file:
         file.write(end)
     await refused(AuditLog(tmp_path), "audit_broken")
 
 
-async def test_an_end_without_a_line_is_not_searched_for_ever(tmp_path: Path) -> None:
+async def test_the_search_for_the_last_line_is_bounded(tmp_path: Path) -> None:
     write_log(tmp_path, 3)
     with (tmp_path / "audit.jsonl").open("ab") as file:
         file.write(b"x" * 5_000_000)
     assert "no line" in await refused(AuditLog(tmp_path))
 
 
-async def test_the_lock_is_given_back_whatever_happens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_lock_is_released_after_any_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log = AuditLog(tmp_path)
     with monkeypatch.context() as patched:
         patched.setattr(writer, "line_of", lambda *_: 1 / 0)

@@ -11,10 +11,11 @@ import typer
 from mcp_server.cli.call import host_rows, read_parameters
 from mcp_server.cli.output import print_json, print_table, reporting, say
 from mcp_server.errors import ToolError
-from mcp_server.model.host import Host, Port, Service
-from mcp_server.model.record import host_record
+from mcp_server.model.encoding import encode
+from mcp_server.model.host import Host, Port
 from mcp_server.model.untrusted import hidden
 from mcp_server.tools.nmap_tool import NmapInput
+from tests.support.services import make_service
 
 ACTIVE = "a\x1b]0;x\x07\u202eb\U000e0041\u200b\x7f\x85\udc80\r\nc"
 
@@ -62,12 +63,12 @@ def test_text_and_errors_are_escaped(capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_a_host_is_shown_with_what_it_said_of_itself() -> None:
-    service = Service("http", "nginx", "1.22.1", "x", tunnel="ssl", method="probed")
-    odd = Service("not a name", "p", method="probed")
+    service = make_service("http", "nginx", "1.22.1", extra_info="x", tunnel="ssl", method="probed")
+    odd = make_service(product="p", method="probed", odd_name="not a name")
     host = Host(
         "10.0.0.1", "up", ports=(Port("tcp", 443, "open", service=service), Port("tcp", 81, "open", service=odd))
     )
-    assert host_rows(host_record(host)) == [
+    assert host_rows(encode(host)) == [
         ("10.0.0.1", "443/tcp", "open", "ssl/http", "nginx 1.22.1 x"),
         ("10.0.0.1", "81/tcp", "open", "", "not a name p"),
     ]

@@ -1,4 +1,4 @@
-"""The rules of single values: scope entries, hosts, origins, packages, database URLs; and the interface that stays local."""
+"""The checks of single values: scope entries, hosts, origins, packages and database URLs, and server.auth none."""
 
 import pytest
 
@@ -19,7 +19,7 @@ from mcp_server.errors import ConfigError
         ".xn--bcher-kva.example",
     ],
 )
-def test_scope_entries_that_are_taken_as_they_stand(entry: str) -> None:
+def test_canonical_scope_entries_are_kept_unchanged(entry: str) -> None:
     assert load_config(env={"MCP_SECURITY_ALLOWED_TARGETS": entry}).security.allowed_targets == (entry,)
 
 
@@ -86,20 +86,20 @@ def test_hosts_to_listen_on(host: str) -> None:
 @pytest.mark.parametrize(
     "host", ["", " ", "[::1]", "127.0.0.1:80", "127.0.0.256", "127.1", "a b", "http://x", "x_y", "a\n"]
 )
-def test_hosts_that_cannot_be_listened_on(host: str) -> None:
+def test_text_that_is_no_host_is_refused(host: str) -> None:
     with pytest.raises(ConfigError, match=r"^server\.host: "):
         Config().server.host = host
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "localhost", "LOCALHOST"])
-def test_the_open_interface_is_allowed_on_loopback(host: str) -> None:
+def test_no_authentication_is_allowed_on_loopback(host: str) -> None:
     assert load_config(env={"MCP_SERVER_HOST": host, "MCP_SERVER_AUTH": "none"}).server.auth == "none"
 
 
 @pytest.mark.parametrize(
     "host", ["0.0.0.0", "::", "192.168.1.1", "::ffff:127.0.0.1", "scan.lab.internal", "localhost.evil.example"]
 )
-def test_the_open_interface_is_refused_elsewhere(host: str) -> None:
+def test_no_authentication_is_refused_elsewhere(host: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load_config(env={"MCP_SERVER_HOST": host, "MCP_SERVER_AUTH": "none"})
     assert caught.value.code == "config_invalid"
@@ -107,7 +107,7 @@ def test_the_open_interface_is_refused_elsewhere(host: str) -> None:
     assert host in caught.value.message
 
 
-def test_the_open_interface_cannot_be_opened_by_assignment_in_either_order() -> None:
+def test_no_authentication_on_another_address_is_refused_for_assignments_in_either_order() -> None:
     config = Config()
     config.server.auth = "none"
     with pytest.raises(ConfigError, match="not a loopback address"):
@@ -120,7 +120,7 @@ def test_the_open_interface_cannot_be_opened_by_assignment_in_either_order() -> 
     assert config.server.auth == "token"
 
 
-def test_exact_hosts_and_origins_are_taken_in_lower_case() -> None:
+def test_exact_hosts_and_origins_are_kept_in_lower_case() -> None:
     config = load_config(
         env={
             "MCP_SERVER_ALLOWED_HOSTS": "Scan.Lab.internal:8443,scan.lab.internal,[::1]:8080,10.0.0.1:1",

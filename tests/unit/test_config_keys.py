@@ -1,4 +1,4 @@
-"""Every key against a table written by hand: default, range, variables, and what happens outside the range."""
+"""Every key against a table that is written by hand: default, range, variables, and values outside the range."""
 
 import json
 import logging
@@ -9,6 +9,7 @@ import pytest
 
 from mcp_server.config import ClampedValue, Config, load_config
 from mcp_server.config.keys import keys
+from mcp_server.config.show import describe
 from mcp_server.errors import ConfigError
 
 MIB = 1024 * 1024
@@ -34,7 +35,6 @@ ROWS = [
     Row("server", "host", "127.0.0.1", status=RESTART),
     Row("server", "port", 8080, 1, 65535, status=RESTART),
     Row("server", "transport", "stdio", status=RESTART),
-    Row("server", "workers", 1, 1, 16, status="later"),
     Row("server", "max_connections", 100, 1, 10000, status=RESTART),
     Row("server", "shutdown_grace_period", 30, 0, 300),
     Row("server", "auth", "token", status=RESTART),
@@ -135,7 +135,7 @@ def value_of(config: Config, row: Row) -> Any:
 
 
 def other_value(row: Row) -> tuple[str, Any]:
-    """A text for the environment that is valid and not the default, and the value it stands for."""
+    """A valid text for the environment that is not the default, and its value."""
     special: dict[str, tuple[str, Any]] = {
         "server.host": ("::1", "::1"),
         "server.transport": ("http", "http"),
@@ -184,7 +184,7 @@ def other_value(row: Row) -> tuple[str, Any]:
 
 
 def company(row: Row) -> dict[str, Any]:
-    """The keys of the same section without which this one is refused."""
+    """The keys of the same section that this key needs."""
     pair = {"tls_cert": "/etc/x.pem", "tls_key": "/etc/x.key"}
     needed: dict[str, dict[str, Any]] = {
         "server.tls_cert": {"tls_key": pair["tls_key"]},
@@ -199,14 +199,14 @@ def company_env(row: Row) -> dict[str, str]:
     return {f"MCP_{row.section}_{key}".upper(): value for key, value in company(row).items()}
 
 
-def test_the_table_holds_every_key() -> None:
+def test_the_table_has_every_key() -> None:
     assert [name(row) for row in ROWS] == [key.dotted for key in keys().values() if key.section]
     assert [key.dotted for key in keys().values() if not key.section] == ["state_dir"]
 
 
 @pytest.mark.parametrize("row", ROWS, ids=name)
 def test_default_range_names_and_status(row: Row) -> None:
-    info = next(i for i in load_config(env={}).describe() if (i.section, i.key) == (row.section, row.key))
+    info = next(i for i in describe(load_config(env={})) if (i.section, i.key) == (row.section, row.key))
     value = value_of(load_config(env={}), row)
     assert value == row.default
     assert type(value) is type(row.default)
@@ -241,7 +241,7 @@ def test_a_file_sets_each_key(row: Row, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("side", ["below", "above"])
 @pytest.mark.parametrize("row", NUMBERS, ids=name)
-def test_out_of_range_is_moved_and_reported(
+def test_a_number_outside_its_range_is_clamped_and_logged(
     row: Row, side: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert row.low is not None
@@ -264,7 +264,7 @@ def test_out_of_range_is_moved_and_reported(
 
 
 @pytest.mark.parametrize("row", NUMBERS, ids=name)
-def test_out_of_range_is_refused_on_assignment(row: Row) -> None:
+def test_a_number_outside_its_range_is_refused_on_assignment(row: Row) -> None:
     config = load_config(env={})
     for bad in (row.low - 1, row.high + 1):  # type: ignore[operator]  # NUMBERS holds only rows with a range
         with pytest.raises(ConfigError, match=name(row)) as caught:
@@ -275,23 +275,16 @@ def test_out_of_range_is_refused_on_assignment(row: Row) -> None:
 
 
 @pytest.mark.parametrize("row", ROWS, ids=name)
-def test_the_wrong_type_is_refused_by_name(row: Row, tmp_path: Path) -> None:
+def test_a_value_of_the_wrong_type_is_refused_with_the_key(row: Row, tmp_path: Path) -> None:
     file = tmp_path / "c.json"
     file.write_text(json.dumps({row.section: {row.key: {"not": "this"}}}))
     with pytest.raises(ConfigError, match=rf"^{name(row)}: "):
         load_config(file, env={})
 
 
-@pytest.mark.parametrize("row", ROWS, ids=name)
-def test_keys_without_a_reader_are_flagged_when_set(row: Row, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING, logger="mcp_server.config"):
-        config = load_config(env={row.env: other_value(row)[0]} | company_env(row))
-    expected = [] if row.status != "later" else [f"config.not_yet_used section={row.section} key={row.key}"]
-    assert [str(key) for key in config.not_yet_used] == expected
-    assert [record.getMessage() for record in caplog.records] == expected
-
-
-def test_state_dir_is_the_platforms_or_the_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_state_folder_is_that_of_the_platform_or_of_the_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     assert load_config(env={}).state_dir == tmp_path / "mcp-network-tools"
     assert load_config(env={"MCP_STATE_DIR": ""}).state_dir == tmp_path / "mcp-network-tools"

@@ -1,4 +1,4 @@
-"""Assignment, the resolved limits, and the process's own configuration with its reload."""
+"""Assignments, the effective limits, and the configuration of the process with its reload."""
 
 import logging
 from collections.abc import Iterator
@@ -15,7 +15,6 @@ from mcp_server.config import (
     reset_config,
     set_config,
 )
-from mcp_server.config.model import UnusedKey
 from mcp_server.errors import ConfigError
 
 MIB = 1024 * 1024
@@ -33,7 +32,7 @@ def limits(**env: str) -> EffectiveLimits:
     return load_config(env=env).effective
 
 
-def test_a_good_assignment_is_kept_and_known_as_one() -> None:
+def test_an_assignment_is_kept_with_its_source() -> None:
     config = Config()
     config.security.timeout_seconds = 60
     assert config.security.timeout_seconds == 60
@@ -60,11 +59,11 @@ def test_an_assignment_of_the_wrong_type_is_refused() -> None:
     assert config.server.port == 8080
 
 
-def test_lists_cannot_be_changed_past_the_checks() -> None:
+def test_lists_are_tuples_so_that_no_change_bypasses_the_validation() -> None:
     assert isinstance(Config().security.allowed_targets, tuple)
 
 
-def test_namesakes_have_one_default() -> None:
+def test_keys_for_the_same_limit_have_the_same_default() -> None:
     config = Config()
     assert config.security.max_args_length == config.limits.max_args_len
     assert config.security.max_output_size == config.limits.max_stdout_bytes
@@ -72,7 +71,7 @@ def test_namesakes_have_one_default() -> None:
     assert config.security.concurrency_limit == config.limits.default_concurrency == config.tool.default_concurrency
 
 
-def test_the_limits_by_default() -> None:
+def test_the_default_limits() -> None:
     assert limits() == EffectiveLimits(
         max_args_length=2048,
         stdout_bytes=MIB,
@@ -102,14 +101,14 @@ def test_the_limits_by_default() -> None:
         ),
     ],
 )
-def test_security_wins_over_limits_and_limits_over_tool(attribute: str, variables: list[str]) -> None:
+def test_security_takes_precedence_over_limits_and_limits_over_tool(attribute: str, variables: list[str]) -> None:
     base = 2000 if attribute == "stdout_bytes" else 40
     for first in range(len(variables)):
         env = {variable: str(base + executor) for executor, variable in enumerate(variables) if executor >= first}
         assert getattr(limits(**env), attribute) == base + first
 
 
-def test_a_security_key_in_the_file_wins_over_a_limit_in_the_environment(tmp_path: Path) -> None:
+def test_a_security_key_in_the_file_takes_precedence_over_a_limit_in_the_environment(tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     file.write_text("security: {timeout_seconds: 300}\n")
     config = load_config(file, env={"MCP_DEFAULT_TIMEOUT_SEC": "20"})
@@ -125,30 +124,30 @@ def test_a_security_key_in_the_file_wins_over_a_limit_in_the_environment(tmp_pat
         ("MCP_MAX_FILE_DESCRIPTORS", "file_descriptors", "64", 64),
     ],
 )
-def test_limits_without_a_namesake(variable: str, attribute: str, text: str, value: int) -> None:
+def test_limits_that_one_key_sets(variable: str, attribute: str, text: str, value: int) -> None:
     assert getattr(limits(**{variable: text}), attribute) == value
 
 
-def test_a_time_limit_is_the_callers_then_the_tools_then_the_default() -> None:
+def test_the_time_limit_is_that_of_the_caller_or_the_tool_or_the_default() -> None:
     found = limits()
     assert (found.timeout_for(), found.timeout_for(600), found.timeout_for(600, 900)) == (300, 600, 900)
     assert found.timeout_for(asked=9999) == 3600
 
 
-def test_a_time_limit_set_by_the_owner_is_the_ceiling() -> None:
+def test_the_operators_time_limit_is_the_ceiling() -> None:
     found = limits(MCP_SECURITY_TIMEOUT_SECONDS="60")
     assert (found.timeout_for(), found.timeout_for(600), found.timeout_for(600, 900)) == (60, 60, 60)
     assert (found.timeout_for(30), found.timeout_for(600, 0.5)) == (30, 0.5)
     assert limits(MCP_DEFAULT_TIMEOUT_SEC="60").timeout_for(600) == 600
 
 
-def test_concurrency_is_the_tools_then_the_default_up_to_the_owners_ceiling() -> None:
+def test_concurrency_is_that_of_the_tool_or_the_default_up_to_the_operators_ceiling() -> None:
     assert (limits().concurrency_for(), limits().concurrency_for(5)) == (2, 5)
     found = limits(MCP_SECURITY_CONCURRENCY_LIMIT="3")
     assert (found.concurrency_for(), found.concurrency_for(5), found.concurrency_for(1)) == (3, 3, 1)
 
 
-def test_one_configuration_per_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_has_one_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
     first = get_config()
     monkeypatch.setenv("MCP_SERVER_PORT", "9000")
     assert get_config() is first
@@ -194,12 +193,10 @@ def test_a_reload_reads_the_file_the_configuration_was_set_with(tmp_path: Path) 
 
 
 def test_notices_can_be_logged_again_once_the_log_is_open(caplog: pytest.LogCaptureFixture) -> None:
-    config = load_config(env={"MCP_SERVER_WORKERS": "99"})
-    assert config.not_yet_used == (UnusedKey("server", "workers"),)
+    config = load_config(env={"MCP_HEALTH_TIMEOUT": "99"})
     caplog.clear()
     with caplog.at_level(logging.WARNING, logger="mcp_server.config"):
         log_notices(config)
     assert [record.getMessage() for record in caplog.records] == [
-        "config.value_clamped section=server key=workers original=99 adjusted=16 valid_range=[1, 16]",
-        "config.not_yet_used section=server key=workers",
+        "config.value_clamped section=health key=timeout original=99 adjusted=60 valid_range=[1, 60]",
     ]

@@ -1,4 +1,4 @@
-"""What a reload may use of a new configuration, and what of the old one stays in force."""
+"""Which keys a reload applies, and which keep their values."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mcp_server.config import Config, load_config
 from mcp_server.config.base import Section
 from mcp_server.config.keys import Key, keys
-from mcp_server.config.pending import Pending, changed, under
+from mcp_server.config.pending import Pending, apply_live_keys, changed_keys
 from tests.unit.test_config_keys import ROWS, Row, other_value
 
 VALUES = {f"{row.section}.{row.key}": other_value(row) for row in ROWS} | {"state_dir": ("/srv/x", Path("/srv/x"))}
@@ -22,7 +22,7 @@ NEEDS = {
     "server.tls_client_ca": {"server.tls_cert", "server.tls_key"},
     "auth.issuer": {"auth.audience", "auth.jwks_url"},
 }
-"""Keys that are refused without others; and an issuer's keys are in one place."""
+"""Keys that need other keys. The keys of an issuer are at a URL or in a file, and not both."""
 
 
 def whole(*chosen: Key) -> set[str]:
@@ -38,27 +38,27 @@ def with_keys(*chosen: Key) -> Config:
 
 
 @pytest.mark.parametrize("key", KEYS, ids=lambda key: key.dotted)
-def test_live_keys_come_into_force_and_the_others_wait(key: Key) -> None:
+def test_a_reload_applies_live_keys_and_lists_the_others_as_pending(key: Key) -> None:
     running, read = with_keys(), with_keys(key)
-    config, pending = under(running, read)
+    config, pending = apply_live_keys(running, read)
     if key.status == "live":
         assert key.of(config) == key.of(read) != key.of(running)
         assert key.holder(config).source_of(key.name) == "env"
         assert pending == ()
-        assert set(changed(running, config)) == whole(key)
+        assert set(changed_keys(running, config)) == whole(key)
     else:
         assert key.of(config) == key.of(running) != key.of(read)
         assert key.holder(config).source_of(key.name) == "default"
         assert not key.holder(config).is_set(key.name)
         assert {item.key for item in pending} == whole(key)
-        assert changed(running, config) == ()
+        assert changed_keys(running, config) == ()
 
 
 @given(st.sets(st.sampled_from(KEYS)), st.sets(st.sampled_from(KEYS)))
-def test_every_key_is_the_old_ones_or_the_new_ones(before: set[Key], after: set[Key]) -> None:
+def test_each_key_has_its_old_or_its_new_value(before: set[Key], after: set[Key]) -> None:
     running, read = with_keys(*before), with_keys(*after)
     first, second = running.model_dump(), read.model_dump()
-    config, pending = under(running, read)
+    config, pending = apply_live_keys(running, read)
     for key in KEYS:
         wanted = read if key.status == "live" else running
         assert key.of(config) == key.of(wanted)
@@ -66,39 +66,38 @@ def test_every_key_is_the_old_ones_or_the_new_ones(before: set[Key], after: set[
     assert {item.key for item in pending} == {
         key.dotted for key in KEYS if key.status != "live" and key.of(running) != key.of(read)
     }
-    assert (running.model_dump(), read.model_dump()) == (first, second), "neither is touched"
-    again, still = under(config, read)
-    assert (again, still) == (config, pending), "what waits goes on waiting"
+    assert (running.model_dump(), read.model_dump()) == (first, second), "the inputs must not change"
+    again, still = apply_live_keys(config, read)
+    assert (again, still) == (config, pending), "a second reload must give the same result"
 
 
-def test_an_option_of_the_command_line_stands_above_the_file() -> None:
+def test_an_option_of_the_command_line_takes_precedence_over_the_file() -> None:
     running = with_keys()
     running.server.port = 9000
     running.security.timeout_seconds = 77
     read = load_config(env={"MCP_SERVER_PORT": "9001", "MCP_SECURITY_TIMEOUT_SECONDS": "5"})
-    config, pending = under(running, read)
+    config, pending = apply_live_keys(running, read)
     assert (config.server.port, config.security.timeout_seconds) == (9000, 77)
     assert (config.server.source_of("port"), pending) == ("code", ())
     assert config.effective.timeout_ceiling == 77
     config.security.timeout_seconds = 78
-    assert running.security.timeout_seconds == 77, "the sections are not shared"
+    assert running.security.timeout_seconds == 77, "the running configuration must not share its sections"
 
 
-def test_what_is_shown_holds_no_secret() -> None:
+def test_pending_values_contain_no_secret() -> None:
     read = load_config(env={"MCP_DATABASE_URL": "postgresql://u:hunter2@h/d", "MCP_STATE_DIR": "/srv/x"})
-    _, pending = under(with_keys(), read)
+    _, pending = apply_live_keys(with_keys(), read)
     shown = {item.key: item for item in pending}
     assert shown["database.url"] == Pending("database.url", None, "postgresql://u:***@h/d")
     assert shown["state_dir"].configured == "/srv/x"
 
 
-def test_every_status_is_one_of_three() -> None:
-    assert {key.status for key in KEYS} == {"live", "restart", "later"}
-    assert [key.dotted for key in KEYS if key.status == "later"] == ["server.workers"]
+def test_every_status_is_live_or_restart() -> None:
+    assert {key.status for key in KEYS} == {"live", "restart"}
     assert all(isinstance(key.holder(Config()), Section) for key in KEYS)
 
 
-def test_rows_and_keys_are_alike() -> None:
+def test_the_table_of_keys_is_complete() -> None:
     assert {row_name(row) for row in ROWS} == {key.dotted for key in KEYS if key.section}
 
 

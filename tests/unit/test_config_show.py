@@ -1,4 +1,4 @@
-"""Showing the configuration: secrets stay hidden, every key is described, the page of documentation is current."""
+"""The configuration for people: secrets are hidden, every key is described, and the page is up to date."""
 
 import json
 from pathlib import Path
@@ -7,27 +7,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcp_server.config import Config, describe, load_config, redact, redact_tree
-from mcp_server.config.show import EXAMPLE, configuration_table
+from mcp_server.config import Config, load_config, redact, redact_tree
+from mcp_server.config.show import EXAMPLE, configuration_table, describe
 from mcp_server.errors import ConfigError
 
 PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
 URL = "postgresql+asyncpg://scan:hunter2@db.lab.internal:5432/scans"
 
 
-def test_the_page_is_what_the_models_say() -> None:
+def test_the_page_is_up_to_date() -> None:
     assert PAGE.read_text() == configuration_table(), (
-        "write it again: python -c 'from mcp_server.config.show import configuration_table as t; print(t(), end=str())' "
-        "> docs/configuration.md"
+        "docs/configuration.md is out of date; run: .venv/bin/python scripts/docs.py"
     )
 
 
 def test_the_page_has_a_line_for_every_key() -> None:
     lines = configuration_table().splitlines()
-    for info in Config().describe():
+    for info in describe(Config()):
         assert sum(f"`{info.key}`" in line and f"`{info.env}`" in line for line in lines) == 1
-    row = next(line for line in lines if line.startswith("| `workers`"))
-    assert row == "| `workers` | integer | `1` | 1 to 16 | `MCP_SERVER_WORKERS` | Server processes. *later* |"
+    row = next(line for line in lines if line.startswith("| `timeout`"))
+    assert row == "| `timeout` | integer | `10` | 1 to 60 | `MCP_HEALTH_TIMEOUT` | Seconds that one check may take. |"
 
 
 def test_the_example_on_the_page_loads(tmp_path: Path) -> None:
@@ -35,7 +34,7 @@ def test_the_example_on_the_page_loads(tmp_path: Path) -> None:
     file.write_text(EXAMPLE)
     config = load_config(file, env={})
     assert EXAMPLE in configuration_table()
-    assert (config.clamped, config.not_yet_used) == ((), ())
+    assert config.clamped == ()
     assert config.security.allowed_targets == ("10.20.0.0/16", "fd00:20::/48", ".lab.internal")
 
 
@@ -65,12 +64,12 @@ def test_the_database_password_is_hidden(url: str, shown: str) -> None:
     config = load_config(env={"MCP_DATABASE_URL": url})
     assert config.database.url == url
     assert config.redacted()["database"]["url"] == shown
-    assert next(info for info in config.describe() if info.key == "url").value == shown
+    assert next(info for info in describe(config) if info.key == "url").value == shown
 
 
 def test_the_database_password_is_hidden_in_every_other_text() -> None:
     config = load_config(env={"MCP_DATABASE_URL": URL})
-    texts = [repr(config), str(config), repr(config.database), json.dumps(config.redacted()), str(config.describe())]
+    texts = [repr(config), str(config), repr(config.database), json.dumps(config.redacted()), str(describe(config))]
     for bad in ("mysql://scan:hunter2@db/x", "postgres:scan:hunter2", "hunter2"):
         with pytest.raises(ConfigError) as caught:
             load_config(env={"MCP_DATABASE_URL": bad})
@@ -82,11 +81,11 @@ def test_the_database_password_is_hidden_in_every_other_text() -> None:
 
 
 @given(st.text(min_size=1).filter(lambda text: len(text) > 3))
-def test_no_password_survives(password: str) -> None:
+def test_no_password_is_left_in_a_url(password: str) -> None:
     assert password not in redact("url", f"postgresql://u:{password}@h") or password in "postgresql://u:***@h"
 
 
-def test_secrets_are_known_by_name_at_any_depth() -> None:
+def test_secrets_are_recognized_by_name_at_any_depth() -> None:
     data = {
         "api_key": "a",
         "token": ["b"],
@@ -110,7 +109,7 @@ def test_secrets_are_known_by_name_at_any_depth() -> None:
     assert data["api_key"] == "a"
 
 
-def test_redacted_is_the_whole_configuration_ready_for_json() -> None:
+def test_the_redacted_configuration_is_complete_and_ready_for_json() -> None:
     config = load_config(env={"MCP_STATE_DIR": "/s", "MCP_LOGGING_FILE_PATH": "/s/log"})
     shown = json.loads(json.dumps(config.redacted()))
     assert list(shown) == list(Config.model_fields)
@@ -121,16 +120,16 @@ def test_redacted_is_the_whole_configuration_ready_for_json() -> None:
 
 def test_every_key_is_described_with_its_value_and_source(tmp_path: Path) -> None:
     file = tmp_path / "c.json"
-    file.write_text('{"server": {"port": 9000, "workers": 2}}')
+    file.write_text('{"server": {"port": 9000, "host": "::1"}}')
     config = load_config(file, env={"MCP_STATE_DIR": "/s", "LOG_LEVEL": "debug"})
     config.security.timeout_seconds = 60
-    found = {(info.section, info.key): info for info in config.describe()}
+    found = {(info.section, info.key): info for info in describe(config)}
     picked = {
         name: (found[name].value, found[name].default, found[name].source, found[name].status, found[name].differs)
         for name in (
             ("", "state_dir"),
             ("server", "port"),
-            ("server", "workers"),
+            ("server", "transport"),
             ("logging", "level"),
             ("security", "timeout_seconds"),
             ("security", "allowed_targets"),
@@ -140,13 +139,12 @@ def test_every_key_is_described_with_its_value_and_source(tmp_path: Path) -> Non
     assert picked == {
         ("", "state_dir"): ("/s", "the platform's state folder of this user", "env", "restart", True),
         ("server", "port"): (9000, 8080, "file", "restart", True),
-        ("server", "workers"): (2, 1, "file", "later", True),
+        ("server", "transport"): ("stdio", "stdio", "default", "restart", False),
         ("logging", "level"): ("DEBUG", "INFO", "env", "live", True),
         ("security", "timeout_seconds"): (60, 300, "code", "live", True),
         ("security", "allowed_targets"): (["RFC1918", ".lab.internal"],) * 2 + ("default", "live", False),
         ("metrics", "enabled"): (True, True, "default", "live", False),
     }
-    assert describe(config) == config.describe()
     types = {info.type for info in found.values()}
     assert types == {"boolean", "choice", "integer", "list", "number", "path", "text"}
     assert found["server", "transport"].range == "stdio, http"

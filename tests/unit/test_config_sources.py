@@ -1,4 +1,4 @@
-"""Files and environment: merge, precedence, and every way they can be wrong."""
+"""The file and the environment: merging, precedence, and errors."""
 
 import json
 import os
@@ -49,7 +49,7 @@ def test_a_yaml_file_is_merged_key_by_key(tmp_path: Path) -> None:
     assert config.metrics.enabled is True
 
 
-def test_json_says_the_same_as_yaml(tmp_path: Path) -> None:
+def test_json_and_yaml_give_the_same_configuration(tmp_path: Path) -> None:
     data = {
         "state_dir": "/srv/state",
         "server": {"host": "::1", "port": 9000},
@@ -60,7 +60,7 @@ def test_json_says_the_same_as_yaml(tmp_path: Path) -> None:
     assert as_json.model_dump() == load_config(write(tmp_path, YAML), env={}).model_dump()
 
 
-def test_the_environment_wins_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> None:
+def test_the_environment_takes_precedence_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> None:
     file = write(tmp_path, YAML)
     env = {"MCP_CONFIG_FILE": str(file), "MCP_SERVER_PORT": "9001", "MCP_SECURITY_ALLOWED_TARGETS": "RFC1918"}
     config = load_config(env=env)
@@ -72,7 +72,7 @@ def test_the_environment_wins_over_the_file_and_the_file_over_defaults(tmp_path:
     assert config.source_of("state_dir") == "file"
 
 
-def test_an_explicit_path_wins_over_the_variable(tmp_path: Path) -> None:
+def test_an_explicit_path_takes_precedence_over_the_variable(tmp_path: Path) -> None:
     asked = write(tmp_path, "server: {port: 1111}", "asked.yml")
     other = write(tmp_path, "server: {port: 2222}", "other.yml")
     assert load_config(asked, env={"MCP_CONFIG_FILE": str(other)}).server.port == 1111
@@ -99,11 +99,11 @@ def test_lists_in_variables_are_comma_separated() -> None:
     assert config.tool.packages == ("acme.tools", "other_tools")
 
 
-def test_an_empty_scope_means_nothing_not_everything() -> None:
+def test_an_empty_scope_allows_nothing() -> None:
     assert load_config(env={"MCP_SECURITY_ALLOWED_TARGETS": ""}).security.allowed_targets == ()
 
 
-def test_a_long_name_wins_over_the_short_one() -> None:
+def test_a_long_name_takes_precedence_over_a_short_one() -> None:
     assert load_config(env={"LOG_LEVEL": "trace", "MCP_LOGGING_LEVEL": "error"}).logging.level == "ERROR"
     assert load_config(env={"MCP_MAX_ARGS_LEN": "1", "MCP_LIMITS_MAX_ARGS_LEN": "7"}).limits.max_args_len == 7
 
@@ -207,44 +207,44 @@ def test_a_value_of_the_wrong_type_is_named(variable: str, value: str, key: str)
         ("logging: {level: 5}", "logging.level"),
     ],
 )
-def test_a_file_is_not_coerced(tmp_path: Path, text: str, key: str) -> None:
+def test_values_of_a_file_are_not_converted(tmp_path: Path, text: str, key: str) -> None:
     file = write(tmp_path, text)
     error = refused(file)
     assert error.message.startswith(f"{key}: ")
     assert f"from {file}" in error.message
 
 
-def test_every_problem_is_named_up_to_ten(tmp_path: Path) -> None:
+def test_up_to_ten_problems_are_named(tmp_path: Path) -> None:
     error = refused(write(tmp_path, "server: {port: a, transport: b}\nsecurity: {allow_intrusive: c}"))
     assert error.details["keys"] == ["server.port", "server.transport", "security.allow_intrusive"]
     many = ", ".join(["1"] * 500)
     error = refused(write(tmp_path, f"security: {{allowed_targets: [{many}]}}"))
-    assert error.message.endswith("and 490 more")
+    assert error.message.endswith("There are 490 more problems.")
 
 
 @pytest.mark.parametrize(
     ("content", "name", "word"),
     [
         ("server: [1", "c.yaml", "not YAML"),
-        ("server: {port: 1}\nserver: {port: 2}", "c.yaml", "'server' stands twice"),
-        ("server:\n  port: 1\n  port: 2", "c.yaml", "'port' stands twice"),
-        ("a: !!python/object/apply:os.system [id]", "c.yaml", "not YAML"),
-        ("? [a]\n: 1", "c.yaml", "no name in line 1, column 3"),
-        ("server: {1: 2}", "c.yaml", "no name in line 1, column 10"),
-        ("2020-01-01: 3", "c.yaml", "no name in line 1, column 1"),
+        ("server: {port: 1}\nserver: {port: 2}", "c.yaml", "line 2: the key 'server' occurs twice, first in line 1"),
+        ("server:\n  port: 1\n  port: 2", "c.yaml", "line 3: the key 'port' occurs twice, first in line 2"),
+        ("a: !!python/object/apply:os.system [id]", "c.yaml", "line 1: a tag (!) is not read"),
+        ("? [a]\n: 1", "c.yaml", "line 1: a key must be a single word"),
+        ("server: {1: 2}", "c.yaml", "no key 'server.1'"),
+        ("2020-01-01: 3", "c.yaml", "line 1: a key is not a name"),
         ("server: 5", "c.yaml", "section 'server'"),
         ("- server", "c.yaml", "must hold sections"),
         ("just text", "c.yaml", "must hold sections"),
-        ("a: 2024-99-99", "c.yaml", "not YAML"),
+        ("server: {port: 2024-99-99}", "c.yaml", "valid integer"),
         ('{"server": ', "c.json", "not JSON"),
-        ('{"server": {"port": 1, "port": 2}}', "c.json", "'port' stands twice"),
+        ('{"server": {"port": 1, "port": 2}}', "c.json", "the key 'port' occurs twice"),
         ("server: {port: 1}", "c.json", "not JSON"),
         ("[" * 120_000 + "]" * 120_000, "c.json", "nested too deeply"),
-        ('{"server": {"port": %s}}' % ("9" * 5000), "c.json", "number that is too long"),
-        ("server: {port: 0x%s}" % ("f" * 5000), "c.yaml", "number too long"),
-        ("server: &s {watch_config: false}", "c.yaml", "anchors (&) and aliases (*) are not read in line 1, column 9"),
-        ("server: {watch_config: *s}", "c.yaml", "anchors (&) and aliases (*) are not read in line 1, column 24"),
-        ("[" * 50_000, "c.yaml", "not YAML"),
+        ('{"server": {"port": %s}}' % ("9" * 5000), "c.json", "a number is too long"),
+        ("server: {port: 0x%s}" % ("f" * 5000), "c.yaml", "valid integer"),
+        ("server: &s {watch_config: false}", "c.yaml", "line 1: an anchor (&) is not read"),
+        ("server: {watch_config: *s}", "c.yaml", "line 1: an alias (*) is not read"),
+        ("[" * 50_000, "c.yaml", "nested more than"),
         (b"server: \xff\xfe", "c.yaml", "not UTF-8"),
         (b"#" * (MAX_FILE_BYTES + 1), "c.yaml", "larger than"),
     ],
@@ -256,7 +256,7 @@ def test_a_broken_file_is_refused(tmp_path: Path, content: str | bytes, name: st
     assert str(file) in error.message
 
 
-def test_a_broken_file_is_not_quoted(tmp_path: Path) -> None:
+def test_the_message_about_a_broken_file_does_not_quote_it(tmp_path: Path) -> None:
     for name in ("c.yaml", "c.json"):
         message = refused(write(tmp_path, "database: {url: 'postgresql://u:hunter2@db/x", name)).message
         assert "hunter2" not in message
@@ -286,7 +286,7 @@ def test_a_broken_file_is_not_quoted(tmp_path: Path) -> None:
         "- {password: hunter2}",
     ],
 )
-def test_nothing_of_another_file_is_told(tmp_path: Path, text: str, name: str) -> None:
+def test_no_text_of_another_file_is_in_the_message(tmp_path: Path, text: str, name: str) -> None:
     link = tmp_path / name
     link.symlink_to(write(tmp_path, text, "other"))
     error = refused(link)
@@ -298,10 +298,10 @@ def test_a_pipe_or_a_device_is_refused_at_once(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe.yaml"
     os.mkfifo(pipe)
     for path in (pipe, Path("/dev/zero")):
-        assert refused(path).message == f"{path} is not a regular file"
+        assert refused(path).message == f"The configuration file {path} is not a regular file."
 
 
-def test_what_is_refused_is_told_in_few_words(tmp_path: Path) -> None:
+def test_messages_about_large_values_are_short(tmp_path: Path) -> None:
     bomb = "tool:\n  include_patterns:\n   - &a0 [x,x,x,x,x,x,x,x,x]\n" + "".join(
         f"   - &a{i} [{','.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 9)
     )
@@ -316,7 +316,7 @@ def test_what_is_refused_is_told_in_few_words(tmp_path: Path) -> None:
     assert len(message) < 4100
 
 
-def test_a_secret_is_hidden_in_what_is_too_long_to_look_through(tmp_path: Path) -> None:
+def test_a_secret_in_a_text_that_is_too_long_to_search_is_hidden(tmp_path: Path) -> None:
     for password in ("hunter2" * 500, "hunter2/" * 500):
         url = f"mysql://scan:{password}@127.0.0.1/x"
         assert "hunter2" not in refused(write(tmp_path, f"database: {{url: '{url}'}}")).message
@@ -325,8 +325,8 @@ def test_a_secret_is_hidden_in_what_is_too_long_to_look_through(tmp_path: Path) 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     missing = tmp_path / "none.yaml"
-    assert f"{missing}: No such file" in refused(None, MCP_CONFIG_FILE=str(missing)).message
-    assert "Is a directory" in refused(tmp_path).message
+    assert f"{missing} cannot be read: No such file" in refused(None, MCP_CONFIG_FILE=str(missing)).message
+    assert "is not a regular file" in refused(tmp_path).message
 
 
 def test_an_empty_file_and_an_empty_variable_change_nothing(tmp_path: Path) -> None:
@@ -335,13 +335,32 @@ def test_an_empty_file_and_an_empty_variable_change_nothing(tmp_path: Path) -> N
     assert load_config(env={"MCP_CONFIG_FILE": ""}).model_dump() == default.model_dump()
 
 
-def test_yaml_merges_are_resolved_and_are_no_repeats(tmp_path: Path) -> None:
-    text = "circuit_breaker:\n  <<: {recovery_timeout: 9, failure_threshold: 8}\n  failure_threshold: 3\n"
-    config = load_config(write(tmp_path, text), env={})
-    assert (config.circuit_breaker.recovery_timeout, config.circuit_breaker.failure_threshold) == (9, 3)
+def test_yaml_merge_keys_are_refused(tmp_path: Path) -> None:
+    text = "circuit_breaker:\n  <<: {recovery_timeout: 9}\n  failure_threshold: 3\n"
+    assert "line 2: merge keys (<<) are not read" in refused(write(tmp_path, text)).message
 
 
-def test_heavy_parts_stay_out_of_the_start_path() -> None:
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("on", True), ("Yes", True), ("false", False), ("NO", False)],
+)
+def test_booleans_of_a_yaml_file(tmp_path: Path, text: str, value: bool) -> None:
+    assert load_config(write(tmp_path, f"metrics: {{enabled: {text}}}"), env={}).metrics.enabled is value
+
+
+def test_numbers_of_a_yaml_file_are_decimal(tmp_path: Path) -> None:
+    assert load_config(write(tmp_path, "server: {port: 0080}"), env={}).server.port == 80
+    assert load_config(write(tmp_path, "health: {cpu_threshold: 12.5}"), env={}).health.cpu_threshold == 12.5
+    for text in ("0x50", "1_000", "22:00", "1e3"):
+        assert "valid integer" in refused(write(tmp_path, f"server: {{port: {text}}}")).message
+
+
+def test_a_wrong_value_in_a_yaml_file_is_named_with_its_line(tmp_path: Path) -> None:
+    file = write(tmp_path, "server:\n  host: ::1\n  port: many\n")
+    assert f"(got 'many' from {file}, line 3)" in refused(file).message
+
+
+def test_slow_modules_are_not_imported_at_the_start() -> None:
     program = (
         "import sys; from mcp_server.config import load_config; load_config(env={'MCP_STATE_DIR': '/x'}); "
         "heavy = {'yaml', 'platformdirs', 'pydantic_settings', 'difflib', 'mcp_server.config.show'}; "

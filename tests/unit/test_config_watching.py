@@ -1,4 +1,4 @@
-"""Which names lead to a file, and that a change of any of them is seen; on a real file system."""
+"""The paths that are watched for a file, and the report of a change, on a real file system."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mcp_server.config.watching import changed_since, identities, names_on_the_way, ticks
+from mcp_server.config.watching import changed_since, file_states, watch, watched_paths
 
 WAIT_SEC = 20.0
 
@@ -21,43 +21,43 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path.resolve()
 
 
-def test_a_plain_file_is_its_own_only_name(folder: Path) -> None:
+def test_without_links_only_the_file_itself_is_watched(folder: Path) -> None:
     file = folder / "a"
     file.write_text("1")
-    assert names_on_the_way(file) == {file}
-    assert names_on_the_way(folder / "none" / "b") == {folder / "none" / "b"}, "also where there is nothing yet"
+    assert watched_paths(file) == {file}
+    assert watched_paths(folder / "none" / "b") == {folder / "none" / "b"}, "a missing file must be watched too"
 
 
-def test_every_link_on_the_way_is_a_name(folder: Path) -> None:
+def test_every_link_on_the_path_is_watched(folder: Path) -> None:
     (folder / "releases" / "one").mkdir(parents=True)
     (folder / "releases" / "one" / "c").write_text("1")
     (folder / "current").symlink_to("releases/one")
     (folder / "etc").mkdir()
     (folder / "etc" / "c").symlink_to("../current/c")
-    assert names_on_the_way(folder / "etc" / "c") == {
+    assert watched_paths(folder / "etc" / "c") == {
         folder / "etc" / "c",
         folder / "current",
         folder / "releases" / "one" / "c",
     }
-    assert names_on_the_way(folder / "etc" / ".." / "current" / "c") == {
+    assert watched_paths(folder / "etc" / ".." / "current" / "c") == {
         folder / "current",
         folder / "releases" / "one" / "c",
     }
 
 
-def test_links_in_a_circle_end(folder: Path) -> None:
+def test_a_circle_of_links_ends(folder: Path) -> None:
     (folder / "a").symlink_to("b")
     (folder / "b").symlink_to("a")
-    assert names_on_the_way(folder / "a") == {folder / "a", folder / "b"}
-    assert identities([folder / "a"]) == {folder / "a": None}
+    assert watched_paths(folder / "a") == {folder / "a", folder / "b"}
+    assert file_states([folder / "a"]) == {folder / "a": None}
 
 
-def test_identities_tell_contents_links_and_modes_apart(folder: Path) -> None:
+def test_a_change_of_content_link_or_mode_changes_the_state(folder: Path) -> None:
     file = folder / "a"
-    seen = [identities([file])]
+    seen = [file_states([file])]
 
     def look() -> None:
-        seen.append(identities([file]))
+        seen.append(file_states([file]))
 
     file.write_text("1")
     look()
@@ -77,13 +77,13 @@ def test_identities_tell_contents_links_and_modes_apart(folder: Path) -> None:
 def test_changed_since(folder: Path) -> None:
     file = folder / "a"
     file.write_text("1")
-    os.utime(file, (0, 0))  # what the owner says of a file's age is not believed
+    os.utime(file, (0, 0))  # the modification time can be set, so it must not decide
     assert changed_since([file], time.time() - 5)
     assert not changed_since([file], time.time() + 5)
     assert not changed_since([folder / "none"], 0.0)
 
 
-def in_place(file: Path) -> None:
+def rewritten(file: Path) -> None:
     file.write_text("2")
 
 
@@ -103,50 +103,48 @@ def removed_with_its_folder(file: Path) -> None:
     file.write_text("2")
 
 
-@pytest.mark.parametrize("change", [in_place, by_rename, removed, removed_with_its_folder])
-async def test_a_change_gives_a_sign(folder: Path, change: Callable[[Path], None]) -> None:
+@pytest.mark.parametrize("change", [rewritten, by_rename, removed, removed_with_its_folder])
+async def test_a_change_is_reported(folder: Path, change: Callable[[Path], None]) -> None:
     file = folder / "etc" / "a"
     file.parent.mkdir()
     file.write_text("1")
-    before = identities([file])
-    async with aclosing(ticks(lambda: [file], asyncio.Event())) as signs, asyncio.timeout(WAIT_SEC):
+    before = file_states([file])
+    async with aclosing(watch(lambda: [file], asyncio.Event())) as signs, asyncio.timeout(WAIT_SEC):
         waiting = asyncio.ensure_future(anext(signs))
-        await asyncio.sleep(0.3)  # until the folder is watched; before that it would be the next look that sees it
+        await asyncio.sleep(0.3)  # wait until the folder is watched
         assert not waiting.done()
         change(file)
         await waiting
-        assert identities([file]) != before
+        assert file_states([file]) != before
 
 
-async def test_a_file_that_is_written_in_place_is_told_of_when_it_rests(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_rewritten_file_is_reported_when_it_is_complete(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = folder / "a"
     file.write_text("allow\nexclude\n")
-    async with aclosing(ticks(lambda: [file], asyncio.Event())) as signs, asyncio.timeout(WAIT_SEC):
+    async with aclosing(watch(lambda: [file], asyncio.Event())) as signs, asyncio.timeout(WAIT_SEC):
         waiting = asyncio.ensure_future(anext(signs))
         await asyncio.sleep(0.3)
         with file.open("w") as writer:
             writer.write("allow\n")
             writer.flush()
-            await asyncio.sleep(1.0)  # four times what a replaced file has to rest
+            await asyncio.sleep(1.0)  # four times the wait for a replaced file
             assert not waiting.done()
             writer.write("exclude\n")
         await waiting
         assert file.read_text() == "allow\nexclude\n"
         waiting = asyncio.ensure_future(anext(signs))
-        monkeypatch.setattr("mcp_server.config.watching.IN_PLACE_SEC", 10 * WAIT_SEC)
+        monkeypatch.setattr("mcp_server.config.watching.REWRITE_SEC", 10 * WAIT_SEC)
         by_rename(file)
-        await waiting  # a file that is replaced is whole
+        await waiting  # a replaced file is complete at once
 
 
-async def test_what_is_to_be_watched_is_asked_for_again_when_told(folder: Path) -> None:
+async def test_the_paths_are_read_again_after_a_restart(folder: Path) -> None:
     one, two = folder / "one", folder / "two"
     for each in (one, two):
         each.mkdir()
         (each / "a").write_text("1")
     chosen, again = [one / "a"], asyncio.Event()
-    async with aclosing(ticks(lambda: chosen, again)) as signs, asyncio.timeout(WAIT_SEC):
+    async with aclosing(watch(lambda: chosen, again)) as signs, asyncio.timeout(WAIT_SEC):
         waiting = asyncio.ensure_future(anext(signs))
         await asyncio.sleep(0.3)
         chosen[:] = [two / "a"]
@@ -156,20 +154,20 @@ async def test_what_is_to_be_watched_is_asked_for_again_when_told(folder: Path) 
         await asyncio.sleep(0.6)
         (one / "a").write_text("2")
         await asyncio.sleep(1.0)
-        assert not waiting.done(), "nobody asks about this one any more"
+        assert not waiting.done(), "the first file must not be watched any more"
         (two / "a").write_text("2")
         await waiting
 
 
-async def test_a_folder_that_is_not_there_is_told_of_and_tried_again(
+async def test_a_missing_folder_is_logged_and_tried_again(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("mcp_server.config.watching.RETRY_SEC", 0.2)
     file = folder / "etc" / "a"
-    async with aclosing(ticks(lambda: [file], asyncio.Event())) as signs, asyncio.timeout(WAIT_SEC):
+    async with aclosing(watch(lambda: [file], asyncio.Event())) as signs, asyncio.timeout(WAIT_SEC):
         await anext(signs)
         assert "config.not_watched" in caplog.text
         file.parent.mkdir()
         file.write_text("1")
-        while identities([file]) == {file: None}:
+        while file_states([file]) == {file: None}:
             await anext(signs)

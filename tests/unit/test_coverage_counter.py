@@ -1,3 +1,5 @@
+"""What a tool reported about planned addresses becomes coverage."""
+
 from __future__ import annotations
 
 from ipaddress import ip_address, ip_network
@@ -10,7 +12,7 @@ def targets(*networks: str) -> Targets:
     return Targets(tuple(Target(text, (ip_network(text),)) for text in networks))
 
 
-def test_a_whole_run_counts_the_unnamed_as_down() -> None:
+def test_a_complete_run_counts_unnamed_addresses_as_down() -> None:
     counter = CoverageCounter(targets("10.0.0.0/24"))
     counter.finished(ip_address("10.0.0.1"), up=True)
     counter.finished(ip_address("10.0.0.2"), up=False)
@@ -21,7 +23,7 @@ def test_a_whole_run_counts_the_unnamed_as_down() -> None:
     assert not coverage.complete
 
 
-def test_a_run_cut_short_looked_at_nothing_it_does_not_name() -> None:
+def test_a_run_that_was_cut_short_did_not_look_at_unnamed_addresses() -> None:
     counter = CoverageCounter(targets("10.0.0.0/24", "10.0.2.0/30"))
     counter.finished(ip_address("10.0.0.1"), up=True)
     coverage = counter.result((), whole=False)
@@ -32,12 +34,12 @@ def test_a_run_cut_short_looked_at_nothing_it_does_not_name() -> None:
     assert coverage.not_looked_at[-1] == "10.0.2.0"
 
 
-def test_the_tools_own_count_of_down_hosts_is_not_exceeded() -> None:
+def test_no_more_addresses_are_down_than_the_tool_counted() -> None:
     coverage = CoverageCounter(targets("10.0.0.0/29")).result((), whole=True, down=5)
     assert (coverage.down, coverage.not_looked_at_count, coverage.complete) == (5, 3, False)
 
 
-def test_a_whole_run_without_gaps_is_complete() -> None:
+def test_a_run_that_looked_at_every_address_is_complete() -> None:
     coverage = CoverageCounter(targets("10.0.0.0/29")).result((), whole=True, down=8)
     assert (coverage.down, coverage.not_looked_at, coverage.complete) == (8, (), True)
 
@@ -52,7 +54,7 @@ def test_a_refused_network_was_not_looked_at() -> None:
     assert coverage.not_looked_at[:2] == ("10.0.0.1", "fd77::")
 
 
-def test_an_address_met_twice_counts_once() -> None:
+def test_an_address_that_is_reported_twice_counts_once() -> None:
     counter = CoverageCounter(targets("10.0.0.0/30"))
     for _ in range(2):
         counter.finished(ip_address("10.0.0.1"), up=True)
@@ -60,7 +62,7 @@ def test_an_address_met_twice_counts_once() -> None:
     assert (coverage.up, coverage.down, coverage.looked_at) == (1, 3, 4)
 
 
-def test_positions_follow_the_plan_and_not_the_numbers() -> None:
+def test_positions_follow_the_order_of_the_targets() -> None:
     counter = CoverageCounter(targets("10.0.2.0/24", "10.0.0.0/24", "fd77::/120"))
     assert counter.position(ip_address("10.0.2.5")) == 5
     assert counter.position(ip_address("10.0.0.0")) == 256
@@ -70,7 +72,7 @@ def test_positions_follow_the_plan_and_not_the_numbers() -> None:
     assert counter.position(ip_address("fd78::1")) is None
 
 
-def test_a_huge_network_is_not_walked() -> None:
+def test_the_cost_of_a_large_network_does_not_depend_on_its_size() -> None:
     counter = CoverageCounter(targets("fd77::/64"))
     counter.finished(ip_address("fd77::1"), up=True)
     coverage = counter.result((), whole=False)

@@ -1,4 +1,4 @@
-"""The documentation says what the code does: generated pages are current, tools have pages, links lead somewhere."""
+"""The documentation matches the code: generated pages are current, every tool has a page, every link has a target."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 
 
-def test_the_pages_made_from_code_are_current() -> None:
+def test_generated_pages_are_current() -> None:
     done = subprocess.run(
         [sys.executable, ROOT / "scripts/docs.py", "--check"], capture_output=True, text=True, check=False
     )
@@ -30,7 +30,7 @@ def test_the_pages_made_from_code_are_current() -> None:
 def test_every_tool_has_a_page_that_names_its_parameters(tool: str) -> None:
     page = (ROOT / "docs/tools" / f"{tool}.md").read_text()
     for parameter in discover(ToolPolicy()).get(tool).parameters.model_fields:
-        assert f"`{parameter}`" in page
+        assert f"`{parameter}`" in page, f"docs/tools/{tool}.md does not name {parameter}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -42,14 +42,14 @@ def test_links_and_named_files_exist(page: Path) -> None:
         assert (ROOT / named).exists(), f"{page.name} names {named}"
 
 
-def test_every_make_target_that_is_documented_exists() -> None:
+def test_every_documented_make_target_exists() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = {name for page in PAGES for name in re.findall(r"`make ([a-z-]+)", page.read_text())}
-    assert named <= targets
+    assert named <= targets, f"unknown make targets: {sorted(named - targets)}"
 
 
 def test_the_readme_shows_what_make_run_prints() -> None:
-    """Every line that the demonstration prints on its way to success is in the transcript."""
+    """The transcript has every line that a successful demonstration prints."""
     transcript = re.findall(
         r"^```\n(Two services listen.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL
     )
@@ -66,18 +66,18 @@ def test_the_readme_shows_what_make_run_prints() -> None:
         assert text in transcript[0], text
 
 
-def test_the_client_page_and_the_readme_have_the_snippets_that_are_tested() -> None:
+def test_the_client_page_and_the_readme_have_the_tested_snippets() -> None:
     assert connect.differences((ROOT / "docs/clients.md").read_text()) == []
     readme = (ROOT / "README.md").read_text()
     for name, line in connect.lines("…/.venv/bin/mcp-network-tools"):
         assert f"  {name:27} {line}\n" in readme, name
 
 
-def test_the_project_speaks_of_itself_alone() -> None:
+def test_no_file_names_a_package_index_or_a_path_of_this_machine() -> None:
     tracked = subprocess.run(
         [shutil.which("git") or "git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.split()
-    # In pieces, so that this file does not find itself.
+    # The words are split, so that this file does not match.
     words = ["pypi" + ".org", "npmjs" + ".org", "files.python" + "hosted", "/ro" + "ot/", "deb.deb" + "ian.org"]
     for name in tracked:
         path = ROOT / name

@@ -1,4 +1,4 @@
-"""The documentation as a site: built strictly, whole, with links that hold in it and in the repository, and alone."""
+"""The site of the documentation: it builds without warnings, is complete, and loads nothing from other hosts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LOADED = {
     "embed": "src",
 }
 KEPT_LINKS = {"canonical", "prev", "next"}
-"""Relations of <link> that a browser does not fetch."""
+"""Relations of <link> that a browser does not load."""
 
 
 def build(tree: Path, site: Path) -> subprocess.CompletedProcess[str]:
@@ -50,7 +50,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Fetched(HTMLParser):
-    """What a browser fetches for a page, and where its navigation leads."""
+    """The URLs that a browser loads for a page, and the links of its navigation."""
 
     def __init__(self, page: Path) -> None:
         super().__init__()
@@ -70,14 +70,14 @@ class Fetched(HTMLParser):
         self.mermaid |= "mermaid" in given.get("class", "").split()
 
 
-def test_nothing_of_the_site_is_fetched_from_elsewhere(site: Path) -> None:
+def test_the_site_loads_nothing_from_other_hosts(site: Path) -> None:
     pages = list(site.rglob("*.html"))
     assert len(pages) > 40
     for page in pages:
         seen = Fetched(page)
         assert seen.fetched
         assert not [url for url in seen.fetched if re.match(r"(?:[a-z]+:)?//", url)], page
-        assert not seen.mermaid, f"{page}: the theme would fetch a program to draw it"
+        assert not seen.mermaid, f"{page}: the theme would load a program to draw the diagram"
     for sheet in site.rglob("*.css"):
         assert not re.findall(r"(?:url\(|@import)\s*['\"]?(?:https?:)?//", sheet.read_text()), sheet
 
@@ -86,10 +86,10 @@ def test_every_page_is_in_the_navigation(site: Path) -> None:
     seen = {link.split("#")[0] or "index.html" for link in Fetched(site / "index.html").links}
     pages = {page.relative_to(DOCS).with_suffix(".html").as_posix() for page in DOCS.rglob("*.md")}
     pages |= {Path(name).with_suffix(".html").name for name in IN_THE_ROOT}
-    assert pages <= seen, f"in no section of mkdocs.yml: {sorted(pages - seen)}"
+    assert pages <= seen, f"pages in no section of mkdocs.yml: {sorted(pages - seen)}"
 
 
-def test_a_page_in_no_section_a_dead_link_and_a_dead_anchor_fail_the_build(tmp_path: Path) -> None:
+def test_a_page_without_a_section_a_dead_link_and_a_dead_anchor_fail_the_build(tmp_path: Path) -> None:
     tree = tmp_path / "tree"
     shutil.copytree(DOCS, tree / "docs")
     for name in ("mkdocs.yml", "scripts/site_hook.py", "LICENSE", *IN_THE_ROOT):
@@ -105,7 +105,7 @@ def test_a_page_in_no_section_a_dead_link_and_a_dead_anchor_fail_the_build(tmp_p
     assert "no-such-part" in done.stderr
 
 
-def test_links_out_of_the_pages_lead_to_files_of_the_site(site: Path) -> None:
+def test_links_out_of_docs_point_to_files_of_the_site(site: Path) -> None:
     assert (site / "repository/src/mcp_server/audit/record.schema.json").is_file()
     assert 'href="repository/src/mcp_server/audit/record.schema.json"' in (site / "audit.html").read_text()
     assert 'href="SECURITY.html"' in (site / "index.html").read_text()
@@ -114,7 +114,7 @@ def test_links_out_of_the_pages_lead_to_files_of_the_site(site: Path) -> None:
 
 
 def slugs(page: Path) -> set[str]:
-    """The anchors of a page's headings as a repository view makes them: letters, digits, hyphens and underscores."""
+    """Return the anchors of the headings of a page, as a repository view makes them."""
     text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
     found: dict[str, int] = {}
     for heading in re.findall(r"^#+ +(.+?) *$", text, re.MULTILINE):
@@ -125,7 +125,7 @@ def slugs(page: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_and_anchors_hold_in_the_plain_view_too(page: Path) -> None:
+def test_links_and_anchors_are_valid_in_the_repository_view(page: Path) -> None:
     text = re.sub(r"^```.*?^```|`[^`\n]+`", "`", page.read_text(), flags=re.MULTILINE | re.DOTALL)
     for target, anchor in re.findall(r"\]\((?![a-z]+:)([^)#\s]*)(?:#([^)\s]+))?\)", text):
         there = page.parent / target if target else page

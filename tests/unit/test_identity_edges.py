@@ -1,4 +1,4 @@
-"""Identity where something is wrong: a configuration that is not whole, a flood of strangers, a damaged file."""
+"""Identity with an incomplete configuration, very many failed authentications, or a damaged file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mcp_server.health import HealthStatus
 from mcp_server.identity.authenticator import Authenticator
 from mcp_server.identity.base import Rejected
 from mcp_server.identity.key_file import KEY_FILE
-from mcp_server.identity.private_file import unwritable
+from mcp_server.identity.private_file import storage_error
 from mcp_server.server.checks.callers import check_identity
 from tests.support.audit import records_of
 
@@ -41,18 +41,18 @@ URL, FILE = {"MCP_AUTH_JWKS_URL": "https://i.example/jwks"}, {"MCP_AUTH_JWKS_FIL
         ({"MCP_AUTH_AUDIENCE": "https://scan.example:99999/mcp"}, "must start with http"),
     ],
 )
-def test_a_configuration_that_is_not_whole_is_refused(env: dict[str, str], why: str) -> None:
+def test_an_incomplete_auth_section_is_refused(env: dict[str, str], why: str) -> None:
     with pytest.raises(ConfigError, match=why):
         load_config(env=env)
 
 
-def test_keys_by_plain_http_are_taken_from_loopback_alone() -> None:
+def test_http_is_allowed_for_keys_on_loopback_only() -> None:
     for host in ("127.0.0.1:8080", "[::1]:8080", "localhost"):
         url = f"http://{host}/jwks"
         assert load_config(env={"MCP_AUTH_JWKS_URL": url}).auth.jwks_url == url
 
 
-async def test_a_flood_from_everywhere_costs_a_bounded_number_of_records(tmp_path: Path) -> None:
+async def test_failures_from_many_addresses_make_a_bounded_number_of_records(tmp_path: Path) -> None:
     now = 1000.0
     failed_authentications = FailedAuthentications(AuditLog(tmp_path), dict, clock=lambda: now)
     for number in range(1000):
@@ -64,7 +64,7 @@ async def test_a_flood_from_everywhere_costs_a_bounded_number_of_records(tmp_pat
     await failed_authentications.close()
     records = records_of(tmp_path)
     assert len(records) == 2 * (MOST_KINDS + 1)
-    assert sum(record.get("repeats", 1) for record in records) == 3000, "none is lost"
+    assert sum(record.get("repeats", 1) for record in records) == 3000, "a record was lost"
     assert {record["repeats"] for record in records if record["client"] == "others" and "repeats" in record} == {
         3 * (1000 - MOST_KINDS) - 1
     }
@@ -79,14 +79,14 @@ async def test_a_log_that_cannot_be_written_does_not_change_the_refusal(
     assert "audit.authentication_not_logged" in caplog.text
 
 
-async def test_health_names_the_file_of_keys_and_a_server_that_lets_nobody_in(tmp_path: Path) -> None:
+async def test_health_names_a_damaged_key_file_and_a_server_without_credentials(tmp_path: Path) -> None:
     config = Config(state_dir=tmp_path)
     authenticator = Authenticator(lambda: config)
     found = await check_identity(config, authenticator)
-    assert (found.status, found.detail) == (HealthStatus.HEALTHY, "taken are the local token")
+    assert (found.status, found.detail) == (HealthStatus.HEALTHY, "accepted: the local token")
     config.auth.local_token = False
     found = await check_identity(config, authenticator)
-    assert (found.status, found.detail) == (HealthStatus.DEGRADED, "taken are no credentials")
+    assert (found.status, found.detail) == (HealthStatus.DEGRADED, "accepted: no credentials")
     assert "keys create" in found.remedy
     (tmp_path / KEY_FILE).write_text("{")
     (tmp_path / KEY_FILE).chmod(0o600)
@@ -96,9 +96,9 @@ async def test_health_names_the_file_of_keys_and_a_server_that_lets_nobody_in(tm
     assert KEY_FILE in found.remedy
 
 
-def test_a_full_disk_is_told_with_what_frees_it_and_a_missing_right_with_what_gives_it() -> None:
-    full = unwritable(Path("/state/keys.json"), OSError(errno.ENOSPC, "No space left on device"), what="file of keys")
+def test_the_hint_depends_on_why_a_file_cannot_be_written() -> None:
+    full = storage_error(Path("/state/keys.json"), OSError(errno.ENOSPC, "No space left on device"), "file of keys")
     assert (full.code, full.hint) == ("disk_full", ERRORS["disk_full"].hint)
-    barred = unwritable(Path("/state/token"), OSError(errno.EACCES, "Permission denied"), what="token file")
+    barred = storage_error(Path("/state/token"), OSError(errno.EACCES, "Permission denied"), "token file")
     assert barred.code == "permission_denied"
     assert "MCP_STATE_DIR" in barred.hint

@@ -1,4 +1,4 @@
-"""The issuer's keys over HTTP: what is asked for when, and what an issuer that misbehaves does to us."""
+"""The keys of an issuer over HTTP: when they are fetched, and wrong responses of the issuer."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def keys_of(*keys: Key) -> bytes:
 
 @dataclass
 class Site:
-    """A server that answers every request alike, after ``delay`` seconds, piece by piece with ``drip``."""
+    """A server that gives the same response to every request, after ``delay`` seconds, in pieces with ``drip``."""
 
     port: int = 0
     reply: bytes = b""
@@ -83,24 +83,24 @@ async def find(keys: UrlKeys, key: Key, issued: float = LONG_AGO) -> Any:
     return await keys.find(key.id, key.algorithm, issued)
 
 
-async def test_keys_are_asked_for_once_and_used_until_they_are_old() -> None:
+async def test_keys_are_fetched_once_and_used_until_they_are_old() -> None:
     clock = Clock()
     async with site(keys_of(ONE)) as issuer:
         keys = keys_at(issuer, clock)
         found = await asyncio.gather(*(find(keys, ONE) for _ in range(20)))
         assert all(each == ONE.private.public_key() for each in found)
-        assert len(issuer.requests) == 1, "those that came together waited for one answer"
+        assert len(issuer.requests) == 1, "concurrent callers must share one fetch"
         clock.now += FRESH_SEC + 1
         issuer.delay = 0.2
         begun = time.monotonic()
         await find(keys, ONE)
-        assert time.monotonic() - begun < 0.15, "nobody waits for keys that are only read again"
+        assert time.monotonic() - begun < 0.15, "a caller must not wait for a refresh"
         await keys.look()
         assert len(issuer.requests) == 2
         assert keys.known == 1
 
 
-async def test_a_new_key_is_found_at_its_first_token_and_an_old_one_is_forgotten() -> None:
+async def test_a_new_key_is_fetched_at_its_first_token_and_a_removed_one_is_forgotten() -> None:
     clock = Clock()
     async with site(keys_of(ONE)) as issuer:
         keys = keys_at(issuer, clock)
@@ -116,7 +116,7 @@ async def test_a_new_key_is_found_at_its_first_token_and_an_old_one_is_forgotten
             await find(keys, ONE)
 
 
-async def test_unknown_callers_with_unknown_keys_cannot_make_us_hammer_the_issuer() -> None:
+async def test_unknown_keys_are_fetched_at_most_once_per_pause() -> None:
     clock = Clock()
     async with site(keys_of(ONE)) as issuer:
         keys = keys_at(issuer, clock)
@@ -128,14 +128,16 @@ async def test_unknown_callers_with_unknown_keys_cannot_make_us_hammer_the_issue
         assert await find(keys, ONE)
 
 
-async def test_a_token_newer_than_what_is_known_is_told_to_come_back_and_not_that_it_is_wrong() -> None:
+async def test_a_token_newer_than_the_known_keys_gets_a_503_and_not_a_401() -> None:
     clock = Clock()
     async with site(keys_of(ONE)) as issuer:
         keys = keys_at(issuer, clock)
         await find(keys, ONE)
         clock.now += 4
         issuer.reply = keys_of(TWO, ONE)
-        with pytest.raises(PlatformError) as caught:  # asked 4 seconds ago, and this key is 2 seconds old
+        with pytest.raises(
+            PlatformError
+        ) as caught:  # the last fetch was 4 seconds ago, and this token is 2 seconds old
             await find(keys, TWO, issued=clock.now - 2)
         assert (caught.value.code, caught.value.details["retry_after"]) == ("identity_unavailable", 6)
         clock.now += 6
@@ -143,7 +145,7 @@ async def test_a_token_newer_than_what_is_known_is_told_to_come_back_and_not_tha
         assert len(issuer.requests) == 2
 
 
-async def test_an_issuer_that_is_gone_turns_nobody_away_for_a_day() -> None:
+async def test_the_last_keys_are_used_for_a_day_if_the_issuer_does_not_answer() -> None:
     clock = Clock()
     async with site(keys_of(ONE)) as issuer:
         keys = keys_at(issuer, clock)
@@ -151,8 +153,8 @@ async def test_an_issuer_that_is_gone_turns_nobody_away_for_a_day() -> None:
         issuer.reply = answer(b"", "503 Service Unavailable")
         clock.now += KEEP_SEC - 1
         await keys.look()
-        assert "the answer was 503" in str(keys.problem)
-        assert await find(keys, ONE), "the keys that were known go on"
+        assert "status of the response was 503" in str(keys.problem)
+        assert await find(keys, ONE), "the known keys must stay in use"
         with pytest.raises(PlatformError):
             await find(keys, TWO)
         clock.now += 2
@@ -169,35 +171,35 @@ async def test_an_issuer_that_is_gone_turns_nobody_away_for_a_day() -> None:
 @pytest.mark.parametrize(
     ("reply", "why"),
     [
-        (answer(b"<html>"), "no JWK Set"),
+        (answer(b"<html>"), "not a JWK Set"),
         (answer(b'{"keys": []}'), "no public key"),
         (answer(b'{"keys": [{"kty": "oct", "k": "AAAA"}]}'), "no public key"),
-        (answer(b"[" * 200_000), "no JWK Set"),
+        (answer(b"[" * 200_000), "not a JWK Set"),
         (answer(b" " * 300_000), "more than 262144 bytes"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{", "RemoteProtocolError"),
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"8000\r\n" + b"x" * 0x8000, "RemoteProtocolError"),
         (b"SSH-2.0-OpenSSH_9.6\r\n", "RemoteProtocolError"),
         (b"", "RemoteProtocolError"),
-        (answer(json.dumps(jwks(ONE)).encode(), "201 Created"), "the answer was 201"),
-        (answer(b"", "302 Found", "Location: /elsewhere"), "the answer was 302"),
-        (answer(b"", "301 Moved", "Location: http://127.0.0.1:1/"), "the answer was 301"),
+        (answer(json.dumps(jwks(ONE)).encode(), "201 Created"), "status of the response was 201"),
+        (answer(b"", "302 Found", "Location: /elsewhere"), "status of the response was 302"),
+        (answer(b"", "301 Moved", "Location: http://127.0.0.1:1/"), "status of the response was 301"),
         (answer(b"\x1f\x8b" + b"\0" * 99, "200 OK", "Content-Encoding: gzip"), "compressed"),
     ],
     ids=range(13),
 )
-async def test_an_answer_that_will_not_do_is_a_503_with_a_reason_for_the_owner(reply: bytes, why: str) -> None:
+async def test_a_wrong_response_of_the_issuer_is_a_503_and_the_reason_is_kept(reply: bytes, why: str) -> None:
     async with site(reply) as issuer:
         keys = keys_at(issuer, Clock())
-        with pytest.raises(PlatformError, match="cannot be had at present") as caught:
+        with pytest.raises(PlatformError, match="are not available") as caught:
             await find(keys, ONE)
         assert caught.value.code == "identity_unavailable"
         assert 1 <= caught.value.details["retry_after"] <= PAUSE_SEC
         assert why in str(keys.problem)
-        assert why not in caught.value.message, "the reason is the owner's"
-        assert len(issuer.requests) == 1, "no redirect is followed"
+        assert why not in caught.value.message, "the caller must not see the reason"
+        assert len(issuer.requests) == 1, "a redirect was followed"
 
 
-async def test_nobody_listens_and_nobody_waits_for_it_twice() -> None:
+async def test_an_issuer_that_refuses_connections_is_not_asked_twice() -> None:
     clock = Clock()
     async with site(b"") as issuer:
         port = issuer.port
@@ -208,7 +210,7 @@ async def test_nobody_listens_and_nobody_waits_for_it_twice() -> None:
     assert "ConnectError" in str(keys.problem)
 
 
-async def test_a_slow_issuer_holds_up_neither_its_callers_nor_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_slow_issuer_blocks_neither_callers_nor_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetching, "FETCH_SEC", 0.4)
     async with site(keys_of(ONE)) as issuer:
         issuer.drip = 0.1
@@ -228,10 +230,10 @@ async def test_a_slow_issuer_holds_up_neither_its_callers_nor_the_loop(monkeypat
         turning.cancel()
         assert time.monotonic() - begun < 5
         assert turns > 5
-        assert "no whole answer within 0.4 s" in str(keys.problem)
+        assert "no complete response within 0.4 s" in str(keys.problem)
 
 
-async def test_a_caller_that_goes_away_does_not_take_the_answer_from_the_others() -> None:
+async def test_a_cancelled_caller_does_not_cancel_the_fetch_for_others() -> None:
     async with site(keys_of(ONE)) as issuer:
         issuer.delay = 0.2
         keys = keys_at(issuer, Clock())
@@ -242,7 +244,7 @@ async def test_a_caller_that_goes_away_does_not_take_the_answer_from_the_others(
         assert len(issuer.requests) == 1
 
 
-async def test_no_proxy_of_the_environment_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_no_proxy_of_the_environment_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:1")
     async with site(keys_of(ONE)) as issuer:

@@ -1,4 +1,4 @@
-"""The phases of a server, and the order of its end."""
+"""The phases of a server, and the order of its shutdown."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from mcp_server.server.lifecycle import Lifecycle, Phase
 
 
 class Server:
-    """A lifecycle with calls that go on until they are told to end."""
+    """A lifecycle, the phases that it reported, and calls that run until a test ends them."""
 
     def __init__(self) -> None:
         self.calls = Calls()
-        self.told: list[tuple[Phase, bool]] = []
-        self.lifecycle = Lifecycle(self.calls, lambda phase: self.told.append((phase, self.calls.closed)))
+        self.reported: list[tuple[Phase, bool]] = []
+        self.lifecycle = Lifecycle(self.calls, lambda phase: self.reported.append((phase, self.calls.closed)))
         self.work = asyncio.Event()
 
     def call(self) -> asyncio.Task[None]:
@@ -35,7 +35,7 @@ async def server() -> Server:
     return Server()
 
 
-async def test_from_the_start_to_the_end(server: Server) -> None:
+async def test_the_phases_follow_each_other_and_the_end_waits_for_calls(server: Server) -> None:
     assert server.lifecycle.phase is Phase.STARTING
     server.lifecycle.began()
     call = server.call()
@@ -48,21 +48,21 @@ async def test_from_the_start_to_the_end(server: Server) -> None:
     await call
     server.lifecycle.finished()
     server.lifecycle.finished()
-    # No new call has been let in by the time that anybody hears of the stop.
-    assert server.told == [(Phase.READY, False), (Phase.STOPPING, True), (Phase.STOPPED, True)]
+    # Calls are refused before the phase is reported.
+    assert server.reported == [(Phase.READY, False), (Phase.STOPPING, True), (Phase.STOPPED, True)]
 
 
-async def test_after_the_grace_period_calls_are_cut_short(server: Server) -> None:
+async def test_after_the_grace_period_calls_are_cancelled(server: Server) -> None:
     server.lifecycle.began()
     call = server.call()
     await asyncio.sleep(0)
     server.lifecycle.stop(0.05)
-    with pytest.raises(NetworkToolsError, match="stopped before the call was done"):
+    with pytest.raises(NetworkToolsError, match="stopped before the call was complete"):
         await call
     await asyncio.wait_for(server.lifecycle.ended.wait(), 1)
 
 
-async def test_a_second_request_ends_the_grace_period_but_its_echo_does_not(
+async def test_a_second_request_ends_the_grace_period_unless_it_follows_at_once(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.lifecycle.began()
@@ -82,7 +82,7 @@ async def test_a_second_request_ends_the_grace_period_but_its_echo_does_not(
     await asyncio.wait_for(server.lifecycle.ended.wait(), 1)
 
 
-async def test_a_start_that_is_told_to_stop_is_never_ready(server: Server) -> None:
+async def test_a_server_that_is_stopped_while_it_starts_is_never_ready(server: Server) -> None:
     server.lifecycle.stop(30)
     await asyncio.wait_for(server.lifecycle.ended.wait(), 1)
     server.lifecycle.began()
@@ -90,24 +90,24 @@ async def test_a_start_that_is_told_to_stop_is_never_ready(server: Server) -> No
 
 
 @pytest.mark.parametrize("end", [True, False])
-async def test_work_of_the_start_is_left_off_at_the_end(server: Server, end: bool) -> None:
+async def test_a_stop_cancels_the_work_of_the_start(server: Server, end: bool) -> None:
     done: list[str] = []
 
     async def work() -> None:
         try:
             await asyncio.sleep(30 if end else 0.01)
-            done.append("whole")
+            done.append("completed")
         except asyncio.CancelledError:
-            done.append("left off")
+            done.append("cancelled")
             raise
 
     if end:
         asyncio.get_running_loop().call_later(0.02, server.lifecycle.stop, 0)
     await asyncio.wait_for(server.lifecycle.unless_ended(work()), 2)
-    assert done == ["left off" if end else "whole"]
+    assert done == ["cancelled" if end else "completed"]
 
 
-async def test_what_fails_at_the_start_is_raised(server: Server) -> None:
+async def test_an_error_of_the_work_of_the_start_is_raised(server: Server) -> None:
     async def work() -> None:
         raise NetworkToolsError("no")
 
@@ -115,7 +115,9 @@ async def test_what_fails_at_the_start_is_raised(server: Server) -> None:
         await server.lifecycle.unless_ended(work())
 
 
-async def test_calls_that_do_not_end_hold_nothing_up(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_end_does_not_wait_for_calls_that_ignore_cancellation(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(lifecycle, "CANCEL_SEC", 0.05)
     release = asyncio.Event()
 

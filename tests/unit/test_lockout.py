@@ -1,4 +1,4 @@
-"""Lock-out on guessing: whom it stops, for how long, and whom it leaves alone."""
+"""The lock-out: which sources it locks, for how long, and which credentials are still accepted."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from mcp_server.config.auth import AuthConfig
+from mcp_server.config.sections import AuthConfig
 from mcp_server.errors import BusyError
 from mcp_server.identity.lockout import KNOWN_SEC, MOST_KNOWN, MOST_SOURCES, Lockout, source_of
 
@@ -35,7 +35,7 @@ def lockout(settings: AuthConfig, clock: Clock) -> Lockout:
 
 
 def locked(lockout: Lockout, credential: str, *sources: str) -> int:
-    """Seconds to wait, 0 where the credential is looked at."""
+    """Seconds to wait; 0 if the credential is checked."""
     try:
         lockout.check(credential, *sources)
     except BusyError as error:
@@ -43,13 +43,13 @@ def locked(lockout: Lockout, credential: str, *sources: str) -> int:
     return 0
 
 
-def test_the_third_failure_locks_the_place_and_no_other(lockout: Lockout, clock: Clock) -> None:
+def test_the_third_failure_locks_only_its_source(lockout: Lockout, clock: Clock) -> None:
     assert [lockout.failed("a") for _ in range(3)] == [False, False, True]
     clock.now += 10
     assert (locked(lockout, "new", "a"), locked(lockout, "new", "b")) == (50, 0)
     clock.now += 50
     assert locked(lockout, "new", "a") == 0
-    assert [lockout.failed("a") for _ in range(3)] == [False, False, True], "it counts again"
+    assert [lockout.failed("a") for _ in range(3)] == [False, False, True], "the count must start again"
 
 
 def test_failures_far_apart_do_not_add_up(lockout: Lockout, clock: Clock) -> None:
@@ -59,7 +59,7 @@ def test_failures_far_apart_do_not_add_up(lockout: Lockout, clock: Clock) -> Non
         clock.now += 61
 
 
-def test_a_credential_that_was_good_lately_is_looked_at_all_the_same(lockout: Lockout, clock: Clock) -> None:
+def test_a_recently_valid_credential_is_accepted_during_a_lock(lockout: Lockout, clock: Clock) -> None:
     lockout.succeeded("good")
     for _ in range(3):
         lockout.failed("a", "key 1")
@@ -72,14 +72,14 @@ def test_a_credential_that_was_good_lately_is_looked_at_all_the_same(lockout: Lo
     assert locked(lockout, "good", "a") == 60
 
 
-def test_good_credentials_do_not_wipe_out_failures(lockout: Lockout) -> None:
+def test_a_valid_credential_does_not_reset_the_failures(lockout: Lockout) -> None:
     for _ in range(3):
         lockout.succeeded("of little worth")
         lockout.failed("a")
     assert locked(lockout, "new", "a") == 60
 
 
-def test_it_can_be_switched_off_and_on_by_a_reload(lockout: Lockout, settings: AuthConfig) -> None:
+def test_a_reload_switches_the_lock_out_off_and_on(lockout: Lockout, settings: AuthConfig) -> None:
     settings.lockout_failures = 0
     assert not any(lockout.failed("a") for _ in range(100))
     assert locked(lockout, "new", "a") == 0
@@ -89,13 +89,13 @@ def test_it_can_be_switched_off_and_on_by_a_reload(lockout: Lockout, settings: A
     assert locked(lockout, "new", "a") == 0
 
 
-def test_its_memory_is_bounded(lockout: Lockout) -> None:
+def test_the_number_of_sources_and_credentials_is_bounded(lockout: Lockout) -> None:
     for number in range(MOST_SOURCES * 2):
         lockout.failed(f"place {number}")
         lockout.succeeded(f"credential {number}")
     assert len(lockout._sources) == MOST_SOURCES
     assert len(lockout._known) == MOST_KNOWN
-    assert not any(b"credential" in digest for digest in lockout._known), "only hashes are kept"
+    assert not any(b"credential" in digest for digest in lockout._known), "a credential was kept in plain text"
 
 
 @pytest.mark.parametrize(
@@ -109,5 +109,5 @@ def test_its_memory_is_bounded(lockout: Lockout) -> None:
         ("x" * 1000, "peer " + "x" * 64),
     ],
 )
-def test_what_is_counted_of_an_address(peer: str, source: str) -> None:
+def test_the_source_of_an_address(peer: str, source: str) -> None:
     assert source_of(peer) == source

@@ -1,4 +1,4 @@
-"""Secrets are taken out of logs by the name of a field and by what stands before a value, also in tracebacks."""
+"""Redaction of secrets by the name of a field and by the text before a value, also in tracebacks."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 from mcp_server.config.redact import REDACTED, hide, is_secret_name, redact, without_secrets
-from mcp_server.observability.logs import _LazyFormatter
+from mcp_server.observability.logs import LineFormatter
 
 SECRET = "hunter2hunter2"
 
 
 def caught(failing: Callable[[], Any]) -> Any:
-    """What ``exc_info`` is while an exception of ``failing`` is handled."""
+    """The ``exc_info`` of an exception that ``failing`` raises."""
     try:
         failing()
     except (RuntimeError, OSError):
@@ -25,10 +25,12 @@ def caught(failing: Callable[[], Any]) -> Any:
     raise AssertionError
 
 
-def line(style: str, message: Any, *args: Any, exc_info: Any = None, **extra: Any) -> str:
-    record = logging.LogRecord("mcp_server.test", logging.INFO, __file__, 1, message, args, exc_info)
-    record.__dict__.update(extra)
-    return _LazyFormatter(style, colour=False).format(record)
+def line(style: str, text: Any, /, *args: Any, exc_info: Any = None, **fields: Any) -> str:
+    """Return one log line: of an event with ``fields`` as our loggers make it, or of ``text`` with ``args``."""
+    record = logging.LogRecord("mcp_server.test", logging.INFO, __file__, 1, text, args, exc_info)
+    if fields:
+        record.__dict__ |= {"msg": {"event": text, **fields}, "_logger": None, "_name": "info"}
+    return LineFormatter(style, colors=False).format(record)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +64,7 @@ def test_names_of_secrets(name: str) -> None:
         "host",
     ],
 )
-def test_names_of_no_secret(name: str) -> None:
+def test_names_that_are_not_secret(name: str) -> None:
     assert not is_secret_name(name)
     assert SECRET in line("json", "a.b", **{name: SECRET})
 
@@ -85,7 +87,7 @@ TEXTS = [
 
 @pytest.mark.parametrize("style", ["json", "console"])
 @pytest.mark.parametrize("text", TEXTS)
-def test_a_secret_inside_a_text_is_hidden_wherever_the_text_stands(text: str, style: str) -> None:
+def test_a_secret_inside_a_text_is_hidden_everywhere(text: str, style: str) -> None:
     assert SECRET not in without_secrets(text)
 
     def failing() -> None:
@@ -95,7 +97,7 @@ def test_a_secret_inside_a_text_is_hidden_wherever_the_text_stands(text: str, st
     shown = [
         line(style, text),
         line(style, "it said %s", text),
-        line(style, "a.b what=%s: %r", text, {"a": [text]}),
+        line(style, "a.b", what=text, message=str({"a": [text]})),
         line(style, "a.b", what=text),
         line(style, "a.b", what=[{"deep": (text,)}]),
         line(style, "a.b", exc_info=failure),
@@ -107,7 +109,7 @@ def test_a_secret_inside_a_text_is_hidden_wherever_the_text_stands(text: str, st
 
 
 @pytest.mark.parametrize("style", ["json", "console"])
-def test_causes_and_notes_of_an_exception_are_covered(style: str) -> None:
+def test_secrets_in_causes_and_notes_of_an_exception_are_hidden(style: str) -> None:
     def cause() -> None:
         raise KeyError(f"token={SECRET}")
 
@@ -121,28 +123,28 @@ def test_causes_and_notes_of_an_exception_are_covered(style: str) -> None:
 
     shown = line(style, "it failed", exc_info=caught(failing))
     assert SECRET not in shown
-    assert "failing" in shown, "where it happened is still said"
+    assert "failing" in shown, "the function that failed must still be named"
     assert "KeyError" in shown
     assert "OSError" in shown
 
 
-def test_the_value_of_a_flag_is_covered_in_a_list_of_words() -> None:
+def test_the_value_of_a_secret_flag_is_hidden_in_a_list() -> None:
     for argv in (["nc", "--db-password", SECRET, "host"], ("-u", "me", "--token", SECRET)):
-        for shown in (line("json", "a.b argv=%s", argv), line("json", "a.b", argv=argv), line("json", "ran %s", argv)):
+        for shown in (line("json", "a.b", argv=argv), line("json", "ran %s", argv)):
             assert SECRET not in shown
             assert argv[1] in shown
 
 
-def test_fields_inside_of_values_are_covered() -> None:
+def test_secrets_in_nested_values_are_hidden() -> None:
     shown = line("json", "a.b", extra={"one": [{"apiKey": SECRET, "port": 80}], "two": {"password": {"x": SECRET}}})
     assert SECRET not in shown
     assert "80" in shown
 
 
-def test_what_opens_nothing_stays() -> None:
-    shown = json.loads(line("json", "config.value_clamped section=%s key=%s", "server", "port"))
+def test_text_without_a_secret_is_unchanged() -> None:
+    shown = json.loads(line("json", "config.value_clamped", section="server", key="port"))
     assert (shown["section"], shown["key"]) == ("server", "port")
-    assert json.loads(line("json", "a.b password=%s", None))["password"] is None
+    assert json.loads(line("json", "a.b", password=None))["password"] is None
 
 
 class Hostile:
@@ -152,34 +154,34 @@ class Hostile:
     __str__ = __repr__
 
 
-def test_a_line_that_cannot_be_made_is_told_without_its_arguments() -> None:
+def test_a_log_record_that_cannot_be_formatted_is_logged_without_its_arguments() -> None:
     for broken in (
-        line("json", "a.b count=%d", SECRET),
+        line("json", "count %d", SECRET),
         line("console", "%s %s", SECRET),
-        line("json", "a.b what=%s", Hostile()),
+        line("json", "what %s", Hostile()),
         line("json", "a.b", what=Hostile()),
     ):
-        told = json.loads(broken)
-        assert (told["event"], told["logger"]) == ("log.line_broken", "mcp_server.test")
-        assert told["line"].endswith("test_redact.py:1")
+        shown = json.loads(broken)
+        assert (shown["event"], shown["logger"]) == ("log.line_broken", "mcp_server.test")
+        assert shown["line"].endswith("test_redact.py:1")
         assert SECRET not in broken
 
 
 @pytest.mark.parametrize(
     "text", ["password=" * 20000, "--token " * 20000, "://a:" * 30000, "=" * 200_000, "cookie:" + " " * 200_000]
 )
-def test_no_text_takes_long(text: str) -> None:
-    # The suite's time limit is the bound: a pattern that backtracks would take hours for these.
+def test_redaction_is_fast_for_any_text(text: str) -> None:
+    # The time limit of the suite is the bound: a pattern that backtracks would take hours for these texts.
     without_secrets(text)
     line("json", text)
     line("console", "%s", ValueError(text))
 
 
-def test_a_secret_without_a_form_is_hidden_where_it_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_known_secret_is_hidden_although_it_has_no_form(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules["mcp_server.config.redact"], "_known", set())
     token = "aB3_" * 10
     assert without_secrets(f"agent {token} 1") == f"agent {token} 1"
     hide(token)
     hide("nmap")
     assert without_secrets(f"agent {token} 1") == f"agent {REDACTED} 1"
-    assert without_secrets("nmap") == "nmap", "a short word would be missing in every text"
+    assert without_secrets("nmap") == "nmap", "a short word must not be removed from other texts"

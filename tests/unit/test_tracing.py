@@ -1,4 +1,4 @@
-"""Spans reach a real collector as docs/tracing.md says, carry nothing else, and hold nobody up."""
+"""Tracing: spans reach a real collector with the attributes of docs/tracing.md only, and delay nothing."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import pytest
 
 from mcp_server.config.sections import TracingConfig
 from mcp_server.errors import ConfigError, TargetError
+from mcp_server.model.digest import HOST_COUNTS
 from mcp_server.observability import tracing
 from mcp_server.scope.policy import ScopePolicy
 from tests.support.interfaces import ROOT, free_port
@@ -24,12 +25,12 @@ from tests.support.otlp import Collector, Span, collector
 
 CALLER = "4bf92f3577b34da6a3ce929d0e0e4736"
 PARENT = "00f067aa0ba902b7"
-WIRE_LOGGER = "mcp_server.observability.tracing"
+LOGGER = "mcp_server.observability.tracing"
 
 
 @pytest.fixture(autouse=True)
-def _soon(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Batches are sent at once, and nothing is left behind."""
+def send_at_once(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Send batches at once, and stop tracing after each test."""
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "20")
     yield
     tracing.shutdown(0)
@@ -53,7 +54,7 @@ def traceparent(flags: str = "01") -> dict[str, str]:
     return {"traceparent": f"00-{CALLER}-{PARENT}-{flags}"}
 
 
-def test_without_an_endpoint_a_span_is_one_object_that_does_nothing() -> None:
+def test_without_an_endpoint_every_span_is_one_object_that_does_nothing() -> None:
     start("")
     with tracing.span("plan") as span, tracing.request("GET", "/runs", traceparent()) as request:
         assert span is request is tracing.current() is tracing.span("run")
@@ -63,7 +64,7 @@ def test_without_an_endpoint_a_span_is_one_object_that_does_nothing() -> None:
     assert not tracing.enabled()
 
 
-def test_without_an_endpoint_nothing_is_imported_for_it() -> None:
+def test_without_an_endpoint_opentelemetry_is_not_imported() -> None:
     code = (
         "import sys\n"
         "from mcp_server.observability import tracing\n"
@@ -77,7 +78,7 @@ def test_without_an_endpoint_nothing_is_imported_for_it() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_spans_nest_and_name_their_trace(receiving: Collector) -> None:
+def test_spans_are_nested_and_share_their_trace(receiving: Collector) -> None:
     start(receiving.url)
     with tracing.span("call"):
         seen = tracing.trace_id()
@@ -103,7 +104,7 @@ def test_spans_nest_and_name_their_trace(receiving: Collector) -> None:
     ],
     ids=str,
 )
-def test_an_error_that_leaves_a_span_is_its_code_and_not_its_words(
+def test_an_error_that_leaves_a_span_is_recorded_by_its_code_only(
     receiving: Collector, error: BaseException, code: str
 ) -> None:
     start(receiving.url)
@@ -115,7 +116,7 @@ def test_an_error_that_leaves_a_span_is_its_code_and_not_its_words(
     assert not span.texts
 
 
-def test_what_a_step_says_of_its_failure_stays(receiving: Collector) -> None:
+def test_an_error_code_set_by_a_step_is_kept(receiving: Collector) -> None:
     start(receiving.url)
     with suppress(RuntimeError), tracing.span("run") as span:
         span.error("timeout")
@@ -124,7 +125,7 @@ def test_what_a_step_says_of_its_failure_stays(receiving: Collector) -> None:
     assert run.attributes == {"error.type": "timeout"}
 
 
-def test_a_request_is_part_of_its_callers_trace(receiving: Collector) -> None:
+def test_a_request_belongs_to_the_trace_of_its_caller(receiving: Collector) -> None:
     start(receiving.url, ratio=0)
     headers = traceparent() | {"tracestate": "vendor=1"}
     with tracing.request("POST", "/tools/{tool_name}/execute", headers, **{"gen_ai.tool.name": "nmap"}) as server:
@@ -156,7 +157,7 @@ def test_a_request_is_part_of_its_callers_trace(receiving: Collector) -> None:
         (0.0, {"traceparent": f"00-{'0' * 32}-{PARENT}-01"}, False),
     ],
 )
-def test_the_caller_decides_what_is_recorded_and_else_the_ratio(
+def test_the_caller_decides_whether_a_trace_is_recorded_and_otherwise_the_ratio(
     receiving: Collector, ratio: float, headers: dict[str, str], recorded: bool
 ) -> None:
     start(receiving.url, ratio)
@@ -168,7 +169,7 @@ def test_the_caller_decides_what_is_recorded_and_else_the_ratio(
     assert names == ({"asked", "last"} if recorded else {"last"})
 
 
-def test_about_the_ratio_of_traces_is_recorded(receiving: Collector) -> None:
+def test_the_share_of_recorded_traces_is_about_the_ratio(receiving: Collector) -> None:
     start(receiving.url, ratio=0.25)
     recorded = 0
     for _ in range(2000):
@@ -177,7 +178,7 @@ def test_about_the_ratio_of_traces_is_recorded(receiving: Collector) -> None:
     assert 400 < recorded < 600  # five standard deviations are 97
 
 
-def test_nothing_but_the_listed_attributes_is_sent(receiving: Collector) -> None:
+def test_only_listed_attributes_are_sent(receiving: Collector) -> None:
     from opentelemetry import trace
 
     start(receiving.url)
@@ -192,12 +193,12 @@ def test_nothing_but_the_listed_attributes_is_sent(receiving: Collector) -> None
     assert not span.texts
 
 
-def test_an_endpoint_may_have_a_path_and_its_password_is_not_logged(
+def test_an_endpoint_may_have_a_path_and_a_password_that_is_not_logged(
     receiving: Collector, caplog: pytest.LogCaptureFixture
 ) -> None:
     receiving.status = 401
-    start(receiving.url.replace("//", "//owner:hunter2@") + "/otlp/")
-    with caplog.at_level(logging.DEBUG, WIRE_LOGGER):
+    start(receiving.url.replace("//", "//operator:hunter2@") + "/otlp/")
+    with caplog.at_level(logging.DEBUG, LOGGER):
         with tracing.span("call"):
             pass
         receiving.wait(lambda _: bool(receiving.requests))
@@ -214,7 +215,7 @@ def until_logged(caplog: pytest.LogCaptureFixture, event: str) -> None:
         time.sleep(0.01)
 
 
-def test_a_collector_that_fails_is_one_line_and_its_return_another(
+def test_the_failure_and_the_return_of_a_collector_are_logged_once_each(
     receiving: Collector, caplog: pytest.LogCaptureFixture
 ) -> None:
     receiving.status = 500
@@ -230,24 +231,23 @@ def test_a_collector_that_fails_is_one_line_and_its_return_another(
             pass
         receiving.wait_for("later")
         until_logged(caplog, "tracing.export_works_again")
-    told = [record for record in caplog.records if record.name.startswith(("opentelemetry", WIRE_LOGGER))]
-    assert [re.split(r"[ :]", record.getMessage())[0] for record in told] == [
-        "tracing.export_failed",
-        "tracing.export_works_again",
-    ]
-    assert "500" in told[0].getMessage()
-    assert "lost=5" in told[1].getMessage()
+    lines = [record.msg for record in caplog.records if record.name.startswith(("opentelemetry", LOGGER))]
+    failed, works = (line for line in lines if isinstance(line, dict))
+    assert len(lines) == 2, lines
+    assert failed["event"] == "tracing.export_failed"
+    assert "500" in failed["message"]
+    assert (works["event"], works["lost"]) == ("tracing.export_works_again", 5)
 
 
-def test_spans_dropped_for_want_of_room_are_said_once() -> None:
-    from mcp_server.observability.tracing.export import _QUEUE, _Heard
+def test_a_full_queue_is_logged_once() -> None:
+    from mcp_server.observability.tracing.export import _QUEUE, _SdkLines
 
-    heard = _Heard()
+    sdk_lines = _SdkLines()
     lines = [logging.LogRecord(_QUEUE, 30, "", 0, text, ("Span",), None) for text in ("Queue full, dropping %s.", "%s")]
-    assert [heard.filter(lines[0]), heard.filter(lines[0]), heard.filter(lines[1])] == [True, False, True]
+    assert [sdk_lines.filter(lines[0]), sdk_lines.filter(lines[0]), sdk_lines.filter(lines[1])] == [True, False, True]
 
 
-def test_what_is_queued_is_sent_at_the_end(receiving: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_queued_spans_are_sent_at_the_end(receiving: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "600000")
     start(receiving.url)
     for _ in range(700):  # more than one batch
@@ -260,10 +260,10 @@ def test_what_is_queued_is_sent_at_the_end(receiving: Collector, monkeypatch: py
 
 
 @pytest.mark.parametrize("dead", ["silent", "refused"])
-def test_a_dead_collector_does_not_hold_up_the_end(
+def test_a_dead_collector_does_not_delay_the_end(
     receiving: Collector, dead: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    # Far beyond the bound: what ends the wait must be ours.
+    # Longer than the limit below: the wait must be ended by this project, not by the SDK.
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "60")
     if dead == "silent":
         receiving.silent.set()
@@ -276,7 +276,7 @@ def test_a_dead_collector_does_not_hold_up_the_end(
     assert "tracing.not_flushed" in caplog.text
 
 
-def test_other_settings_take_over(receiving: Collector) -> None:
+def test_new_settings_replace_the_old_ones(receiving: Collector) -> None:
     start(receiving.url)
     with tracing.span("first"):
         pass
@@ -298,11 +298,11 @@ def test_other_settings_take_over(receiving: Collector) -> None:
         ("http://127.0.0.1:4318", "loopback"),
         ("http://localhost:4318", "loopback"),
         ("http://[::1]:4318", "loopback"),
-        ("http://collector.lab.internal:4318", "write its address"),
+        ("http://collector.lab.internal:4318", "use its address"),
         ("http://192.0.2.7:4318", "outside the scope"),
     ],
 )
-def test_inside_the_guard_only_a_collector_in_scope_is_tried(
+def test_inside_the_guard_only_a_collector_in_the_scope_is_used(
     url: str, reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     start(url, inside=ScopePolicy.from_entries(["loopback", "198.51.100.0/24"]))
@@ -312,8 +312,8 @@ def test_inside_the_guard_only_a_collector_in_scope_is_tried(
     assert tracing.enabled()
 
 
-def test_a_missing_extra_is_named(tmp_path: Path) -> None:
-    """The same packages without those of the extra, as a plain installation has them."""
+def test_a_missing_extra_is_named_in_the_hint(tmp_path: Path) -> None:
+    """Run with the packages of a plain installation, which lacks those of the extra."""
     packages = Path(sysconfig.get_paths()["purelib"])
     for item in packages.iterdir():
         if item.name != "opentelemetry":
@@ -341,14 +341,14 @@ def test_a_missing_extra_is_named(tmp_path: Path) -> None:
     assert ConfigError.default_code == "config_invalid"
 
 
-def test_a_variable_of_the_sdk_that_cannot_be_is_a_typed_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_variable_of_the_sdk_raises_a_typed_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "0")
     with pytest.raises(ConfigError, match="max_queue_size"):
         start("http://127.0.0.1:4318")
     assert not tracing.enabled()
 
 
-def test_an_exporter_that_cannot_be_made_is_one_line(
+def test_an_exporter_that_cannot_be_made_is_logged_once(
     receiving: Collector, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("OTEL_PYTHON_EXPORTER_OTLP_HTTP_TRACES_CREDENTIAL_PROVIDER", "nobody")
@@ -356,15 +356,15 @@ def test_an_exporter_that_cannot_be_made_is_one_line(
     for _ in range(3):
         with tracing.span("call"):
             pass
-        time.sleep(0.1)  # five times what a batch waits
+        time.sleep(0.1)  # five times the delay of a batch
     until_logged(caplog, "tracing.export_failed")
     assert "nobody" in caplog.text
     assert [record.name for record in caplog.records] == ["mcp_server.observability.tracing.export"]
     assert not receiving.requests
 
 
-def test_every_attribute_is_set_by_something() -> None:
-    """By this project's own code, or by the MCP SDK, which makes the first span of a request over MCP."""
+def test_every_attribute_is_set_somewhere() -> None:
+    """Either this project sets it, or the MCP SDK, which makes the first span of an MCP request."""
     import mcp
 
     ours = [
@@ -375,11 +375,13 @@ def test_every_attribute_is_set_by_something() -> None:
     assert mcp.__file__
     sources = [path.read_text() for path in (*ours, *Path(mcp.__file__).parent.rglob("*.py"))]
     request = Path(ROOT, "src/mcp_server/observability/tracing/__init__.py").read_text().partition("def request(")[2]
+    # The counts of a run are set by the names that its tool gives them.
+    counts = {f"mcp_network_tools.{name}" for name in HOST_COUNTS}
     unset = {name for name in tracing.ATTRIBUTES if not any(f'"{name}"' in text for text in (*sources, request))}
-    assert unset == set()
+    assert unset == counts
 
 
-def test_the_page_has_a_line_for_every_attribute() -> None:
+def test_the_documentation_has_a_line_for_every_attribute() -> None:
     page = (ROOT / "docs/tracing.md").read_text()
     rows = dict(re.findall(r"^\| `([\w.]+)` \| (.+) \|$", page, re.MULTILINE))
     assert {name: rows.get(name) for name in tracing.ATTRIBUTES} == tracing.ATTRIBUTES

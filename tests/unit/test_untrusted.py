@@ -1,3 +1,5 @@
+"""Sanitizing of text from targets, over all of Unicode."""
+
 from __future__ import annotations
 
 import re
@@ -35,7 +37,7 @@ ESCAPE = re.compile(r"\\(?:\\|x([0-9a-f]{2})|u([0-9a-f]{4})|U([0-9a-f]{8}))")
 
 
 def read_back(text: str) -> str:
-    """Undo the escapes, the way a reader of the module's docstring would."""
+    """Undo the escapes as the docstring of the module describes them."""
 
     def one(match: re.Match[str]) -> str:
         byte, short, long = match.groups()
@@ -46,7 +48,7 @@ def read_back(text: str) -> str:
     return ESCAPE.sub(one, text)
 
 
-def test_no_code_point_comes_through_hidden_or_changed() -> None:
+def test_every_code_point_is_visible_or_escaped() -> None:
     seen: set[str] = set()
     covered = 0
     for start in range(0, sys.maxunicode + 1, 4096):
@@ -60,18 +62,18 @@ def test_no_code_point_comes_through_hidden_or_changed() -> None:
     hidden = {chr(code) for first, last in INVISIBLE_RANGES for code in range(first, last + 1)}
     assert seen & hidden == set()
     assert {unicodedata.category(char) for char in seen} & {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"} == set()
-    # What is left alone is what people write with.
+    # Letters of ordinary text are not escaped.
     assert {"é", "中", "ß", "🙂", "\u05d0"} <= seen
 
 
-def test_the_usual_attacks_are_visible() -> None:
+def test_known_attacks_become_visible() -> None:
     assert sanitize("\x1b]0;pwn\x07") == r"\x1b]0;pwn\x07"
     assert sanitize("a\u202egnp.exe") == r"a\u202egnp.exe"
     assert sanitize("\U000e0041") == r"\U000e0041"
     assert sanitize("a\x00b\r\n") == r"a\x00b\x0d\x0a"
 
 
-def test_undecodable_bytes_stay_apart_from_the_characters_of_the_same_number() -> None:
+def test_undecodable_bytes_differ_from_characters_of_the_same_number() -> None:
     assert sanitize(b"\x85\xff") == r"\x85\xff"
     assert sanitize("\x85") == r"\u0085"
 
@@ -81,14 +83,14 @@ def test_escapes_and_the_mark_of_a_cut_cannot_be_forged() -> None:
     assert sanitize("…[+5]") == r"\u2026[+5]"
 
 
-def test_a_cut_says_how_much_is_missing_and_never_splits_an_escape() -> None:
+def test_a_cut_counts_what_is_missing_and_never_splits_an_escape() -> None:
     assert sanitize("a" * 70_000) == "a" * FIELD_LIMIT + f"…[+{70_000 - FIELD_LIMIT}]"
     assert sanitize("abc\x1bdef", limit=5) == "abc…[+4]"
     assert sanitize("abc", limit=0) == "…[+3]"
 
 
 @given(st.text(), st.integers(0, 40))
-def test_any_text_is_kept_up_to_the_limit(text: str, limit: int) -> None:
+def test_text_is_kept_up_to_the_limit(text: str, limit: int) -> None:
     safe = sanitize(text, limit=limit)
     kept, cut, rest = safe.partition("…")
     assert len(kept) <= limit
@@ -98,11 +100,11 @@ def test_any_text_is_kept_up_to_the_limit(text: str, limit: int) -> None:
 
 
 @given(st.binary())
-def test_any_bytes_can_be_read_back(data: bytes) -> None:
+def test_every_byte_can_be_read_back(data: bytes) -> None:
     assert read_back(sanitize(data, limit=100_000)).encode("utf-8", "surrogateescape") == data
 
 
-def test_the_net_lets_no_code_point_through_and_changes_nothing_that_was_sanitized() -> None:
+def test_escape_leaves_sanitized_text_unchanged() -> None:
     for start in range(0, sys.maxunicode + 1, 4096):
         block = "".join(map(chr, range(start, start + 4096)))
         shown = escape(block).replace("\n", "")
@@ -114,14 +116,14 @@ def test_the_net_lets_no_code_point_through_and_changes_nothing_that_was_sanitiz
     assert escape("\x7f\x00") == r"\x7f\x00"
 
 
-def test_a_budget_holds_each_host_and_the_whole_call() -> None:
+def test_a_budget_limits_each_host_and_the_whole_call() -> None:
     budget = TextBudget(host=10, call=30)
     kept = []
     for _ in range(4):
         budget.next_host()
-        kept.append([budget.take("abcdef"), budget.take("gh\x1b"), budget.room])
+        kept.append([budget.take("abcdef"), budget.take("gh\x1b"), budget.remaining])
     assert kept[0][0] == "abcdef"
     assert kept[0][1] == "gh…[+1]"
-    assert [room for *_, room in kept] == [0, 0, 0, 0]
+    assert [remaining for *_, remaining in kept] == [0, 0, 0, 0]
     assert kept[2][0] == "abcd…[+2]"
     assert kept[3] == ["…[+6]", "…[+3]", 0]

@@ -1,4 +1,4 @@
-"""One word per thing: words that were given up come back neither in names nor in text.
+"""One word per thing: retired words do not come back, neither in names nor in text.
 
 `NAMES` holds words that no identifier, file name, JSON field, column or label may contain; `PROSE` holds words that
 have no everyday meaning in this project, and that no comment, docstring, message or page may contain. Each has the word
@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+
+from tests.support.processes import binary
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 
@@ -69,12 +71,12 @@ NAMES: Final = {
 PROSE: Final = re.compile(
     r"\b(doors?|roads?|rooms?|gatekeepers?|undertakers?|strangers?|upkeep|toolbox(es)?|anew|whoever)\b", re.IGNORECASE
 )
-ALLOWED: Final = frozenset({"isprintable", "PRINTABLE", "serve_dual_era_loop"})
+ALLOWED: Final = frozenset({"isprintable", "PRINTABLE", "fold", "serve_dual_era_loop"})
 """Whole names that are not ours."""
 FILES: Final = tuple(
     path
     for name in subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        [binary("git"), "ls-files", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -87,7 +89,7 @@ PYTHON: Final = tuple(path for path in FILES if path.suffix == ".py")
 
 
 def words_of(name: str) -> set[str]:
-    """The words of an identifier or file name, in lower case: ``HostGuard``, ``host_guard`` and ``host-guard`` alike."""
+    """Return the words of an identifier or file name in lower case: ``HostGuard`` and ``host-guard`` have the same."""
     return {word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name)}
 
 
@@ -96,7 +98,7 @@ def tokens(path: Path) -> Iterator[tokenize.TokenInfo]:
 
 
 def names_in(path: Path) -> Iterator[tuple[int, str]]:
-    """Identifiers of a module, and its strings that are a single word: fields, columns and labels."""
+    """Yield identifiers of a module, and its strings of a single word, which are fields, columns and labels."""
     before: tuple[str, str] = ("", "")
     for token in tokens(path):
         if token.type == tokenize.NAME and before not in {("tell", "."), ("datetime", ".")}:

@@ -1,1 +1,1 @@
-"""How callers come in: MCP over stdio and HTTP, REST. The command line is `cli`."""
+"""The interfaces of the server: MCP over stdio and HTTP, and REST. The command line is in `cli`."""

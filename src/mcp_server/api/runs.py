@@ -1,53 +1,60 @@
-"""What every interface says of a remembered run: a page of it, and whether its raw output can be had."""
+"""How every interface shows a stored run."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from mcp_server.errors import ConflictError, NotFoundError
 from mcp_server.model.access import Permission
+from mcp_server.model.digest import HOST_COUNTS
 from mcp_server.model.run import Actor, Outcome, Raw, Run
-from mcp_server.scope.permission import require_permission
+from mcp_server.scope.permissions import require_permission
 
 if TYPE_CHECKING:
     from mcp_server.store.base import Store
 
 
-MAY_READ: Final = "runs are shown to callers that may read them"
-
-
 def reader(actor: Actor) -> str | None:
-    """Whose runs alone an actor may read, as the store's ``caller``; None: all of them.
+    """The store's ``caller`` for an actor: its name if it may read only its own runs, None if it may read all.
 
-    Raises AccessError ``insufficient_scope`` for one that may read none.
+    Raises AccessError ``insufficient_scope`` if it may read none.
     """
-    require_permission(actor.access, Permission.RUNS_READ, MAY_READ)
+    require_permission(actor.access, Permission.RUNS_READ, "runs are shown to callers that may read them")
     return actor.own_runs
+
+
+def run_record(run: Run) -> dict[str, Any]:
+    """Return a run as every interface shows it. The counts of hosts and ports are fields of the run itself."""
+    from mcp_server.model.encoding import encode
+
+    record = encode(run)
+    counts = record.pop("counts", {})
+    return record | {name: counts.get(name, 0) for name in HOST_COUNTS}
 
 
 async def run_page(
     store: Store, run_id: str, *, limit: int, cursor: str | None, caller: str | None = None
 ) -> dict[str, Any]:
-    """A run with a page of the hosts it saw: ``run``, ``hosts``, ``hosts_total`` and ``next_cursor`` (or None).
+    """A run with a page of the hosts that it saw: ``run``, ``hosts``, ``hosts_total`` and ``next_cursor`` (or None).
 
-    ``caller`` is that of the store.
+    ``caller`` is the result of `reader`.
     """
-    from mcp_server.model.record import host_record, run_record
+    from mcp_server.model.encoding import encode
 
     run = await store.get_run(run_id, caller=caller)
     page = await store.hosts(run_id, limit=limit, cursor=cursor, caller=caller)
     return {
         "run": run_record(run),
-        "hosts": [host_record(host) for host in page.items],
+        "hosts": [encode(host) for host in page.items],
         "hosts_total": page.total,
         "next_cursor": page.next_cursor,
     }
 
 
 def raw_of(run: Run) -> Raw:
-    """The raw output of a run; raises ConflictError while it goes on, NotFoundError where nothing was kept."""
+    """The raw output of a run. Raises ConflictError while the run goes on, NotFoundError if it has none."""
     if run.raw is not None:
         return run.raw
     if run.outcome is Outcome.RUNNING:
-        raise ConflictError(f"run {run.id} is still going on")
-    raise NotFoundError(f"run {run.id} has no raw output (it is {run.outcome.value})", code="unknown_run")
+        raise ConflictError(f"Run {run.id} is still running.")
+    raise NotFoundError(f"Run {run.id} has no raw output. Its outcome is {run.outcome.value}.", code="unknown_run")

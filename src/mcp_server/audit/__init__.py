@@ -1,12 +1,12 @@
-"""The decision log: hash-chained, synced JSON lines, sealed by signed checkpoints (docs/audit.md).
+"""The audit log: JSON lines that are chained by hashes, synced to the disk, and signed in checkpoints (docs/audit.md).
 
-One record before anything is spawned and one when it has ended, accepts and denials. No log, no run: a record that
-cannot be written raises `PlatformError` and the call stops there.
+Every decision is one record, written before anything starts, and every run has a second record when it ends. If a
+record cannot be written, `PlatformError` is raised and nothing runs.
 """
 
 from __future__ import annotations
 
-from mcp_server.audit.escaping import escape_values
 from mcp_server.audit.log import AuditLog
+from mcp_server.audit.records import escape_values
 
 __all__ = ["AuditLog", "escape_values"]

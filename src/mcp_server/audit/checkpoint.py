@@ -1,30 +1,30 @@
-"""Sealing: the tree is carried on to the newest record, its root signed, kept in ``audit.checkpoints`` and shipped.
+"""Checkpoints: the root of the tree over all records, signed, kept in ``audit.checkpoints`` and shipped elsewhere.
 
-Where the tree was left stands in ``audit.tree``, so that a start does not read the whole log again. It is believed only
-where the record it ends with is still in its place and the last checkpoint of that size has the same root.
+The state of the tree is kept in ``audit.tree``, so that a start need not read the whole log again. It is used only if
+the record that it ends with is unchanged and agrees with the last checkpoint.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
-import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from mcp_server.audit.files import CURRENT, TAIL_LIMIT, open_regular, rotated_name
+from mcp_server.audit.files import CURRENT, TAIL_LIMIT, LogFile, lines_of, log_files, open_regular, rotated_name
 from mcp_server.audit.keys import KEY, load_key, make_key, replace_file
-from mcp_server.audit.notes import Note, find_notes, sign
-from mcp_server.audit.reading import Segment, lines_of, segments
+from mcp_server.audit.notes import Note, as_log_line, find_notes, sign
 from mcp_server.audit.records import ChainHead, read_record
-from mcp_server.audit.ship import SYSLOG_SOCKET, append_text, ship
 from mcp_server.audit.tree import Frontier
 from mcp_server.errors import PlatformError
+from mcp_server.logger import get_logger
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -32,14 +32,18 @@ if TYPE_CHECKING:
 CHECKPOINTS: Final = "audit.checkpoints"
 TREE: Final = "audit.tree"
 UNSHIPPED_KEPT: Final = 100
-"""Checkpoints sent at once after a failure; older ones are covered by each that comes later."""
+"""Checkpoints that are sent at once after a failure. Older ones are not needed, because each covers all before it."""
+SYSLOG_SOCKET: Final = Path("/dev/log")
 
-logger = logging.getLogger(__name__)
+_AUTHPRIV_NOTICE: Final = 10 * 8 + 5
+_SYSLOG_SEC: Final = 2.0
+
+logger = get_logger(__name__)
 
 
 @dataclass(slots=True)
 class _Tree:
-    """The tree up to a record, where that record ends, and how much of the checkpoints file was shipped (bytes)."""
+    """The tree up to some record, the position of that record, and the shipped bytes of the checkpoints file."""
 
     frontier: Frontier = field(default_factory=Frontier)
     head: ChainHead = field(default_factory=ChainHead)
@@ -49,7 +53,7 @@ class _Tree:
 
 
 class Sealer:
-    """Makes checkpoints of the log in one folder; several processes may, one at a time does."""
+    """Signs checkpoints of the log in one folder. Several processes may do so; a lock lets them take turns."""
 
     def __init__(self, folder: Path, syslog: Path = SYSLOG_SOCKET) -> None:
         self._folder = folder
@@ -57,7 +61,7 @@ class Sealer:
         self._shipping_failed = False
 
     def pending(self, ship_to: str) -> bool:
-        """Whether there is anything to seal or to ship, told without reading the log."""
+        """Return whether there is something to sign or to ship, without reading the log."""
         try:
             current = (self._folder / CURRENT).lstat().st_size
         except OSError:
@@ -65,23 +69,23 @@ class Sealer:
         tree = self._read_tree()
         if tree is None:
             return current > 0 or (self._folder / rotated_name(1)).exists()
-        # Another file stands in its place where the one that was read is full by now.
+        # If a full file has the number of the file that was read last, the log has been rotated since then.
         sealed = tree.offset == current and not (self._folder / rotated_name(tree.number)).exists()
         return not sealed or (bool(ship_to) and self._shipped_to(tree) < self._checkpoints_size())
 
     def seal(self, ship_to: str) -> str | None:
-        """Sign a checkpoint of all records, if there are new ones, and ship what was not; returns the new note.
+        """Sign a checkpoint if there are new records, and ship all checkpoints not shipped yet. Returns the new one.
 
-        Raises PlatformError ``audit_broken`` where the log is not the one that was sealed before, or has lost its key;
-        OSError where a file cannot be read or written.
+        Raises PlatformError ``audit_broken`` if the log differs from what was signed before or has lost its key, and
+        OSError if a file cannot be read or written.
         """
-        with self._alone():
+        with self._lock():
             last = self._last_note()
-            tree = self._carry_on(last)
+            tree = self._advance(last)
             note = None
             if tree.frontier.size and (last is None or tree.frontier.size > last.size):
                 note = sign(self._key(last), tree.frontier.size, tree.frontier.root())
-                append_text(self._folder / CHECKPOINTS, note)
+                append_note(self._folder / CHECKPOINTS, note)
             self._write_tree(tree)
             self._ship(tree, ship_to)
             return note
@@ -91,56 +95,57 @@ class Sealer:
         if key is None and last is not None:
             # A new key would make every earlier checkpoint look forged.
             raise PlatformError(
-                f"the signing key {self._folder / KEY} is gone",
+                f"The signing key {self._folder / KEY} is missing.",
                 code="audit_broken",
-                hint=f"Put it back, or move audit* out of {self._folder} to a safe place and begin a new log.",
+                hint=f"Restore the key, or move audit* out of {self._folder} to a safe folder to begin a new log.",
             )
         return key or make_key(self._folder)
 
-    def _carry_on(self, last: Note | None) -> _Tree:
-        tree = self._believable_tree(last)
+    def _advance(self, last: Note | None) -> _Tree:
+        """Return the tree over all records: from the stored state if it can be used, otherwise from the beginning."""
+        tree = self._stored_tree(last)
         if tree is not None:
             with suppress(_MismatchError):
                 return self._read_on(tree, last)
         try:
             return self._read_on(_Tree(shipped=tree.shipped if tree else 0), last)
         except _MismatchError as error:
-            raise PlatformError(f"the decision log is broken: {error}", code="audit_broken") from None
+            raise PlatformError(f"The audit log is broken: {error}.", code="audit_broken") from None
 
     def _read_on(self, tree: _Tree, last: Note | None) -> _Tree:
-        with segments(self._folder, tree.number) as found:
-            for segment in found:
-                offset = tree.offset if segment.number == tree.number else 0
-                for line in lines_of(segment, offset):
+        with log_files(self._folder, tree.number) as found:
+            for file in found:
+                offset = tree.offset if file.number == tree.number else 0
+                for line in lines_of(file, offset):
                     if not line.endswith(b"\n"):
-                        break  # torn by a crash; the next record repairs it
+                        break  # a crash cut this line off; the next record repairs it
                     offset += len(line)
-                    self._add(tree, segment, line[:-1])
+                    self._add(tree, file, line[:-1])
                     if last is not None and tree.frontier.size == last.size and tree.frontier.root() != last.root:
-                        raise _MismatchError(f"its first {last.size} records are not those that were sealed")
-                tree.number, tree.offset = segment.number, offset
+                        raise _MismatchError(f"its first {last.size} records are not the records that were signed")
+                tree.number, tree.offset = file.number, offset
         if last is not None and tree.frontier.size < last.size:
-            raise _MismatchError(f"{last.size} records were sealed, {tree.frontier.size} are there")
+            raise _MismatchError(f"{last.size} records were signed, and it has {tree.frontier.size}")
         return tree
 
     @staticmethod
-    def _add(tree: _Tree, segment: Segment, line: bytes) -> None:
+    def _add(tree: _Tree, file: LogFile, line: bytes) -> None:
         record = read_record(line)
         if record is None or record["seq"] != tree.head.seq or record["prev"] != tree.head.prev:
-            raise _MismatchError(f"{segment.name} does not go on with record {tree.head.seq} where it should")
+            raise _MismatchError(f"{file.name} does not continue with record {tree.head.seq}")
         tree.frontier.add(line)
         tree.head = ChainHead(tree.head.seq + 1, hashlib.sha256(line).hexdigest())
 
-    def _believable_tree(self, last: Note | None) -> _Tree | None:
+    def _stored_tree(self, last: Note | None) -> _Tree | None:
         tree = self._read_tree()
         if tree is None or (last is not None and last.size == tree.head.seq and last.root != tree.frontier.root()):
             return None
         if last is not None and tree.head.seq > last.size:
-            return None  # a tree beyond what was signed was not written here
-        return tree if self._last_line_stands(tree) else None
+            return None  # this program never stores a tree that is larger than the last checkpoint
+        return tree if self._last_line_unchanged(tree) else None
 
-    def _last_line_stands(self, tree: _Tree) -> bool:
-        """Whether the record the tree ends with still ends where it did."""
+    def _last_line_unchanged(self, tree: _Tree) -> bool:
+        """Return whether the record that the tree ends with is still at its position."""
         full = self._folder / rotated_name(tree.number)
         try:
             descriptor = open_regular(full if full.exists() else self._folder / CURRENT, os.O_RDONLY)
@@ -160,10 +165,10 @@ class Sealer:
                 kept: dict[str, Any] = json.loads(file.read(64 * 1024))
             frontier = Frontier(int(kept["size"]), [bytes.fromhex(each) for each in kept["frontier"]])
             head = ChainHead(frontier.size, str(kept["prev"]))
-            places = [int(kept[name]) for name in ("number", "offset", "shipped")]
-            return _Tree(frontier, head, *places) if min(places) >= 0 else None
+            positions = [int(kept[name]) for name in ("number", "offset", "shipped")]
+            return _Tree(frontier, head, *positions) if min(positions) >= 0 else None
         except (OSError, ValueError, KeyError, TypeError):
-            return None  # the log itself says what was in it
+            return None  # the tree is computed from the log again
 
     def _write_tree(self, tree: _Tree) -> None:
         kept = {
@@ -196,7 +201,7 @@ class Sealer:
         return min(tree.shipped, self._checkpoints_size())
 
     def _ship(self, tree: _Tree, ship_to: str) -> None:
-        """Send the notes after the last one that was sent; a failure is logged, and they are sent another time."""
+        """Send the checkpoints that were not sent yet. A failure is logged, and they are sent with the next one."""
         size = self._checkpoints_size()
         if ship_to and tree.shipped < size:
             with os.fdopen(open_regular(self._folder / CHECKPOINTS, os.O_RDONLY), "rb") as file:
@@ -207,26 +212,72 @@ class Sealer:
                     ship(note.whole, ship_to, self._syslog)
             except OSError as error:
                 log = logger.info if self._shipping_failed else logger.warning
-                log("audit.not_shipped to=%s waiting=%d: %s", ship_to, len(notes), error.strerror or error)
+                log("audit.not_shipped", to=ship_to, waiting=len(notes), message=error.strerror or str(error))
                 self._shipping_failed = True
                 return
             if self._shipping_failed:
-                logger.warning("audit.shipped_again to=%s", ship_to)
+                logger.warning("audit.shipped_again", to=ship_to)
             self._shipping_failed = False
         if tree.shipped != size:
             tree.shipped = size
             self._write_tree(tree)
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Hold the lock of the checkpoints file: one process seals, the others find it done."""
+    def _lock(self) -> Iterator[None]:
+        """Hold the lock of the checkpoints file, so that one process at a time signs."""
         descriptor = open_regular(self._folder / CHECKPOINTS, os.O_RDWR | os.O_CREAT)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)  # given back with the descriptor
+            fcntl.flock(descriptor, fcntl.LOCK_EX)  # released when the descriptor is closed
             yield
         finally:
             os.close(descriptor)
 
 
 class _MismatchError(Exception):
-    """The log is not what the tree or a checkpoint says it was."""
+    """The log is not what the stored tree or a checkpoint says."""
+
+
+def ship(note: str, ship_to: str, syslog: Path = SYSLOG_SOCKET) -> None:
+    """Send one checkpoint to the system log if ``ship_to`` is ``syslog``, else append it to the file of that path.
+
+    Syslog gets one line in the form of local daemons (``<PRI>TAG[PID]: TEXT``, RFC 3164). Its facility is authpriv,
+    which most systems keep out of files that every user can read. Raises OSError.
+    """
+    if ship_to == "syslog":
+        _to_syslog(f"<{_AUTHPRIV_NOTICE}>mcp-network-tools[{os.getpid()}]: {as_log_line(note)}".encode(), syslog)
+    elif ship_to:
+        append_note(Path(ship_to), note)
+
+
+def append_note(path: Path, note: str) -> int:
+    """Append a checkpoint to a file, which is created with mode 0600, and sync it. Returns the new size of the file.
+
+    A blank line separates checkpoints. If there is no space left, the file is not changed and OSError is raised.
+    """
+    descriptor = open_regular(path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
+    try:
+        size = os.fstat(descriptor).st_size
+        # A crash may have cut the last checkpoint off in the middle of a line.
+        unfinished = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+        data = (b"\n\n" if unfinished else b"\n" if size else b"") + note.encode()
+        if os.write(descriptor, data) != len(data):
+            os.ftruncate(descriptor, size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.fsync(descriptor)
+        return size + len(data)
+    finally:
+        os.close(descriptor)
+
+
+def _to_syslog(message: bytes, path: Path) -> None:
+    for kind, end in ((socket.SOCK_DGRAM, b""), (socket.SOCK_STREAM, b"\0")):
+        with socket.socket(socket.AF_UNIX, kind) as connection:
+            connection.settimeout(_SYSLOG_SEC)
+            try:
+                connection.connect(str(path))
+            except OSError as error:
+                if error.errno == errno.EPROTOTYPE and kind == socket.SOCK_DGRAM:
+                    continue
+                raise
+            connection.sendall(message + end)
+            return

@@ -1,6 +1,6 @@
-"""Records in the forms that collectors read: OCSF 1.5 (API Activity) and the Elastic Common Schema 8.17.
+"""Converts records for log collectors: to OCSF 1.5 (API Activity) and to the Elastic Common Schema 8.17.
 
-Decisions, ends and alarms become events; the whole record travels along, so that nothing is lost.
+Each event also holds the whole record.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def _succeeded(record: dict[str, Any]) -> bool | None:
 
 
 def to_ocsf(record: dict[str, Any]) -> dict[str, Any]:
-    """The OCSF event of a record: class API Activity with the profiles security_control and trace."""
+    """Return the OCSF event of a record: class API Activity with the profiles security_control and trace."""
     time, alarm, succeeded = time_of(record), _is_alarm(record), _succeeded(record)
     denied = record.get("decision") == "deny"
     action = _DENIED if denied else _ALLOWED if record.get("decision") == "accept" else _OBSERVED
@@ -142,7 +142,7 @@ def to_ocsf(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def to_ecs(record: dict[str, Any]) -> dict[str, Any]:
-    """The ECS document of a record; the record itself stands under ``mcp_network_tools.audit``."""
+    """Return the ECS document of a record. The record itself is under ``mcp_network_tools.audit``."""
     succeeded, alarm = _succeeded(record), _is_alarm(record)
     decision, argv, binary = record.get("decision"), _argv(record), _binary(record)
     addresses = _pinned(record)
@@ -203,4 +203,4 @@ def _is_address(text: str) -> bool:
 
 
 FORMATS: Final[dict[str, Callable[[dict[str, Any]], dict[str, Any]]]] = {"ocsf": to_ocsf, "ecs": to_ecs}
-"""Name of a format to the function that makes an event of a record."""
+"""Maps the name of a format to the function that converts a record."""

@@ -1,7 +1,7 @@
-"""The files of the log: what they are called, how they are locked, opened and read.
+"""The files of the log: their names, the lock, safe opening, and reading from the beginning or from the end.
 
-``audit.jsonl`` is written to; full files become ``audit-000001.jsonl``, ``audit-000002.jsonl`` … The lock is an
-flock(2) on the state folder itself: there is no lock file that could be removed while somebody holds it.
+Records are appended to ``audit.jsonl``. A full file is renamed to ``audit-000001.jsonl``, ``audit-000002.jsonl`` and so
+on. The lock is an flock(2) on the state folder itself, because a lock file could be removed while it is held.
 """
 
 from __future__ import annotations
@@ -14,44 +14,45 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import BinaryIO, Final, NamedTuple
 
 CURRENT: Final = "audit.jsonl"
 LEGACY: Final = "audit-legacy.jsonl"
-"""What an earlier version wrote without a chain; record 0 holds its hash."""
+"""A log without a chain, written by an earlier version. Record 0 of the chained log holds its hash."""
 TAIL_LIMIT: Final = 1024 * 1024
-"""Bytes from the end of a file within which its last line begins."""
+"""Bytes from the end of a file within which its last line must begin."""
 
+_BUFFER: Final = 1024 * 1024
 _ROTATED: Final = re.compile(r"audit-([0-9]{6,})\.jsonl")
-# Not through a link, and not waiting for a reader where somebody put a pipe in a file's place.
+# Do not follow a symbolic link, and do not block on a pipe that has replaced the file.
 _SAFE: Final = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 def rotated_name(number: int) -> str:
-    """The name of the full file of this number, from 1 on."""
+    """Return the name of full file ``number``, counted from 1."""
     return f"audit-{number:06d}.jsonl"
 
 
 def rotated_numbers(folder: int | Path) -> list[int]:
-    """The numbers of the full files that are there, in order."""
+    """Return the numbers of the full files in ``folder``, in order."""
     names = set(os.listdir(folder))  # noqa: PTH208 - a folder may be a descriptor
     numbers = {int(found[1]) for name in names if (found := _ROTATED.fullmatch(name))}
-    return sorted(number for number in numbers if rotated_name(number) in names)  # not one with more zeros
+    return sorted(number for number in numbers if rotated_name(number) in names)  # skips names with more zeros
 
 
 @contextmanager
 def locked(folder: Path, *, shared: bool = False) -> Iterator[int]:
-    """Hold the log's lock; yields the folder's descriptor. Raises OSError."""
+    """Hold the lock of the log in the block; yields a descriptor of the folder. Raises OSError."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)  # given back with the descriptor
+        fcntl.flock(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)  # released when the descriptor is closed
         yield descriptor
     finally:
         os.close(descriptor)
 
 
 def open_regular(name: str | Path, flags: int, folder: int | None = None) -> int:
-    """Open a regular file, made with mode 0600 where ``flags`` say so; raises OSError for anything else there."""
+    """Open a regular file, with mode 0600 if ``flags`` create it. Raises OSError for any other kind of file."""
     descriptor = os.open(name, flags | _SAFE, 0o600, dir_fd=folder)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
@@ -60,7 +61,7 @@ def open_regular(name: str | Path, flags: int, folder: int | None = None) -> int
 
 
 class Tail(NamedTuple):
-    """The end of a file: its last whole line (without the newline), where that ends, and what a crash left after it."""
+    """The end of a file: the last complete line without its newline, the offset after it, and an incomplete rest."""
 
     line: bytes | None
     end: int
@@ -68,7 +69,7 @@ class Tail(NamedTuple):
 
 
 def read_tail(descriptor: int, size: int) -> Tail:
-    """Read the end of a file; raises OSError where no line begins within `TAIL_LIMIT`."""
+    """Read the end of a file of ``size`` bytes. Raises OSError if no line begins within `TAIL_LIMIT`."""
     want = min(size, 8 * 1024)
     while True:
         data = os.pread(descriptor, want, size - want)
@@ -81,3 +82,62 @@ def read_tail(descriptor: int, size: int) -> Tail:
         if want >= 2 * TAIL_LIMIT:
             raise OSError(errno.EFBIG, "its end is no line of a log")
         want = min(size, want * 8, 2 * TAIL_LIMIT)
+
+
+class LogFile(NamedTuple):
+    """An open file of the log, its name, and its size when it was opened.
+
+    ``number`` counts the files from 1. The current file has the number that it will get when it is full.
+    """
+
+    number: int
+    name: str
+    file: BinaryIO
+    size: int
+
+
+@contextmanager
+def log_files(folder: Path, since: int = 0) -> Iterator[Iterator[LogFile]]:
+    """Open the files of the log in order, from file number ``since`` on. Raises OSError.
+
+    Records that other processes append later are not read: full files do not change, and the current file is read only
+    up to its present size.
+    """
+    with locked(folder, shared=True) as directory:
+        numbers = rotated_numbers(directory)
+        try:
+            descriptor = open_regular(CURRENT, os.O_RDONLY, directory)
+        except FileNotFoundError:
+            current, size = None, 0
+        else:
+            current, size = os.fdopen(descriptor, "rb", buffering=_BUFFER), os.fstat(descriptor).st_size
+
+    def each() -> Iterator[LogFile]:
+        for number in numbers:
+            if number >= since:
+                name = rotated_name(number)
+                with os.fdopen(open_regular(folder / name, os.O_RDONLY), "rb", buffering=_BUFFER) as file:
+                    yield LogFile(number, name, file, os.fstat(file.fileno()).st_size)
+        if current is not None:
+            yield LogFile(numbers[-1] + 1 if numbers else 1, CURRENT, current, size)
+
+    try:
+        yield each()
+    finally:
+        if current is not None:
+            current.close()
+
+
+def lines_of(source: LogFile, offset: int = 0) -> Iterator[bytes]:
+    """Yield the lines from a byte offset on, with their newlines. The last line may be incomplete.
+
+    A line longer than `TAIL_LIMIT` is yielded in pieces, so that memory stays bounded.
+    """
+    source.file.seek(offset)
+    left = source.size - offset
+    while left > 0:
+        line = source.file.readline(min(left, TAIL_LIMIT))
+        if not line:
+            return
+        left -= len(line)
+        yield line

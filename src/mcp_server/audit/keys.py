@@ -1,4 +1,4 @@
-"""The signing key of a log: made at the first checkpoint, kept in ``audit.key``, mode 0600."""
+"""The signing key of a log: created with the first checkpoint, kept in ``audit.key`` with mode 0600."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ KEY: Final = "audit.key"
 
 
 def load_key(folder: Path) -> Ed25519PrivateKey | None:
-    """The signing key, or None where there is none; raises OSError, and PlatformError for one that cannot be used."""
+    """Return the signing key, or None if there is none. Raises OSError, and PlatformError if it cannot be used."""
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
@@ -30,19 +30,19 @@ def load_key(folder: Path) -> Ed25519PrivateKey | None:
         return None
     with os.fdopen(descriptor, "rb") as file:
         if stat.S_IMODE(os.fstat(descriptor).st_mode) & 0o077:
-            raise PlatformError(f"the audit key {path} can be read by others", hint=f"chmod 600 {path}")
+            raise PlatformError(f"Other users can read the audit key {path}.", hint=f"Run: chmod 600 {path}")
         pem = file.read(4096)
     try:
         key = load_pem_private_key(pem, password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm):
         key = None
     if not isinstance(key, Ed25519PrivateKey):
-        raise PlatformError(f"the audit key {path} is no Ed25519 key", hint="Put the log's own key back there.")
+        raise PlatformError(f"The audit key {path} is not an Ed25519 key.", hint="Restore the key of this log.")
     return key
 
 
 def make_key(folder: Path) -> Ed25519PrivateKey:
-    """Make the signing key of a new log; raises OSError. Whole or not at all: it is renamed into place."""
+    """Create the signing key of a new log. Raises OSError; then there is no key."""
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
@@ -52,21 +52,21 @@ def make_key(folder: Path) -> Ed25519PrivateKey:
 
 
 def public_key(folder: Path) -> VerifierKey:
-    """The public half of the key in a folder; raises NotFoundError where there is none, PlatformError."""
+    """Return the public half of the key in a folder. Raises NotFoundError if there is no key, and PlatformError."""
     try:
         key = load_key(folder)
     except OSError as error:
-        raise PlatformError(f"the audit key in {folder} cannot be read: {error.strerror}") from error
+        raise PlatformError(f"The audit key in {folder} cannot be read: {error.strerror}.") from error
     if key is None:
         raise NotFoundError(
-            f"there is no audit key in {folder} yet",
-            hint="It is made with the first checkpoint: 'mcp-network-tools audit checkpoint' makes one now.",
+            f"There is no audit key in {folder} yet.",
+            hint="It is created with the first checkpoint. Run 'mcp-network-tools audit checkpoint' to make one now.",
         )
     return verifier_of(key)
 
 
 def replace_file(folder: Path, name: str, data: bytes) -> None:
-    """Put a small file in place at once, synced, mode 0600; raises OSError."""
+    """Replace a small file by renaming a new one, which is synced and has mode 0600. Raises OSError."""
     fresh = folder / f"{name}.new"
     descriptor = open_regular(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     with os.fdopen(descriptor, "wb") as file:

@@ -1,46 +1,50 @@
-"""The log as the server uses it: append, and a task that seals it from time to time."""
+"""`AuditLog`, the log as the server uses it: append records, and sign a checkpoint of them from time to time."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from mcp_server import metrics
+from mcp_server.audit.files import CURRENT
+from mcp_server.audit.records import RESERVED, cleaned
+from mcp_server.audit.writer import AuditWriter
 from mcp_server.config.sections import AuditConfig
 from mcp_server.errors import NetworkToolsError, PlatformError
+from mcp_server.logger import get_logger
 from mcp_server.observability import tracing
 
 if TYPE_CHECKING:
     from mcp_server.audit.checkpoint import Sealer
     from mcp_server.audit.records import Receipt
-    from mcp_server.audit.writer import Writer
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
-
-LOOK_SEC: Final = 5.0
-"""Seconds between two looks whether new records are to be sealed."""
+CHECK_SEC: Final = 5.0
+"""Longest time between two checks whether a checkpoint is due."""
 
 
 class AuditLog:
-    """The decision log in a state folder; a reload replaces ``settings``.
+    """The audit log in the folder ``state_dir``.
 
-    ``append`` works without `start`. A process that called `start` seals the log at the configured interval and at
-    `close`; one that did not (a single command) seals it at `close` if it wrote to it and the interval is over.
+    ``settings`` is called each time a setting is needed, so that a reload takes effect at once.
+
+    `append` works without `start`. After `start`, checkpoints are signed at the configured interval and at `close`.
+    Without it, as in a single command, `close` signs one only if this process has written and the interval is over.
     """
 
-    def __init__(self, state_dir: Path, settings: AuditConfig | None = None) -> None:
-        self.settings = settings or AuditConfig()
+    def __init__(self, state_dir: Path, settings: Callable[[], AuditConfig] = AuditConfig) -> None:
         self.problem: str | None = None
-        """Why the log cannot be sealed or is no longer what was sealed, for health; None while all is well."""
-        self.unwritable: str | None = None
-        """Why the last record could not be written, for health: nothing runs until one can be."""
+        """Why no checkpoint can be signed, for the health check. None if there is no problem."""
+        self.unwritable: NetworkToolsError | None = None
+        """Why the last record could not be written, for the health check. None if it was written."""
         self._folder = state_dir
-        self._writer: Writer | None = None
+        self._settings = settings
+        self._writer = AuditWriter(state_dir)
         self._sealer: Sealer | None = None
         self._sealing = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
@@ -48,31 +52,26 @@ class AuditLog:
 
     @property
     def path(self) -> Path:
-        """The file that is written to."""
-        return self._folder / "audit.jsonl"
+        """The file that records are appended to."""
+        return self._folder / CURRENT
 
     async def append(self, event: str, /, **fields: Any) -> Receipt:
-        """Write one record, on the disk before this returns; secrets in ``fields`` are hidden.
+        """Write one record. It is on the disk when this returns, with secrets in ``fields`` hidden.
 
-        Raises PlatformError ``audit_unavailable``, ``disk_full``, or ``audit_broken`` where records were taken away
-        while this process wrote. ValueError for a field named seq, prev, time or event.
+        Raises PlatformError ``audit_unavailable`` or ``disk_full`` if it cannot be written, and ``audit_broken`` if
+        records were removed while this process ran. Raises ValueError for a field named seq, prev, time or event.
         """
-        from mcp_server.audit.records import RESERVED, cleaned
-        from mcp_server.audit.writer import Writer
-
-        if self._writer is None:
-            self._writer = Writer(self._folder)
         if not RESERVED.isdisjoint(fields):
-            raise ValueError(f"these names are the log's own: {', '.join(sorted(RESERVED))}")
+            raise ValueError(f"the fields {', '.join(sorted(RESERVED))} are set by the log itself")
         if (trace := tracing.trace_id()) is not None:
             fields.setdefault("trace_id", trace)
-        # Now, not in the thread: a caller may change what it gave as soon as this waits.
+        # Copy before the first await, because the caller may change its objects afterwards.
         kept = cleaned(fields)
         started = time.perf_counter()
         try:
-            receipt = await asyncio.to_thread(self._writer.append, event, kept, self.settings.max_file_size)
+            receipt = await asyncio.to_thread(self._writer.append, event, kept, self._settings().max_file_size)
         except NetworkToolsError as error:
-            self.unwritable = error.message
+            self.unwritable = error
             metrics.count("mcp_audit_failures_total", code=error.code)
             raise
         metrics.observe("mcp_audit_append_seconds", time.perf_counter() - started)
@@ -81,12 +80,12 @@ class AuditLog:
         return receipt
 
     async def start(self) -> None:
-        """Begin to seal the log from time to time; safe to call twice."""
+        """Start to sign checkpoints at the configured interval. Safe to call twice."""
         if self._task is None:
             self._task = asyncio.create_task(self._keep_sealing())
 
     async def close(self) -> None:
-        """Stop sealing, and make the last checkpoint; safe to call twice. Does not raise for a log it cannot seal."""
+        """Stop, and sign the last checkpoint. Safe to call twice. A checkpoint that fails is logged, not raised."""
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
@@ -97,14 +96,14 @@ class AuditLog:
             await self.seal()
 
     async def seal(self) -> str | None:
-        """Make a checkpoint now if there are new records; returns it. A failure is logged and stands in ``problem``."""
+        """Sign a checkpoint if there are new records, and return it. A failure is logged and set as ``problem``."""
         async with self._sealing:
             try:
                 note = await asyncio.to_thread(self._seal)
             except PlatformError as error:
                 self._report(error.message)
             except OSError as error:
-                self._report(f"no checkpoint can be made in {self._folder}: {error.strerror or error}")
+                self._report(f"No checkpoint can be made in {self._folder}: {error.strerror or error}.")
             else:
                 self.problem = None
                 return note
@@ -115,7 +114,7 @@ class AuditLog:
 
         if self._sealer is None:
             self._sealer = Sealer(self._folder)
-        ship_to = self.settings.ship_to
+        ship_to = self._settings().ship_to
         return self._sealer.seal(ship_to) if self._sealer.pending(ship_to) else None
 
     def _seal_is_due(self) -> bool:
@@ -125,18 +124,18 @@ class AuditLog:
             sealed = (self._folder / CHECKPOINTS).lstat().st_mtime
         except OSError:
             return True
-        return not 0 <= time.time() - sealed < self.settings.checkpoint_interval
+        return not 0 <= time.time() - sealed < self._settings().checkpoint_interval
 
     async def _keep_sealing(self) -> None:
         sealed = time.monotonic()
         while True:
-            # Asked again every few seconds: a reload may have made the interval shorter.
-            await asyncio.sleep(min(self.settings.checkpoint_interval, LOOK_SEC))
-            if time.monotonic() - sealed >= self.settings.checkpoint_interval:
+            # Read the setting every few seconds: a reload may have made the interval shorter.
+            await asyncio.sleep(min(self._settings().checkpoint_interval, CHECK_SEC))
+            if time.monotonic() - sealed >= self._settings().checkpoint_interval:
                 sealed = time.monotonic()
                 await self.seal()
 
     def _report(self, problem: str) -> None:
         if problem != self.problem:
-            logger.error("audit.not_sealed: %s", problem)
+            logger.error("audit.not_sealed", message=problem)
         self.problem = problem

@@ -1,4 +1,4 @@
-"""LogRateLimiter of records: of one kind the first is written, and then one a minute with the number of the rest."""
+"""Collapses repeated records: the first of a kind is written, then at most one a minute with the number of repeats."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ K = TypeVar("K")
 
 @dataclass(slots=True)
 class _Repeats:
-    """Records of one kind since ``logged`` (seconds of the clock) that were not written, and what one of them says."""
+    """When the first record of a kind was written (seconds of the clock), its fields, and the repeats since then."""
 
     logged: float
     fields: dict[str, Any]
@@ -24,10 +24,10 @@ class _Repeats:
 
 
 class LogRateLimiter(Generic[K]):
-    """Counts records by their kind; used from one event loop.
+    """Counts records by their kind. Use it from one event loop.
 
-    ``write`` gets the fields of the first one again, with the number of the others as ``repeats``, when the window of
-    the kind is over; it raises nothing. ``clock`` gives seconds.
+    When the window of a kind is over, ``write`` gets the fields of its first record, with the number of repeats as
+    ``repeats``; it must not raise. ``clock`` returns seconds.
     """
 
     def __init__(
@@ -39,18 +39,18 @@ class LogRateLimiter(Generic[K]):
         self._timer: asyncio.Task[None] | None = None
 
     def __contains__(self, kind: K) -> bool:
-        """Whether a record of this kind was written within the window."""
+        """Return whether a record of this kind was written within the window."""
         return kind in self._kinds
 
     def __len__(self) -> int:
-        """How many kinds are counted now."""
+        """Return how many kinds are counted now."""
         return len(self._kinds)
 
     def count(self, kind: K, fields: dict[str, Any]) -> bool:
-        """Count a record; whether it is the first of its kind, which the caller writes."""
-        flood = self._kinds.get(kind)
-        if flood is not None:
-            flood.repeats += 1
+        """Count a record. Returns True for the first of its kind, which the caller must write."""
+        counted = self._kinds.get(kind)
+        if counted is not None:
+            counted.repeats += 1
             return False
         self._kinds[kind] = _Repeats(self._clock(), fields)
         if self._timer is None or self._timer.done():
@@ -58,7 +58,7 @@ class LogRateLimiter(Generic[K]):
         return True
 
     async def close(self) -> None:
-        """Write what is still counted; safe to call twice."""
+        """Write the counts that are pending. Safe to call twice."""
         timer, self._timer = self._timer, None
         if timer is not None:
             timer.cancel()
@@ -72,8 +72,8 @@ class LogRateLimiter(Generic[K]):
             await self._flush(before=self._clock() - WINDOW_SEC)
 
     async def _flush(self, before: float) -> None:
-        for kind, flood in list(self._kinds.items()):
-            if flood.logged <= before:
+        for kind, counted in list(self._kinds.items()):
+            if counted.logged <= before:
                 del self._kinds[kind]
-                if flood.repeats:
-                    await self._write(flood.fields | {"repeats": flood.repeats})
+                if counted.repeats:
+                    await self._write(counted.fields | {"repeats": counted.repeats})

@@ -1,14 +1,14 @@
-r"""Checkpoints as C2SP signed notes (tlog-checkpoint, signed-note), and the keys that verify them.
+r"""The text form of checkpoints: C2SP signed notes (tlog-checkpoint, signed-note), and the keys that verify them.
 
 A checkpoint is three lines, a blank line and a signature::
 
-    mcp-network-tools/audit/4f1c…            origin: this log, by its key
-    1234                                     records it covers
+    mcp-network-tools/audit/4f1c…            origin: the log, named after its key
+    1234                                     number of records that it covers
     q83v…=                                   the root of the tree over them, base64
 
     — mcp-network-tools/audit/4f1c… 3q2+7w…  name of the key, base64 of its id and the Ed25519 signature
 
-The text that is signed ends with the newline before the blank line.
+The signature covers the text up to and including the newline before the blank line.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _SHIPPED: Final = re.compile(r'audit-checkpoint: (?P<json>"(?:[^"\\]|\\.){1,4096
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """A checkpoint as it was found, its signature not looked at yet: ``whole``, of which ``text`` is signed."""
+    """A checkpoint that was found in a text and not verified yet. ``text`` is the signed part of ``whole``."""
 
     whole: str
     text: str
@@ -51,28 +51,28 @@ class Note:
 
 @dataclass(frozen=True, slots=True)
 class VerifierKey:
-    """The public half of a log's key: the name it signs under, and 32 bytes of Ed25519."""
+    """The public half of a log's key: its name, and 32 bytes of Ed25519."""
 
     name: str
     public: bytes
 
     @property
     def id(self) -> bytes:
-        """The four bytes that stand before a signature (C2SP signed-note)."""
+        """The four bytes before each signature that identify the key (C2SP signed-note)."""
         return hashlib.sha256(self.name.encode() + b"\n" + _ED25519 + self.public).digest()[:4]
 
     def __str__(self) -> str:
-        """The key as one word, ``name+id+key``."""
+        """Return the key as one word, ``name+id+key``."""
         return f"{self.name}+{self.id.hex()}+{base64.b64encode(_ED25519 + self.public).decode()}"
 
     @classmethod
     def of(cls, public: bytes) -> VerifierKey:
-        """The key of this project's logs: its name follows from the key."""
+        """Return the key of one of this project's logs. Its name is derived from the key."""
         return cls(_ORIGIN + hashlib.sha256(public).hexdigest()[:16], public)
 
     @classmethod
     def parse(cls, text: str) -> VerifierKey:
-        """Read what `__str__` wrote; raises ArgumentError."""
+        """Parse the form that `__str__` returns. Raises ArgumentError."""
         name, _, rest = text.strip().partition("+")
         identity, _, encoded = rest.partition("+")
         try:
@@ -82,13 +82,13 @@ class VerifierKey:
         key = cls(name, data[1:])
         if len(data) != 33 or data[:1] != _ED25519 or key.id.hex() != identity.lower():
             raise ArgumentError(
-                "the public key is none of an audit log",
+                "This is not the public key of an audit log.",
                 hint="Give the line that 'mcp-network-tools audit show-key' prints, or a file that holds it.",
             )
         return key
 
     def signed(self, note: Note) -> bool:
-        """Whether this key signed the note, under its own name and origin."""
+        """Return whether this key signed the note under its own name and origin."""
         from cryptography.exceptions import InvalidSignature
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
@@ -106,7 +106,7 @@ class VerifierKey:
 
 
 def sign(private: Ed25519PrivateKey, size: int, root: bytes) -> str:
-    """The signed checkpoint of a tree."""
+    """Return the signed checkpoint of a tree of ``size`` records."""
     key = verifier_of(private)
     text = f"{key.name}\n{size}\n{base64.b64encode(root).decode()}\n"
     signature = base64.b64encode(key.id + private.sign(text.encode())).decode()
@@ -114,19 +114,19 @@ def sign(private: Ed25519PrivateKey, size: int, root: bytes) -> str:
 
 
 def verifier_of(private: Ed25519PrivateKey) -> VerifierKey:
-    """The public half of a signing key."""
+    """Return the public half of a signing key."""
     return VerifierKey.of(private.public_key().public_bytes_raw())
 
 
 def as_log_line(note: str) -> str:
-    """A note as one line of printable ASCII, for a system log; `find_notes` reads it back."""
+    """Return a note as one line of printable ASCII for a system log. `find_notes` reads it back."""
     return f"audit-checkpoint: {json.dumps(note)}"
 
 
 def find_notes(text: str) -> list[Note]:
-    """Every checkpoint in a text, in order: notes as they are, or the lines of a system log that hold them.
+    """Return every checkpoint in a text, in order. The text holds notes, or lines of a system log with notes in them.
 
-    A note that a crash cut off inside its signature is none.
+    A note whose signature is incomplete is skipped.
     """
     shipped = [json.loads(found["json"]) for found in _SHIPPED.finditer(text) if _is_json(found["json"])]
     notes = [_read(found) for part in (text, *shipped) for found in _NOTE.finditer(part)]

@@ -1,46 +1,69 @@
-"""What a record is made of: JSON in one canonical form, secrets taken out, every value bounded."""
+"""The form of a record: canonical JSON, with secrets removed and every value bounded."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
-from mcp_server.audit.escaping import ARGUMENT_LIMIT, scalar
 from mcp_server.config.redact import REDACTED, follows_secret_flag, is_secret_name, without_secrets
 from mcp_server.model.untrusted import sanitize
 
+ARGUMENT_LIMIT: Final = 4096
+"""Characters of one argument that a record keeps. A longer argument is cut, with the number of characters left out."""
+ENTRIES_LIMIT: Final = 64
+"""Entries that `escape_values` keeps of one list or mapping."""
 TEXT_LIMIT: Final = 64 * 1024
-"""Characters of any string kept in a record."""
+"""Characters of any string that a record keeps."""
 RECORD_LIMIT: Final = 256 * 1024
-"""Bytes of one line; the largest fields of a longer one are replaced by their size and hash."""
+"""Bytes of one line. The largest fields of a longer record are replaced by their size and hash."""
 FIRST_PREV: Final = "0" * 64
-"""What stands as ``prev`` in record 0."""
+"""The value of ``prev`` in record 0."""
 RESERVED: Final = frozenset({"seq", "prev", "time", "event"})
 
 _LEVELS: Final = 32
 
 
 class Receipt(NamedTuple):
-    """Where a record stands in the log: its number and the SHA-256 (hex) of its line."""
+    """Identifies a record: its sequence number and the SHA-256 (hex) of its line."""
 
     seq: int
     hash: str
 
 
 class ChainHead(NamedTuple):
-    """The end of the chain: the number the next record gets, and the SHA-256 (hex) of the last line."""
+    """The end of the chain: the sequence number of the next record, and the SHA-256 (hex) of the last line."""
 
     seq: int = 0
     prev: str = FIRST_PREV
 
 
-def cleaned(value: Any, levels: int = _LEVELS) -> Any:
-    """Return ``value`` as it may stand on a record: JSON-ready, without secrets, each string of bounded length.
+def escape_values(value: Any, limit: int = ARGUMENT_LIMIT, *, levels: int = 8) -> Any:
+    """Return a copy of ``value`` for JSON, with every string sanitized and cut to ``limit`` characters.
 
-    Strings are not sanitized: an argv must read as it was. Their escapes are JSON's, and whoever shows a record
-    makes them visible.
+    A list or mapping keeps `ENTRIES_LIMIT` entries, and its last entry says how many were left out. Containers nested
+    deeper than ``levels``, and numbers that JSON cannot represent, are replaced by a description.
+    """
+    if not isinstance(value, dict | list | tuple):
+        return _scalar(value, limit)
+    if not levels:
+        return f"a {type(value).__name__} nested too deeply"
+    more = len(value) - ENTRIES_LIMIT
+    if isinstance(value, dict):
+        entries = list(value.items())[:ENTRIES_LIMIT]
+        shown = {sanitize(str(key), 64): escape_values(item, limit, levels=levels - 1) for key, item in entries}
+        return shown if more <= 0 else {**shown, "…": f"[+{more}]"}
+    items = [escape_values(item, limit, levels=levels - 1) for item in value[:ENTRIES_LIMIT]]
+    return items if more <= 0 else [*items, f"…[+{more}]"]
+
+
+def cleaned(value: Any, levels: int = _LEVELS) -> Any:
+    """Return a copy of ``value`` for a record: valid JSON, without secrets, each string of bounded length.
+
+    Strings are not sanitized, because an argv must be recorded exactly. JSON escapes them, and a program that shows a
+    record must sanitize them.
     """
     if isinstance(value, str):
         shown = without_secrets(value[:TEXT_LIMIT])
@@ -54,28 +77,28 @@ def cleaned(value: Any, levels: int = _LEVELS) -> Any:
                 key: REDACTED if item and is_secret_name(key) else cleaned(item, levels - 1)
                 for key, item in named.items()
             }
-        # The word after a flag such as --password is its value.
+        # The word after a flag such as --password is the flag's value.
         return [
             REDACTED if follows_secret_flag(value, index) else cleaned(item, levels - 1)
             for index, item in enumerate(value)
         ]
-    shown = scalar(value, TEXT_LIMIT)
+    shown = _scalar(value, TEXT_LIMIT)
     return without_secrets(shown) if isinstance(shown, str) else shown
 
 
-def _name(key: Any) -> str:
-    # Two lone surrogates become one character when they are read again, which may sort elsewhere.
-    name = without_secrets(str(key))
-    return name if name.isascii() else sanitize(name, ARGUMENT_LIMIT)
-
-
 def canonical(record: Mapping[str, Any]) -> bytes:
-    """The one form of a record: ASCII JSON, keys sorted, no spaces; raises ValueError for what JSON cannot say."""
+    """Return the canonical form of a record: ASCII JSON, keys sorted, no spaces.
+
+    Raises ValueError if JSON cannot hold a value.
+    """
     return json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode()
 
 
 def line_of(head: ChainHead, time: str, event: str, fields: Mapping[str, Any]) -> tuple[bytes, ChainHead]:
-    """The line of the next record, with its newline, and the end of the chain after it; ``fields`` are cleaned."""
+    """Return the line of the next record with its newline, and the end of the chain after it.
+
+    ``fields`` must have passed `cleaned`.
+    """
     record = {**fields, "event": event, "prev": head.prev, "seq": head.seq, "time": time}
     line = canonical(record)
     if len(line) > RECORD_LIMIT:
@@ -83,20 +106,8 @@ def line_of(head: ChainHead, time: str, event: str, fields: Mapping[str, Any]) -
     return line + b"\n", ChainHead(head.seq + 1, hashlib.sha256(line).hexdigest())
 
 
-def _shortened(record: dict[str, Any]) -> dict[str, Any]:
-    sizes = {name: len(canonical({name: value})) for name, value in record.items() if name not in RESERVED}
-    total = sum(sizes.values())
-    for name in sorted(sizes, key=lambda name: -sizes[name]):
-        if total <= RECORD_LIMIT - 1024:
-            break
-        whole = canonical({"value": record[name]})[len(b'{"value":') : -1]
-        record[name] = {"omitted_bytes": len(whole), "sha256": hashlib.sha256(whole).hexdigest()}
-        total += 128 - sizes[name]
-    return record
-
-
 def read_record(line: bytes) -> dict[str, Any] | None:
-    """The record on a line without its newline, or None where that is no record of a chain."""
+    """Parse a line without its newline. Returns None if it is not a record of a chain."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):
@@ -109,8 +120,37 @@ def read_record(line: bytes) -> dict[str, Any] | None:
 
 
 def is_canonical(line: bytes, record: Mapping[str, Any]) -> bool:
-    """Whether a line is the canonical form of the record read from it: no doubled key, no other spelling."""
+    """Return whether ``line`` is the canonical form of the record that was parsed from it."""
     try:
         return canonical(record) == line
     except (ValueError, RecursionError):
         return False
+
+
+def _scalar(value: Any, limit: int) -> Any:
+    """Return a value that is no container in a form that JSON can hold."""
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        return value if value.bit_length() <= 64 else f"an integer of {value.bit_length()} bits"
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    return sanitize(value if isinstance(value, str) else repr(value), limit)
+
+
+def _name(key: Any) -> str:
+    # Two lone surrogates are read back as one character, which may be sorted differently.
+    name = without_secrets(str(key))
+    return name if name.isascii() else sanitize(name, ARGUMENT_LIMIT)
+
+
+def _shortened(record: dict[str, Any]) -> dict[str, Any]:
+    sizes = {name: len(canonical({name: value})) for name, value in record.items() if name not in RESERVED}
+    total = sum(sizes.values())
+    for name in sorted(sizes, key=lambda name: -sizes[name]):
+        if total <= RECORD_LIMIT - 1024:
+            break
+        whole = canonical({"value": record[name]})[len(b'{"value":') : -1]
+        record[name] = {"omitted_bytes": len(whole), "sha256": hashlib.sha256(whole).hexdigest()}
+        total += 128 - sizes[name]
+    return record

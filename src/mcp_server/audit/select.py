@@ -1,4 +1,4 @@
-"""Finding records to show or to export; a line that is none is passed on as such, never left out."""
+"""Selecting records to show or to export. An unreadable line is reported as such, never skipped."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
-from mcp_server.audit.reading import lines_of, segments
+from mcp_server.audit.files import lines_of, log_files
 from mcp_server.audit.records import read_record
 from mcp_server.errors import ArgumentError
 
@@ -19,8 +19,8 @@ _UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w":
 
 
 @dataclass(frozen=True, slots=True)
-class Filter:
-    """Which records are wanted; None means all. ``since`` is an aware time."""
+class RecordFilter:
+    """Conditions that a record must meet. None means no condition. ``since`` is a time with an offset."""
 
     since: datetime | None = None
     actor: str | None = None
@@ -28,7 +28,7 @@ class Filter:
     run: str | None = None
 
     def takes(self, record: dict[str, Any]) -> bool:
-        """Whether a record is wanted."""
+        """Return whether a record meets all conditions."""
         return (
             (self.actor is None or record.get("actor") == self.actor)
             and (self.decision is None or record.get("decision") == self.decision)
@@ -38,7 +38,7 @@ class Filter:
 
 
 def time_of(record: dict[str, Any]) -> datetime | None:
-    """When a record was written, or None where that cannot be read."""
+    """Return when a record was written, or None if its time cannot be parsed."""
     try:
         time = datetime.fromisoformat(str(record.get("time")))
     except ValueError:
@@ -47,29 +47,29 @@ def time_of(record: dict[str, Any]) -> datetime | None:
 
 
 def read_since(text: str, now: datetime | None = None) -> datetime:
-    """Read ``90m``, ``2h``, ``1d`` or an ISO 8601 time (UTC without an offset); raises ArgumentError."""
+    """Parse ``90m``, ``2h``, ``1d`` or an ISO 8601 time, which is UTC if it has no offset. Raises ArgumentError."""
     try:
         if found := _AGO.fullmatch(text):
             return (now or datetime.now(UTC)) - timedelta(**{_UNITS[found[2]]: int(found[1])})
         time = datetime.fromisoformat(text)
     except (ValueError, OverflowError):
         hint = "Give 90m, 2h, 1d or an ISO 8601 time such as 2026-01-31T12:00."
-        raise ArgumentError("--since is no time", hint=hint) from None
+        raise ArgumentError(f"--since {text[:40]!r} is not a time.", hint=hint) from None
     return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
-def records(folder: Path, wanted: Filter) -> Iterator[dict[str, Any]]:
-    """The wanted records in order; an unreadable line is ``{"unreadable": "FILE line N"}``. Raises OSError."""
-    with segments(folder) as found:
-        for segment in found:
-            for number, line in enumerate(lines_of(segment), 1):
+def records(folder: Path, wanted: RecordFilter) -> Iterator[dict[str, Any]]:
+    """Yield the selected records in order; an unreadable line is ``{"unreadable": "FILE line N"}``. Raises OSError."""
+    with log_files(folder) as found:
+        for file in found:
+            for number, line in enumerate(lines_of(file), 1):
                 record = read_record(line.removesuffix(b"\n"))
                 if record is None:
-                    yield {"unreadable": f"{segment.name} line {number}"}
+                    yield {"unreadable": f"{file.name} line {number}"}
                 elif wanted.takes(record):
                     yield record
 
 
-def newest(folder: Path, wanted: Filter, limit: int) -> list[dict[str, Any]]:
-    """The last ``limit`` of the wanted records, in order."""
+def newest(folder: Path, wanted: RecordFilter, limit: int) -> list[dict[str, Any]]:
+    """Return the last ``limit`` selected records, in order."""
     return list(deque(records(folder, wanted), maxlen=limit))

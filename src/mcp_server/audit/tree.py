@@ -1,4 +1,4 @@
-"""The Merkle tree over the records: RFC 6962 section 2.1, SHA-256, a leaf for each line without its newline."""
+"""The Merkle tree over the records: RFC 6962 section 2.1 with SHA-256. A leaf is a line without its newline."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ EMPTY_ROOT: Final = hashlib.sha256(b"").digest()
 
 
 def leaf_hash(line: bytes) -> bytes:
-    """The hash of a leaf."""
+    """Return the hash of a leaf."""
     return hashlib.sha256(b"\x00" + line).digest()
 
 
 def node_hash(left: bytes, right: bytes) -> bytes:
-    """The hash of the node above two others."""
+    """Return the hash of the node above two nodes."""
     return hashlib.sha256(b"\x01" + left + right).digest()
 
 
 class Frontier:
-    """The roots of the full subtrees that stand side by side, largest first: all that a growing tree needs.
+    """The roots of the complete subtrees, largest first. A tree that grows needs nothing else.
 
-    There are as many as ``size`` has bits set. Raises ValueError where ``hashes`` are not that many.
+    There is one hash for each bit that is set in ``size``. Raises ValueError if the number of ``hashes`` differs.
     """
 
     def __init__(self, size: int = 0, hashes: Iterable[bytes] = ()) -> None:
         self.size = size
         self.hashes = list(hashes)
         if len(self.hashes) != size.bit_count() or any(len(each) != len(EMPTY_ROOT) for each in self.hashes):
-            raise ValueError("a tree of this size has another frontier")
+            raise ValueError(f"a tree of {size} leaves does not have these {len(self.hashes)} hashes")
 
     def add(self, line: bytes) -> None:
         """Append a leaf."""
@@ -41,7 +41,7 @@ class Frontier:
         self.size += 1
 
     def root(self) -> bytes:
-        """The root of the tree as it is now."""
+        """Return the root of the tree."""
         if not self.hashes:
             return EMPTY_ROOT
         *others, root = self.hashes

@@ -1,7 +1,7 @@
-"""Verifying: the chain from record 0, every file in its place, and the checkpoints against the tree.
+"""Verifying a log: the chain from record 0, every file in order, and the checkpoints against the tree.
 
-The chain alone shows an edit, a deletion and a change of order. A log cut off at its end, or written again with correct
-hashes, is shown only by a checkpoint that was kept where its writer could not reach.
+The chain alone shows an edit, a deletion or a change of order. A log that was cut off at its end, or written again with
+correct hashes, is shown only by a checkpoint that was kept where the log's writer could not change it.
 """
 
 from __future__ import annotations
@@ -13,14 +13,22 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
-from mcp_server.audit.files import CURRENT, LEGACY, TAIL_LIMIT, open_regular, rotated_name
+from mcp_server.audit.files import (
+    CURRENT,
+    LEGACY,
+    TAIL_LIMIT,
+    LogFile,
+    lines_of,
+    log_files,
+    open_regular,
+    rotated_name,
+)
 from mcp_server.audit.notes import Note, VerifierKey
-from mcp_server.audit.reading import Segment, lines_of, segments
 from mcp_server.audit.records import FIRST_PREV, is_canonical, read_record
 from mcp_server.audit.tree import Frontier
 
 
-class Kind(StrEnum):
+class BreakKind(StrEnum):
     """What is wrong with a log."""
 
     EDITED = "edited"
@@ -34,9 +42,9 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Break:
-    """The first place where a log is not what it should be: file, line (from 1), and the record's number."""
+    """The first error in a log: its kind, the file and line (from 1), and the number of the record."""
 
-    kind: Kind
+    kind: BreakKind
     file: str
     line: int
     seq: int
@@ -44,11 +52,11 @@ class Break:
 
 
 @dataclass(slots=True)
-class Report:
-    """What was found: ``size`` records that hold together, their tree's root, and the first break, if any.
+class Verification:
+    """What `verify` found: ``size`` valid records, the root of their tree, and the first error, if any.
 
-    ``checked`` checkpoints were compared, ``sealed`` is the greatest number of records one of them covers.
-    ``backwards`` counts records whose clock stood before that of the record before.
+    ``checked`` is the number of checkpoints that agree with the log, ``sealed`` the number of records that they cover,
+    and ``backwards`` the number of records whose time is before that of the previous record.
     """
 
     size: int = 0
@@ -62,12 +70,21 @@ class Report:
     sealed: int = 0
     broken: Break | None = None
 
+    def add(self, record: dict[str, Any]) -> None:
+        """Count a valid record."""
+        time = str(record.get("time", ""))
+        self.first_time = self.first_time or time
+        if self.last_time is not None and time < self.last_time:
+            self.backwards += 1
+        self.last_time = time
+        self.repairs += record["event"] == "repair"
+
 
 @dataclass(slots=True)
 class _Walk:
-    """Where the walk along the chain is."""
+    """The state of reading the log from its beginning."""
 
-    report: Report = field(default_factory=Report)
+    report: Verification = field(default_factory=Verification)
     frontier: Frontier = field(default_factory=Frontier)
     roots: dict[int, bytes] = field(default_factory=dict)
     prev: str = FIRST_PREV
@@ -75,27 +92,27 @@ class _Walk:
     line: int = 0
     previous: tuple[str, int] = ("", 0)
 
-    def stop(self, kind: Kind, detail: str, *, at: tuple[str, int] | None = None, seq: int | None = None) -> None:
-        """Note the first break: here, unless ``at`` says where."""
+    def stop(self, kind: BreakKind, detail: str, *, at: tuple[str, int] | None = None, seq: int | None = None) -> None:
+        """Set the first error, at the present line unless ``at`` gives another one."""
         file, line = at or (self.file, self.line)
         self.report.broken = Break(kind, file, line, self.frontier.size if seq is None else seq, detail)
 
 
 _SEARCH_LIMIT: Final = 10_000_000
-"""Records looked through for one that is not in its place."""
+"""Records that are searched for a record that is missing at its position."""
 
 
-def verify(folder: Path, notes: Sequence[Note] = (), key: VerifierKey | None = None) -> Report:
-    """Verify the log in a folder, and against checkpoints signed by ``key``; raises OSError.
+def verify(folder: Path, notes: Sequence[Note] = (), key: VerifierKey | None = None) -> Verification:
+    """Verify the log in a folder, and compare it with the checkpoints that ``key`` signed. Raises OSError.
 
-    Neither changes nor needs anything but the files; a server may go on writing meanwhile.
+    It only reads files, so a server may write to the log at the same time.
     """
     walk = _Walk()
     wanted = {note.size for note in notes}
-    with segments(folder) as found:
-        for segment in found:
+    with log_files(folder) as found:
+        for file in found:
             walk.report.files += 1
-            _walk_along(walk, folder, segment, wanted)
+            _walk_file(walk, folder, file, wanted)
             if walk.report.broken:
                 break
     report = walk.report
@@ -106,24 +123,23 @@ def verify(folder: Path, notes: Sequence[Note] = (), key: VerifierKey | None = N
     return report
 
 
-def _walk_along(walk: _Walk, folder: Path, segment: Segment, wanted: set[int]) -> None:
+def _walk_file(walk: _Walk, folder: Path, file: LogFile, wanted: set[int]) -> None:
     walk.previous = (walk.file, walk.line)
-    walk.file, walk.line = segment.name, 0
-    lines = lines_of(segment)
+    walk.file, walk.line = file.name, 0
+    lines = lines_of(file)
     for raw in lines:
         walk.line += 1
         line = raw.removesuffix(b"\n")
         if not raw.endswith(b"\n"):
-            if segment.name == CURRENT and len(raw) < TAIL_LIMIT:
-                walk.stop(
-                    Kind.TORN, f"{len(raw)} bytes at the end are no whole line; the next record would repair that"
-                )
+            if file.name == CURRENT and len(raw) < TAIL_LIMIT:
+                detail = f"the last {len(raw)} bytes are an incomplete line, which the next record will repair"
+                walk.stop(BreakKind.TORN, detail)
             else:
-                walk.stop(Kind.EDITED, "the line has no end, or is longer than any record")
+                walk.stop(BreakKind.EDITED, "the line has no end, or is longer than any record")
             return
         record = read_record(line)
         if record is None or not is_canonical(line, record):
-            walk.stop(Kind.EDITED, "the line is not a record as this log writes them")
+            walk.stop(BreakKind.EDITED, "the line is not a record in canonical form")
         elif record["seq"] != walk.frontier.size:
             _out_of_order(walk, folder, record["seq"])
         elif record["prev"] != walk.prev:
@@ -137,68 +153,59 @@ def _walk_along(walk: _Walk, folder: Path, segment: Segment, wanted: set[int]) -
         walk.frontier.add(line)
         if walk.frontier.size in wanted:
             walk.roots[walk.frontier.size] = walk.frontier.root()
-        _counter(walk.report, record)
-
-
-def _counter(report: Report, record: dict[str, Any]) -> None:
-    time = str(record.get("time", ""))
-    report.first_time = report.first_time or time
-    if report.last_time is not None and time < report.last_time:
-        report.backwards += 1
-    report.last_time = time
-    report.repairs += record["event"] == "repair"
+        walk.report.add(record)
 
 
 def _out_of_order(walk: _Walk, folder: Path, seq: int) -> None:
     expected = walk.frontier.size
     if seq < expected:
-        walk.stop(Kind.REORDERED, f"record {seq} stands where record {expected} should", seq=expected)
+        walk.stop(BreakKind.REORDERED, f"record {seq} is where record {expected} should be", seq=expected)
         return
     elsewhere = _find(folder, expected)
     if elsewhere:
-        walk.stop(Kind.REORDERED, f"record {seq} stands where record {expected} should, which is in {elsewhere}")
+        detail = f"record {seq} is where record {expected} should be, which is in {elsewhere}"
+        walk.stop(BreakKind.REORDERED, detail)
         return
     one = seq == expected + 1
     missing = f"record {expected} is missing" if one else f"records {expected} to {seq - 1} are missing"
-    walk.stop(Kind.DELETED, missing + (_missing_file(folder) if walk.line == 1 else ""))
+    walk.stop(BreakKind.DELETED, missing + (_missing_file(folder) if walk.line == 1 else ""))
 
 
 def _missing_file(folder: Path) -> str:
-    with segments(folder) as found:
-        for number, segment in enumerate(found, 1):
-            if segment.number != number:
+    with log_files(folder) as found:
+        for number, file in enumerate(found, 1):
+            if file.number != number:
                 return f"; the file {rotated_name(number)} is missing"
-            if segment.name == CURRENT:
+            if file.name == CURRENT:
                 return f"; they may have been in a file {rotated_name(number)}"
     return ""
 
 
 def _find(folder: Path, seq: int) -> str:
-    """The file and line where a record stands, or nothing."""
-    looked = 0
-    with segments(folder) as found:
-        for segment in found:
-            for number, line in enumerate(lines_of(segment), 1):
+    """Return the file and line of a record, or an empty string if it is not found."""
+    searched = 0
+    with log_files(folder) as found:
+        for file in found:
+            for number, line in enumerate(lines_of(file), 1):
                 record = read_record(line.removesuffix(b"\n"))
                 if record is not None and record["seq"] == seq:
-                    return f"{segment.name} line {number}"
-                looked += 1
-                if looked >= _SEARCH_LIMIT:
+                    return f"{file.name} line {number}"
+                searched += 1
+                if searched >= _SEARCH_LIMIT:
                     return ""
     return ""
 
 
 def _prev_differs(walk: _Walk, line: bytes, following: bytes) -> None:
-    """Either this record was edited or the one before: the record after this one tells."""
+    """Set the error: either this record or the previous one was edited, which the record after this one shows."""
     after = read_record(following.removesuffix(b"\n"))
     untouched = after is not None and after["prev"] == hashlib.sha256(line).hexdigest()
     if walk.frontier.size and (untouched or after is None):
         seq = walk.frontier.size - 1
-        walk.stop(
-            Kind.EDITED, f"record {seq} does not have the hash that record {seq + 1} holds", at=walk.previous, seq=seq
-        )
+        detail = f"record {seq} does not have the hash that record {seq + 1} holds"
+        walk.stop(BreakKind.EDITED, detail, at=walk.previous, seq=seq)
     else:
-        walk.stop(Kind.EDITED, "the record does not hold the hash of the one before")
+        walk.stop(BreakKind.EDITED, "the record does not hold the hash of the previous record")
 
 
 def _check_legacy(walk: _Walk, folder: Path, record: dict[str, Any]) -> None:
@@ -206,14 +213,14 @@ def _check_legacy(walk: _Walk, folder: Path, record: dict[str, Any]) -> None:
         with open(open_regular(folder / LEGACY, 0), "rb") as file:  # noqa: PTH123 - a descriptor
             same = hashlib.file_digest(file, "sha256").hexdigest() == record.get("legacy_sha256")
     except FileNotFoundError:
-        walk.stop(Kind.DELETED, f"{LEGACY}, whose hash this record holds, is missing")
+        walk.stop(BreakKind.DELETED, f"{LEGACY}, whose hash this record holds, is missing")
         return
     if not same:
-        walk.stop(Kind.EDITED, "it does not have the hash that record 0 holds", at=(LEGACY, 0))
+        walk.stop(BreakKind.EDITED, "it does not have the hash that record 0 holds", at=(LEGACY, 0))
 
 
 def _compare(walk: _Walk, notes: Sequence[Note], key: VerifierKey | None) -> None:
-    """Compare with every checkpoint that the key signed, smallest first; then say whether there are others."""
+    """Compare the log with every checkpoint that the key signed, smallest first, then report one it did not sign."""
     report, agreed = walk.report, 0
     end = (walk.file, walk.line)
     signed: list[Note] = []
@@ -222,13 +229,15 @@ def _compare(walk: _Walk, notes: Sequence[Note], key: VerifierKey | None) -> Non
         (signed if key is not None and key.signed(note) else others).append(note)
     for note in signed:
         if note.size > report.size:
-            walk.stop(Kind.TRUNCATED, f"{note.size} records were sealed, {report.size} are there", at=end)
+            detail = f"a checkpoint covers {note.size} records, and the log has {report.size}"
+            walk.stop(BreakKind.TRUNCATED, detail, at=end)
             return
         if walk.roots[note.size] != note.root:
-            detail = f"records {agreed} to {note.size - 1} are not those that were sealed: the log was written again"
-            walk.stop(Kind.RECHAINED, detail, at=("", 0), seq=agreed)
+            detail = f"records {agreed} to {note.size - 1} differ from a checkpoint: the log was written again"
+            walk.stop(BreakKind.RECHAINED, detail, at=("", 0), seq=agreed)
             return
         agreed = report.sealed = note.size
         report.checked += 1
     if others:
-        walk.stop(Kind.FORGED, f"the checkpoint of {others[0].size} records is not signed by this log's key", at=end)
+        detail = f"the checkpoint of {others[0].size} records is not signed by the key of this log"
+        walk.stop(BreakKind.FORGED, detail, at=end)

@@ -1,8 +1,10 @@
-"""Appending: one record at a time under the log's lock, on the disk before the call returns.
+"""Appending records: one at a time under the lock of the log, synced to the disk before the call returns.
 
-Several processes append to the same log. Each finds the end of the chain where it left it, or, where another one has
-written since, by reading the last line; the record it wrote last itself must still be where it was written. A line
-that a crash cut off was never acknowledged: it is overwritten by a record of the repair that holds its bytes.
+Several processes may append to the same log. Each keeps the position of the end of the log after its own last record.
+If another process has written since then, the end of the chain is read from the last line. The last record that this
+process wrote must be unchanged.
+
+A line that a crash cut off was never acknowledged. It is overwritten by a ``repair`` record that holds its bytes.
 """
 
 from __future__ import annotations
@@ -30,13 +32,13 @@ from mcp_server.audit.records import ChainHead, Receipt, line_of, read_record
 from mcp_server.errors import PlatformError
 
 TERMS: Final = ("scope_hash", "enforcement")
-"""Fields of every record that say under what it was written."""
+"""Fields that every record has: the policy and the enforcement in force when it was written."""
 TORN_KEPT: Final = 16 * 1024
-"""Bytes of a torn line kept on the record of its repair."""
+"""Bytes of an incomplete line that its ``repair`` record keeps."""
 
 
 class _Position(NamedTuple):
-    """Where this process left the log: the file, its size, the bytes of its last line, and the end of the chain."""
+    """The end of the log after the last record of this process: file, size, length of the last line, and chain."""
 
     device: int
     inode: int
@@ -46,7 +48,10 @@ class _Position(NamedTuple):
 
 
 class _LogEnd(NamedTuple):
-    """What an append starts from: where it writes, the end of the chain, and what a crash left there."""
+    """Where an append starts: the offset, the end of the chain, and the incomplete line that a crash left, if any.
+
+    ``first`` is set if the log has no record yet.
+    """
 
     offset: int
     head: ChainHead
@@ -54,25 +59,24 @@ class _LogEnd(NamedTuple):
     first: bool = False
 
 
-class Writer:
+class AuditWriter:
     """Appends records to the log in one folder."""
 
     def __init__(self, folder: Path) -> None:
-        self.path = folder / CURRENT
         self._folder = folder
         self._position: _Position | None = None
 
     def append(self, event: str, fields: Mapping[str, Any], max_file_size: int) -> Receipt:
-        """Write one synced record of cleaned fields.
+        """Write and sync one record; ``fields`` must have passed `records.cleaned`.
 
-        Raises PlatformError ``audit_unavailable``, ``disk_full``, or ``audit_broken`` where the log has lost records.
+        Raises PlatformError ``audit_unavailable`` or ``disk_full``, and ``audit_broken`` if the log has lost records.
         """
         try:
             with locked(self._folder) as folder:
                 return self._append(folder, event, fields, max_file_size)
         except OSError as error:
             raise PlatformError(
-                f"the decision log {self.path} cannot be written: {error.strerror}",
+                f"The audit log {self._folder / CURRENT} cannot be written: {error.strerror}.",
                 code="disk_full" if error.errno in {errno.ENOSPC, errno.EDQUOT} else "audit_unavailable",
             ) from error
 
@@ -80,7 +84,7 @@ class Writer:
         descriptor = open_regular(CURRENT, os.O_RDWR | os.O_CREAT, folder)
         try:
             end = self._find_end(folder, descriptor)
-            if end is None:  # an earlier version's log: set aside, so that record 0 can hold its hash
+            if end is None:  # a log of an earlier version: rename it, so that record 0 can hold its hash
                 os.rename(CURRENT, LEGACY, src_dir_fd=folder, dst_dir_fd=folder)
                 descriptor = _reopen(folder, descriptor)
                 end = _LogEnd(0, ChainHead(), first=True)
@@ -92,7 +96,7 @@ class Writer:
                 end = _LogEnd(0, end.head)
             _write(descriptor, end, lines)
             if not end.offset:
-                os.fsync(folder)  # the file's name must outlive a power cut as well
+                os.fsync(folder)  # the name of a new file must survive a power failure too
             found = os.fstat(descriptor)
             last = len(lines) - 1 - (lines.rfind(b"\n", 0, -1) + 1)
             self._position = _Position(found.st_dev, found.st_ino, found.st_size, last, head)
@@ -101,12 +105,11 @@ class Writer:
             os.close(descriptor)
 
     def _find_end(self, folder: int, descriptor: int) -> _LogEnd | None:
-        """The end of the chain, or None where the file was written by a version that had none."""
+        """Return the end of the chain, or None if the file was written by a version without a chain."""
         found, position = os.fstat(descriptor), self._position
         if position and not _still_there(folder, descriptor, position):
-            raise _broken(
-                f"record {position.head.seq - 1} is no longer what this process wrote: records were taken away or replaced"
-            )
+            seq = position.head.seq - 1
+            raise _broken(f"record {seq} is not what this process wrote, so records were removed or replaced")
         if position and (position.device, position.inode, position.size) == (found.st_dev, found.st_ino, found.st_size):
             return _LogEnd(position.size, position.head)
         tail = read_tail(descriptor, found.st_size)
@@ -117,17 +120,16 @@ class Writer:
         elif position is None and not rotated_numbers(folder) and not _first_line_is_chained(descriptor):
             return None
         else:
-            raise _broken(f"the last line of {CURRENT} is no record of the chain")
+            raise _broken(f"the last line of {CURRENT} is not a record of the chain")
         if position and head.seq < position.head.seq:
-            raise _broken(
-                f"it ended with record {position.head.seq - 1}, now with record {head.seq - 1}: records were taken away"
-            )
+            before, now = position.head.seq - 1, head.seq - 1
+            raise _broken(f"it ended with record {before} and now ends with record {now}, so records were removed")
         return _LogEnd(tail.end, head, tail.torn, first=head.seq == 0)
 
     def _lines(self, folder: int, end: _LogEnd, event: str, fields: Mapping[str, Any]) -> tuple[bytes, ChainHead]:
         lines, head = b"", end.head
         now = datetime.now(UTC).isoformat(timespec="microseconds")
-        # What is in force is so for these as well: they are written because the record is.
+        # The genesis and repair records are written together with this one, so the same terms are in force.
         terms = {name: fields[name] for name in TERMS if name in fields}
         if end.first and (legacy := _hash_of_legacy(folder)):
             line, head = line_of(head, now, "genesis", legacy | terms)
@@ -140,14 +142,14 @@ class Writer:
 
 
 def _write(descriptor: int, end: _LogEnd, lines: bytes) -> None:
-    """Write whole and sync, or leave the file as it was."""
+    """Write everything and sync. If that fails, restore the file and raise OSError."""
     try:
         _write_all(descriptor, lines, end.offset)
         if len(lines) < len(end.torn):
             os.ftruncate(descriptor, end.offset + len(lines))
         os.fdatasync(descriptor)
     except OSError:
-        # A torn line must not be mistaken for a record, and what a crash had left stays for a later repair.
+        # An incomplete line must not pass for a record, and the bytes that a crash left must stay for a later repair.
         with suppress(OSError):
             os.ftruncate(descriptor, end.offset)
             if end.torn:
@@ -167,7 +169,7 @@ def _reopen(folder: int, descriptor: int) -> int:
 
 
 def _still_there(folder: int, current: int, position: _Position) -> bool:
-    """Whether the last record this process wrote is unchanged, in the file that is written to or a full one."""
+    """Return whether the last record of this process is unchanged, in the current file or in a full one."""
     found = os.fstat(current)
     if (found.st_dev, found.st_ino) == (position.device, position.inode):
         return _holds(current, position)
@@ -220,7 +222,7 @@ def _hash_of_legacy(folder: int) -> dict[str, Any] | None:
         return None
     with os.fdopen(descriptor, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return {"legacy_file": LEGACY, "legacy_bytes": file.tell(), "legacy_sha256": digest}
+        return {"legacy_file": LEGACY, "legacy_bytes": os.fstat(file.fileno()).st_size, "legacy_sha256": digest}
 
 
 def _describe_torn(torn: bytes) -> dict[str, Any]:
@@ -232,4 +234,4 @@ def _describe_torn(torn: bytes) -> dict[str, Any]:
 
 
 def _broken(what: str) -> PlatformError:
-    return PlatformError(f"the decision log is broken: {what}", code="audit_broken")
+    return PlatformError(f"The audit log is broken: {what}.", code="audit_broken")

@@ -1,4 +1,4 @@
-"""``audit``: the decision log, verified, shown and handed on; none of it needs a running server."""
+"""``audit``: verifies, shows, exports and seals the audit log. No command needs a running server."""
 
 from __future__ import annotations
 
@@ -19,35 +19,35 @@ from mcp_server.errors import ArgumentError, NetworkToolsError, NotFoundError, P
 
 if TYPE_CHECKING:
     from mcp_server.audit.notes import Note, VerifierKey
-    from mcp_server.audit.select import Filter
-    from mcp_server.audit.verify import Report
+    from mcp_server.audit.select import RecordFilter
+    from mcp_server.audit.verify import Verification
 
-app = typer.Typer(help="The decision log: verify, show, export, seal.", no_args_is_help=True)
+app = typer.Typer(help="The audit log: verify, show, export, seal.", no_args_is_help=True)
 
 
 class Decision(StrEnum):
-    """What was decided on a call."""
+    """The decision on a call."""
 
     ACCEPT = "accept"
     DENY = "deny"
 
 
 class Format(StrEnum):
-    """The forms records are exported in."""
+    """The formats of exported records."""
 
     OCSF = "ocsf"
     ECS = "ecs"
 
 
-Since = Annotated[str | None, typer.Option(help="From this time on: 90m, 2h, 1d, or an ISO 8601 time.")]
-OfActor = Annotated[str | None, typer.Option("--actor", help="Only what this actor did.")]
-OfDecision = Annotated[Decision | None, typer.Option("--decision", help="Only these decisions.")]
-OfRun = Annotated[str | None, typer.Option("--run", help="Only the records of this run.")]
+Since = Annotated[str | None, typer.Option(help="Only records since: 90m, 2h, 1d ago, or an ISO 8601 time.")]
+OfActor = Annotated[str | None, typer.Option("--actor", help="Only records of this actor.")]
+OfDecision = Annotated[Decision | None, typer.Option("--decision", help="Only records with this decision.")]
+OfRun = Annotated[str | None, typer.Option("--run", help="Only records of this run.")]
 
 
 @contextmanager
 def _reading() -> Iterator[Path]:
-    """The folder the log is in; a file that cannot be read becomes an error of ours."""
+    """Yield the folder of the log. Raises PlatformError for a file that cannot be read."""
     from mcp_server.config import get_config
 
     folder = get_config().state_dir
@@ -57,61 +57,66 @@ def _reading() -> Iterator[Path]:
         raise
     except OSError as error:
         raise PlatformError(
-            f"the decision log in {folder} cannot be read: {error.filename or ''} {error.strerror or error}",
-            hint="Run this as the user the server runs as, with its MCP_STATE_DIR.",
+            f"The audit log in {folder} cannot be read: {error.filename or ''} {error.strerror or error}.",
+            hint="Run this command as the user that runs the server, with the same MCP_STATE_DIR.",
         ) from error
 
 
 @app.command("verify")
 def verify(
     checkpoint: Annotated[
-        Path | None, typer.Option(help="A copy of the checkpoints kept elsewhere: notes, or a system log with them.")
+        Path | None,
+        typer.Option(
+            help="A copy of the checkpoints that is kept elsewhere: signed notes, or a system log that contains them."
+        ),
     ] = None,
     public_key: Annotated[
-        str | None, typer.Option(help="The log's public key as 'audit show-key' prints it, or a file that holds it.")
+        str | None, typer.Option(help="The public key of the log as 'audit show-key' prints it, or a file with it.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Verify the whole log: chain, files and checkpoints; exit 5 where it is broken, and say where first."""
+    """Verify the whole log: chain, files and checkpoints. Exit 5 if it is broken, and print the first broken record."""
     from mcp_server.audit.verify import verify as verify_log
 
     with reporting(as_json=as_json), _reading() as folder:
         notes, copies = _notes(folder), _copies(checkpoint)
         key = _key(folder, public_key) if notes or copies else None
-        # A system log may hold those of other servers. Only a key that was kept tells them from a forger's.
+        # A system log may hold checkpoints of other servers. Only a key from elsewhere separates them from forged ones.
         others = [note for note in copies if key and public_key is not None and note.origin != key.name]
         if len(others) == len(copies):
             others = []
         report = verify_log(folder, [*notes, *(note for note in copies if note not in others)], key)
         if not report.size and report.broken is None:
             raise NotFoundError(
-                f"there is no record in {folder}", hint="Name the server's state folder in MCP_STATE_DIR."
+                f"There is no record in {folder}.", hint="Set MCP_STATE_DIR to the state folder of the server."
             )
         if report.broken is not None:
             where = f"{report.broken.file} line {report.broken.line}, " if report.broken.file else ""
             raise NetworkToolsError(
-                f"{report.broken.kind.value}: {where}record {report.broken.seq}: {report.broken.detail}",
+                f"{report.broken.kind.value}: {where}record {report.broken.seq}: {report.broken.detail}.",
                 code="audit_broken",
                 **_facts(report),
             )
         if as_json:
             copy = str(checkpoint) if checkpoint else None
-            print_json({"ok": True, **_facts(report), "checkpoint": copy, "passed_over": len(others)})
+            print_json({"ok": True, **_facts(report), "checkpoint": copy, "ignored": len(others)})
             return
-        print(f"ok: {report.size} records in {report.files} files, the last of {report.last_time or 'no time'}")
+        print(
+            f"ok: {report.size} records in {report.files} files, the last from {report.last_time or 'an unknown time'}"
+        )
         print(f"root {report.root}")
         if report.repairs:
-            print(f"{report.repairs} lines that a crash had cut off were repaired")
+            print(f"{report.repairs} lines that a crash had truncated were repaired")
         if report.backwards:
-            print(f"{report.backwards} times the clock stood before the record before")
-        print(f"{report.checked} checkpoints agree; they cover {report.sealed} of {report.size} records")
+            print(f"{report.backwards} records are older than the record before them (the clock was set back)")
+        print(f"{report.checked} checkpoints match; they cover {report.sealed} of {report.size} records")
         if others:
-            print(f"{len(others)} checkpoints of other logs were passed over")
+            print(f"{len(others)} checkpoints of other logs were ignored")
         if checkpoint is None:
-            print("Only checkpoints kept elsewhere show a log that was cut off or written again: --checkpoint FILE.")
+            print("Only checkpoints kept elsewhere reveal a log that was truncated or rewritten: --checkpoint FILE.")
 
 
-def _facts(report: Report) -> dict[str, Any]:
+def _facts(report: Verification) -> dict[str, Any]:
     facts = asdict(report)
     broken = facts.pop("broken")
     return facts if broken is None else {**facts, **broken}
@@ -131,7 +136,7 @@ def _notes(folder: Path) -> list[Note]:
 
 
 def _copies(checkpoint: Path | None) -> list[Note]:
-    """The checkpoints in a copy of them; ArgumentError where there are none."""
+    """The checkpoints in a copy. Raises ArgumentError if it has none."""
     from mcp_server.audit.notes import find_notes
 
     if checkpoint is None:
@@ -139,9 +144,11 @@ def _copies(checkpoint: Path | None) -> list[Note]:
     try:
         found = find_notes(checkpoint.read_text("utf-8", "replace"))
     except OSError as error:
-        raise ArgumentError(f"{checkpoint} cannot be read: {error.strerror}", hint="Name a readable file.") from error
+        raise ArgumentError(
+            f"{checkpoint} cannot be read: {error.strerror}.", hint="Use a file that this user can read."
+        ) from error
     if not found:
-        raise ArgumentError(f"there is no checkpoint in {checkpoint}", hint="Give a file of signed notes.")
+        raise ArgumentError(f"There is no checkpoint in {checkpoint}.", hint="Use a file with signed notes.")
     return found
 
 
@@ -153,22 +160,24 @@ def _key(folder: Path, given: str | None) -> VerifierKey:
         try:
             return public_key(folder)
         except NotFoundError as error:
-            raise NotFoundError(error.message, hint="Give --public-key, as 'audit show-key' once printed it.") from None
+            raise NotFoundError(
+                error.message, hint="Use --public-key with the key that 'audit show-key' printed earlier."
+            ) from None
     if "+" not in given:
         try:
             given = Path(given).read_text("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ArgumentError(
-                "--public-key is neither a key nor a readable file",
-                hint="Give the line that 'mcp-network-tools audit show-key' prints, or a file that holds it.",
+                "--public-key is neither a key nor a readable file.",
+                hint="Use the line that 'mcp-network-tools audit show-key' prints, or a file with it.",
             ) from error
     return VerifierKey.parse(given)
 
 
-def _filter(since: str | None, actor: str | None, decision: Decision | None, run: str | None) -> Filter:
-    from mcp_server.audit.select import Filter, read_since
+def _filter(since: str | None, actor: str | None, decision: Decision | None, run: str | None) -> RecordFilter:
+    from mcp_server.audit.select import RecordFilter, read_since
 
-    return Filter(
+    return RecordFilter(
         since=read_since(since) if since is not None else None,
         actor=actor,
         decision=decision.value if decision else None,
@@ -182,22 +191,24 @@ def show(
     actor: OfActor = None,
     decision: OfDecision = None,
     run: OfRun = None,
-    limit: Annotated[int, typer.Option(min=1, max=100_000, help="How many of the last records to show.")] = 50,
+    limit: Annotated[int, typer.Option(min=1, max=100_000, help="The most records to show.")] = 50,
     as_json: Json = False,
 ) -> None:
-    """Show the last records, oldest first; with --json, whole."""
+    """Show the last records, oldest first. With --json, all fields are shown."""
     from mcp_server.audit.select import newest
 
     with reporting(as_json=as_json), _reading() as folder:
         found = newest(folder, _filter(since, actor, decision, run), limit)
         if as_json:
-            print(json.dumps({"records": found}, indent=2))  # ASCII: what somebody put on the log stays an escape
+            print(
+                json.dumps({"records": found}, indent=2)
+            )  # ASCII only, so that control characters in a record stay escaped
             return
         print_table(("SEQ", "TIME", "EVENT", "ACTOR", "TOOL", "WHAT", "RUN"), [_row(record) for record in found])
 
 
-_TOLD = ("decision", "outcome", "alarm", "action", "result", "name", "code", "reason")
-"""The fields that say what happened, in the order they are shown."""
+_EVENT_FIELDS = ("decision", "outcome", "alarm", "action", "result", "name", "code", "reason")
+"""The fields that say what happened, in the order in which they are shown."""
 
 
 def _row(record: dict[str, Any]) -> tuple[str, ...]:
@@ -210,12 +221,14 @@ def _row(record: dict[str, Any]) -> tuple[str, ...]:
         if isinstance(item, dict)
         for address in item.get("pinned") or ()
     ]
-    details = [record.get(name) for name in _TOLD]
+    details = [record.get(name) for name in _EVENT_FIELDS]
     if isinstance(dropped := record.get("dropped"), dict):
         details += [f"{rule} {packets}" for rule, packets in dropped.items()]
     if record.get("event") == "policy":
         details += [record.get("scope_hash"), record.get("actors_hash")]
-    if record.get("event") == "authentication":  # nobody is known: where from, and whose key it is not
+    if (
+        record.get("event") == "authentication"
+    ):  # there is no actor: show the address, and the id of the key if one was named
         details += [record.get("client"), record.get("id")]
     details += [" ".join(pinned[:4]), "…" if len(pinned) > 4 else ""]
     what = " ".join(str(part) for part in details if part)
@@ -224,7 +237,7 @@ def _row(record: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _cell(value: object) -> str:
-    """One line that can do nothing to a terminal: the log may have been written by somebody else."""
+    """The value on one line, safe for a terminal. A record may hold text of an attacker."""
     from mcp_server.model.untrusted import escape
 
     text = str("" if value is None else value)
@@ -240,7 +253,7 @@ def export(
     run: OfRun = None,
     as_json: Json = False,
 ) -> None:
-    """Write records as JSON lines in a form that collectors read."""
+    """Print records as JSON lines in a format that log collectors read."""
     from mcp_server.audit.export import FORMATS
     from mcp_server.audit.select import records
 
@@ -253,22 +266,22 @@ def export(
                 continue
             sys.stdout.write(json.dumps(make(record), separators=(",", ":")) + "\n")
         if unreadable:
-            raise NetworkToolsError(f"{unreadable} lines are no records and were left out", code="audit_broken")
+            raise NetworkToolsError(f"{unreadable} lines are not records and were left out.", code="audit_broken")
 
 
 @app.command("checkpoint")
 def checkpoint(as_json: Json = False) -> None:
-    """Seal the log now: sign a checkpoint of all records, ship it, and print the newest one."""
+    """Seal the log now: sign a checkpoint of all records, send it to audit.ship_to, and print it."""
     from mcp_server.audit.checkpoint import Sealer
     from mcp_server.config import get_config
     from mcp_server.server.startup import prepare_state_dir
 
     with reporting(as_json=as_json), _reading() as folder:
-        prepare_state_dir(get_config())  # key and checkpoints of somebody else would stop the server's own sealing
+        prepare_state_dir(get_config())  # files that belong to another user would prevent that the server seals the log
         Sealer(folder).seal(get_config().audit.ship_to)
         notes = _notes(folder)
         if not notes:
-            raise NotFoundError("there is no record to seal yet", hint="Every call that is made leaves one.")
+            raise NotFoundError("There is no record to seal yet.", hint="Make a call first. Every call adds records.")
         if as_json:
             print_json({"checkpoint": notes[-1].whole, "size": notes[-1].size, "root": notes[-1].root.hex()})
         else:
@@ -277,7 +290,7 @@ def checkpoint(as_json: Json = False) -> None:
 
 @app.command("show-key")
 def show_key(as_json: Json = False) -> None:
-    """Print the public key that the log's checkpoints verify with; keep it elsewhere."""
+    """Print the public key that verifies the checkpoints of the log. Keep a copy on another machine."""
     from mcp_server.audit.keys import public_key
 
     with reporting(as_json=as_json), _reading() as folder:

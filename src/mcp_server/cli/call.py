@@ -1,11 +1,11 @@
-"""``call``: one tool call from the shell, down the same road as every other call."""
+"""``call``: runs a tool from the shell, through the same pipeline as every other call."""
 
 from __future__ import annotations
 
 import json
 import sys
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from mcp_server.pipeline.respond import CallResult
     from mcp_server.tools.base import ToolOutput
 
-ALL_HOSTS = 1000
+MAX_HOSTS: Final = 1000
+"""The most hosts that are printed."""
 
 
 def _tool_names(incomplete: str) -> list[str]:
@@ -28,41 +29,43 @@ def _tool_names(incomplete: str) -> list[str]:
 
     try:
         return [name for name in build_registry(get_config()).tools if name.startswith(incomplete)]
-    except ConfigError:  # the shell has nowhere to show it
+    except ConfigError:  # completion cannot show an error
         return []
 
 
 def call(
-    tool: Annotated[str, typer.Argument(help="A tool's name; 'tools' lists them.", autocompletion=_tool_names)],
+    tool: Annotated[
+        str, typer.Argument(help="The name of a tool. The command 'tools' lists them.", autocompletion=_tool_names)
+    ],
     parameters: Annotated[
-        list[str] | None, typer.Argument(help="key=value; repeat a key, or separate by commas, for a list.")
+        list[str] | None, typer.Argument(help="key=value. For a list, repeat the key or separate values by commas.")
     ] = None,
     inside: Annotated[int | None, typer.Option(hidden=True)] = None,
     as_json: Json = False,
 ) -> None:
-    """Run a tool inside the strongest guard that works here, and print what it found."""
+    """Run a tool inside the strongest guard that works here, and print its result."""
     with reporting(as_json=as_json):
         guard = None if inside is None else _inside(inside)
         if guard is None:
             _go_inside(tool, parameters or [], as_json=as_json)
-        answer, output = run_async(_call(tool, parameters or [], guard, quiet=as_json))
+        result, output = run_async(_call(tool, parameters or [], guard, quiet=as_json))
         body = output.model_dump(mode="json", exclude_none=True) if as_json else {}
         if not as_json:
-            _show(answer, output)
-        if answer.error is not None:
-            fail(answer.error, as_json=as_json, extra={"result": body})
+            _show(result, output)
+        if result is not None and result.error is not None:
+            fail(result.error, as_json=as_json, extra={"result": body})
         if as_json:
             print_json(body)
 
 
 def _inside(descriptor: int) -> Guard:
-    from mcp_server.netguard.client import KernelGuard
+    from mcp_server.netguard.client import PacketGuard
 
-    return KernelGuard(descriptor)
+    return PacketGuard(descriptor)
 
 
 def _go_inside(tool: str, parameters: list[str], *, as_json: bool) -> None:
-    """Where a guard is to be had, have the call made inside it, and exit as that did."""
+    """If a guard works here, run the command inside it, and exit with its exit code."""
     from mcp_server.config import get_config
     from mcp_server.netguard import Enforcement
     from mcp_server.netguard.choice import choose_guard
@@ -70,46 +73,54 @@ def _go_inside(tool: str, parameters: list[str], *, as_json: bool) -> None:
     config = get_config()
     choice = choose_guard(config)
     if choice.enforcement is not Enforcement.ARGUMENT:
-        from mcp_server.cli.guarded import run_guarded
+        from mcp_server.cli.guard import run_guarded
 
         words = ["call", *(["--json"] if as_json else []), tool, *parameters]
         raise typer.Exit(run_guarded(config, choice, words, quiet=True))
 
 
-async def _call(tool: str, parameters: list[str], guard: Guard | None, *, quiet: bool) -> tuple[CallResult, ToolOutput]:
-    from mcp_server.api.views import tool_output
+async def _call(
+    tool: str, parameters: list[str], guard: Guard | None, *, quiet: bool
+) -> tuple[CallResult | None, ToolOutput]:
+    """Return the result of a run, or None for a tool that runs no program, and the output to print."""
+    from mcp_server.api.views import answer_output, tool_output
     from mcp_server.model.access import FULL_ACCESS
     from mcp_server.model.run import Actor
     from mcp_server.pipeline.validate import user_name
-    from mcp_server.server.enhanced import EnhancedMCPServer
+    from mcp_server.server import EnhancedMCPServer
+    from mcp_server.tools.context import ToolAnswer
 
     server = EnhancedMCPServer(guard=guard)
     try:
-        schema = server.pipeline.registry.get(tool).parameters.model_json_schema()
+        schema = server.pipeline.current.value.registry.get(tool).parameters.model_json_schema()
         arguments = read_parameters(parameters, schema)
         bar, progress = _progress_bar(quiet=quiet)
         with bar:
-            answer = await server.pipeline.call(
+            result = await server.pipeline.handle(
                 tool, arguments, Actor(user_name(), "cli", access=FULL_ACCESS), progress
             )
-        if answer.digest is None:
-            return answer, tool_output(answer)
-        page = await (await server.store()).hosts(answer.run.id, limit=ALL_HOSTS)
-        return answer, tool_output(answer, list(page.items), page.total)
+        if isinstance(result, ToolAnswer):
+            return None, answer_output(result)
+        if result.digest is None:
+            return result, tool_output(result)
+        page = await (await server.pipeline.open_store()).hosts(result.run.id, limit=MAX_HOSTS)
+        return result, tool_output(result, list(page.items), page.total)
     finally:
         await server.cleanup()
 
 
 def read_parameters(words: list[str], schema: dict[str, Any]) -> dict[str, Any]:
-    """Read ``key=value`` words into the types the tool's schema names; raises ArgumentError.
+    """Convert ``key=value`` words to the types of the tool's schema. Raises ArgumentError for a word without ``=``.
 
-    The tool's own strict model judges the result: a value that does not fit is handed on as it was typed.
+    A value that does not fit is passed on as it was typed, and the tool's strict model refuses it.
     """
     found: dict[str, Any] = {}
     for word in words:
         key, equals, value = word.partition("=")
         if not equals or not key:
-            raise ArgumentError(f"{sanitize(word, 60)!r} is not of the form key=value", hint="Write target=10.0.0.1.")
+            raise ArgumentError(
+                f"{sanitize(word, 60)!r} does not have the form key=value.", hint="Use for example target=10.0.0.1."
+            )
         typed = _typed(value, schema.get("properties", {}).get(key, {}))
         if key not in found:
             found[key] = typed
@@ -141,7 +152,7 @@ def _typed(value: str, node: dict[str, Any]) -> Any:
 
 
 def _progress_bar(*, quiet: bool) -> tuple[AbstractContextManager[Any], Progress | None]:
-    """A bar on standard error; it appears with the first report, which comes after a second."""
+    """A progress bar on standard error. It appears with the first report, after about a second."""
     if quiet or not sys.stderr.isatty():
         return nullcontext(), None
     from rich.console import Console
@@ -167,7 +178,7 @@ def _progress_bar(*, quiet: bool) -> tuple[AbstractContextManager[Any], Progress
     return ending, report
 
 
-def _show(answer: CallResult, output: ToolOutput) -> None:
+def _show(result: CallResult | None, output: ToolOutput) -> None:
     if output.hosts is None:
         if output.stdout:
             say(output.stdout.rstrip("\n"))
@@ -176,12 +187,13 @@ def _show(answer: CallResult, output: ToolOutput) -> None:
         if rows:
             print_table(("HOST", "PORT", "STATE", "SERVICE", "VERSION"), rows)
         if output.hosts_total and output.hosts_total > len(output.hosts):
-            say(f"{output.hosts_total - len(output.hosts)} hosts more: mcp-network-tools runs show {answer.run.id}")
-    say(summary(answer))
+            say(f"{output.hosts_total - len(output.hosts)} more hosts: mcp-network-tools runs show {output.run_id}")
+    if result is not None:
+        say(summary(result))
 
 
 def host_rows(host: dict[str, Any]) -> list[tuple[str, str, str, str, str]]:
-    """Table rows of one host: its ports that are not closed, or one row that says how the host is."""
+    """The table rows of one host: its ports that are not closed, or else one row with the state of the host."""
     name = host["address"] + (f" ({host['names'][0]})" if host.get("names") else "")
     rows = [
         (name, f"{port['number']}/{port['transport']}", port["state"], *_service(port.get("service") or {}))
@@ -190,23 +202,23 @@ def host_rows(host: dict[str, Any]) -> list[tuple[str, str, str, str, str]]:
     ]
     if rows:
         return rows
-    state = "given up: not looked at in full" if host.get("timed_out") else host["state"]
+    state = "incomplete: the scan of this host timed out" if host.get("timed_out") else host["state"]
     return [(name, "-", state, "", "")]
 
 
 def _service(service: dict[str, Any]) -> tuple[str, str]:
-    said = service.get(FROM_TARGET, {}).get(VERSION_PROBE, {})
+    texts = service.get(FROM_TARGET, {}).get(VERSION_PROBE, {})
     name = service.get("name", "")
     if service.get("tunnel"):
         name = f"{service['tunnel']}/{name}"
-    words = (said.get(key, "") for key in ("name", "product", "version", "extra_info"))
+    words = (texts.get(key, "") for key in ("name", "product", "version", "extra_info"))
     return name, " ".join(word for word in words if word)
 
 
-def summary(answer: CallResult) -> str:
-    """One line: outcome, what was covered, the run's id, and how the scope was enforced."""
-    run, coverage = answer.run, answer.run.coverage
-    parts = [f"{run.tool} {run.outcome.value} in {answer.seconds:.1f} s"]
+def summary(result: CallResult) -> str:
+    """One line with the outcome, the coverage, the run's id, and how the scope was enforced."""
+    run, coverage = result.run, result.run.coverage
+    parts = [f"{run.tool} {run.outcome.value} in {result.seconds:.1f} s"]
     if coverage:
         parts.append(f"looked at {coverage.looked_at} of {coverage.planned} addresses")
         parts += [f"{ports.count} {ports.transport} ports ({ports.method})" for ports in coverage.ports]

@@ -1,10 +1,11 @@
-"""``guard``: what guards are up on this host, and taking them down."""
+"""``guard``: shows and ends the packet guards of this host. Also runs other commands inside a guard."""
 
 from __future__ import annotations
 
 import os
 import signal
 import socket
+import sys
 import time
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -14,22 +15,26 @@ from mcp_server.cli.output import Json, print_json, print_table, reporting
 from mcp_server.errors import ExitCode, NetworkToolsError, PlatformError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from mcp_server.config import Config
+    from mcp_server.netguard.choice import GuardChoice
     from mcp_server.netguard.state import GuardState
 
-app = typer.Typer(no_args_is_help=True, help="The guard of the kernel tier: its state, and its end.")
+app = typer.Typer(no_args_is_help=True, help="The packet guards of the kernel tier: status, down.")
 
-Dead = Annotated[bool, typer.Option("--dead", help="Leave guards alone whose guard helper is alive.")]
+Dead = Annotated[bool, typer.Option("--dead", help="Only guards whose guard helper has died.")]
 
 _ANSWER_SEC: Final = 2.0
 _GRACE_SEC: Final = 40.0
-"""The longest a server may take by default to end its calls (server.shutdown_grace_period), and some."""
+"""Longer than a server takes by default to end its calls (``server.shutdown_grace_period``)."""
 _KILLED_SEC: Final = 10.0
 _REAPER_SEC: Final = 5.0
 
 
 @app.command("status")
 def status(as_json: Json = False) -> None:
-    """Say which guards are up: tier, processes, ruleset and counters; exit 4 where there is none. For root."""
+    """Show each guard: tier, processes, ruleset and counters. Exit 4 if there is none. Only root can run this."""
     from mcp_server.netguard.state import all_guards
 
     with reporting(as_json=as_json):
@@ -38,63 +43,63 @@ def status(as_json: Json = False) -> None:
         if as_json:
             print_json({"guards": found})
         elif found:
-            columns = ["guard helper", "server", "enforcement", "state", "uplink", "passed", "dropped", "ruleset"]
+            columns = ["helper", "server", "enforcement", "state", "uplink", "passed", "dropped", "ruleset"]
             print_table(columns, [[str(item.get(column, "")) for column in columns] for item in found])
         else:
-            print("no guard is up")
+            print("There is no guard.")
         if not any(item["state"] == "up" for item in found):
             raise typer.Exit(ExitCode.NOT_FOUND if not found else ExitCode.ENVIRONMENT)
 
 
 @app.command("down")
 def down(dead: Dead = False, as_json: Json = False) -> None:
-    """End every guard with its server, and take away what is left of any; exit 0 also where there is nothing."""
-    from mcp_server.netguard.state import all_guards, dismantle, host_namespace
+    """End every guard and its server, and remove what dead guards have left. Exit 0 also if there is none."""
+    from mcp_server.netguard.cleanup import undo
+    from mcp_server.netguard.state import all_guards
 
     with reporting(as_json=as_json):
         _only_root()
         taken, problems = [], []
         for state in all_guards():
-            here = state.host == host_namespace()
-            if dead and (state.alive or not here):
+            if dead and (state.alive or not state.here):
                 continue
-            if here:  # of another host namespace nothing could be put back: `dismantle` says so
+            if state.here:  # in another network namespace nothing can be undone, and `undo` says so
                 _end(state)
-            left = dismantle(state)
+            left = undo(state)
             problems += left
             if not left:
                 taken.append(state.helper)
         if problems:
-            raise PlatformError("; ".join(problems), code="guard_unavailable", hint="Mend what is named, then repeat.")
+            raise PlatformError(
+                "; ".join(problems), code="guard_unavailable", hint="Fix these problems, then run the command again."
+            )
         if as_json:
             print_json({"taken_down": taken})
         else:
-            print(f"taken down: {', '.join(map(str, taken))}" if taken else "no guard was up")
+            print(f"Ended: {', '.join(map(str, taken))}" if taken else "There was no guard.")
 
 
 def _only_root() -> None:
     if os.geteuid() != 0:
-        raise PlatformError(
-            "the guard of the kernel tier is root's, and this process is not", hint="Put sudo before the command."
-        )
+        raise PlatformError("Only root can manage the guard of the kernel tier.", hint="Run the command with sudo.")
 
 
 def _describe(state: GuardState) -> dict[str, Any]:
-    """A guard as it is now: ``state`` is up, broken (with the reason) or dead (its guard helper is gone)."""
+    """A guard as it is now. ``state`` is up, broken (with the reason) or dead (its guard helper has ended)."""
     from dataclasses import asdict
 
-    from mcp_server.netguard import channel
+    from mcp_server.netguard.messages import receive_reply
 
     known = {key: value for key, value in asdict(state).items() if key not in {"born", "host", "sysctls", "tables"}}
     if not state.alive:
-        return {**known, "state": "dead", "reason": "its guard helper is gone; 'guard down' takes away what is left"}
+        return {**known, "state": "dead", "reason": "its guard helper has ended; 'guard down' removes what is left"}
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as asking:
             asking.settimeout(_ANSWER_SEC)
             asking.connect(str(state.control))
-            answer = channel.receive_answer(asking)
-        channel.raise_error(answer)
-        reading = answer.reading()
+            reply = receive_reply(asking)
+        reply.raise_for_error()
+        reading = reply.reading()
     except (OSError, EOFError) as error:
         return {**known, "state": "broken", "reason": f"its guard helper does not answer: {error}"}
     except NetworkToolsError as error:
@@ -102,7 +107,7 @@ def _describe(state: GuardState) -> dict[str, Any]:
     return {
         **known,
         "state": "up",
-        "policy": answer.body["policy"],
+        "policy": reply.body["policy"],
         "ruleset": reading.ruleset,
         "passed": reading.passed,
         "dropped": reading.dropped,
@@ -111,7 +116,7 @@ def _describe(state: GuardState) -> dict[str, Any]:
 
 
 def _end(state: GuardState) -> None:
-    """End a guard helper: with SIGTERM, which lets calls under way end, then with SIGKILL."""
+    """End a guard helper: with SIGTERM, after which running calls may end, then with SIGKILL."""
     if not state.alive:
         return
     for number, seconds in ((signal.SIGTERM, _GRACE_SEC), (signal.SIGKILL, _KILLED_SEC)):
@@ -122,7 +127,44 @@ def _end(state: GuardState) -> None:
     _wait(lambda: not state.path.exists(), _REAPER_SEC)
 
 
-def _wait(done: Any, seconds: float) -> None:
+def _wait(done: Callable[[], bool], seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while not done() and time.monotonic() < deadline:
         time.sleep(0.02)
+
+
+def run_guarded(
+    config: Config,
+    choice: GuardChoice,
+    words: Sequence[str],
+    *,
+    bind: Callable[[], socket.socket] | None = None,
+    quiet: bool = False,
+) -> int:
+    """Set up the guard of ``choice``, run the command ``words`` inside it, and return its exit code.
+
+    This process becomes the guard helper, and a child runs the command, with ``--inside FD`` added. ``bind`` makes a
+    listening socket for the child. With ``quiet`` only warnings are logged.
+    """
+    from mcp_server.config import load_config
+    from mcp_server.netguard import Enforcement
+    from mcp_server.netguard.helper import GuardHelper
+    from mcp_server.observability.logs import configure_logging
+
+    # The log file belongs to the server, which runs as another user.
+    settings = config.logging.model_copy(update={"file_path": None} | ({"level": "WARNING"} if quiet else {}))
+    configure_logging(settings)
+    if choice.reason:
+        choice.log()
+
+    helper: type[GuardHelper]
+    if choice.enforcement is Enforcement.ROOTLESS:
+        from mcp_server.netguard.rootless import RootlessGuardHelper
+
+        helper = RootlessGuardHelper
+    else:
+        from mcp_server.netguard.kernel import KernelGuardHelper
+
+        helper = KernelGuardHelper
+    command = [sys.executable, "-P", "-m", "mcp_server", *words]
+    return helper(config, command, load_config=lambda: load_config(notify=False), bind=bind).run()

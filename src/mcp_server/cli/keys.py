@@ -1,4 +1,4 @@
-"""``keys``: API keys for people and programs that have no issuer of access tokens."""
+"""``keys``: creates, lists and revokes API keys, for callers that have no issuer of access tokens."""
 
 from __future__ import annotations
 
@@ -25,15 +25,17 @@ app = typer.Typer(no_args_is_help=True, help="API keys of the HTTP interfaces: c
 _UNITS: Final = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _LONGEST: Final = timedelta(days=3660)
 
-RoleOption = Annotated[Role, typer.Option("--role", help="viewer reads, operator runs tools, admin does everything.")]
+RoleOption = Annotated[
+    Role, typer.Option("--role", help="viewer reads, operator also runs tools, admin may do everything.")
+]
 Expires = Annotated[
-    str | None, typer.Option("--expires", help="How long it is good: 12h, 30d, 8w. Else until revoked.")
+    str | None, typer.Option("--expires", help="Valid for 12h, 30d or 8w, for example. Default: until it is revoked.")
 ]
 
 
 @app.command("create")
 def create(name: str, role: RoleOption, expires: Expires = None, as_json: Json = False) -> None:
-    """Make a key and print it, this once: only its hash is kept. A running server takes it at once."""
+    """Create a key and print it once, because only its hash is stored. A running server accepts it at once."""
     from mcp_server.identity.key_file import add_key, new_key
 
     with reporting(as_json=as_json):
@@ -44,12 +46,12 @@ def create(name: str, role: RoleOption, expires: Expires = None, as_json: Json =
             print_json({**_shown(made.kept), "key": made.key})
             return
         until = f"until {made.kept.expires:%Y-%m-%d %H:%M}Z" if made.kept.expires else "until it is revoked"
-        say(f"Key {made.kept.id} of key:{name}, {role.value}, good {until}; shown once:\n{made.key}")
+        say(f"Key {made.kept.id} of key:{name}, {role.value}, valid {until}. It is shown only now:\n{made.key}")
 
 
 @app.command("list")
 def list_keys(as_json: Json = False) -> None:
-    """List the keys: id, name, role, state and times; never a key itself."""
+    """List the keys: id, name, role, state and times. The keys themselves are not stored."""
     from mcp_server.identity.key_file import read_keys
 
     with reporting(as_json=as_json):
@@ -65,7 +67,7 @@ def list_keys(as_json: Json = False) -> None:
 
 @app.command("revoke")
 def revoke(key_id: Annotated[str, typer.Argument(metavar="ID")], as_json: Json = False) -> None:
-    """End a key: a running server turns it away at its next request."""
+    """Revoke a key. A running server refuses it from its next request on."""
     from mcp_server.identity.key_file import find_key, revoke_key
 
     with reporting(as_json=as_json):
@@ -87,22 +89,22 @@ def _config() -> Config:
     config = get_config()
     if os.geteuid() == 0 and config.source_of("state_dir") == "default" and (folder := _guarded_folder()) is not None:
         raise PlatformError(
-            f"a server under the kernel tier keeps its keys in {folder}, and these would be in {config.state_dir}",
-            hint=f"sudo -u '#{folder.stat().st_uid}' env MCP_STATE_DIR={folder} mcp-network-tools keys ...",
+            f"A server in the kernel tier keeps its keys in {folder}, but this command would use {config.state_dir}.",
+            hint=f"Run sudo -u '#{folder.stat().st_uid}' env MCP_STATE_DIR={folder} mcp-network-tools keys ….",
         )
-    prepare_state_dir(config)  # it says who has to run this, where the folder is another user's
+    prepare_state_dir(config)  # its error says who must run this command if the folder belongs to another user
     return config
 
 
 def _guarded_folder() -> Path | None:
-    """The state folder that root's own servers have in the kernel tier, where it is another user's."""
+    """The state folder of servers that root starts in the kernel tier, if it belongs to another user."""
     from mcp_server.netguard.kernel import DEFAULT_STATE_DIR
 
     return DEFAULT_STATE_DIR if DEFAULT_STATE_DIR.is_dir() and DEFAULT_STATE_DIR.stat().st_uid else None
 
 
 def _logged(config: Config, action: str, key: ApiKey, change: Callable[[], Any]) -> None:
-    """Make a change that is on the audit log before it is made; a change that failed is on it as well."""
+    """Write the change on the audit log, then make it. If it fails, write that too."""
     from mcp_server.audit import AuditLog
     from mcp_server.pipeline.validate import user_name
 
@@ -111,7 +113,7 @@ def _logged(config: Config, action: str, key: ApiKey, change: Callable[[], Any])
     who = {"actor": user_name(), "interface": "cli", "action": action, "arguments": facts, **_terms(config)}
 
     async def make() -> None:
-        audit = AuditLog(config.state_dir, config.audit)
+        audit = AuditLog(config.state_dir, lambda: config.audit)
         try:
             await audit.append("admin", result="accepted", **who)
             try:
@@ -126,7 +128,7 @@ def _logged(config: Config, action: str, key: ApiKey, change: Callable[[], Any])
 
 
 def _terms(config: Config) -> dict[str, str]:
-    """The policy as this command reads it, which holds no packet back; one that cannot be read stops no revocation."""
+    """The hash of the policy. A policy that cannot be read must not prevent that a key is revoked."""
     try:
         scope_hash = config.scope_policy().hash
     except ConfigError:
@@ -140,7 +142,9 @@ def _end(text: str | None) -> datetime | None:
     found = re.fullmatch(r"([1-9][0-9]{0,5})([mhdw])", text)
     length = timedelta(**{_UNITS[found[2]]: int(found[1])}) if found else None
     if length is None or length > _LONGEST:
-        raise ArgumentError(f"--expires {text[:40]!r} is no time up to ten years", hint="Give 12h, 30d or 8w.")
+        raise ArgumentError(
+            f"--expires {text[:40]!r} is not a time of at most ten years.", hint="Use for example 12h, 30d or 8w."
+        )
     return datetime.now(UTC).replace(microsecond=0) + length
 
 

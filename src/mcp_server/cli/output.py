@@ -1,4 +1,4 @@
-"""How commands speak: JSON or tables on standard output, errors on standard error, exit codes from the table."""
+"""How commands print: JSON or tables on standard output, errors on standard error, exit codes from `errors.ERRORS`."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document inst
 SIGINT_EXIT: Final = 130
 SIGPIPE_EXIT: Final = 141
 SIGTERM_EXIT: Final = 143
-"""128 + the signal's number, as shells report a command ended by Ctrl-C, a reader that has gone, or a signal."""
+"""128 + the number of the signal, as shells report a command that Ctrl-C, a closed pipe, or SIGTERM has ended."""
 
 
 def fill_standard_streams() -> None:
-    """Put /dev/null where a standard stream is closed, before another file takes its number (POSIX ``exec``)."""
+    """Open /dev/null for each closed standard stream, before another file gets its number (POSIX ``exec``)."""
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         if getattr(sys, name) is None:
             opened = os.open(os.devnull, os.O_RDWR)
             if opened != number:
                 os.dup2(opened, number)
                 os.close(opened)
-            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115 - open to the end
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115 - stays open until the process ends
 
 
 def print_json(value: Any, stream: TextIO | None = None) -> None:
-    """Print one JSON document; a character that shows nothing or acts on a terminal is written as JSON escapes it."""
+    """Print one JSON document. Invisible characters, and those that control a terminal, are escaped."""
     text = json.dumps(value, indent=2, ensure_ascii=False, default=str)
     if not text.isascii() or "\x7f" in text:
         text = "".join(char if char == "\n" or not hidden(char) else json.dumps(char)[1:-1] for char in text)
@@ -48,15 +48,15 @@ def print_json(value: Any, stream: TextIO | None = None) -> None:
 
 
 def say(text: str, stream: TextIO | None = None) -> None:
-    """Print text for a person; whatever in it could act on a terminal is escaped."""
+    """Print text for a person. Characters that control a terminal are escaped."""
     print(escape(text), file=stream or sys.stdout)
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table; cells are literal text on one line each, so nothing a target wrote is read as markup or a row."""
+    """Print a table. Each cell is literal text on one line, so text from a target cannot add markup or rows."""
     rows = [[escape(cell).replace("\n", "\\x0a") for cell in row] for row in rows]
     if not sys.stdout.isatty():
-        # A pipe has no width: nothing is folded, cut or coloured there.
+        # A pipe has no width, so nothing is wrapped, cut or colored.
         widths = [max(len(cell) for cell in cells) for cells in zip(columns, *rows, strict=True)]
         for row in (columns, *rows):
             print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
@@ -67,7 +67,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for index, column in enumerate(columns):
-        # What a person copies (an id, a key, an address) stands first and is never folded.
+        # People copy the first column (an id, a key, an address), so it is never wrapped.
         width = max(len(row[0]) for row in (columns, *rows)) if index == 0 else None
         table.add_column(column, overflow="fold", no_wrap=index == 0, min_width=width)
     for row in rows:
@@ -83,7 +83,7 @@ def fail(
     exit_code: int | None = None,
     stream: TextIO | None = None,
 ) -> NoReturn:
-    """Report an error and leave with its exit code; ``stream`` takes the JSON document, standard output by default."""
+    """Print an error and exit with its exit code. ``stream`` is for the JSON document, by default standard output."""
     if as_json:
         print_json({"error": error.as_dict(), **(extra or {})}, stream)
     else:
@@ -94,10 +94,10 @@ def fail(
 
 @contextmanager
 def reporting(*, as_json: bool, stream: TextIO | None = None) -> Iterator[None]:
-    """Turn what goes wrong in a command into one report and an exit code.
+    """Turn any failure of a command into one printed error and an exit code.
 
-    A defect is reported as ``internal_error``, with its traceback only where ``logging.level`` is DEBUG. A reader
-    that has gone (``| head -1``) ends the command without a word.
+    An unexpected exception is an ``internal_error``. Its traceback is printed only if ``logging.level`` is DEBUG. If
+    the reader of a pipe has gone (``| head -1``), the command ends without a message.
     """
     try:
         try:
@@ -108,15 +108,15 @@ def reporting(*, as_json: bool, stream: TextIO | None = None) -> Iterator[None]:
         except NetworkToolsError as error:
             fail(error, as_json=as_json, stream=stream)
         except KeyboardInterrupt:
-            cancelled = NetworkToolsError("the command was cancelled", code="cancelled")
+            cancelled = NetworkToolsError("The command was cancelled.", code="cancelled")
             fail(cancelled, as_json=as_json, exit_code=SIGINT_EXIT, stream=stream)
         except asyncio.CancelledError:
-            stopped = NetworkToolsError("the command was stopped by a signal", code="cancelled")
+            stopped = NetworkToolsError("A signal stopped the command.", code="cancelled")
             fail(stopped, as_json=as_json, exit_code=SIGTERM_EXIT, stream=stream)
-        except Exception as error:  # noqa: BLE001 - the last place before a traceback in the user's face
+        except Exception as error:  # noqa: BLE001 - a person gets an error, not a traceback
             fail(_defect(error), as_json=as_json, stream=stream)
     except BrokenPipeError:
-        # The interpreter flushes once more at its end, and would complain.
+        # The interpreter flushes again when it ends, and would print an error.
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
         os.close(nowhere)
@@ -135,17 +135,19 @@ def _defect(error: Exception) -> NetworkToolsError:
 
         traceback.print_exception(error)
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return PlatformError("the output cannot be written: no space left", code="disk_full", hint="Free space there.")
+        return PlatformError(
+            "The output cannot be written: no space is left.", code="disk_full", hint="Free space on that disk."
+        )
     while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
     return NetworkToolsError(
-        f"{type(error).__name__}: {sanitize(str(error), 200)}",
-        hint="This is a defect. LOG_LEVEL=DEBUG shows where it happened; please report it.",
+        f"{type(error).__name__}: {sanitize(str(error), 200)}.",
+        hint="This is a bug. Please report it. With LOG_LEVEL=DEBUG, the traceback is printed.",
     )
 
 
 def run_async(work: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine; Ctrl-C and SIGTERM cancel it and wait until it has cleaned up."""
+    """Run a coroutine. Ctrl-C and SIGTERM cancel it, and the command waits until it has cleaned up."""
 
     async def until_signalled() -> T:
         task = asyncio.current_task()

@@ -1,4 +1,4 @@
-"""``runs``: what is remembered."""
+"""``runs``: shows stored runs."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from mcp_server.cli.output import Json, print_json, print_table, reporting, run_
 if TYPE_CHECKING:
     from mcp_server.store.base import Store
 
-app = typer.Typer(help="Runs that were made: list, show, raw output.", no_args_is_help=True)
+app = typer.Typer(help="Stored runs: list, show, raw output.", no_args_is_help=True)
 T = TypeVar("T")
 
-Limit = Annotated[int, typer.Option(min=1, max=1000, help="How many to show.")]
-Cursor = Annotated[str | None, typer.Option(help="Go on from the cursor of the page before.")]
+Limit = Annotated[int, typer.Option(min=1, max=1000, help="The most to show.")]
+Cursor = Annotated[str | None, typer.Option(help="The cursor that the previous page printed.")]
 
 
 async def _with_store(work: Callable[[Store], Awaitable[T]]) -> T:
-    from mcp_server.server.enhanced import EnhancedMCPServer
+    from mcp_server.server import EnhancedMCPServer
 
     server = EnhancedMCPServer()
     try:
-        return await work(await server.store())
+        return await work(await server.pipeline.open_store())
     finally:
         await server.cleanup()
 
@@ -35,7 +35,7 @@ async def _with_store(work: Callable[[Store], Awaitable[T]]) -> T:
 @app.command("list")
 def list_runs(limit: Limit = 20, cursor: Cursor = None, tool: str | None = None, as_json: Json = False) -> None:
     """List runs, newest first."""
-    from mcp_server.model.record import run_record
+    from mcp_server.api.runs import run_record
 
     with reporting(as_json=as_json):
         page = run_async(_with_store(lambda store: store.list_runs(limit=limit, cursor=cursor, tool=tool)))
@@ -51,20 +51,20 @@ def list_runs(limit: Limit = 20, cursor: Cursor = None, tool: str | None = None,
                     run.tool,
                     f"{run.started:%Y-%m-%d %H:%M:%SZ}",
                     run.outcome.value,
-                    str(run.hosts_up),
-                    str(run.open_ports),
+                    str(run.counts.get("hosts_up", 0)),
+                    str(run.counts.get("open_ports", 0)),
                     " ".join(run.coverage.addresses[:4]) if run.coverage else "",
                 )
                 for run in page.items
             ],
         )
         if page.next_cursor:
-            say(f"{page.total} in all; next page: --cursor {page.next_cursor}")
+            say(f"{page.total} runs in all. Next page: --cursor {page.next_cursor}")
 
 
 @app.command("show")
 def show(run_id: str, limit: Limit = 100, cursor: Cursor = None, as_json: Json = False) -> None:
-    """Show one run: how it ended, what it covered, and the hosts it saw."""
+    """Show one run: its outcome, its coverage, and the hosts that it saw."""
     from mcp_server.api.runs import run_page
 
     with reporting(as_json=as_json):
@@ -77,29 +77,29 @@ def show(run_id: str, limit: Limit = 100, cursor: Cursor = None, as_json: Json =
         rows = [row for host in body["hosts"] for row in host_rows(host)]
         print_table(("HOST", "PORT", "STATE", "SERVICE", "VERSION"), rows)
         if body["next_cursor"]:
-            say(f"{body['hosts_total']} hosts in all; next page: --cursor {body['next_cursor']}")
+            say(f"{body['hosts_total']} hosts in all. Next page: --cursor {body['next_cursor']}")
 
 
 @app.command("raw")
 def raw(run_id: str, as_json: Json = False) -> None:
-    """Write the tool's own output: byte for byte into a pipe or file, with active characters escaped on a terminal.
+    """Print the tool's own output: byte for byte into a pipe or file, with control characters escaped on a terminal.
 
-    With --json, print only the hash and sizes of what is kept.
+    With --json, print only its hash and sizes.
     """
     from mcp_server.api.runs import raw_of
-    from mcp_server.model.codec import to_dict
+    from mcp_server.model.encoding import encode
     from mcp_server.pipeline.respond import sanitize_lines, whole_characters
 
     async def copy(store: Store) -> None:
         kept = raw_of(await store.get_run(run_id))
         if as_json:
-            print_json(to_dict(kept))
+            print_json(encode(kept))
             return
         if not sys.stdout.isatty():
             async for piece in store.iter_raw(kept):
                 sys.stdout.buffer.write(piece)
             return
-        rest = b""  # the beginning of a character that the end of a piece cut in two
+        rest = b""  # the first bytes of a character that continues in the next piece
         async for piece in store.iter_raw(kept):
             whole = whole_characters(rest + piece)
             rest = (rest + piece)[len(whole) :]

@@ -1,4 +1,4 @@
-"""``serve``: MCP over stdio, or MCP and REST over HTTP, inside the strongest guard that works here."""
+"""``serve``: serves MCP over stdio, or MCP and REST over HTTP, inside the strongest guard that works here."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Transport(StrEnum):
 
 
 class GuardTier(StrEnum):
-    """The tiers that can be asked for."""
+    """The values of ``--guard``."""
 
     AUTO = "auto"
     KERNEL = "kernel"
@@ -33,23 +33,25 @@ class GuardTier(StrEnum):
 
 
 def serve(
-    transport: Annotated[Transport | None, typer.Option(help="stdio or http; else server.transport.")] = None,
-    host: Annotated[str | None, typer.Option(help="Address to bind (http); else server.host.")] = None,
-    port: Annotated[int | None, typer.Option(help="Port to bind (http), 1-65535; else server.port.")] = None,
+    transport: Annotated[Transport | None, typer.Option(help="stdio or http. Default: server.transport.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to bind (http). Default: server.host.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to bind (http), 1-65535. Default: server.port.")] = None,
     guard: Annotated[
         GuardTier | None,
-        typer.Option(help="How the scope is enforced: kernel (as root), rootless, argument; else security.guard."),
+        typer.Option(
+            help="How the scope is enforced: kernel (needs root), rootless, argument or auto. Default: security.guard."
+        ),
     ] = None,
     inside: Annotated[int | None, typer.Option(hidden=True)] = None,
     as_json: Json = False,
 ) -> None:
-    """Serve until the client closes its input (stdio) or a signal asks to stop.
+    """Serve until the client closes standard input (stdio) or a signal asks to stop.
 
-    With --json the line that says where the server listens, on standard error, is a JSON document.
+    With --json, the line on standard error that names the address is a JSON document.
     """
-    # It asks for a reload, and until the server takes it over there is nothing to reload: its default is to end.
+    # SIGHUP asks for a reload. Until the server handles it, its default action would end the process.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    # Standard output may be the wire of MCP: errors go to standard error, as JSON where that was asked for.
+    # Standard output may carry MCP messages, so errors go to standard error, with --json as JSON.
     with reporting(as_json=as_json, stream=sys.stderr):
         from mcp_server.config import get_config
 
@@ -85,7 +87,7 @@ def _run(config: Config, choice: GuardChoice | None, *, as_json: bool, **guarded
     import asyncio
     import json
 
-    from mcp_server.server.enhanced import EnhancedMCPServer
+    from mcp_server.server import EnhancedMCPServer
 
     def ready(url: str) -> None:
         if choice is not None:
@@ -100,19 +102,19 @@ def _run(config: Config, choice: GuardChoice | None, *, as_json: bool, **guarded
 
 
 def _serve_inside(config: Config, descriptor: int, *, as_json: bool) -> None:
-    """Be the server of the guard helper at the other end of ``descriptor``."""
-    from mcp_server.netguard.client import KernelGuard
+    """Run the server inside the guard whose helper is at the other end of ``descriptor``."""
+    from mcp_server.netguard.client import PacketGuard
 
-    guard = KernelGuard(descriptor)
+    guard = PacketGuard(descriptor)
     _configure_logging(config)
     _run(config, None, as_json=as_json, guard=guard, listener=guard.listener)
 
 
 def _guard(config: Config, choice: GuardChoice, *, as_json: bool) -> int:
-    """Be the guard helper of a server; the exit code of that."""
+    """Run the server inside a guard, with this process as the guard helper. Returns the exit code of the server."""
     import socket
 
-    from mcp_server.cli.guarded import run_guarded
+    from mcp_server.cli.guard import run_guarded
 
     settings = config.server
     words = ["serve", "--transport", settings.transport, *(["--json"] if as_json else [])]
@@ -120,7 +122,7 @@ def _guard(config: Config, choice: GuardChoice, *, as_json: bool) -> int:
         return run_guarded(config, choice, words)
 
     def bind() -> socket.socket:
-        from mcp_server.api.http.serve import listen
+        from mcp_server.api.http.connections import listen
 
         return listen(settings.host, settings.port).sock
 

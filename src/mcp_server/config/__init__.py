@@ -1,8 +1,8 @@
-"""The validated configuration: defaults, then a file, then the environment; every key in one place.
+"""The validated configuration: defaults, then a file, then the environment.
 
-`get_config` gives the process's configuration, `load_config` builds one from explicit arguments, and
-`Config.effective` holds each limit once, however many keys may set it. `mcp_server.config.show` has what only people
-read, and is left out of the start path.
+`get_config` returns the configuration of the process, and `load_config` builds one from explicit arguments.
+`Config.effective` has each limit once, however many keys may set it. `mcp_server.config.show` describes the keys for
+people, and is not imported at the start of a server.
 """
 
 from mcp_server.config.effective import EffectiveLimits
@@ -16,23 +16,14 @@ from mcp_server.config.load import (
     reset_config,
     set_config,
 )
-from mcp_server.config.model import (
-    ClampedValue,
-    Config,
-    UnusedKey,
-)
+from mcp_server.config.model import ClampedValue, Config
 from mcp_server.config.redact import redact, redact_tree
-
-describe = Config.describe
-"""One `mcp_server.config.show.KeyInfo` for every key of a configuration."""
 
 __all__ = [
     "READ_SINCE",
     "ClampedValue",
     "Config",
     "EffectiveLimits",
-    "UnusedKey",
-    "describe",
     "get_config",
     "load_config",
     "log_notices",

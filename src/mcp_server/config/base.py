@@ -1,4 +1,4 @@
-"""What every configuration section is: strict, validated on assignment, and aware of where its values came from."""
+"""The base class of configuration sections: strict types, validated assignment, and the source of each value."""
 
 from __future__ import annotations
 
@@ -15,23 +15,21 @@ from mcp_server.errors import ConfigError
 
 Source = Literal["default", "file", "env", "code"]
 
-LATER: Final[dict[str, Any]] = {"status": "later"}
-"""Marks a key that is accepted and shown, but that nothing reads yet."""
 RESTART: Final[dict[str, Any]] = {"status": "restart"}
-"""Marks a key that is read once, when the server starts; every other one is live: a reload brings it into force."""
+"""Marks a key that is read once, when the server starts. A reload applies every other key."""
 
-_bounded = Repr()  # a value may be a tree that repr() would blow up
+_bounded = Repr()  # a value may be a tree whose repr() is very long
 _bounded.maxstring = _bounded.maxother = _bounded.maxlong = 80
 _bounded.maxlevel = 2
 _MAX_PROBLEMS = 10
 _MAX_ITEMS = 10
 _MAX_CHARS: Final = 1000
-"""What of one text is looked through for secrets, and what of one problem is kept: patterns take their time."""
+"""Characters of a text that are searched for secrets, and of one problem that are kept: the patterns are slow."""
 _MAX_MESSAGE: Final = 4000
 
 
 def _as_path(value: Any) -> Any:
-    # Absolute from the start: a later change of the working folder must not move the state.
+    # Make it absolute now, so that a later change of the working directory does not move the file.
     if isinstance(value, str):
         return Path(value).expanduser().absolute() if value else None
     return value
@@ -43,17 +41,23 @@ def _as_tuple(value: Any) -> Any:
 
 FilePath = Annotated[Path, BeforeValidator(_as_path)]
 OptionalPath = Annotated[Path | None, BeforeValidator(_as_path)]
-# Tuples, because appending to a list would get past the validation on assignment.
-Words = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_as_tuple)]
+# Tuples, because an append to a list would bypass the validation of assignments.
+Strings = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_as_tuple)]
 
 
 def each(check: Callable[[str], str]) -> AfterValidator:
-    """Hold every word of a list against ``check``, which returns its canonical spelling."""
+    """Apply ``check``, which returns the canonical spelling, to every item of a list."""
     return AfterValidator(lambda values: tuple(check(value) for value in values))
 
 
+def any_case(*words: str) -> BeforeValidator:
+    """Accept each of ``words`` in upper or lower case."""
+    by_lower_case = {word.lower(): word for word in words}
+    return BeforeValidator(lambda value: by_lower_case.get(value.lower(), value) if isinstance(value, str) else value)
+
+
 class Section(BaseModel):
-    """One section of the configuration; an assignment is validated and refused with `ConfigError` when it is bad."""
+    """One section of the configuration. An assignment is validated, and raises ConfigError if the value is wrong."""
 
     model_config = ConfigDict(
         extra="forbid", strict=True, validate_assignment=True, allow_inf_nan=False, defer_build=True
@@ -63,24 +67,24 @@ class Section(BaseModel):
     _sources: dict[str, Source] = PrivateAttr(default_factory=dict)
 
     def source_of(self, key: str) -> Source:
-        """Where the present value of ``key`` came from; ``code`` is an assignment."""
+        """Where the value of ``key`` came from; ``code`` is an assignment."""
         return self._sources.get(key, "default")
 
     def is_set(self, key: str) -> bool:
-        """Whether ``key`` was given by anyone, as opposed to standing at its default."""
+        """Whether ``key`` has a value that is not its default."""
         return key in self.model_fields_set
 
     def adopt(self, key: str, other: Section) -> None:
-        """Take ``key``, and where it came from, over from another section of this kind, which has validated it."""
+        """Take the value of ``key``, which is already validated, and its source from a section of the same class."""
         self.__dict__[key] = getattr(other, key)
         (self.model_fields_set.add if other.is_set(key) else self.model_fields_set.discard)(key)
         self._sources[key] = other.source_of(key)
 
     def set_source(self, key: str, source: Source) -> None:
-        """Record where the value of ``key`` came from; the loader's part."""
+        """Record where the value of ``key`` came from; called by the loader."""
         self._sources[key] = source
 
-    if not TYPE_CHECKING:  # a visible __setattr__ would stop a type checker from seeing misspelt keys
+    if not TYPE_CHECKING:  # a type checker that sees __setattr__ would not report misspelled keys
 
         def __setattr__(self, name: str, value: Any) -> None:
             self._assign(name, value)
@@ -92,15 +96,15 @@ class Section(BaseModel):
         fields = type(self).model_fields
         if name not in fields:
             raise ConfigError(
-                f"unknown key {dotted(self.section, name)!r}; the nearest known name is "
-                f"{dotted(self.section, nearest(name, fields))!r}"
+                f"There is no key {dotted(self.section, name)!r}; the nearest known key is "
+                f"{dotted(self.section, nearest(name, fields))!r}."
             )
-        # A check across keys runs after pydantic has already stored the value, so the whole is tried on a copy first.
+        # pydantic stores the value before it runs a check across keys, so validate a copy of the section first.
         present = {field: getattr(self, field) for field in fields}
         try:
             type(self).model_validate(present | {name: value})
         except ValidationError as error:
-            raise refusal(error, section=self.section) from None
+            raise config_error(error, section=self.section) from None
         super().__setattr__(name, value)
         self._sources[name] = "code"
 
@@ -115,55 +119,55 @@ def dotted(section: str, key: str) -> str:
 
 
 def bounds(field: FieldInfo) -> tuple[float, float] | None:
-    """The closed range of a number's field, or None where it has none."""
+    """The closed range of a numeric field, or None if it has none."""
     low = next((m.ge for m in field.metadata if getattr(m, "ge", None) is not None), None)
     high = next((m.le for m in field.metadata if getattr(m, "le", None) is not None), None)
     return None if low is None or high is None else (low, high)
 
 
 def extra(field: FieldInfo) -> dict[str, Any]:
-    """What the model says of a key beside its type: ``status``, ``env`` (short names), ``default_text``."""
+    """What a section says about a key besides its type: ``status``, ``env`` (short names), ``default_text``."""
     found = field.json_schema_extra
     return found if isinstance(found, dict) else {}
 
 
 def choices(field: FieldInfo) -> tuple[str, ...]:
-    """The words a key may hold, or () where any value of its type will do."""
+    """The words that a key may have, or () if it may have any value of its type."""
     return get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The name in ``known`` (not empty) most like ``name``."""
+    """The name in ``known`` (not empty) that is most similar to ``name``."""
     from difflib import get_close_matches  # only needed for an error
 
     return get_close_matches(name[:80], list(known), n=1, cutoff=0.0)[0]
 
 
 def shown(name: str, value: Any) -> str:
-    """``value`` for a message: bounded first, then secrets redacted, then cut in the middle."""
+    """``value`` for a message: shortened, and without secrets."""
     return shortened(_bounded.repr(redact(name, _part_of(value))))
 
 
 def shortened(text: str, limit: int = _MAX_CHARS) -> str:
-    """The beginning of a text that is too long for a message."""
+    """The first ``limit`` characters of a text."""
     return text if len(text) <= limit else f"{text[:limit]}…"
 
 
 def _part_of(value: Any, depth: int = 0) -> Any:
     if isinstance(value, list | tuple):
         return "…" if depth > _bounded.maxlevel else [_part_of(item, depth + 1) for item in value[:_MAX_ITEMS]]
-    if isinstance(value, dict):  # its keys are nobody's names, so there is no telling what is a secret
+    if isinstance(value, dict):  # its keys are not names of ours, so it is unknown which values are secrets
         return "{…}"
     if isinstance(value, str) and len(value) > _MAX_CHARS:
-        # A URL that is cut may lose the mark behind its password, by which that is known.
+        # A shortened URL may lose the "@" after its password, by which the password is recognized.
         return REDACTED if "://" in value else value[: _MAX_CHARS // 2] + value[-_MAX_CHARS // 2 :]
     return value
 
 
-def refusal(error: ValidationError, *, section: str = "", origins: dict[str, str] | None = None) -> ConfigError:
-    """Translate pydantic's errors into one `ConfigError` that names every key, its value and where that stood.
+def config_error(error: ValidationError, *, section: str = "", origins: dict[str, str] | None = None) -> ConfigError:
+    """Translate pydantic's errors into one ConfigError that names every key, its value and the origin of the value.
 
-    ``places`` maps a dotted key to a file or an environment variable.
+    ``origins`` maps the full name of a key to a file or an environment variable.
     """
     problems, keys = [], []
     for item in error.errors(include_url=False)[:_MAX_PROBLEMS]:
@@ -173,9 +177,9 @@ def refusal(error: ValidationError, *, section: str = "", origins: dict[str, str
         where = f" from {origins[name]}" if origins and name in origins else ""
         is_whole_section = isinstance(item["input"], (dict, BaseModel))
         got = "" if is_whole_section else f" (got {shown(str(path[-1]), item['input'])}{where})"
-        problems.append(f"{name}: {message}{got}")
+        problems.append(f"{name}: {message.removesuffix('.')}{got}.")
         keys.append(name)
-    text = shortened("; ".join(problems), _MAX_MESSAGE)
+    text = shortened(" ".join(problems), _MAX_MESSAGE)
     if error.error_count() > _MAX_PROBLEMS:
-        text += f"; and {error.error_count() - _MAX_PROBLEMS} more"
+        text += f" There are {error.error_count() - _MAX_PROBLEMS} more problems."
     return ConfigError(text, keys=keys)

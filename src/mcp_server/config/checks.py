@@ -1,15 +1,12 @@
-"""The rules of single values that a type and a range cannot say. Each raises ValueError with what is allowed."""
+"""Checks of single values that a type and a range cannot express. Each raises ValueError with what is allowed."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from ipaddress import IPv4Network, ip_address, ip_interface
 from typing import Final
 
 from mcp_server.errors import ConfigError
-
-Check = Callable[[str], str]
 
 _LABEL: Final = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _NAME: Final = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
@@ -23,13 +20,13 @@ DATABASE_SCHEMES: Final = ("sqlite", "sqlite+aiosqlite", "postgresql", "postgres
 
 
 def check_scope_entry(entry: str) -> str:
-    """Accept what the scope policy reads as an entry, and return its canonical spelling."""
-    from mcp_server.scope.policy import read_entry
+    """Accept an entry of the scope policy, and return its canonical spelling."""
+    from mcp_server.scope.entries import read_entry
 
     try:
         return read_entry(entry)[0]
     except ConfigError as error:
-        raise ValueError(f"{error.message.partition(': ')[2]}; {error.hint}") from None
+        raise ValueError(f"{error.message} {error.hint}") from None
 
 
 def check_bind_host(host: str) -> str:
@@ -37,16 +34,16 @@ def check_bind_host(host: str) -> str:
     try:
         ip_address(host)
     except ValueError:
-        # A name of digits and dots only is a mistyped address, which a resolver may read in its own way.
+        # A name of digits and dots only is a mistyped address, which a resolver may read as another address.
         if not _NAME.fullmatch(host) or not re.search("[A-Za-z]", host):
             raise ValueError(
-                f"{host!r} is neither an address nor a host name; write 127.0.0.1, ::1 or a name"
+                f"{host!r} is neither an address nor a host name. Write 127.0.0.1, ::1 or a name"
             ) from None
     return host
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a server bound to ``host`` can be reached from this machine only: 127.0.0.0/8, ::1 or localhost."""
+    """Whether a server on ``host`` can be reached from this machine only: 127.0.0.0/8, ::1 or localhost."""
     if host.lower() == "localhost":
         return True
     try:
@@ -57,14 +54,14 @@ def is_loopback(host: str) -> bool:
 
 
 def check_authority(value: str) -> str:
-    """Accept an exact ``host[:port]`` as a Host header has it; returned in lower case. No wildcards."""
+    """Accept an exact ``host[:port]`` as in a Host header, without wildcards, and return it in lower case."""
     if not _is_authority(value):
         raise ValueError(f"{value!r} is not an exact host:port, such as 127.0.0.1:8080 or scan.lab.internal:443")
     return value.lower()
 
 
 def check_origin(value: str) -> str:
-    """Accept an exact origin (RFC 6454): scheme http or https, host, port if not the default; no path."""
+    """Accept an exact origin (RFC 6454): http or https, host, port if it is not the default, and no path."""
     scheme, separator, authority = value.partition("://")
     if not separator or scheme.lower() not in {"http", "https"} or not _is_authority(authority):
         raise ValueError(f"{value!r} is not an exact origin, such as http://127.0.0.1:8080")
@@ -94,7 +91,7 @@ def check_address(value: str) -> str:
 
 
 def check_link_network(value: str) -> str:
-    """Accept an IPv4 network of exactly four addresses: two ends, the network and its broadcast."""
+    """Accept an IPv4 network of exactly four addresses: two ends, the network address and the broadcast address."""
     try:
         network = IPv4Network(value)
     except ValueError:
@@ -105,24 +102,24 @@ def check_link_network(value: str) -> str:
 
 
 def check_user(name: str) -> str:
-    """Accept the name of a user of this machine (useradd(8)), or an empty one; whether it exists is seen later."""
+    """Accept the name of a user of this machine (useradd(8)), whether it exists or not, or an empty name."""
     if name and not _USER.fullmatch(name):
         raise ValueError(f"{name!r} is not the name of a user")
     return name
 
 
 def check_device(name: str) -> str:
-    """Accept the name of a network device (netdevice(7)), or an empty one."""
+    """Accept the name of a network device (netdevice(7)), or an empty name."""
     if name and not _DEVICE.fullmatch(name):
         raise ValueError(f"{name!r} is not the name of a network device, such as eth0")
     return name
 
 
-def check_shipment(origin: str) -> str:
-    """Accept where checkpoints are sent: syslog, an absolute path, or nowhere."""
-    if origin not in {"", "syslog"} and not origin.startswith("/"):
-        raise ValueError(f"{origin!r} is neither syslog nor an absolute path")
-    return origin
+def check_shipment(target: str) -> str:
+    """Accept where checkpoints are sent: syslog, an absolute path, or empty for nowhere."""
+    if target not in {"", "syslog"} and not target.startswith("/"):
+        raise ValueError(f"{target!r} is neither syslog nor an absolute path")
+    return target
 
 
 def check_module(name: str) -> str:
@@ -133,7 +130,7 @@ def check_module(name: str) -> str:
 
 
 def check_database_url(url: str | None) -> str | None:
-    """Accept a SQLAlchemy URL of a store this project has; the URL itself is never part of the message."""
+    """Accept a SQLAlchemy URL of a supported database. The URL is never part of the message."""
     scheme, separator, _ = (url or "").partition("://")
     if url is not None and (not separator or scheme not in DATABASE_SCHEMES):
         raise ValueError(f"the URL must start with one of {', '.join(s + '://' for s in DATABASE_SCHEMES)}")
@@ -141,7 +138,7 @@ def check_database_url(url: str | None) -> str | None:
 
 
 def check_rate_storage(url: str) -> str:
-    """Accept a URL of Redis, or an empty one; the URL itself is never part of the message."""
+    """Accept a URL of Redis, or an empty one. The URL is never part of the message."""
     if url and not url.startswith(("redis://", "rediss://")):
         raise ValueError("the URL must start with redis:// or rediss://")
     return url
@@ -154,7 +151,7 @@ def check_http_url(url: str) -> str:
     try:
         parts = urlsplit(url)
         known = parts.scheme in {"http", "https"} and bool(parts.hostname) and (parts.port or 1) > 0
-    except ValueError:  # brackets or a port that are none
+    except ValueError:  # malformed brackets or port
         known = False
     if url and not known:
         raise ValueError("the URL must start with http:// or https:// and name a host")
@@ -170,13 +167,13 @@ def check_issuer(url: str) -> str:
 
 
 def check_jwks_url(url: str) -> str:
-    """Accept a URL of keys that nobody on the way can replace: https, or http on loopback; or an empty one."""
+    """Accept an https URL, an http URL on loopback, or an empty one: nobody may replace the keys in transit."""
     from urllib.parse import urlsplit
 
     check_http_url(url)
     parts = urlsplit(url)
     if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
-        raise ValueError("http is taken for a loopback address only; write https://")
+        raise ValueError("http is allowed for a loopback address only. Write https://")
     if parts.username is not None or parts.fragment:
         raise ValueError("the URL must have neither user nor fragment")
     return url

@@ -1,4 +1,4 @@
-"""Each limit resolved to one number, however many keys may set it."""
+"""The limits in force: one number for each limit, although several keys may set it."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ from dataclasses import dataclass
 from typing import Final
 
 from mcp_server.config.base import Section
-from mcp_server.config.sections import MIB, LimitsConfig, SecurityConfig, ToolConfig
+from mcp_server.config.sections.limits import MIB, LimitsConfig, ToolConfig
+from mcp_server.config.sections.security import SecurityConfig
 
 TIMEOUT_CEILING_SECONDS: Final = 3600
 CONCURRENCY_CEILING: Final = 100
-"""What no call may pass even where the owner set no ceiling: the upper bounds of the keys themselves."""
+"""The ceilings if the operator sets none: the upper bounds of the keys themselves."""
 
 
 @dataclass(frozen=True, slots=True)
 class EffectiveLimits:
-    """Each limit once, whichever of its keys was set. Seconds, bytes and counts.
+    """Each limit once, in seconds, bytes or counts.
 
-    Where several keys say the same thing, a set ``security`` key wins over a set ``limits`` key, and that over a
-    set ``tool`` key, whatever source each came from.
+    If several keys set the same limit, ``security`` takes precedence over ``limits``, and ``limits`` over ``tool``,
+    whatever source the values came from.
     """
 
     max_args_length: int
@@ -33,9 +34,9 @@ class EffectiveLimits:
     file_descriptors: int
 
     def timeout_for(self, own: float | None = None, asked: float | None = None) -> float:
-        """Seconds for a run: what the caller asked for, else the tool's ``own`` number, else the default.
+        """The seconds for a run, at most ``timeout_ceiling``.
 
-        Never more than ``timeout_ceiling``.
+        ``asked`` is what the caller asked for, and ``own`` the tool's own number. Without both, it is the default.
         """
         wanted = next((value for value in (asked, own) if value is not None), self.default_timeout)
         return min(wanted, self.timeout_ceiling)
@@ -46,7 +47,7 @@ class EffectiveLimits:
 
 
 def effective_limits(security: SecurityConfig, limits: LimitsConfig, tool: ToolConfig) -> EffectiveLimits:
-    """Resolve the limits that three sections may set."""
+    """The limits that the three sections set together."""
     return EffectiveLimits(
         max_args_length=_first_set((security, "max_args_length"), (limits, "max_args_len")),
         stdout_bytes=_first_set((security, "max_output_size"), (limits, "max_stdout_bytes")),
@@ -66,7 +67,7 @@ def effective_limits(security: SecurityConfig, limits: LimitsConfig, tool: ToolC
 
 
 def _first_set(*candidates: tuple[Section, str]) -> int:
-    # Namesakes share one default (a test holds them to it), so any of them will do when none is set.
+    # Keys for the same limit have the same default (a test checks it), so take the first one if none is set.
     holder, key = next(((section, name) for section, name in candidates if section.is_set(name)), candidates[0])
     value: int = getattr(holder, key)
     return value

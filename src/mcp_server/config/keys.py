@@ -1,4 +1,4 @@
-"""The list of every key, read off the models: its names, its variables and when it comes into force."""
+"""The list of all keys, read from the sections: their names, their variables and when they take effect."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pydantic.fields import FieldInfo
 from mcp_server.config.base import Section, dotted, extra
 from mcp_server.config.model import Config
 
-Status: TypeAlias = Literal["live", "restart", "later"]
-"""``live``: a reload brings it into force. ``restart``: it is read when the server starts. ``later``: not read yet."""
+Status: TypeAlias = Literal["live", "restart"]
+"""``live``: a reload applies the key. ``restart``: the key is read when the server starts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One key as the models define it; ``section`` is empty at the top level."""
+    """One key; ``section`` is empty at the top level."""
 
     section: str
     name: str
@@ -31,23 +31,23 @@ class Key:
 
     @property
     def env(self) -> tuple[str, ...]:
-        """The environment variables that set it: ``MCP_<SECTION>_<KEY>``, then its short names."""
+        """The environment variables that set the key: ``MCP_<SECTION>_<KEY>``, then its short names."""
         words = ("MCP", self.section, self.name) if self.section else ("MCP", self.name)
         return ("_".join(words).upper(), *extra(self.field).get("env", ()))
 
     @property
     def status(self) -> Status:
-        """When its value comes into force."""
+        """When a new value takes effect."""
         found: Status = extra(self.field).get("status", "live")
         return found
 
     def holder(self, config: Config) -> Section:
-        """The section of ``config`` that holds it."""
+        """The section of ``config`` that has the key."""
         found: Section = getattr(config, self.section) if self.section else config
         return found
 
     def of(self, config: Config) -> Any:
-        """Its value in ``config``."""
+        """The value of the key in ``config``."""
         return getattr(self.holder(config), self.name)
 
 

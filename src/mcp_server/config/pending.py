@@ -1,4 +1,4 @@
-"""What a reload can bring into force: everything but the keys that are read at the start, and what was set in code."""
+"""What a reload applies: all live keys. Keys that need a restart and keys that code has set keep their values."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from mcp_server.config.base import refusal
+from mcp_server.config.base import config_error
 from mcp_server.config.keys import Key, keys
 from mcp_server.config.model import Config
 from mcp_server.config.redact import redact
@@ -15,18 +15,18 @@ from mcp_server.config.redact import redact
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """A key whose new value waits for a restart. Both values are ready for JSON, and redacted."""
+    """A key whose new value needs a restart. Both values are ready for JSON and redacted."""
 
     key: str
     running: Any
     configured: Any
 
 
-def under(running: Config, read: Config) -> tuple[Config, tuple[Pending, ...]]:
-    """What a server with the configuration ``running`` may use of ``read``, and which keys wait for a restart.
+def apply_live_keys(running: Config, read: Config) -> tuple[Config, tuple[Pending, ...]]:
+    """The configuration ``running`` with the live keys of ``read``, and the keys that need a restart.
 
-    A value that code has set (an option of the command line) stays: nothing that is read stands above it. Raises
-    `ConfigError` where the live keys of ``read`` do not go with the other keys that are in force.
+    A value that code has set, such as an option of the command line, stays, because it takes precedence over file and
+    environment. Raises ConfigError if the live keys of ``read`` conflict with the other keys of ``running``.
     """
     config, pending = read.model_copy(deep=True), []
     for key in keys().values():
@@ -39,12 +39,12 @@ def under(running: Config, read: Config) -> tuple[Config, tuple[Pending, ...]]:
     try:
         Config.model_validate(config.model_dump())
     except ValidationError as error:
-        raise refusal(error) from None
+        raise config_error(error) from None
     return config, tuple(pending)
 
 
-def changed(before: Config, after: Config) -> tuple[str, ...]:
-    """The keys whose values differ, by their full names."""
+def changed_keys(before: Config, after: Config) -> tuple[str, ...]:
+    """The full names of the keys whose values differ."""
     return tuple(key.dotted for key in keys().values() if key.of(before) != key.of(after))
 
 

@@ -1,8 +1,8 @@
-"""Taking secrets out of anything that is shown or kept: by the name of a field, and by what stands before a value.
+"""Remove secrets from everything that is shown or kept, by the name of a field and by the text before a value.
 
-One list of names for the configuration, the audit log and the logs. The patterns are compiled at their first use, not
-while a server starts. Each repetition in those for text is bounded or ends at a blank, so that no text takes longer
-than its length.
+The configuration, the audit log and the logs use the same list of names. The patterns are compiled at their first use,
+not while a server starts. Each repetition in a pattern is bounded or ends at a blank, so the time is linear in the
+length of a text.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from typing import Any, Final
 
 REDACTED: Final = "***"
 
-# Whole words of a name: a token is a secret, a number of tokens is none.
+# Whole words of a name: "token" is a secret, and "tokens" is a number.
 _WORDS: Final = frozenset({"token", "secret", "password", "passwd", "key"})
-# Words, or their ends, as in the script arguments smbpass and mysqlpass; neither bypass, compass nor passive, nor COTP.
+# Words or their ends, as in the script arguments smbpass and mysqlpass, but not bypass, compass, passive or COTP.
 _ENDINGS: Final = (
     r"(?:(?<!by)(?<!com)(?<!sur)(?<!tres)(?<!over)(?<!under)pass|psk|jwt|priv[_-]?key|(?<![a-z])[th]?otp)(?![a-z])"
 )
 _PARTS: Final = rf"passphrase|credential|community|{_ENDINGS}"
-# In a name any mark may part two words, and some names are secret only as the whole name of a field.
+# In a name any character may separate two words. Some names are secret only as the whole name of a field.
 _IN_NAMES: Final = rf"(?i){_PARTS}|authori[sz]ation|cookie|bearer|api[^a-z0-9]?key|private[^a-z0-9]?key|pwd"
 _IN_TEXT: Final = rf"token|secret|password|passwd|api[_-]?key|{_PARTS}"
 _WORD_BOUNDARY: Final = r"(?<=[a-z0-9])(?=[A-Z])"
@@ -28,45 +28,45 @@ _WORD_BOUNDARY: Final = r"(?<=[a-z0-9])(?=[A-Z])"
 _ANY: Final = rf"(?i){_IN_TEXT}|key=|authorization|cookie|bearer|://|mnt_|eyJ"
 _PATTERNS: Final = (
     r"(://[^:@/\s]{0,128}:)\S{1,512}(?=@)",
-    # A flag and its value, on a command line or as two words of a list that was written out.
+    # A flag and its value, on a command line or as two items of a printed list.
     rf"(?i)(?<![^\s\"'\[(])(--?[\w-]{{0,64}}(?:{_IN_TEXT})[\w-]{{0,64}}[\"']?,?\s{{1,16}}[\"']?)(?!-)[^\s\"']+",
     r"(?i)((?:proxy-)?authorization[\"']?\s{0,16}[=:]\s{0,16}[\"']?|(?:set-)?cookie\s{0,16}:\s{0,16})[^\r\n\"']+",
-    # Script arguments, a query, a form: up to where such a value ends.
+    # Script arguments, a query or a form, up to the end of the value.
     rf"(?i)((?:{_IN_TEXT}|(?<=[?&;])key)s?[\"']?\s{{0,16}}[=:]\s{{0,16}}[\"']?)[^\s,;&\"']+",
     r"(?i)\b(bearer\s{1,16})[\w.~+/=-]{8,}",
-    # This project's own API keys, whose id may be shown, and signed JWTs, wherever they stand.
+    # API keys of this project, whose id may be shown, and signed JWTs, anywhere in a text.
     r"(?<![\w-])(mnt_[0-9a-f]{12}_)[\w-]+",
     r"(?<![\w.-])(eyJ)[\w-]+\.[\w-]+\.[\w-]*",
 )
 
-# Greedy up to the last "@": a password may hold "/", "?" or an unquoted "@", and hiding too much is the safe side.
+# Greedy up to the last "@", because a password may contain "/", "?" or an unquoted "@".
 _URL_USERINFO: Final = r"(?s)(://[^:@/]*:).*@"
-# "scheme://user:password" with the host forgotten; a real port is all digits, and an IPv6 host stands in brackets.
+# "scheme://user:password" without a host. A port is all digits, and an IPv6 host is in brackets.
 _URL_WITHOUT_HOST: Final = r"(://(?!\[)[^:@/]*:)(?![0-9]+(?:[/?#]|$))[^/?#]+"
 _QUERY_SECRET: Final = rf"(?i)([?&;][^=&;]*(?:{_IN_TEXT}|key)[^=&;]*=)[^&;]*"
 
 
 _LEAST_CHARS: Final = 32
 _known: set[str] = set()
-"""Secrets that are taken out wherever they stand: what has no form of its own is found in no other way."""
+"""Secrets that are removed from every text, because they have no form by which a pattern could find them."""
 
 
 def hide(secret: str) -> None:
-    """Take ``secret`` out of whatever is shown or kept from here on; a client may send it in a wrong place.
+    """Remove ``secret`` from everything that is shown or kept from now on: a client may send it in a wrong field.
 
-    A short one is no secret, and would take words out of every text.
+    A short text is ignored. It cannot be a secret of this server, and removing it would damage other texts.
     """
     if len(secret) >= _LEAST_CHARS:
         _known.add(secret)
 
 
 def is_secret_name(name: str) -> bool:
-    """Whether a field of this name holds a secret, as ``api_key``, ``apiKey``, ``smbpass`` or ``Authorization`` do."""
+    """Whether a field of this name is a secret, as ``api_key``, ``apiKey``, ``smbpass`` and ``Authorization`` are."""
     return bool(re.search(_IN_NAMES, name)) or not _WORDS.isdisjoint(_words(re.sub(_WORD_BOUNDARY, "_", name)))
 
 
 def without_secrets(text: str) -> str:
-    """Return ``text`` with the passwords of URLs and the values of ``password=``, ``Authorization:`` … hidden."""
+    """Return ``text`` without the passwords of URLs and without the values of ``password=``, ``Authorization:`` …"""
     for secret in _known:
         text = text.replace(secret, REDACTED)
     if re.search(_ANY, text):
@@ -85,9 +85,9 @@ def follows_secret_flag(words: Sequence[Any], index: int) -> bool:
 
 
 def redact(name: str, value: Any) -> Any:
-    """Return ``value`` as it may be shown under the key ``name``; empty values stay, so that "not set" is visible."""
+    """Return ``value`` as it may be shown under the key ``name``. Empty values stay, so that "not set" is visible."""
     if value is None or isinstance(value, bool) or value in ("", (), []):
-        return value  # whether a token is asked for is no secret
+        return value
     if is_secret_name(name):
         return REDACTED
     if isinstance(value, list | tuple):
@@ -95,7 +95,7 @@ def redact(name: str, value: Any) -> Any:
     if not isinstance(value, str):
         return value
     if "://" not in value:
-        # What stands for a URL and is none may be a password that was pasted alone.
+        # A value that should be a URL but is not one may be a pasted password.
         return REDACTED if "url" in _words(name) else value
     pattern, kept = (_URL_USERINFO, rf"\g<1>{REDACTED}@") if "@" in value else (_URL_WITHOUT_HOST, rf"\g<1>{REDACTED}")
     return re.sub(_QUERY_SECRET, rf"\g<1>{REDACTED}", re.sub(pattern, kept, value))

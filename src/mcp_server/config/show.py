@@ -1,4 +1,4 @@
-"""The configuration for people: what each key is and where its value came from, and the page of documentation."""
+"""The configuration for people: each key with its value and source, and the page of documentation."""
 
 from __future__ import annotations
 
@@ -26,16 +26,41 @@ security:
 tool:
   exclude_patterns: [masscan]
 """
-"""A file for the page of documentation; a test loads it."""
+"""The example on the page of documentation. A test loads it."""
+
+_HEAD = f"""\
+# Configuration
+
+Values come from the defaults, then from a file, then from the environment. For each key, a later source takes
+precedence over an earlier one.
+
+- `{FILE_VARIABLE}` names the file. It has sections with keys, and 256 KiB at most. It is read as JSON if its name ends
+  in `.json`, and as YAML otherwise. In YAML, anchors, aliases, tags and merge keys are refused, and `0x10`, `1_000` and
+  `22:00` are texts.
+- Every key has a variable `MCP_<SECTION>_<KEY>`. Some keys have a short name as well; if both are set, the long one
+  takes precedence. Lists in variables are comma-separated, and an empty variable is an empty list.
+- A number outside its range is moved to the nearest bound and logged (`config.value_clamped`).
+- An unknown section, key or `MCP_` variable is an error (`config_invalid`). So is a value of the wrong type.
+- If keys of several sections set the same limit, `security` takes precedence over `limits`, and `limits` over `tool`,
+  whatever source the values came from.
+- A [reload](reload.md) applies every key, except the keys marked *restart*, which are read at the start.
+- Passwords in URLs, and keys named token, secret, password or key, are shown as `***`.
+- [Differences from the specification](differences.md) lists the keys, limits and defaults that differ from it.
+"""
+_CLIENTS = """
+## Variables of clients
+
+These variables begin with `MCP_` too. They belong to clients that pass their environment to the servers they start,
+and they are ignored.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class KeyInfo:
     """One key for ``config show``. ``value`` is ready for JSON and redacted; ``section`` is empty at the top level.
 
-    ``env`` is the variable's long name, ``env_aliases`` its short ones; ``range`` is text such as ``1 to 65535``
-    or ``stdio, http``, or empty. ``status`` is that of `mcp_server.config.keys`; ``differs`` says that the value is
-    not the default.
+    ``env`` is the long name of the variable, and ``env_aliases`` its short names. ``range`` is a text such as
+    ``1 to 65535`` or ``stdio, http``, or empty. ``differs`` says that the value is not the default.
     """
 
     section: str
@@ -78,50 +103,16 @@ def describe(config: Config) -> list[KeyInfo]:
 
 
 def configuration_table() -> str:
-    """The text of ``docs/configuration.md``, written from the models."""
+    """The text of ``docs/configuration.md``, generated from the sections."""
     return "\n".join(_page())
 
 
 def _page() -> Iterator[str]:
-    yield from (
-        "# Configuration",
-        "",
-        "Defaults, then a file, then the environment: each source wins over the one before it, key by key.",
-        "",
-        f"- The file is named by `{FILE_VARIABLE}` and holds sections with keys. It is read as JSON where its name",
-        "  ends in `.json`, as YAML otherwise, without anchors and aliases; 256 KiB at most.",
-        "- Every key has a variable `MCP_<SECTION>_<KEY>`; the short names in the tables mean the same key, and lose",
-        "  against the long one. Lists in variables are comma separated, and an empty variable is an empty list.",
-        "- A number outside its range is moved to the nearest bound, and the log says so (`config.value_clamped`).",
-        "- An unknown section, key or `MCP_` variable, and a value of the wrong type, is an error (`config_invalid`).",
-        "- Where keys of several sections set the same limit, a set `security` key wins over a set `limits` key, and",
-        "  that over a set `tool` key, whatever source each came from.",
-        "- A [reload](reload.md) brings every key into force, but those marked *restart*: the start reads them.",
-        "- Keys marked *later* are checked and shown, but nothing reads them yet; setting one logs",
-        "  `config.not_yet_used`.",
-        "- Passwords in URLs, and keys named token, secret, password or key, are shown as `***`.",
-        "",
-        "```yaml",
-        *EXAMPLE.splitlines(),
-        "```",
-        "",
-        "## Top level",
-        "",
-        *_table(""),
-    )
+    yield from (*_HEAD.splitlines(), "```yaml", *EXAMPLE.splitlines(), "```", "", "## Top level", "", *_table(""))
     for section in sections():
         kind = Config.model_fields[section].annotation
         yield from ("", f"## {section}", "", (kind.__doc__ or "").strip().replace("``", "`"), "", *_table(section))
-    yield from (
-        "",
-        "## Variables that are not ours",
-        "",
-        "These begin with `MCP_` too, but belong to clients that hand their environment to the servers they start.",
-        "They are ignored.",
-        "",
-        ", ".join(f"`{name}`" for name in sorted(CLIENT_VARIABLES)),
-        "",
-    )
+    yield from (*_CLIENTS.splitlines(), ", ".join(f"`{name}`" for name in sorted(CLIENT_VARIABLES)), "")
 
 
 def _table(section: str) -> Iterator[str]:

@@ -1,26 +1,27 @@
-"""Reading what the owner gave: a YAML or JSON file, and the environment. Nothing is validated here but names."""
+"""Read the values of a YAML or JSON file and of the environment. Only names are checked here."""
 
 from __future__ import annotations
 
-import os
 import re
-import stat
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, get_origin
+from typing import Any, Final, NoReturn, get_origin
 
 from mcp_server.config.base import Source, nearest, shown
 from mcp_server.config.keys import Key, keys, sections
 from mcp_server.errors import ConfigError
+from mcp_server.operator_files import strict_yaml
+from mcp_server.operator_files.reading import FileRules
+from mcp_server.operator_files.strict_yaml import LineError, Listing, Node, Text, read_document, read_yaml_file
 
 MAX_FILE_BYTES: Final = 256 * 1024
-"""The largest configuration file that is read: ten thousand networks, in a second or two. More are a policy file."""
+"""The largest configuration file. Ten thousand networks fit in it; more of them belong in a policy file."""
 FILE_VARIABLE: Final = "MCP_CONFIG_FILE"
 
 CLIENT_VARIABLES: Final = frozenset(
     {
-        # Claude Code, which hands its own environment to the servers it starts
+        # Claude Code, which passes its own environment to the servers it starts
         "MCP_CLIENT_SECRET",
         "MCP_CONNECTION_NONBLOCKING",
         "MCP_CONNECT_TIMEOUT_MS",
@@ -40,21 +41,24 @@ CLIENT_VARIABLES: Final = frozenset(
         "MCP_SERVER_REQUEST_TIMEOUT",
     }
 )
-"""Variables of well-known clients that begin with MCP_ too; they are theirs, and ignored."""
+"""Variables of well-known clients that begin with MCP_ too. They are ignored."""
 
+_RULES: Final = FileRules(
+    "configuration file",
+    MAX_FILE_BYTES,
+    setting=FILE_VARIABLE,
+    hint="docs/configuration.md describes the file.",
+    too_large_hint="Put the networks into a policy file (security.policy_file).",
+)
 _WHOLE: Final = re.compile(r"[+-]?[0-9]{1,40}")
-_DECIMAL: Final = re.compile(r"[+-]?[0-9]{1,40}(?:\.[0-9]{1,40})?")
+_DECIMAL: Final = re.compile(r"[+-]?[0-9]{1,40}\.[0-9]{1,40}")
 _NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,59}")
-_MAX_DIGITS: Final = 1000
-_NAMES: Final = "Keys are names of letters, digits and underscores; docs/configuration.md has them all."
-_WRITE_OUT: Final = "Write the value out, or put it in quotes."
-_TRUE: Final = frozenset({"true", "yes", "on", "1"})
-_FALSE: Final = frozenset({"false", "no", "off", "0"})
+_BOOLEANS: Final = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
 @dataclass(frozen=True, slots=True)
 class GivenValue:
-    """One value as it was given, and where it stood (a file's path or a variable's name) for messages."""
+    """One value as the operator gave it. ``origin`` is the file and line, or the variable, for messages."""
 
     key: Key
     value: Any
@@ -63,181 +67,145 @@ class GivenValue:
 
 
 def from_file(path: Path) -> list[GivenValue]:
-    """Read a configuration file: JSON where the name ends in ``.json``, YAML otherwise.
+    """Read a configuration file: JSON if its name ends in ``.json``, or else YAML.
 
-    Raises `ConfigError` where it cannot be read or parsed, is no regular file, is over 256 KiB, or holds an unknown
-    or repeated key. What it says of a file is where and what, and of its text only names: the file may be another one.
+    Raises ConfigError if the file cannot be read or parsed, is not a regular file, is larger than 256 KiB, or has an
+    unknown or repeated key. Messages name positions and keys but no other text of the file, because the path may lead
+    to a file of another kind by mistake.
     """
-    text = _read(path)
-    data = _parse_json(text, path) if path.suffix.lower() == ".json" else _parse_yaml(text, path)
-    if data is None:
-        return []
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path} must hold sections with keys, not {_kind(data)}")
-    found = []
-    for name, value in data.items():
-        if (known := keys().get(("", str(name)))) is not None:
-            found.append(GivenValue(known, value, "file", str(path)))
-        elif name in sections():
-            found += _section_from_file(name, value, path)
-        else:
-            raise _unknown("section or key", str(name), [*sections(), *_dotted_names()], str(path))
-    return found
+    if path.suffix.lower() == ".json":
+        return read_document(path, _RULES, lambda text: _given_values(_parse_json(text), path))
+    return read_yaml_file(path, _RULES, lambda root: _given_values(root, path))
 
 
 def from_env(env: Mapping[str, str]) -> list[GivenValue]:
-    """Read the environment; a variable's long name (MCP_LOGGING_LEVEL) wins over its short one (LOG_LEVEL).
+    """Read the environment. The long name of a variable (MCP_LOGGING_LEVEL) takes precedence over its short one.
 
-    Raises `ConfigError` for a variable that begins with ``MCP_`` and is neither ours nor a known client's.
+    Raises ConfigError for a variable that begins with ``MCP_`` and belongs neither to this server nor to a client.
     """
     known = {name for key in keys().values() for name in key.env}
     for name in env:
         if name.startswith("MCP_") and name not in known and name not in CLIENT_VARIABLES and name != FILE_VARIABLE:
-            raise _unknown("environment variable", name, [*known, FILE_VARIABLE], "")
+            _refuse_unknown("environment variable", name, [*known, FILE_VARIABLE])
     found = []
     for key in keys().values():
         given = next((name for name in key.env if name in env), None)
-        # A folder that must exist has no empty form: empty means "not set" there, as for the XDG variables.
+        # A folder that must exist cannot be empty, so an empty variable means "not set", as for the XDG variables.
         if given is not None and (env[given].strip() or key.field.default_factory is None):
-            found.append(GivenValue(key, from_text(key, env[given]), "env", given))
+            found.append(GivenValue(key, _from_text(key, env[given]), "env", given))
     return found
 
 
-def from_text(key: Key, text: str) -> Any:
-    """Turn a variable's text into the key's type; text that does not fit stays text, and validation names it.
+def _from_text(key: Key, text: str) -> Any:
+    """The text of a variable as the type of the key. If it does not fit, it stays text, and the validation reports it.
 
-    Lists are comma separated; an empty text is an empty list, or "not set" for a key that may be empty.
+    Lists are comma-separated. An empty text is an empty list, or "not set" for a key that may be empty.
     """
     kind, text = key.field.annotation, text.strip()
     if get_origin(kind) is tuple:
         return tuple(word.strip() for word in text.split(",") if word.strip())
     if kind is bool:
-        word = text.lower()
-        return True if word in _TRUE else False if word in _FALSE else text
-    if kind in {int, float} and _WHOLE.fullmatch(text):
-        return int(text)
-    if kind is float and _DECIMAL.fullmatch(text):
-        return float(text)
+        return (_BOOLEANS | {"1": True, "0": False}).get(text.lower(), text)
+    if kind in {int, float}:
+        return _number(text)
     return None if not text and key.field.default is None else text
 
 
-def _section_from_file(name: str, value: Any, path: Path) -> list[GivenValue]:
-    if value is None:  # a section whose keys are all commented out
+def _number(text: str) -> int | float | str:
+    if _WHOLE.fullmatch(text):
+        return int(text)
+    return float(text) if _DECIMAL.fullmatch(text) else text
+
+
+def _given_values(root: Node | None, path: Path) -> list[GivenValue]:
+    if root is None or (isinstance(root, Text) and root.is_null):
         return []
-    if not isinstance(value, dict):
-        raise ConfigError(f"section {name!r} in {path} must hold keys, not {_kind(value)}", keys=[name])
+    if not isinstance(root, strict_yaml.Mapping):
+        raise LineError(root.line, "the file must hold sections with keys.")
     found = []
-    for key, inner in value.items():
-        known = keys().get((name, str(key)))
-        if known is None:
-            own = [item.dotted for item in keys().values() if item.section == name]
-            raise _unknown("key", f"{name}.{key}", own, str(path))
-        found.append(GivenValue(known, inner, "file", str(path)))
+    for (name, node), line in zip(root.nodes.items(), root.lines, strict=True):
+        origin = _origin(path, line)
+        if (key := keys().get(("", name))) is not None:
+            found.append(GivenValue(key, _plain(node), "file", origin))
+        elif name in sections():
+            found += _section_values(name, node, path)
+        else:
+            _refuse_unknown("section or key", name, [*sections(), *_dotted_names()], origin)
     return found
 
 
-def _read(path: Path) -> str:
-    try:
-        # Without O_NONBLOCK a pipe in its place would hold up the start, or a reload, for ever.
-        with os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise ConfigError(f"{path} is not a regular file", hint=f"Give a regular file in {FILE_VARIABLE}.")
-            data = file.read(MAX_FILE_BYTES + 1) or b""
-        if len(data) > MAX_FILE_BYTES:
-            raise ConfigError(f"{path} is larger than {MAX_FILE_BYTES} bytes")
-        return data.decode("utf-8")
-    except OSError as error:
-        raise ConfigError(
-            f"cannot read the configuration file {path}: {error.strerror}",
-            hint=f"Give an existing file in {FILE_VARIABLE}, or unset it.",
-        ) from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path} is not UTF-8 text") from None
+def _section_values(section: str, node: Node, path: Path) -> list[GivenValue]:
+    if isinstance(node, Text) and node.is_null:  # all keys of the section are commented out
+        return []
+    if not isinstance(node, strict_yaml.Mapping):
+        raise LineError(node.line, f"the section {section!r} must hold keys.")
+    found = []
+    for (name, inner), line in zip(node.nodes.items(), node.lines, strict=True):
+        key = keys().get((section, name))
+        if key is None:
+            _refuse_unknown("key", f"{section}.{name}", _dotted_names(section), _origin(path, line))
+        found.append(GivenValue(key, _plain(inner), "file", _origin(path, line)))
+    return found
 
 
-def _parse_json(text: str, path: Path) -> Any:
+def _plain(node: Node) -> Any:
+    """The Python value of a node. A text in quotes stays text."""
+    if isinstance(node, Listing):
+        return [_plain(item) for item in node.nodes]
+    if isinstance(node, strict_yaml.Mapping):
+        return {name: _plain(inner) for name, inner in node.nodes.items()}
+    if not node.plain:
+        return node.text
+    if node.is_null:
+        return None
+    boolean = _BOOLEANS.get(node.text.lower())
+    return _number(node.text) if boolean is None else boolean
+
+
+def _parse_json(text: str) -> Node:
+    """The nodes of a JSON document, with line 0, because the lines are unknown."""
     import json
 
-    def mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        _check_names(((name, "") for name, _ in pairs), path)
-        return dict(pairs)
+    def mapping(pairs: list[tuple[str, Any]]) -> strict_yaml.Mapping:
+        items: dict[str, Node] = {}
+        for name, value in pairs:
+            if name in items:
+                raise LineError(
+                    0, f"the key {name!r} occurs twice." if _NAME.fullmatch(name) else "a key occurs twice."
+                )
+            items[name] = node(value)
+        return strict_yaml.Mapping(items, [0] * len(items), 0)
+
+    def node(value: Any) -> Node:
+        if isinstance(value, strict_yaml.Mapping):
+            return value
+        if isinstance(value, list):
+            return Listing([node(item) for item in value], 0)
+        return Text(value, 0, plain=False) if isinstance(value, str) else Text(json.dumps(value), 0)
 
     try:
-        return json.loads(text, object_pairs_hook=mapping)
+        return node(json.loads(text, object_pairs_hook=mapping))
     except json.JSONDecodeError as error:
-        raise ConfigError(f"{path} is not JSON: {error.msg}{_at(error.lineno, error.colno)}") from None
-    except (RecursionError, ValueError):  # a number of thousands of digits is a ValueError
-        raise ConfigError(f"{path} is nested too deeply, or has a number that is too long") from None
+        raise LineError(error.lineno, f"this is not JSON: {error.msg}.") from None
+    except (RecursionError, ValueError):  # ValueError: a number of thousands of digits
+        raise LineError(0, "values are nested too deeply, or a number is too long.") from None
 
 
-def _parse_yaml(text: str, path: Path) -> Any:
-    import yaml  # only where a YAML file is given: it costs more to import than the rest of this package
-
-    class Loader(yaml.SafeLoader):
-        def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-            # A few lines of aliases to aliases are gigabytes once they are written out.
-            event: Any = self.peek_event()  # type: ignore[no-untyped-call]  # the stubs lack it
-            if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
-                where = _at(event.start_mark.line + 1, event.start_mark.column + 1)
-                raise ConfigError(f"{path}: anchors (&) and aliases (*) are not read{where}", hint=_WRITE_OUT)
-            return super().compose_node(parent, index)
-
-        def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
-            if node.tag == "tag:yaml.org,2002:int" and len(node.value) > _MAX_DIGITS:
-                raise ValueError  # a number that Python would not write out again
-            return super().construct_scalar(node)
-
-        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-            # "<<" merges another mapping and is no key; a list cannot be one, and SafeLoader says so itself.
-            own = [name for name, _ in node.value if name.tag != "tag:yaml.org,2002:merge"]
-            marks = [name.start_mark for name in own]
-            wheres = [_at(mark.line + 1, mark.column + 1) for mark in marks]
-            found = ((self.construct_object(name), where) for name, where in zip(own, wheres, strict=True))
-            _check_names(found, path)
-            return super().construct_mapping(node, deep)
-
-    try:
-        return yaml.load(text, Loader)  # noqa: S506 - a subclass of SafeLoader
-    except yaml.YAMLError as error:
-        # Not the error's own text: it quotes the line, which may hold a password. Nor a problem that quotes a word.
-        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or "unreadable"
-        words = "unreadable" if re.search("['\"]", problem) else problem
-        raise ConfigError(f"{path} is not YAML: {words}{_at(mark.line + 1, mark.column + 1) if mark else ''}") from None
-    except (RecursionError, ValueError):
-        raise ConfigError(
-            f"{path} is not YAML this project reads: nested too deeply, a malformed value, or a number too long"
-        ) from None
+def _dotted_names(section: str | None = None) -> list[str]:
+    return [key.dotted for key in keys().values() if section is None or key.section == section]
 
 
-def _check_names(names: Iterable[tuple[Any, str]], path: Path) -> None:
-    seen = set()
-    for name, where in names:
-        # No key of ours looks so; what does may be the text of another file that a link leads to.
-        if not isinstance(name, str) or not _NAME.fullmatch(name):
-            raise ConfigError(f"{path} has a key that is no name{where}", hint=_NAMES)
-        # Both formats let the last of two equal keys win without a word.
-        if name in seen:
-            raise ConfigError(f"key {name!r} stands twice in {path}{where}")
-        seen.add(name)
+def _origin(path: Path, line: int) -> str:
+    return f"{path}, line {line}" if line else str(path)
 
 
-def _at(line: int, column: int) -> str:
-    return f" in line {line}, column {column}"
-
-
-def _kind(value: Any) -> str:
-    return "a list" if isinstance(value, list) else "a single value"
-
-
-def _dotted_names() -> list[str]:
-    return [key.dotted for key in keys().values()]
-
-
-def _unknown(what: str, name: str, known: Iterable[str], origin: str) -> ConfigError:
+def _refuse_unknown(what: str, name: str, known: Iterable[str], origin: str = "") -> NoReturn:
+    if origin and not _NAME.fullmatch(name):
+        raise ConfigError(f"{origin}: a key is not a name.", hint=_RULES.hint)
     like = nearest(name, known)
     where = f" in {origin}" if origin else ""
-    return ConfigError(
-        f"unknown {what} {shown('', name)}{where}; the nearest known name is {like!r}",
+    raise ConfigError(
+        f"There is no {what} {shown('', name)}{where}; the nearest known name is {like!r}.",
         hint=f"Write {like!r} if that is what you meant, or remove it.",
         unknown=name[:80],
         nearest=like,

@@ -1,56 +1,56 @@
-"""Watching files: an editor, a package or a config map of Kubernetes replaces them, and links on the way to them.
+"""Watch files that are replaced by an editor, a package manager or a Kubernetes ConfigMap, and links that lead to them.
 
-What is watched are folders: that of each file, and that of each symbolic link on the way to it. A file is another one
-when what its path leads to has another identity (inode, size, times); what an event says is never believed.
+The watched folders are those of each file and of each symbolic link on its path. A file has changed if `file_state` of
+its path has changed; the events of the file system only say when to look.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 from collections.abc import AsyncGenerator, Callable, Collection, Iterable
 from contextlib import aclosing
 from pathlib import Path
 from typing import Final, TypeAlias
 
-logger = logging.getLogger(__name__)
+from mcp_server.logger import get_logger
+from mcp_server.operator_files.file_state import FileState, file_state
+
+logger = get_logger(__name__)
 
 QUIET_MS: Final = 250
-"""Milliseconds without an event after which a change is whole. Also how often the watching thread wakes up."""
+"""Milliseconds without an event after which a change is complete. The watching thread wakes up as often."""
 BURST_MS: Final = 2000
-"""Milliseconds after which a change is looked at though events go on."""
+"""Milliseconds after which a change is reported although events continue."""
 TICK_MS: Final = 5000
-"""Milliseconds after which the files are looked at without any event: not every file system tells of changes."""
+"""Milliseconds after which the files are checked without any event, because some file systems send none."""
 RETRY_SEC: Final = 30.0
-"""Seconds until a folder that cannot be watched is tried again; its files are looked at as often."""
+"""Seconds until a folder that cannot be watched is tried again. Its files are checked as often."""
 
-IN_PLACE_SEC: Final = 2.0
-"""Seconds without a change after which a file that is written in place is taken for whole."""
+REWRITE_SEC: Final = 2.0
+"""Seconds without a change after which a file that is rewritten, not replaced, is considered complete."""
 
-_MAX_WAITS: Final = 5  # for one that changes all the time
-_MAX_LINKS: Final = 40  # as the kernel follows at most (path_resolution(7))
+_MAX_WAITS: Final = 5  # for a file that changes all the time
+_MAX_LINKS: Final = 40  # as many as the kernel follows (path_resolution(7))
 
-Identity: TypeAlias = tuple[int, ...] | None
-Identities: TypeAlias = dict[Path, Identity]
-"""What each path leads to; None where there is nothing to be read."""
+FileStates: TypeAlias = dict[Path, FileState | None]
 
 
-def identities(paths: Iterable[Path]) -> Identities:
-    """What each of the paths leads to now."""
-    return {path: _identity(path) for path in paths}
+def file_states(paths: Iterable[Path]) -> FileStates:
+    """The present state of each file; None if there is no file."""
+    return {path: file_state(path) for path in paths}
 
 
 def changed_since(paths: Iterable[Path], moment: float) -> bool:
     """Whether any of the files was changed at or after ``moment``, in seconds since 1970."""
-    # The times of files come from a clock that ticks every few milliseconds.
+    # File times come from a clock that advances only every few milliseconds.
     latest = moment - 0.02
-    return any(found is not None and found[-1] >= latest * 1e9 for found in identities(paths).values())
+    return any(state is not None and state.changed_ns >= latest * 1e9 for state in file_states(paths).values())
 
 
-def names_on_the_way(path: Path) -> frozenset[Path]:
-    """The file a path leads to and every symbolic link on the way, each by its name in a folder without links."""
-    names: set[Path] = set()
+def watched_paths(path: Path) -> frozenset[Path]:
+    """The file that ``path`` leads to, and every symbolic link that leads to it, each in a folder without links."""
+    paths: set[Path] = set()
     left, here, links = list(path.absolute().parts[1:]), Path("/"), 0
     while left:
         part = left.pop(0)
@@ -59,33 +59,33 @@ def names_on_the_way(path: Path) -> frozenset[Path]:
             continue
         step = here / part
         try:
-            target = os.readlink(step)  # noqa: PTH115 - pathlib's own would normalise what the kernel does not
-        except OSError:  # no link, or nothing at all
+            target = os.readlink(step)  # noqa: PTH115 - Path.readlink would normalize the target
+        except OSError:  # not a link, or nothing at all
             here = step
             continue
-        names.add(step)
+        paths.add(step)
         links += 1
         if links > _MAX_LINKS:
-            return frozenset(names)
+            return frozenset(paths)
         left = [*Path(target).parts, *left]
         if target.startswith("/"):
             left, here = left[1:], Path("/")
-    return frozenset({*names, here})
+    return frozenset({*paths, here})
 
 
-async def ticks(paths: Callable[[], Collection[Path]], again: asyncio.Event) -> AsyncGenerator[None, None]:
-    """Give a sign whenever the files may have changed, and from time to time without any reason; never ends.
+async def watch(paths: Callable[[], Collection[Path]], restart: asyncio.Event) -> AsyncGenerator[None, None]:
+    """Yield when the files may have changed, and from time to time without a change; never ends.
 
-    ``paths`` are asked for after each sign, and when ``again`` is set. A folder that cannot be watched is logged.
+    ``paths`` is called after each yield, and when ``restart`` is set. A folder that cannot be watched is logged.
     """
     from watchfiles import awatch
 
-    seen = identities(paths())
+    states = file_states(paths())
     while True:
-        again.clear()
-        names = await asyncio.to_thread(_names, paths())
-        folders = {name.parent for name in names}
-        texts = frozenset(map(str, names))
+        restart.clear()
+        watched = await asyncio.to_thread(_all_watched, paths())
+        folders = {path.parent for path in watched}
+        texts = frozenset(map(str, watched))
         try:
             events = awatch(
                 *folders,
@@ -95,44 +95,38 @@ async def ticks(paths: Callable[[], Collection[Path]], again: asyncio.Event) -> 
                 rust_timeout=TICK_MS,
                 yield_on_timeout=True,
                 recursive=False,
-                stop_event=again,
+                stop_event=restart,
             )
             async with aclosing(events):
                 async for _ in events:
-                    seen = await _settled(seen, paths())
+                    states = await _settled(states, paths())
                     yield
-                    if await asyncio.to_thread(_names, paths()) != names:
+                    if await asyncio.to_thread(_all_watched, paths()) != watched:
                         break
-            seen = await _settled(seen, paths())
+            states = await _settled(states, paths())
             yield
-        except (OSError, RuntimeError) as error:  # what the library raises of its own is a RuntimeError
-            logger.warning("config.not_watched folders=%s: %s", ",".join(sorted(map(str, folders))), error)
+        except (OSError, RuntimeError) as error:  # watchfiles raises RuntimeError
+            logger.warning("config.not_watched", folders=",".join(sorted(map(str, folders))), message=str(error))
             await asyncio.sleep(RETRY_SEC)
             yield
 
 
-async def _settled(seen: Identities, paths: Collection[Path]) -> Identities:
-    """What the paths lead to, after a wait where one of them is the same file as before with other contents."""
-    now = await asyncio.to_thread(identities, paths)
+async def _settled(before: FileStates, paths: Collection[Path]) -> FileStates:
+    """The states of the files, after a wait if one of them is being rewritten."""
+    now = await asyncio.to_thread(file_states, paths)
     for _ in range(_MAX_WAITS):
-        if not any(_is_rewritten(seen.get(path), found) for path, found in now.items()):
+        if not any(_is_rewritten(before.get(path), state) for path, state in now.items()):
             break
-        await asyncio.sleep(IN_PLACE_SEC)
-        seen, now = now, await asyncio.to_thread(identities, paths)
+        await asyncio.sleep(REWRITE_SEC)
+        before, now = now, await asyncio.to_thread(file_states, paths)
     return now
 
 
-def _is_rewritten(before: Identity, now: Identity) -> bool:
-    return before is not None and now is not None and before[:2] == now[:2] and before != now
+def _is_rewritten(before: FileState | None, now: FileState | None) -> bool:
+    if before is None or now is None:
+        return False
+    return (before.device, before.inode) == (now.device, now.inode) and before != now
 
 
-def _names(paths: Collection[Path]) -> frozenset[Path]:
-    return frozenset().union(*map(names_on_the_way, paths))
-
-
-def _identity(path: Path) -> Identity:
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return (found.st_dev, found.st_ino, found.st_size, found.st_mode, found.st_mtime_ns, found.st_ctime_ns)
+def _all_watched(paths: Collection[Path]) -> frozenset[Path]:
+    return frozenset().union(*map(watched_paths, paths))

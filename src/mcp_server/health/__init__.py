@@ -1,6 +1,6 @@
-"""How the server is: checks that run side by side, what they found, and for how long that counts.
+"""Health of the server: checks that run concurrently, their results, and how long a result may be used.
 
-`HealthCheckManager` knows no check of its own: `mcp_server.server.checks` registers what this project looks at.
+`HealthCheckManager` contains no check itself. `mcp_server.server.checks` registers the checks of this project.
 """
 
 from __future__ import annotations
@@ -8,11 +8,11 @@ from __future__ import annotations
 from mcp_server.health.background import LoopLag, Threaded
 from mcp_server.health.manager import HISTORY, WAIT_SEC, HealthCheckManager, log_changes
 from mcp_server.health.model import (
-    Change,
-    Finding,
+    CheckOutcome,
     HealthCheckPriority,
     HealthCheckResult,
     HealthStatus,
+    StatusChange,
     SystemHealth,
     changes,
     gauges,
@@ -23,13 +23,13 @@ from mcp_server.health.model import (
 __all__ = [
     "HISTORY",
     "WAIT_SEC",
-    "Change",
-    "Finding",
+    "CheckOutcome",
     "HealthCheckManager",
     "HealthCheckPriority",
     "HealthCheckResult",
     "HealthStatus",
     "LoopLag",
+    "StatusChange",
     "SystemHealth",
     "Threaded",
     "changes",

@@ -1,4 +1,4 @@
-"""What goes on beside the checks: blocking work in threads of its own, and how late the event loop is."""
+"""Helpers of the checks: `Threaded` runs blocking work in a thread, `LoopLag` measures how late the event loop is."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from concurrent.futures import Future
 from typing import Final, Generic, TypeVar
 
 LAG_SAMPLES: Final = 60
-"""Seconds over which the lag of the event loop is taken."""
+"""Samples of the lag that are kept, one a second."""
 
 T = TypeVar("T")
 
 
 class Threaded(Generic[T]):
-    """Blocking work as a coroutine function, in a daemon thread of its own.
+    """Runs blocking work as a coroutine function, in its own daemon thread.
 
-    There is one thread at most: while it hangs (a dead disk, say), calls wait for that one. Not the loop's pool, whose
-    few places the log and the store need, and whose threads hold up the end of the process.
+    There is at most one thread. While it hangs, for example on a dead disk, all calls wait for it. The event loop's
+    thread pool is not used: the log and the store need its few threads, and a hanging one would delay the exit.
     """
 
     def __init__(self, work: Callable[[], T]) -> None:
@@ -27,10 +27,10 @@ class Threaded(Generic[T]):
         self._running: Future[T] | None = None
 
     async def __call__(self) -> T:
-        """The work's result, or what it raised."""
+        """Return what the work returns, or raise what it raises."""
         if self._running is None or self._running.done():
             running: Future[T] = Future()
-            running.set_running_or_notify_cancel()  # from here on, a waiter that goes away does not cancel it
+            running.set_running_or_notify_cancel()  # a caller that is cancelled must not cancel it for the others
             threading.Thread(target=self._run, args=(running,), name="health", daemon=True).start()
             self._running = running
         return await asyncio.wrap_future(self._running)
@@ -38,14 +38,14 @@ class Threaded(Generic[T]):
     def _run(self, running: Future[T]) -> None:
         try:
             result = self._work()
-        except BaseException as error:  # noqa: BLE001 - whatever it is, the waiter has to hear of it
+        except BaseException as error:  # noqa: BLE001 - every exception must reach the caller
             running.set_exception(error)
         else:
             running.set_result(result)
 
 
 class LoopLag:
-    """How late the event loop comes to what is due, by a timer of one second: the longest and the mean, in seconds."""
+    """Measures how late the event loop runs a timer of one second. All values are in seconds."""
 
     def __init__(self) -> None:
         self._late: deque[float] = deque(maxlen=LAG_SAMPLES)
@@ -53,20 +53,20 @@ class LoopLag:
 
     @property
     def longest(self) -> float:
-        """The longest of the last minute."""
+        """The longest lag of the last minute."""
         return max(self._late, default=0.0)
 
     @property
     def mean(self) -> float:
-        """The mean of the last minute."""
+        """The mean lag of the last minute."""
         return sum(self._late) / len(self._late) if self._late else 0.0
 
     def start(self) -> None:
-        """Begin to measure on the running loop."""
+        """Start to measure on the running loop."""
         self._arm(asyncio.get_running_loop())
 
     def stop(self) -> None:
-        """Stop measuring; safe to call twice."""
+        """Stop measuring. Safe to call twice."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -1,4 +1,4 @@
-"""What a round of health checks found: the words for it, and for how long it counts."""
+"""The results of a round of health checks, and how long they may be used."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 
 class HealthStatus(StrEnum):
-    """How a check, or all of it together, is: as it should be, with less than that, or not usable."""
+    """The status of one check or of the whole server: fully usable, usable with limits, or not usable."""
 
     HEALTHY = "healthy"
     DEGRADED = "degraded"
@@ -19,7 +19,7 @@ class HealthStatus(StrEnum):
 
     @property
     def level(self) -> int:
-        """0 healthy, 1 degraded, 2 unhealthy: the value of the metrics."""
+        """The value of the metrics: 0 healthy, 1 degraded, 2 unhealthy."""
         return list(HealthStatus).index(self)
 
     @property
@@ -29,12 +29,12 @@ class HealthStatus(StrEnum):
 
 
 def worst(*statuses: HealthStatus) -> HealthStatus:
-    """The worst of these."""
+    """Return the worst of the statuses."""
     return max(statuses, key=lambda status: status.level, default=HealthStatus.HEALTHY)
 
 
 class HealthCheckPriority(IntEnum):
-    """What an unusable part means for the server: only a CRITICAL one makes it unhealthy, others degrade it."""
+    """How much a check counts: only a failed CRITICAL one makes the server unhealthy, others degrade it."""
 
     CRITICAL = 0
     IMPORTANT = 1
@@ -42,10 +42,10 @@ class HealthCheckPriority(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
-    """What a check says: how it is, in words, what still works, and what mends it.
+class CheckOutcome:
+    """What a check returns: a status, a description, what still works, and how to repair it.
 
-    ``name`` and ``priority`` are the check's own where they are not given.
+    If ``name`` or ``priority`` is not set, those of the registered check are used.
     """
 
     status: HealthStatus
@@ -58,7 +58,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class HealthCheckResult:
-    """One finding with its circumstances: ``check`` is the registered name, ``duration`` is in seconds."""
+    """One outcome, with the name of its registered check, when that was started, and how many seconds it took."""
 
     name: str
     status: HealthStatus
@@ -71,7 +71,7 @@ class HealthCheckResult:
     remedy: str = ""
 
     def as_dict(self) -> dict[str, Any]:
-        """Ready for JSON: the words of the finding that are not empty, then its circumstances."""
+        """Return the result for JSON, without the texts that are empty."""
         words = {"name": self.name, "state": self.status.word, "detail": self.detail}
         words |= {key: text for key, text in (("works", self.works), ("remedy", self.remedy)) if text}
         return words | {
@@ -83,9 +83,9 @@ class HealthCheckResult:
 
 @dataclass(frozen=True, slots=True)
 class SystemHealth:
-    """One round of checks. ``message`` says why it is not the full or the present truth, and is empty where it is.
+    """The results of one round of checks. ``message`` is set if they are incomplete or too old, and says why.
 
-    ``began`` is the reading of ``clock`` (seconds, monotonic) when the checks were started: what they found is as old.
+    ``began`` is when the round was started, in seconds of ``clock``, which is monotonic.
     """
 
     status: HealthStatus
@@ -97,22 +97,22 @@ class SystemHealth:
 
     @property
     def age_seconds(self) -> float:
-        """Seconds since the checks were started."""
+        """Seconds since the round was started."""
         return max(0.0, self.clock() - self.began)
 
     def is_stale(self, max_age_seconds: float = 60) -> bool:
-        """Whether it is too old to be passed on without saying so."""
+        """Return whether the results are too old to be shown without a message."""
         return self.age_seconds > max_age_seconds
 
     def by_check(self) -> dict[str, HealthStatus]:
-        """The worst status of each registered check."""
+        """Return the worst status of each registered check."""
         found: dict[str, HealthStatus] = {}
         for result in self.results:
             found[result.check] = worst(result.status, found.get(result.check, result.status))
         return found
 
     def as_dict(self) -> dict[str, Any]:
-        """Ready for JSON: status, message if any, and every check with its age in seconds."""
+        """Return the health for JSON: the status, the message if there is one, and every result with its age."""
         age = round(self.age_seconds, 1)
         return {
             "status": self.status.value,
@@ -122,8 +122,8 @@ class SystemHealth:
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
-    """A finding that is another one now; a finding that was not there before, or no longer is, counts as healthy."""
+class StatusChange:
+    """A result whose status changed. A result that appeared or disappeared was or is healthy."""
 
     name: str
     before: HealthStatus
@@ -131,21 +131,26 @@ class Change:
     detail: str
 
 
-def changes(before: SystemHealth | None, after: SystemHealth) -> list[Change]:
-    """What changed between two rounds; against None all that is not healthy."""
+def changes(before: SystemHealth | None, after: SystemHealth) -> list[StatusChange]:
+    """Return the results whose status changed between two rounds. If ``before`` is None, all that are not healthy."""
     old = {result.name: result.status for result in before.results} if before else {}
     new = {result.name: result for result in after.results}
     found = [
-        Change(name, old.get(name, HealthStatus.HEALTHY), result.status, result.detail) for name, result in new.items()
+        StatusChange(name, old.get(name, HealthStatus.HEALTHY), result.status, result.detail)
+        for name, result in new.items()
     ]
-    found += [Change(name, status, HealthStatus.HEALTHY, "gone") for name, status in old.items() if name not in new]
+    found += [
+        StatusChange(name, status, HealthStatus.HEALTHY, "no longer reported")
+        for name, status in old.items()
+        if name not in new
+    ]
     return [change for change in found if change.before is not change.after]
 
 
 def health_change(before: SystemHealth | None, after: SystemHealth) -> dict[str, Any] | None:
-    """What to tell where the whole or a finding has another status now, ready for JSON; else None.
+    """Return the fields of the event ``health.changed``, or None if no status changed.
 
-    Keys: ``status`` and ``before`` of the whole, and ``checks``, the present status of each finding that changed.
+    ``status`` and ``before`` are of the whole server; ``checks`` has the new status of each result that changed.
     """
     found, was = changes(before, after), before.status if before else HealthStatus.HEALTHY
     if not found and was is after.status:
@@ -158,14 +163,14 @@ def health_change(before: SystemHealth | None, after: SystemHealth) -> dict[str,
 
 
 def gauges(health: SystemHealth) -> Iterator[tuple[str, float, dict[str, str]]]:
-    """The gauges of a round: name, value, labels. The label is the registered check, so the set is bounded."""
+    """Yield the metrics of a round: name, value and labels. The label is a registered check, so its values are few."""
     yield "mcp_health_status", health.status.level, {}
     for check, status in health.by_check().items():
         yield "mcp_health_check_status", status.level, {"check": check}
 
 
 def overall(results: Sequence[HealthCheckResult]) -> HealthStatus:
-    """Unhealthy where a CRITICAL part is not usable, degraded where anything else is not as it should be."""
+    """Return unhealthy if a CRITICAL result is unhealthy, degraded if any result is not healthy, else healthy."""
     if any(r.status is HealthStatus.UNHEALTHY and r.priority is HealthCheckPriority.CRITICAL for r in results):
         return HealthStatus.UNHEALTHY
     worse = any(result.status is not HealthStatus.HEALTHY for result in results)

@@ -1,4 +1,5 @@
-"""Who a credential stands for: one file for each kind of credential, and the gate that asks them.
+"""Who a credential belongs to: one module per kind of credential, and the authenticator that asks them.
 
-Nothing here knows HTTP. `base` is the contract, `gate.Gate` what a interface asks.
+Nothing here knows HTTP. `base` is the contract of a kind of credential, and `authenticator.Authenticator` is what an
+interface asks.
 """

@@ -1,4 +1,4 @@
-"""OAuth access tokens: JWTs of one issuer, made for this server (RFC 9068, RFC 8725, RFC 8707)."""
+"""OAuth access tokens: JWTs of one issuer that are meant for this server (RFC 9068, RFC 8725, RFC 8707)."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from mcp_server.config.auth import AuthConfig
+from mcp_server.config.sections import AuthConfig
 from mcp_server.identity.base import Directory, Identity, Rejected, bounded, subject_name
 from mcp_server.identity.issuer_keys import IssuerKeys, issuer_keys
 from mcp_server.model.access import Permission, Role
 
 MAX_CHARS: Final = 8192
-"""Characters of a token that is looked at."""
+"""The longest token that is accepted, in characters."""
 
 _JWT: Final = re.compile(r"[A-Za-z0-9_-]{1,4096}\.[A-Za-z0-9_-]{1,8192}\.[A-Za-z0-9_-]{0,2048}")
 _TYPES: Final = frozenset({"at+jwt", "application/at+jwt", "jwt", "application/jwt"})
@@ -22,55 +22,58 @@ _MAX_ROLES: Final = 100
 
 
 class AccessTokens:
-    """The tokens of the issuer that the configuration names now; none while it names none."""
+    """The tokens of the issuer in the current configuration. Without an issuer, no token is accepted."""
 
-    def __init__(self, settings: Callable[[], AuthConfig], directory: Callable[[], Directory]) -> None:
+    def __init__(self, settings: Callable[[], AuthConfig], directory: Directory) -> None:
         self._settings = settings
         self._directory = directory
         self._keys: IssuerKeys | None = None
-        self._named: tuple[object, ...] = ()
+        self._keys_of: tuple[object, ...] = ()
 
     def claims(self, credential: str) -> bool:
-        """Whether it has the form of a signed JWT."""
+        """Whether ``credential`` has the form of a signed JWT."""
         return credential.count(".") == 2 and len(credential) <= MAX_CHARS and _JWT.fullmatch(credential) is not None
 
     @property
     def keys(self) -> IssuerKeys | None:
-        """The issuer's keys; None where there is no issuer."""
+        """The keys of the issuer, or None if there is no issuer."""
         settings = self._settings()
-        named = (settings.issuer, settings.jwks_url, settings.jwks_file)
-        if named != self._named:
+        wanted = (settings.issuer, settings.jwks_url, settings.jwks_file)
+        if wanted != self._keys_of:
             self._keys = issuer_keys(settings) if settings.issuer else None
-            self._named = named
+            self._keys_of = wanted
         return self._keys
 
     async def check(self, credential: str) -> Identity:
-        """The actor ``sub:SUBJECT``; PlatformError ``identity_unavailable`` while the issuer's keys cannot be had."""
+        """The actor ``sub:SUBJECT``.
+
+        Raises Rejected, or PlatformError ``identity_unavailable`` while the keys of the issuer are not available.
+        """
         keys, settings = self.keys, self._settings()
         if keys is None:
             raise Rejected("jwt", "not_taken")
-        header, unchecked = _head(credential)
+        header, unverified = _decode(credential)
         if str(header.get("typ", "")).lower() not in _TYPES or "crit" in header:
             raise Rejected("jwt", "header")
-        algorithm, identity = header.get("alg"), header.get("kid")
+        algorithm, key_id = header.get("alg"), header.get("kid")
         if algorithm not in settings.algorithms or not isinstance(algorithm, str):
             raise Rejected("jwt", "algorithm")
-        if not isinstance(identity, str | None):
+        if not isinstance(key_id, str | None):
             raise Rejected("jwt", "header")
-        # Before a key is asked for: strangers would have us ask for keys of issuers that are none of ours.
-        if unchecked.get("iss") != settings.issuer:
+        # Check the issuer before looking for the key: an unknown caller must not make this server fetch keys.
+        if unverified.get("iss") != settings.issuer:
             raise Rejected("jwt", "issuer")
-        key = await keys.find(identity, algorithm, _seconds(unchecked.get("iat")))
-        claims = _verified(credential, key, algorithm, settings)
+        key = await keys.find(key_id, algorithm, _seconds(unverified.get("iat")))
+        claims = _verify(credential, key, algorithm, settings)
         role = _role_of(claims, settings)
         if role is None:
             raise Rejected("jwt", "no_role", guess=False)
         name = subject_name(claims["sub"])
-        return Identity(name, bounded(self._directory().find(name, role), granted(claims)))
+        return Identity(name, bounded(self._directory.find(name, role), granted(claims)))
 
 
 def granted(claims: Mapping[str, Any]) -> frozenset[Permission]:
-    """The scopes of a token that are ours: of ``scope`` (RFC 8693 section 4.2), or ``scp`` as some issuers call it."""
+    """The permissions in the claim ``scope`` (RFC 8693 section 4.2), or ``scp`` as some issuers call it."""
     words: set[str] = set()
     for name in ("scope", "scp"):
         value = claims.get(name)
@@ -79,8 +82,8 @@ def granted(claims: Mapping[str, Any]) -> frozenset[Permission]:
     return frozenset(permission for permission in Permission if permission.value in words)
 
 
-def _head(credential: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Header and claims, of which nothing is believed yet."""
+def _decode(credential: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The header and the claims, without verification."""
     from jwt.utils import base64url_decode
 
     try:
@@ -92,7 +95,7 @@ def _head(credential: str) -> tuple[dict[str, Any], dict[str, Any]]:
     return parts[0], parts[1]
 
 
-def _verified(credential: str, key: Any, algorithm: str, settings: AuthConfig) -> dict[str, Any]:
+def _verify(credential: str, key: Any, algorithm: str, settings: AuthConfig) -> dict[str, Any]:
     import jwt
 
     try:
@@ -132,7 +135,7 @@ def _role_of(claims: Mapping[str, Any], settings: AuthConfig) -> Role | None:
 
 
 def _path(claims: Mapping[str, Any], claim: str) -> list[str]:
-    # A claim may be a URL with dots in it: as a whole it comes first.
+    # The name of a claim may be a URL with dots, so try it as a whole first.
     return [claim] if claim in claims else claim.split(".") if claim else []
 
 

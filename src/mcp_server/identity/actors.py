@@ -1,4 +1,4 @@
-"""The bounds that an owner drew around single actors, as they hold: a `Directory` made from the actors file."""
+"""The limits of single actors: a `Directory` made from the actors file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mcp_server.scope.reading import read_target
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """One actor of the file. ``role`` None leaves it the role of its credential; the rest is that of `Access`."""
+    """The limits of one actor. ``role`` None means the role of the credential; the other fields are as in `Access`."""
 
     name: str
     role: Role | None = None
@@ -26,7 +26,7 @@ class Bounds:
     packets_per_hour: int | None = None
 
     def access(self, role: Role, origin: str) -> Access:
-        """What it may do, where its credential gives it ``role``."""
+        """What the actor may do if its credential has ``role``."""
         return Access(
             (self.role or role).permissions,
             self.networks,
@@ -39,10 +39,10 @@ class Bounds:
 
 @dataclass(frozen=True)
 class Actors:
-    """The actors of a file, by the names that credentials give them (``key:NAME``, ``sub:SUBJECT``).
+    """The actors of a file, by the names of their credentials (``key:NAME``, ``sub:SUBJECT``).
 
-    ``others`` holds for everybody whom no entry names; None: they may do nothing. Whoever holds the token of the state
-    folder is the owner, and in no file.
+    ``others`` applies to every actor without an entry; None means that they may do nothing. The actor with the local
+    token is not in the file and has no limits.
     """
 
     known: Mapping[str, Bounds]
@@ -50,20 +50,20 @@ class Actors:
 
     @cached_property
     def hash(self) -> str:
-        """SHA-256 (hex) of what the file means: the order of its actors does not matter."""
+        """SHA-256 (hex) of the limits; the order of the actors does not change it."""
         rows = {name: _canonical(bounds) for name, bounds in self.known.items()}
         text = json.dumps([rows, self.others and _canonical(self.others)], sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
     def find(self, name: str, role: Role) -> Access:
-        """What the actor ``name`` may do at most, whom its credential gives ``role``."""
+        """What the actor ``name`` may do at most if its credential has ``role``."""
         if name == TOKEN_NAME:
             return Access(role.permissions)
         bounds = self.known.get(name, self.others)
         return replace(NOBODY, origin=self.hash) if bounds is None else bounds.access(role, self.hash)
 
-    def again(self, name: str, access: Access) -> Access:
-        """``access`` as this file bounds it now, where an earlier one had: no permission that it did not have."""
+    def update(self, name: str, access: Access) -> Access:
+        """``access``, which came from an earlier file, with the limits of this file and without new permissions."""
         if access.origin == self.hash:
             return access
         bounds = self.known.get(name, self.others)
@@ -73,7 +73,7 @@ class Actors:
         return replace(bounds.access(Role.VIEWER, self.hash), permissions=held)
 
     def outside(self, policy: ScopePolicy) -> Iterator[tuple[str, str]]:
-        """The actors' networks that are not wholly inside the policy, each with its actor: they allow nothing more."""
+        """Each actor with an entry of its networks that is not wholly in scope, so that the rest allows nothing."""
         bounds = {id(each): each for each in (*self.known.values(), *([self.others] if self.others else []))}
         for each in bounds.values():
             for entry in each.networks or ():
@@ -81,15 +81,15 @@ class Actors:
                     yield each.name, entry
 
 
-class InForce:
-    """The directory of a server: its actors file as the last reload left it, or without one the roles alone."""
+class CurrentDirectory:
+    """The directory of a server: the actors file of the last reload, or the roles alone if there is no file."""
 
     def __init__(self, actors: Callable[[], Actors | None]) -> None:
         self._actors = actors
         self._roles = RoleDirectory()
 
     def find(self, name: str, role: Role) -> Access:
-        """What the actor ``name`` may do at most, whom its credential gives ``role``."""
+        """What the actor ``name`` may do at most if its credential has ``role``."""
         return (self._actors() or self._roles).find(name, role)
 
 

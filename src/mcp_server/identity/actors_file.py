@@ -1,6 +1,6 @@
-"""The actors file: read whole, checked strictly, and made into the bounds of each actor.
+"""Read an actors file into the limits of each actor.
 
-The schema, with an example, is docs/actors.md. Every error is a `ConfigError` that names the file and the line.
+docs/actors.md has the schema and an example. Every error is a ConfigError that names the file and the line.
 """
 
 from __future__ import annotations
@@ -13,12 +13,20 @@ from mcp_server.errors import ConfigError
 from mcp_server.identity.actors import Actors, Bounds
 from mcp_server.identity.base import subject_name
 from mcp_server.model.access import Role
-from mcp_server.scope.entries import Entries
-from mcp_server.scope.nodes import DESCRIBED, items, kind, like, mapping, number, text, wrong
-from mcp_server.scope.owned_file import OwnedFile, read_owned
-from mcp_server.scope.reading import shown
-from mcp_server.scope.strict_yaml import Listing, Node, Text, parse
-from mcp_server.scope.terms import Terms
+from mcp_server.model.untrusted import quoted
+from mcp_server.operator_files.reading import OTHERS_WRITE, FileRules
+from mcp_server.operator_files.schema import (
+    describe,
+    read_choice,
+    read_list,
+    read_mapping,
+    read_text,
+    read_top,
+    read_whole_number,
+    refuse,
+)
+from mcp_server.operator_files.strict_yaml import LineError, Listing, Node, Text, read_yaml_file
+from mcp_server.scope.entries import Entries, Terms
 
 MAX_BYTES: Final = 4 * 1024 * 1024
 MAX_ACTORS: Final = 10_000
@@ -30,79 +38,71 @@ NAME_CHARS: Final = 64
 SUBJECT_CHARS: Final = 255
 """The longest ``sub`` that OpenID Connect allows (Core 1.0, section 2)."""
 
-_KIND: Final = OwnedFile("actors file", "auth.actors_file", MAX_BYTES, "Bound actors that are alike under 'others'.")
+_RULES: Final = FileRules(
+    "actors file",
+    MAX_BYTES,
+    setting="auth.actors_file",
+    forbidden_mode=OTHERS_WRITE,
+    check_folders=True,
+    hint="docs/actors.md describes the file.",
+    too_large_hint="Put the limits of actors that are alike under 'others'.",
+)
 _TOP: Final = ("version", "actors", "others")
 _BOUNDS: Final = ("role", "networks", "tools", "calls_per_minute", "packets_per_hour")
 _ACTOR: Final = ("name", "key", "subject", *_BOUNDS)
 _ROLES: Final = tuple(role.value for role in Role)
 _PATTERN: Final = re.compile(r"[a-z0-9_*?\[\]!-]{1,64}")
-_HERE: Final = "docs/actors.md describes the file."
 
 
 def read_actors_file(path: Path) -> Actors:
-    """Read an actors file; raises ConfigError where it cannot be read, could be changed by others, or is wrong."""
-    content = read_owned(path, _KIND)
-    try:
-        return _read(parse(content))
-    except ConfigError as error:
-        # The parts below know the line only.
-        hint = _HERE if error.hint == DESCRIBED else error.hint
-        raise ConfigError(f"{path}, {error.message}", hint=hint) from None
+    """Read an actors file; raises ConfigError if it cannot be read, could be changed by others, or is wrong."""
+    return read_yaml_file(path, _RULES, _read)
 
 
 def _read(root: Node | None) -> Actors:
-    if root is None or (isinstance(root, Text) and root.is_null):
-        raise ConfigError("line 1: the file is empty", hint="docs/actors.md has an example to begin with.")
-    top = mapping(root, "an actors file", _TOP)
-    version = top.get("version")
-    if not isinstance(version, Text) or version.text != "1":
-        wrong(version or root, "an actors file begins with 'version: 1', which says how the rest is read")
-    if "actors" not in top:
-        wrong(root, "there is no key 'actors'", hint="actors: [] names nobody.")
-    nodes = items(top["actors"], "actors")
+    top = read_top(root, "an actors file", _TOP, "actors")
+    nodes = read_list(top["actors"], "actors")
     if len(nodes) > MAX_ACTORS:
-        wrong(nodes[MAX_ACTORS], f"more than {MAX_ACTORS} actors")
+        refuse(nodes[MAX_ACTORS], f"there are more than {MAX_ACTORS} actors.")
     names: dict[str, int] = {}
     known: dict[str, Bounds] = {}
     for node in nodes:
-        keys = mapping(node, "an actor", _ACTOR)
+        keys = read_mapping(node, "an actor", _ACTOR)
         bounds = _bounds(keys, _name(node, keys, names))
         for credential, at in _credentials(node, keys):
             if credential in known:
-                wrong(at, f"{shown(credential)} is {shown(known[credential].name)} already")
+                refuse(at, f"{quoted(credential)} already belongs to {quoted(known[credential].name)}.")
             known[credential] = bounds
     others = top.get("others")
     if others is None:
         return Actors(known)
-    return Actors(known, _bounds(mapping(others, "others", _BOUNDS), "others"))
+    return Actors(known, _bounds(read_mapping(others, "others", _BOUNDS), "others"))
 
 
 def _name(node: Node, keys: dict[str, Node], names: dict[str, int]) -> str:
     if "name" not in keys:
-        wrong(node, "an actor has a name")
-    name = text(keys["name"], "a name", NAME_CHARS)
+        refuse(node, "an actor must have a name.")
+    name = read_text(keys["name"], "a name", NAME_CHARS)
     if not name.strip():
-        wrong(keys["name"], "a name is not empty")
+        refuse(keys["name"], "a name must not be empty.")
     if name in names:
-        wrong(keys["name"], f"the name {shown(name)} stands twice, first in line {names[name]}")
+        refuse(keys["name"], f"the name {quoted(name)} occurs twice, first in line {names[name]}.")
     names[name] = keys["name"].line
     return name
 
 
 def _credentials(node: Node, keys: dict[str, Node]) -> list[tuple[str, Node]]:
-    """The names that its credentials give an actor, each with its place."""
-    found = [(f"key:{text(each, 'the name of a key', NAME_CHARS)}", each) for each in _one_or_more(keys, "key")]
-    found += [(subject_name(_subject(each)), each) for each in _one_or_more(keys, "subject")]
+    """The names that its credentials give an actor, each with its node."""
+    found = [(f"key:{read_text(each, 'the name of a key', NAME_CHARS)}", each) for each in _one_or_more(keys, "key")]
+    found += [
+        (subject_name(read_text(each, "a subject", SUBJECT_CHARS)), each) for each in _one_or_more(keys, "subject")
+    ]
     if not found:
-        wrong(node, "an actor has a key or a subject, by which it is known")
+        refuse(node, "an actor must have a key or a subject.", "Its credential is recognized by one of them.")
     for credential, at in found:
         if credential in {"key:", "sub:"}:
-            wrong(at, "a key or a subject is not empty")
+            refuse(at, "a key or a subject must not be empty.")
     return found
-
-
-def _subject(node: Node) -> str:
-    return text(node, "a subject", SUBJECT_CHARS)
 
 
 def _one_or_more(keys: dict[str, Node], key: str) -> list[Node]:
@@ -111,7 +111,7 @@ def _one_or_more(keys: dict[str, Node], key: str) -> list[Node]:
         return []
     nodes: list[Node] = node.nodes if isinstance(node, Listing) else [node]
     if len(nodes) > MAX_CREDENTIALS:
-        wrong(node, f"more than {MAX_CREDENTIALS} of {key}")
+        refuse(node, f"there are more than {MAX_CREDENTIALS} values of {key}.")
     return nodes
 
 
@@ -119,51 +119,51 @@ def _bounds(keys: dict[str, Node], name: str) -> Bounds:
     role = networks = calls = packets = None
     tools: tuple[str, ...] = ("*",)
     if (node := keys.get("role")) is not None:
-        word = text(node, "role", 20)
-        if word not in _ROLES:
-            wrong(node, f"role is one of {', '.join(_ROLES)}, not {shown(word)}", hint=like(word, _ROLES))
-        role = Role(word)
+        role = Role(read_choice(node, "role", _ROLES))
     if (node := keys.get("networks")) is not None:
         networks = _networks(node)
     if (node := keys.get("tools")) is not None:
         tools = _tools(node)
     if (node := keys.get("calls_per_minute")) is not None:
-        calls = number(node, "calls_per_minute")
-        if calls > MAX_CALLS:
-            wrong(node, f"calls_per_minute is at most {MAX_CALLS}, not {calls}")
+        calls = read_whole_number(node, "calls_per_minute", MAX_CALLS)
     if (node := keys.get("packets_per_hour")) is not None:
-        packets = number(node, "packets_per_hour")
+        packets = read_whole_number(node, "packets_per_hour")
     return Bounds(name, role, networks, tools, calls, packets)
 
 
 def _networks(node: Node) -> tuple[str, ...]:
-    nodes = _listed(node, "networks", MAX_NETWORKS, "networks: [] allows no target; without the key all of the policy.")
+    hint = "Write networks: [] to allow no target. Without the key, the whole policy is allowed."
     entries, terms = Entries(), Terms()
-    for item in nodes:
+    for item in _bounded_list(node, "networks", MAX_NETWORKS, hint):
         if not isinstance(item, Text) or item.is_null:
-            wrong(item, f"an entry of networks is an address, a network or a suffix, not {kind(item)}")
+            refuse(item, f"an entry of networks must be an address, a network or a suffix, not {describe(item)}.")
         try:
             entries.add(item.text, terms, item.line, exact_names=False)
         except ConfigError as error:
-            raise ConfigError(f"line {item.line}: {error.message}", hint=error.hint) from None
+            raise LineError(item.line, error.message, error.hint) from None
     return tuple(entries.spellings)
 
 
 def _tools(node: Node) -> tuple[str, ...]:
+    hint = "Write tools: [] to allow no tool. Without the key, all tools are allowed."
     found = []
-    for item in _listed(node, "tools", MAX_TOOLS, "tools: [] allows none; without the key all of them."):
-        pattern = text(item, "a tool's name or pattern", 64)
+    for item in _bounded_list(node, "tools", MAX_TOOLS, hint):
+        pattern = read_text(item, "the name or pattern of a tool", 64)
         if not _PATTERN.fullmatch(pattern):
-            wrong(item, f"{shown(pattern)} is no tool's name or pattern: small letters, digits, _ and * ? [ ]")
+            refuse(
+                item,
+                f"{quoted(pattern)} is not the name or pattern of a tool.",
+                "Use lower-case letters, digits, _ and the wildcards * ? [ ].",
+            )
         found.append(pattern)
     return tuple(found)
 
 
-def _listed(node: Node, what: str, most: int, empty: str) -> list[Node]:
+def _bounded_list(node: Node, what: str, most: int, empty_hint: str) -> list[Node]:
     if isinstance(node, Text) and node.is_null:
-        # A list of which every line is commented out would lift the bound that the owner meant to draw.
-        wrong(node, f"nothing stands under {what}", hint=empty)
-    nodes = items(node, what)
+        # All items may be commented out. To read that as "no limit" would allow more than the operator wanted.
+        refuse(node, f"{what} has no value.", empty_hint)
+    nodes = read_list(node, what)
     if len(nodes) > most:
-        wrong(nodes[most], f"more than {most} of {what}")
+        refuse(nodes[most], f"there are more than {most} {what}.")
     return nodes

@@ -1,4 +1,4 @@
-"""The contract of a kind of credential, and the seam through which an owner bounds single actors."""
+"""The contract of a kind of credential, and the directory that says what an actor may do."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Final, Protocol
 from mcp_server.model.access import NOBODY, Access, Permission, Role
 
 TOKEN_NAME: Final = "token"  # noqa: S105 - a name, not a secret
-"""The actor that holds the local token."""
+"""The name of the actor that has the local token."""
 
 _PLAIN_SUBJECT: Final = re.compile(r"[A-Za-z0-9._@|:/+=-]{1,96}")
 
@@ -19,8 +19,8 @@ _PLAIN_SUBJECT: Final = re.compile(r"[A-Za-z0-9._@|:/+=-]{1,96}")
 class Identity:
     """A known caller: its stable name, and what it may do.
 
-    Names are ``token``, ``key:NAME`` or ``sub:SUBJECT``: the mark before the colon keeps the kinds apart, and no user
-    of this machine has a colon in its name (passwd(5)).
+    The name is ``token``, ``key:NAME`` or ``sub:SUBJECT``. The prefix separates the kinds from each other, and from
+    users of this machine, whose names have no colon (passwd(5)).
     """
 
     name: str
@@ -28,11 +28,11 @@ class Identity:
 
 
 class Rejected(Exception):  # noqa: N818 - a finding, not a failure of the server
-    """A credential that stands for nobody.
+    """A credential that belongs to nobody.
 
-    ``kind`` and ``reason`` are words of this package, for the log and a metric; the caller is told neither. ``guess``
-    says whether somebody may be trying: an expired credential, once good, is no guess. ``key_id`` is the public part of
-    an API key that exists.
+    ``kind`` and ``reason`` are words of this package for the log and a metric. The caller sees neither. ``guess`` says
+    whether the caller may be guessing: a credential that was valid and has expired is not a guess. ``key_id`` is the
+    public part of an API key that exists.
     """
 
     def __init__(self, kind: str, reason: str, *, guess: bool = True, key_id: str | None = None) -> None:
@@ -47,49 +47,48 @@ class Credentials(Protocol):
     """One kind of credential."""
 
     def claims(self, credential: str) -> bool:
-        """Whether this text is of this kind, by its form alone."""
+        """Whether ``credential`` has the form of this kind."""
         ...
 
     async def check(self, credential: str) -> Identity:
-        """Whom it stands for.
+        """The identity that ``credential`` belongs to.
 
-        Raises Rejected, or PlatformError ``identity_unavailable`` where that cannot be found out at present.
+        Raises Rejected, or PlatformError ``identity_unavailable`` if that cannot be found out now.
         """
         ...
 
 
 class Directory(Protocol):
-    """What an actor may do, by its name and role: asked after every verification, on the event loop, so from memory.
+    """What an actor may do at most. It is asked after every authentication, on the event loop, so it must not block.
 
-    The permissions of a token are taken off afterwards: ``find`` says what the actor may do at most. For an actor that
-    may not come in at all, `NOBODY`.
+    The permissions that a token does not have are removed afterwards.
     """
 
     def find(self, name: str, role: Role) -> Access:
-        """The bounds of the actor ``name`` (see `Identity`), whom its credential gives ``role``."""
+        """What the actor ``name`` may do if its credential has ``role``; `NOBODY` if it may do nothing."""
         ...
 
 
 class RoleDirectory:
-    """The directory of an owner who bounds nobody in particular: what the role may do, and nothing else."""
+    """A directory without limits for single actors: the role alone decides."""
 
-    def find(self, name: str, role: Role) -> Access:  # noqa: ARG002 - the contract's
-        """The permissions of the role."""
+    def find(self, name: str, role: Role) -> Access:  # noqa: ARG002 - part of the contract
+        """The permissions of ``role``."""
         return Access(role.permissions)
 
 
 def bounded(access: Access, granted: frozenset[Permission]) -> Access:
-    """``access`` without the permissions that a token does not hold."""
+    """``access`` without the permissions that are not in ``granted``."""
     held = access.permissions & granted
     return replace(access, permissions=held) if held else NOBODY
 
 
 def subject_name(subject: str) -> str:
-    """The actor's name of a token's subject: no two subjects share one, and none holds more than printable ASCII.
+    """The actor name for the subject of a token: unique, and printable ASCII only.
 
-    A subject with other characters, or of more than 96, is shown by what of it is plain, and a hash of all of it.
+    A subject with other characters, or of more than 96, becomes its plain characters and a hash of the whole subject.
     """
     if _PLAIN_SUBJECT.fullmatch(subject):
         return f"sub:{subject}"
-    shown = re.sub(r"[^A-Za-z0-9._@|:/+=-]", "_", subject[:48])
-    return f"sub:{shown}#{hashlib.sha256(subject.encode('utf-8', 'surrogatepass')).hexdigest()[:32]}"
+    plain = re.sub(r"[^A-Za-z0-9._@|:/+=-]", "_", subject[:48])
+    return f"sub:{plain}#{hashlib.sha256(subject.encode('utf-8', 'surrogatepass')).hexdigest()[:32]}"

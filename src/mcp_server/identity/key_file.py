@@ -1,9 +1,9 @@
 """The file of API keys in the state folder: what is kept of a key, and how the file is read and replaced.
 
-A key is ``mnt_ID_SECRET``: 12 hexadecimal digits by which it is found, and 32 random bytes in base64url. The file keeps
-the SHA-256 of the whole. A slow hash, as for passwords, would gain nothing: 256 random bits cannot be guessed, whatever
-one guess costs (NIST SP 800-63B section 5.1.2, look-up secrets of 112 bits or more). It is replaced whole, under the
-lock of the state folder's log.
+A key is ``mnt_ID_SECRET``: 12 hexadecimal digits that identify it, and 32 random bytes in base64url. The file keeps the
+SHA-256 of the whole key. A slow hash, as for passwords, would add nothing: 256 random bits cannot be guessed (NIST SP
+800-63B section 5.1.2 asks for 112 bits for look-up secrets). The file is replaced as a whole, under the lock of the
+state folder's log.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import os
 import re
 import secrets
 from collections.abc import Callable
-from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Final, NamedTuple
@@ -21,20 +20,25 @@ from typing import Annotated, Final, NamedTuple
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from mcp_server.audit.files import locked
-from mcp_server.errors import ArgumentError, ConfigError, NotFoundError
-from mcp_server.identity.private_file import read_private, unwritable
+from mcp_server.errors import ArgumentError, NotFoundError
+from mcp_server.identity.private_file import storage_error, write_private_file
 from mcp_server.model.access import Role
+from mcp_server.model.untrusted import quoted
+from mcp_server.operator_files.reading import OTHERS_ACCESS, FileRules, read_checked
 
 KEY_FILE: Final = "keys.json"
 MOST_KEYS: Final = 1000
-"""Keys that the file holds; those that are revoked or expired make room for new ones."""
+"""Keys in the file. Revoked and expired keys are removed when the limit is reached."""
 KEY: Final = re.compile(r"mnt_(?P<id>[0-9a-f]{12})_[A-Za-z0-9_-]{43}")
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
-_MAX_FILE_BYTES: Final = 1024 * 1024
-_HINT: Final = (
-    "Mend it, or take it away: without the file there are no API keys, and 'mcp-network-tools keys create' begins a "
-    "new one."
+_RULES: Final = FileRules(
+    "file of API keys",
+    1024 * 1024,
+    forbidden_mode=OTHERS_ACCESS,
+    own_only=True,
+    hint="Repair the file, or delete it: without it there are no API keys, and 'mcp-network-tools keys create' makes "
+    "a new one.",
 )
 
 
@@ -58,7 +62,7 @@ class ApiKey(BaseModel):
         return "expired" if self.expires is not None and self.expires <= now else "valid"
 
 
-class _Content(BaseModel):
+class _KeyFileContent(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     version: Annotated[int, Field(ge=1, le=1)] = 1
@@ -68,65 +72,65 @@ class _Content(BaseModel):
     @classmethod
     def _ids_differ(cls, keys: tuple[ApiKey, ...]) -> tuple[ApiKey, ...]:
         if len({key.id for key in keys}) != len(keys):
-            raise ValueError("two keys have one id")
+            raise ValueError("two keys have the same id")
         return keys
 
 
 class NewKey(NamedTuple):
-    """A key that is to be made: what the file will keep, and the key itself, which is shown once."""
+    """A new key: what the file will keep, and the key itself, which is shown once."""
 
     kept: ApiKey
     key: str
 
 
 def new_key(name: str, role: Role, expires: datetime | None) -> NewKey:
-    """Think of a key; nothing is written. Raises ArgumentError for a name that will not do."""
+    """Make a key without writing it; raises ArgumentError for a wrong name."""
     if not _NAME.fullmatch(name):
         raise ArgumentError(
-            f"{name[:80]!r} is no name of a key", hint="Letters, digits and ._@- up to 64, as in ci-east."
+            f"{quoted(name, 80)} is not a name for an API key.",
+            hint="Use up to 64 letters, digits and the characters ._@-, for example ci-east.",
         )
-    identity = secrets.token_hex(6)
-    key = f"mnt_{identity}_{secrets.token_urlsafe(32)}"
-    kept = ApiKey(id=identity, name=name, role=role, sha256=hash_of(key), created=datetime.now(UTC), expires=expires)
+    key_id = secrets.token_hex(6)
+    key = f"mnt_{key_id}_{secrets.token_urlsafe(32)}"
+    kept = ApiKey(id=key_id, name=name, role=role, sha256=hash_of(key), created=datetime.now(UTC), expires=expires)
     return NewKey(kept, key)
 
 
 def hash_of(key: str) -> str:
-    """What the file keeps of a key."""
+    """The SHA-256 of a key, as the file keeps it."""
     return hashlib.sha256(key.encode("ascii")).hexdigest()
 
 
 def read_keys(state_dir: Path) -> tuple[ApiKey, ...]:
-    """Every key, oldest first; none where there is no file.
+    """Every key, the oldest first; () if there is no file.
 
-    Raises ConfigError for a file that others may have read or written, or that is not whole.
+    Raises ConfigError if others can read or write the file or if its content is wrong, and PlatformError if it cannot
+    be read.
     """
     path = state_dir / KEY_FILE
     try:
-        content = read_private(path, _MAX_FILE_BYTES, what="file of API keys", hint=_HINT)
+        content = read_checked(path, _RULES)
     except FileNotFoundError:
         return ()
     except OSError as error:
-        raise unwritable(path, error, what="file of API keys") from error
+        raise storage_error(path, error, _RULES.name) from error
     try:
-        return _Content.model_validate_json(content).keys
+        return _KeyFileContent.model_validate_json(content).keys
     except ValidationError as error:
-        # Where, but not what: it may be anything.
+        # Name the position but not the content, which may be anything.
         where = ".".join(str(part) for part in error.errors()[0]["loc"])
-        raise ConfigError(
-            f"the file of API keys {path} cannot be read{f' at {where[:100]}' if where else ''}", hint=_HINT
-        ) from None
+        raise _RULES.error(path, f"is not valid{f' at {where[:100]}' if where else ''}") from None
 
 
-def find_key(state_dir: Path, identity: str) -> ApiKey:
-    """The key of this id; raises NotFoundError."""
-    return _find(read_keys(state_dir), identity)
+def find_key(state_dir: Path, key_id: str) -> ApiKey:
+    """The key with this id; raises NotFoundError."""
+    return _find(read_keys(state_dir), key_id)
 
 
 def add_key(state_dir: Path, key: ApiKey) -> None:
-    """Put a key into the file.
+    """Add a key to the file.
 
-    Raises ArgumentError where `MOST_KEYS` valid ones are there, ConfigError, PlatformError.
+    Raises ArgumentError if the file holds `MOST_KEYS` valid keys, ConfigError, and PlatformError.
     """
 
     def add(keys: tuple[ApiKey, ...]) -> tuple[ApiKey, ...]:
@@ -134,54 +138,48 @@ def add_key(state_dir: Path, key: ApiKey) -> None:
             now = datetime.now(UTC)
             keys = tuple(each for each in keys if each.state(now) == "valid")
         if len(keys) >= MOST_KEYS:
-            raise ArgumentError(f"{len(keys)} API keys are valid", hint="Revoke those that nobody needs.")
+            raise ArgumentError(
+                f"There are {len(keys)} valid API keys, and no more are allowed.",
+                hint="Revoke keys that are not needed.",
+            )
         return (*keys, key)
 
     _change(state_dir, add)
 
 
-def revoke_key(state_dir: Path, identity: str) -> ApiKey:
-    """End a key, which a running server sees at its next request; returns it. Safe to repeat.
+def revoke_key(state_dir: Path, key_id: str) -> ApiKey:
+    """Revoke a key and return it. A running server notices at its next request. Revoking twice changes nothing.
 
-    Raises NotFoundError, ConfigError, PlatformError.
+    Raises NotFoundError, ConfigError and PlatformError.
     """
 
     def revoke(keys: tuple[ApiKey, ...]) -> tuple[ApiKey, ...]:
-        found = _find(keys, identity)
+        found = _find(keys, key_id)
         if found.revoked is not None:
             return keys
-        ended = found.model_copy(update={"revoked": datetime.now(UTC)})
-        return tuple(ended if key.id == identity else key for key in keys)
+        revoked = found.model_copy(update={"revoked": datetime.now(UTC)})
+        return tuple(revoked if key.id == key_id else key for key in keys)
 
-    return _find(_change(state_dir, revoke), identity)
+    return _find(_change(state_dir, revoke), key_id)
 
 
-def _find(keys: tuple[ApiKey, ...], identity: str) -> ApiKey:
+def _find(keys: tuple[ApiKey, ...], key_id: str) -> ApiKey:
     for key in keys:
-        if key.id == identity:
+        if key.id == key_id:
             return key
     raise NotFoundError(
-        f"there is no API key with the id {identity[:80]!r}", hint="'mcp-network-tools keys list' shows the ids."
+        f"There is no API key with the id {quoted(key_id, 80)}.", hint="'mcp-network-tools keys list' shows the ids."
     )
 
 
 def _change(state_dir: Path, change: Callable[[tuple[ApiKey, ...]], tuple[ApiKey, ...]]) -> tuple[ApiKey, ...]:
     path = state_dir / KEY_FILE
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         with locked(state_dir) as folder:
             keys = change(read_keys(state_dir))
-            try:
-                fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-                with os.fdopen(fd, "wb") as file:
-                    file.write(_Content(keys=keys).model_dump_json(indent=1).encode() + b"\n")
-                    file.flush()
-                    os.fsync(file.fileno())
-                draft.replace(path)
-                os.fsync(folder)
-            finally:
-                with suppress(FileNotFoundError):
-                    draft.unlink()
+            content = _KeyFileContent(keys=keys).model_dump_json(indent=1).encode() + b"\n"
+            write_private_file(path, content, replace=True)
+            os.fsync(folder)
     except OSError as error:
-        raise unwritable(path, error, what="file of API keys") from error
+        raise storage_error(path, error, _RULES.name) from error
     return keys

@@ -1,9 +1,9 @@
-"""Lock-out on guessing: where too many wrong credentials come from, new ones are not looked at for a while.
+"""Lock-out after wrong credentials: new credentials from the same source are refused for a while.
 
-Counted are the peer's address, of IPv6 its /64, because a subscriber has all of one (RFC 6177); and an API key whose
-secret somebody tries. A credential that was good lately is looked at all the same, so that whoever shares the address
-of a guesser goes on. Secrets here have 256 bits or a signature, and no number of tries finds one: what a lock-out saves
-is the log, the processor, and the owner's sleep.
+A source is the address of the peer (for IPv6 its /64, because a subscriber has a whole /64, RFC 6177), or an API key
+whose secret is wrong. A credential that was valid recently is still accepted, so a caller who shares the address of an
+attacker can continue. The credentials have 256 random bits or a signature, so they cannot be guessed: a lock-out limits
+the load and the number of log records.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address, ip_network
 from typing import Final, TypeVar
 
-from mcp_server.config.auth import AuthConfig
+from mcp_server.config.sections import AuthConfig
 from mcp_server.errors import BusyError
 
 MOST_SOURCES: Final = 4096
-"""Addresses and keys that are counted; the one that failed the longest ago makes room."""
+"""Sources that are counted. When the limit is reached, the one with the oldest failure is dropped."""
 MOST_KNOWN: Final = 1024
 KNOWN_SEC: Final = 3600.0
-"""How many credentials count as good lately, and for how long after their last use."""
+"""How many credentials count as valid recently, and for how many seconds after their last use."""
 
 _K = TypeVar("_K")
 _V = TypeVar("_V")
@@ -39,7 +39,7 @@ class _Failures:
 
 
 class Lockout:
-    """Counts failures; used from one event loop. ``settings`` is asked each time, ``clock`` gives seconds."""
+    """Counts failures; used from one event loop. ``settings`` is read at each use, ``clock`` returns seconds."""
 
     def __init__(self, settings: Callable[[], AuthConfig], clock: Callable[[], float] = time.monotonic) -> None:
         self._settings = settings
@@ -49,7 +49,7 @@ class Lockout:
         self._salt = secrets.token_bytes(16)
 
     def check(self, credential: str, *sources: str) -> None:
-        """Raise BusyError ``locked_out`` where one of the places is locked and the credential is a new one."""
+        """Raise BusyError ``locked_out`` if a source is locked and the credential was not valid recently."""
         if not self._settings().lockout_failures:
             return
         now = self._clock()
@@ -57,18 +57,20 @@ class Lockout:
         if left <= 0 or self._known.get(self._digest(credential), -math.inf) > now - KNOWN_SEC:
             return
         raise BusyError(
-            "too many wrong credentials came from here, or for this key", code="locked_out", retry_after=math.ceil(left)
+            "Too many wrong credentials came from this address or for this key.",
+            code="locked_out",
+            retry_after=math.ceil(left),
         )
 
     def failed(self, *sources: str) -> bool:
-        """Count a wrong credential; whether that locks one of the places."""
+        """Count a wrong credential; returns whether that locks one of the sources."""
         settings, now = self._settings(), self._clock()
         if not settings.lockout_failures:
             return False
         locks = False
         for source in sources:
             entry = self._sources.get(source)
-            # A lock that is over starts the count again, and so does a failure long after the first.
+            # The count starts again after a lock, and if the first failure was long ago.
             over = entry is not None and entry.until <= now
             if entry is None or (over and (entry.until > -math.inf or now - entry.since > settings.lockout_sec)):
                 entry = self._sources[source] = _Failures(now)
@@ -77,22 +79,22 @@ class Lockout:
             if entry.count >= settings.lockout_failures and entry.until == -math.inf:
                 entry.until = now + settings.lockout_sec
                 locks = True
-        _keep(self._sources, MOST_SOURCES)
+        _drop_oldest(self._sources, MOST_SOURCES)
         return locks
 
     def succeeded(self, credential: str) -> None:
-        """Remember a good credential. It takes nothing off the failures: a guesser may hold one of little worth."""
+        """Record a valid credential. It does not reset the failures: an attacker may have a weak credential too."""
         digest = self._digest(credential)
         self._known[digest] = self._clock()
         self._known.move_to_end(digest)
-        _keep(self._known, MOST_KNOWN)
+        _drop_oldest(self._known, MOST_KNOWN)
 
     def _digest(self, credential: str) -> bytes:
         return hashlib.blake2b(credential.encode(), digest_size=16, key=self._salt).digest()
 
 
 def source_of(peer: str) -> str:
-    """What is counted of a peer's address: an IPv4 address, the /64 of an IPv6 address, or the word as it is."""
+    """The source of a peer: its IPv4 address, the /64 of its IPv6 address, or the text if it is not an address."""
     try:
         address = ip_address(peer.partition("%")[0])
     except ValueError:
@@ -104,6 +106,6 @@ def source_of(peer: str) -> str:
     return str(address)
 
 
-def _keep(table: OrderedDict[_K, _V], most: int) -> None:
+def _drop_oldest(table: OrderedDict[_K, _V], most: int) -> None:
     while len(table) > most:
         table.popitem(last=False)

@@ -1,70 +1,46 @@
-"""Reading a file that only its owner may have read or written: the token, and the API keys."""
+"""Write a file that only the user of the server may read or write, and describe what failed."""
 
 from __future__ import annotations
 
 import errno
 import os
-import stat
+import secrets
+from contextlib import suppress
 from pathlib import Path
 
-from mcp_server.errors import ERRORS, ConfigError, PlatformError
+from mcp_server.errors import ERRORS, PlatformError
 
 
-def unwritable(path: Path, error: OSError, *, what: str) -> PlatformError:
-    """What to tell of a file that could not be read or replaced; ``what`` is what the message calls it."""
-    full = error.errno in {errno.ENOSPC, errno.EDQUOT}
-    mode = "Make the state folder writable for the user that runs the server, or set MCP_STATE_DIR to another."
-    return PlatformError(
-        f"the {what} {path} cannot be read or written: {error.strerror}",
-        code="disk_full" if full else "permission_denied",
-        hint=ERRORS["disk_full"].hint if full else mode,
-    )
+def write_private_file(path: Path, content: bytes, *, replace: bool) -> bool:
+    """Write ``path`` with mode 0600, so that it appears whole or not at all.
 
-
-def read_private(path: Path, limit: int, *, what: str, hint: str) -> bytes:
-    """The content of ``path``.
-
-    Raises FileNotFoundError, other OSErrors, and ConfigError with ``hint`` for a link, a file of another user, one that
-    is open to others, or one of more than ``limit`` bytes; ``what`` is what the message calls it.
+    If ``replace`` is False and the file exists, it stays unchanged and the result is False. Raises OSError.
     """
-
-    def unusable(why: str) -> ConfigError:
-        return ConfigError(f"the {what} {path} {why}", hint=hint)
-
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as exc:
-        if exc.errno == errno.ELOOP:
-            raise unusable("is a symbolic link") from exc
-        raise
-    with os.fdopen(fd, "rb") as file:
-        # The checks are made on the open file: the name could lead elsewhere a moment later.
-        status = os.fstat(file.fileno())
-        mode = stat.S_IMODE(status.st_mode)
-        if not stat.S_ISREG(status.st_mode):
-            raise unusable("is not a regular file")
-        if status.st_uid != os.geteuid():
-            raise unusable(f"belongs to user id {status.st_uid}, and this process runs as {os.geteuid()}")
-        if mode & 0o077:
-            raise unusable(f"is open to other users (mode {mode:04o})")
-        content = file.read(limit + 1)
-    if len(content) > limit:
-        raise unusable(f"has more than {limit} bytes")
-    return content
+        fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        with os.fdopen(fd, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        if replace:
+            draft.replace(path)
+        else:
+            os.link(draft, path)  # fails if the name exists, while a rename would replace the file
+    except FileExistsError:
+        return False
+    finally:
+        with suppress(FileNotFoundError):
+            draft.unlink()
+    return True
 
 
-def identity_of(path: Path) -> tuple[int, ...]:
-    """What tells that a file was replaced or written to; (errno,) where it cannot be looked at."""
-    try:
-        found = path.stat(follow_symlinks=False)
-    except OSError as error:
-        return (error.errno or 0,)
-    return (
-        found.st_dev,
-        found.st_ino,
-        found.st_size,
-        found.st_mtime_ns,
-        found.st_ctime_ns,
-        found.st_mode,
-        found.st_uid,
+def storage_error(path: Path, error: OSError, name: str) -> PlatformError:
+    """The error for a file of the state folder that could not be read or written; ``name`` is what it is called."""
+    full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+    hint = "Make the state folder writable for the user of the server, or set MCP_STATE_DIR to another folder."
+    return PlatformError(
+        f"The {name} {path} cannot be read or written: {error.strerror}.",
+        code="disk_full" if full else "permission_denied",
+        hint=ERRORS["disk_full"].hint if full else hint,
     )

@@ -1,9 +1,8 @@
-"""How many runs go on at once: caps in all, per tool, caller and address, and a bounded line in front of them."""
+"""Admission: limits on simultaneous runs in total and per tool, caller and address, with a bounded queue."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import threading
 import time
@@ -15,17 +14,18 @@ from weakref import WeakKeyDictionary
 
 from mcp_server.errors import BusyError
 from mcp_server.limits.admission_forecast import History, expected_waits
-from mcp_server.limits.admission_queue import Caps, Entry, Ticket, Waiting, WaitQueue
+from mcp_server.limits.admission_queue import Caps, QueueEntry, QueuePosition, Ticket, WaitQueue
+from mcp_server.logger import get_logger
 
-__all__ = ["Admission", "Admitted", "Caps", "Load", "Ticket", "Waiting"]
+__all__ = ["Admission", "Admitted", "Caps", "Load", "QueuePosition", "Ticket"]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 STOPPING_RETRY_SEC: Final = 5
-"""When to call again at a server that stops: about how long one takes to come back."""
+"""When to call again if the server is stopping: about the time that a restart takes."""
 _LONGEST_RETRY_SEC: Final = 3600
 _CHANGE_SHARE: Final = 0.2
-"""A wait that changes by less than this share of itself is no news."""
+"""The caller is not notified of a change of the expected wait by less than this share."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,16 +38,16 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """A place that was granted, after ``waited`` seconds."""
+    """A slot that was granted, after ``waited`` seconds."""
 
     waited: float
 
 
 class Admission:
-    """Lets a bounded number of runs through; the rest wait in line, and those beyond the line are refused.
+    """Grants slots to a bounded number of runs. Other calls wait in a queue, and are refused if the queue is full.
 
-    A call that cannot go yet holds up nobody who can, until later calls have overtaken it too often (`PATIENCE`).
-    Caps count per event loop, and a loop's state goes with it. ``clock`` gives seconds and does not go back.
+    A call that cannot start yet does not delay calls that can, until it was overtaken too often (`PATIENCE`). Limits
+    apply to each event loop separately. ``clock`` returns seconds and never goes back.
     """
 
     def __init__(self, caps: Caps, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -56,161 +56,165 @@ class Admission:
         self._history = History()
         self._closed = False
         self._lock = threading.Lock()
-        self._lines: WeakKeyDictionary[asyncio.AbstractEventLoop, WaitQueue] = WeakKeyDictionary()
+        self._queues: WeakKeyDictionary[asyncio.AbstractEventLoop, WaitQueue] = WeakKeyDictionary()
 
     @asynccontextmanager
-    async def slot(self, ticket: Ticket, on_wait: Callable[[Waiting], None] | None = None) -> AsyncIterator[Admitted]:
-        """Hold the ticket's places for the length of the block, waiting for them in turn.
+    async def slot(
+        self, ticket: Ticket, on_wait: Callable[[QueuePosition], None] | None = None
+    ) -> AsyncIterator[Admitted]:
+        """Hold a slot for the length of the block, after waiting for it in the queue.
 
-        ``on_wait`` is told where the call stands when it has to wait, and again when that changes; it must not block.
-        Raises BusyError ``too_many_requests`` at once where the tool's line is full, ``shutting_down`` once closed,
-        also for a call that waits, each with ``retry_after``. A cancelled wait leaves no trace; places that were
-        granted in the same moment are given back.
+        ``on_wait`` gets the position of the call if it has to wait, and again if that changes. It must not block.
+        Raises BusyError with ``retry_after``: ``too_many_requests`` if the queue of the tool is full, ``shutting_down``
+        after `close`, also for a call that waits. A cancelled call leaves the queue and releases its slot.
         """
-        line = self._line()
-        entry = await self._enter(line, ticket, on_wait)
+        queue = self._queue()
+        entry = await self._enter(queue, ticket, on_wait)
         started = entry.arrived if entry.started is None else entry.started
         try:
             yield Admitted(started - entry.arrived)
-            # A run that ended by an error says little about the next one's length.
+            # The duration of a run that ended with an error says little about the next run.
             self._history.note(ticket, self._clock() - started)
         finally:
-            self._leave(line, entry)
+            self._leave(queue, entry)
 
     def load(self, tool: str) -> Load:
-        """How many calls of the tool run and wait on the running event loop."""
-        line = self._line()
-        return Load(line.running_of[tool], line.waiting_of[tool])
+        """Return how many calls of the tool run and wait on the running event loop."""
+        queue = self._queue()
+        return Load(queue.running_of[tool], queue.waiting_of[tool])
 
     def snapshot(self) -> dict[str, Load]:
-        """How many calls run and wait, by tool, over all event loops; tools without any are left out."""
+        """Return how many calls run and wait, by tool, on all event loops. Tools without calls are left out."""
         with self._lock:
-            lines = list(self._lines.values())
-        # Copied in one step each: this may be another thread than those that change them.
-        running, waiting = [line.running_of.copy() for line in lines], [line.waiting_of.copy() for line in lines]
+            queues = list(self._queues.values())
+        # Each counter is copied in one step, because other threads may change them meanwhile.
+        running = [queue.running_of.copy() for queue in queues]
+        waiting = [queue.waiting_of.copy() for queue in queues]
         return {
             tool: Load(sum(each[tool] for each in running), sum(each[tool] for each in waiting))
             for tool in sorted({tool for each in (*running, *waiting) for tool in each})
         }
 
     def refresh(self) -> None:
-        """Decide again on the running event loop: caps that a reload raised are used at once, not at the next ending."""
-        self._decide(self._line())
+        """Decide again on the running event loop, so that limits that a reload raised apply at once."""
+        self._decide(self._queue())
 
     def close(self) -> None:
-        """Let nobody in any more: who waits is refused with ``shutting_down``, who runs goes on. Twice does no harm."""
+        """Refuse all waiting and later calls with ``shutting_down``. Running calls continue. May be called twice."""
         with self._lock:
             self._closed = True
-            lines = list(self._lines.items())
+            queues = list(self._queues.items())
         try:
             here = asyncio.get_running_loop()
         except RuntimeError:
             here = None
-        for loop, line in lines:
+        for loop, queue in queues:
             if loop is here:
-                _turn_away(line)
+                _refuse_waiting(queue)
             elif not loop.is_closed():
-                loop.call_soon_threadsafe(_turn_away, line)
+                loop.call_soon_threadsafe(_refuse_waiting, queue)
 
     async def drained(self) -> None:
-        """Wait until nothing runs on the running event loop; at once where nothing does."""
-        await self._line().empty.wait()
+        """Wait until no call runs on the running event loop."""
+        await self._queue().empty.wait()
 
-    async def _enter(self, line: WaitQueue, ticket: Ticket, on_wait: Callable[[Waiting], None] | None) -> Entry:
+    async def _enter(
+        self, queue: WaitQueue, ticket: Ticket, on_wait: Callable[[QueuePosition], None] | None
+    ) -> QueueEntry:
         if self._closed:
             raise _stopping(ticket.tool)
-        entry = line.add(ticket, on_wait, self._clock())
+        entry = queue.add(ticket, on_wait, self._clock())
         try:
-            self._decide(line)
+            self._decide(queue)
             if not entry.granted.done():
-                self._check_room(line, entry)
+                self._check_length(queue, entry)
             await entry.granted
         except BaseException:
-            self._leave(line, entry)
+            self._leave(queue, entry)
             raise
         return entry
 
-    def _leave(self, line: WaitQueue, entry: Entry) -> None:
-        line.remove(entry)
-        self._decide(line)
+    def _leave(self, queue: WaitQueue, entry: QueueEntry) -> None:
+        queue.remove(entry)
+        self._decide(queue)
 
-    def _decide(self, line: WaitQueue) -> None:
-        line.grant(self._clock())
-        listener = next((entry for entry in line.waiting.values() if entry.on_wait is not None), None)
-        # Not the running loop: a call may leave when it is collected, after its loop was closed.
-        if listener is not None and not line.notifying and not listener.granted.get_loop().is_closed():
-            # Once for all that happens in this turn of the loop.
-            line.notifying = True
-            listener.granted.get_loop().call_soon(self._notify, line)
+    def _decide(self, queue: WaitQueue) -> None:
+        queue.grant(self._clock())
+        listener = next((entry for entry in queue.waiting.values() if entry.on_wait is not None), None)
+        # Use the loop of the call, not the running one. A garbage-collected call leaves after its loop was closed.
+        if listener is not None and not queue.notifying and not listener.granted.get_loop().is_closed():
+            # One notification for everything that happens in this iteration of the loop.
+            queue.notifying = True
+            listener.granted.get_loop().call_soon(self._notify, queue)
 
-    def _check_room(self, line: WaitQueue, entry: Entry) -> None:
-        """Refuse a call that would have to wait where the line is full, or full for its caller."""
-        tool, actor, most = entry.ticket.tool, entry.ticket.actor, self._caps.max_waiting()
-        waiting, own = line.waiting_of[tool] - 1, line.waiting_for(actor, tool) - 1
-        # A quarter of the line is for others than the caller who fills it.
-        share = most - most // 4
-        if waiting < most and own < share:
+    def _check_length(self, queue: WaitQueue, entry: QueueEntry) -> None:
+        """Refuse a call that would have to wait if the queue is full, or if its caller has used up its share."""
+        tool, actor, limit = entry.ticket.tool, entry.ticket.actor, self._caps.max_waiting()
+        waiting, own = queue.waiting_of[tool] - 1, queue.waiting_for(actor, tool) - 1
+        # A quarter of the queue is reserved for other callers.
+        share = limit - limit // 4
+        if waiting < limit and own < share:
             return
-        waits = expected_waits(line, self._history, self._clock())
-        # There is room again when the first of those who wait goes.
+        waits = expected_waits(queue, self._history, self._clock())
+        # The queue has space again when its first call starts.
         first = min((wait for each, wait in waits.items() if each.ticket.tool == tool), default=1.0)
-        running = line.running_of[tool]
-        full = "the line is full" if waiting >= most else f"{own} of them are this caller's, who may have {share}"
+        running = queue.running_of[tool]
+        reason = "The queue is full." if waiting >= limit else f"This caller has {own} of them and may have {share}."
         raise BusyError(
-            f"{tool}: {running} calls are running and {waiting} are waiting; {full}",
+            f"{tool}: {running} calls are running and {waiting} are waiting. {reason}",
             tool=tool,
             running=running,
             waiting=waiting,
             retry_after=min(max(math.ceil(first), 1), _LONGEST_RETRY_SEC),
         )
 
-    def _notify(self, line: WaitQueue) -> None:
-        """Tell those who wait where they stand, where that is news."""
-        line.notifying = False
+    def _notify(self, queue: WaitQueue) -> None:
+        """Notify the waiting calls of their positions, if these changed."""
+        queue.notifying = False
         now = self._clock()
-        waits = expected_waits(line, self._history, now)
+        waits = expected_waits(queue, self._history, now)
         positions: dict[str, int] = {}
-        for entry in [entry for entry in line.order() if not entry.granted.done() and entry in waits]:
+        for entry in [entry for entry in queue.order() if not entry.granted.done() and entry in waits]:
             tool, wait = entry.ticket.tool, waits[entry]
             position = positions[tool] = positions.get(tool, 0) + 1
-            if entry.on_wait is None or not _is_change(entry, position, wait, now):
+            if entry.on_wait is None or not _has_changed(entry, position, wait, now):
                 continue
-            entry.told = (position, now + wait)
+            entry.notified = (position, now + wait)
             try:
-                entry.on_wait(Waiting(position, math.ceil(wait)))
+                entry.on_wait(QueuePosition(position, math.ceil(wait)))
             except Exception:
-                # Whoever listens must not decide over the places of others.
-                logger.exception("admission.on_wait_failed tool=%s", tool)
+                # A failing listener must not affect the slots of other calls.
+                logger.exception("admission.on_wait_failed", tool=tool)
                 entry.on_wait = None
 
-    def _line(self) -> WaitQueue:
-        """The line of the running loop. Waiters hold their loop, so those of closed loops are dropped by hand."""
+    def _queue(self) -> WaitQueue:
+        """Return the queue of the running loop, and remove closed loops, which waiting calls keep alive."""
         loop = asyncio.get_running_loop()
         with self._lock:
-            line = self._lines.get(loop)
-            if line is None:
-                for other in [known for known in self._lines if known.is_closed()]:
-                    del self._lines[other]
-                line = self._lines[loop] = WaitQueue(self._caps)
-            return line
+            queue = self._queues.get(loop)
+            if queue is None:
+                for other in [known for known in self._queues if known.is_closed()]:
+                    del self._queues[other]
+                queue = self._queues[loop] = WaitQueue(self._caps)
+            return queue
 
 
-def _is_change(entry: Entry, position: int, wait: float, now: float) -> bool:
-    if entry.told is None:
+def _has_changed(entry: QueueEntry, position: int, wait: float, now: float) -> bool:
+    if entry.notified is None:
         return True
-    told_position, told_start = entry.told
-    return position != told_position or abs(now + wait - told_start) >= max(_CHANGE_SHARE * wait, 1.0)
+    last_position, expected_start = entry.notified
+    return position != last_position or abs(now + wait - expected_start) >= max(_CHANGE_SHARE * wait, 1.0)
 
 
-def _turn_away(line: WaitQueue) -> None:
-    for entry in line.waiting.values():
+def _refuse_waiting(queue: WaitQueue) -> None:
+    for entry in queue.waiting.values():
         if not entry.granted.done():
             entry.granted.set_exception(_stopping(entry.ticket.tool))
 
 
 def _stopping(tool: str) -> BusyError:
     return BusyError(
-        f"{tool}: the server is stopping and starts nothing any more",
+        f"{tool}: the server is stopping and starts no more calls.",
         code="shutting_down",
         tool=tool,
         retry_after=STOPPING_RETRY_SEC,

@@ -1,4 +1,4 @@
-"""How long a waiting call will wait: estimates, put right by how long runs of the tool really took."""
+"""Expected waits: the estimates of waiting calls, corrected by the durations of earlier runs of the tool."""
 
 from __future__ import annotations
 
@@ -8,70 +8,70 @@ from heapq import heappop, heappush
 from typing import Final
 
 from mcp_server.errors import NetworkToolsError
-from mcp_server.limits.admission_queue import Caps, Entry, Ticket, WaitQueue
+from mcp_server.limits.admission_queue import Caps, QueueEntry, Ticket, WaitQueue
 
 UNKNOWN_SECONDS: Final = 30.0
-"""What a run is taken for that has no estimate, of a tool that has not run yet."""
+"""The expected duration of a run that has no estimate, if its tool has not run yet."""
 _WEIGHT: Final = 0.3
-"""How much the latest run counts against all before it."""
+"""The weight of the latest run against all earlier runs."""
 _OVERRUN: Final = 0.1
-"""A run past its time is expected to take this share of what it has taken, again."""
-_WIDEST: Final = 100.0
+"""A run that takes longer than expected is expected to need this share of its duration again."""
+_HIGHEST_RATIO: Final = 100.0
 
 
 @dataclass(slots=True)
-class _Past:
+class _Average:
     seconds: float
     ratio: float
 
 
 class History:
-    """Smoothed times of the runs of each tool."""
+    """Smoothed durations of the runs of each tool."""
 
     def __init__(self) -> None:
-        self._past: dict[str, _Past] = {}
+        self._averages: dict[str, _Average] = {}
 
     def note(self, ticket: Ticket, seconds: float) -> None:
-        """Take in how long a run took."""
+        """Note the duration of a run."""
         ratio = 1.0
         if ticket.estimate_sec > 0:
-            ratio = min(max(seconds / ticket.estimate_sec, 1 / _WIDEST), _WIDEST)
-        past = self._past.get(ticket.tool)
-        if past is None:
-            self._past[ticket.tool] = _Past(seconds, ratio)
+            ratio = min(max(seconds / ticket.estimate_sec, 1 / _HIGHEST_RATIO), _HIGHEST_RATIO)
+        average = self._averages.get(ticket.tool)
+        if average is None:
+            self._averages[ticket.tool] = _Average(seconds, ratio)
             return
-        past.seconds += _WEIGHT * (seconds - past.seconds)
+        average.seconds += _WEIGHT * (seconds - average.seconds)
         if ticket.estimate_sec > 0:
-            past.ratio += _WEIGHT * (ratio - past.ratio)
+            average.ratio += _WEIGHT * (ratio - average.ratio)
 
     def expect(self, ticket: Ticket) -> float:
-        """About how many seconds a run will take."""
-        past = self._past.get(ticket.tool)
+        """Return the expected duration of a run, in seconds."""
+        average = self._averages.get(ticket.tool)
         if ticket.estimate_sec > 0:
-            return ticket.estimate_sec * (1.0 if past is None else past.ratio)
-        return UNKNOWN_SECONDS if past is None else past.seconds
+            return ticket.estimate_sec * (1.0 if average is None else average.ratio)
+        return UNKNOWN_SECONDS if average is None else average.seconds
 
-    def left(self, entry: Entry, now: float) -> float:
-        """About how many seconds a run has still to go; more than none while it runs."""
-        gone = 0.0 if entry.started is None else now - entry.started
-        return max(self.expect(entry.ticket) - gone, _OVERRUN * gone, 1.0)
+    def remaining(self, entry: QueueEntry, now: float) -> float:
+        """Return how many seconds a run is expected to need from now on. At least 1 while it runs."""
+        elapsed = 0.0 if entry.started is None else now - entry.started
+        return max(self.expect(entry.ticket) - elapsed, _OVERRUN * elapsed, 1.0)
 
 
-def expected_waits(line: WaitQueue, history: History, now: float) -> dict[Entry, float]:
-    """Seconds until each waiting call is expected to go, by letting them go in order as places fall free."""
-    ends = {entry: history.left(entry, now) for entry in line.running}
-    positions = _FreeSlots(line.caps, ends)
-    waits: dict[Entry, float] = {}
-    for entry in line.order():
+def expected_waits(queue: WaitQueue, history: History, now: float) -> dict[QueueEntry, float]:
+    """Return the expected seconds until each waiting call starts, by letting them start in order as slots are freed."""
+    ends = {entry: history.remaining(entry, now) for entry in queue.running}
+    slots = _FreeSlots(queue.caps, ends)
+    waits: dict[QueueEntry, float] = {}
+    for entry in queue.order():
         try:
-            free = positions.of(entry)
-        except NetworkToolsError:  # its tool is gone, and the next decision says so
+            free = slots.of(entry)
+        except NetworkToolsError:  # the tool is gone, and the next decision fails this call
             continue
         wait = max(heap[0] for heap in free)
-        there = sorted(ends[each] for each in entry.neighbours if each in ends)
-        over = len(there) - line.caps.per_host()
-        if over >= 0:
-            wait = max(wait, there[over])
+        on_hosts = sorted(ends[each] for each in entry.neighbors if each in ends)
+        excess = len(on_hosts) - queue.caps.per_host()
+        if excess >= 0:
+            wait = max(wait, on_hosts[excess])
         end = wait + history.expect(entry.ticket)
         for heap in free:
             heappop(heap)
@@ -81,15 +81,15 @@ def expected_waits(line: WaitQueue, history: History, now: float) -> dict[Entry,
 
 
 class _FreeSlots:
-    """When each place of each kind falls free, in seconds from now, as heaps; made as they are asked for."""
+    """The times at which the slots of each kind are freed, in seconds from now, as heaps. Each is made on first use."""
 
-    def __init__(self, caps: Caps, ends: Mapping[Entry, float]) -> None:
+    def __init__(self, caps: Caps, ends: Mapping[QueueEntry, float]) -> None:
         self._caps = caps
         self._running = dict(ends)
         self._heaps: dict[tuple[str, str], list[float]] = {}
 
-    def of(self, entry: Entry) -> list[list[float]]:
-        """The heaps a call takes one place each of."""
+    def of(self, entry: QueueEntry) -> list[list[float]]:
+        """Return the heaps of the kinds of slots that a call needs. It takes one slot of each."""
         tool, actor = entry.ticket.tool, entry.ticket.actor
         running = self._running.items()
         return [
@@ -106,7 +106,7 @@ class _FreeSlots:
         heap = self._heaps.get((kind, name))
         if heap is None:
             cap = max(cap, 1)
-            # More may run than a cap that was lowered since allows: the first to end leave no place.
+            # After a cap was lowered, more calls may run than it allows. The first that end free no slot.
             taken = sorted(ends)
             heap = self._heaps[kind, name] = [0.0] * (cap - len(taken)) + taken[max(len(taken) - cap, 0) :]
         return heap

@@ -1,4 +1,4 @@
-"""Who runs and who waits on one event loop, in which order, and what keeps a call from going."""
+"""The calls that run and wait on one event loop, their order, and what prevents a call from starting."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from mcp_server.errors import NetworkToolsError
-from mcp_server.limits.admission_ranges import Ranges
 from mcp_server.model.target import Network
+from mcp_server.scope.address_ranges import AddressRanges
 
 PATIENCE: Final = 16
-"""How many calls may take, out of turn, what another waits for. Then it is kept for that one."""
+"""How many later calls may take what a call waits for. After that it is reserved for that call."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """What a call asks places for.
+    """A request for a slot.
 
-    ``targets`` are the networks it will touch. ``exclusive`` are keys of which each is held by one run at a time.
-    ``estimate_sec`` is about how long it will take, 0 where nobody knows.
+    ``targets`` are the networks that the call touches. Each key in ``exclusive`` is held by one run at a time.
+    ``estimate_sec`` is the estimated duration of the run, or 0 if there is no estimate.
     """
 
     tool: str
@@ -32,8 +32,8 @@ class Ticket:
 
 
 @dataclass(frozen=True, slots=True)
-class Waiting:
-    """Where a waiting call stands: its place in the tool's line, from 1, and about how many seconds are left."""
+class QueuePosition:
+    """The position of a waiting call among the calls of its tool, from 1, and the expected wait in seconds."""
 
     position: int
     expected_sec: int
@@ -41,9 +41,9 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True)
 class Caps:
-    """How many may go at once. Each number is asked for at every decision, so a reload holds from the next one on.
+    """How many calls may run at once. Every decision reads the numbers again, so a reload applies to the next one.
 
-    ``per_host`` are runs that touch the same address. ``max_waiting`` are calls of one tool that wait.
+    ``per_host`` limits the runs that touch the same address. ``max_waiting`` limits the waiting calls of one tool.
     """
 
     total: Callable[[], int]
@@ -54,48 +54,49 @@ class Caps:
 
 
 @dataclass(slots=True, eq=False)
-class Entry:
-    """One call, from when it comes until it has left. ``started`` is None while it waits; times are of one clock.
+class QueueEntry:
+    """One call from its arrival to its end. ``started`` is None while it waits. All times are of one clock.
 
-    ``number`` counts calls as they come. ``turn`` is the round of the callers it takes part in (see `Line.order`).
-    ``neighbours`` are the other calls in the line, running or waiting, that touch an address this one does.
+    ``number`` counts calls in the order of arrival. ``turn`` is its round among the callers (see `WaitQueue.order`).
+    ``neighbors`` are the other running and waiting calls that touch an address of this one. ``notified`` holds the
+    position and the expected start that the caller was last notified of.
     """
 
     number: int
     turn: int
     ticket: Ticket
-    ranges: Ranges
+    ranges: AddressRanges
     granted: asyncio.Future[None]
-    on_wait: Callable[[Waiting], None] | None
+    on_wait: Callable[[QueuePosition], None] | None
     arrived: float
     started: float | None = None
-    neighbours: set[Entry] = field(default_factory=set)
+    neighbors: set[QueueEntry] = field(default_factory=set)
     overtaken: int = 0
-    told: tuple[int, float] | None = None
+    notified: tuple[int, float] | None = None
 
     @property
     def position(self) -> tuple[int, int]:
-        """Where it stands in the order of those who wait."""
+        """The sort key among the waiting calls."""
         return self.turn, self.number
 
-    def shares_with(self, other: Entry) -> bool:
-        """Whether what the other takes may be what this one waits for."""
+    def competes_with(self, other: QueueEntry) -> bool:
+        """Whether this call may wait for something that the other call takes."""
         mine, its = self.ticket, other.ticket
         return (
             mine.tool == its.tool
             or mine.actor == its.actor
-            or other in self.neighbours
+            or other in self.neighbors
             or not set(mine.exclusive).isdisjoint(its.exclusive)
         )
 
 
 class WaitQueue:
-    """The calls of one event loop. Only that loop's thread changes it."""
+    """The calls of one event loop. Only the thread of that loop changes it."""
 
     def __init__(self, caps: Caps) -> None:
         self.caps = caps
-        self.running: set[Entry] = set()
-        self.waiting: dict[int, Entry] = {}
+        self.running: set[QueueEntry] = set()
+        self.waiting: dict[int, QueueEntry] = {}
         self.running_of: Counter[str] = Counter()
         self.waiting_of: Counter[str] = Counter()
         self.notifying = False
@@ -106,50 +107,50 @@ class WaitQueue:
         self._numbers = 0
         self._turn = 0
 
-    def add(self, ticket: Ticket, on_wait: Callable[[Waiting], None] | None, now: float) -> Entry:
-        """Put a call at the end of the line."""
+    def add(self, ticket: Ticket, on_wait: Callable[[QueuePosition], None] | None, now: float) -> QueueEntry:
+        """Add a call at the end of the queue."""
         self._numbers += 1
         granted = asyncio.get_running_loop().create_future()
         own = (entry.turn for entry in self.waiting.values() if entry.ticket.actor == ticket.actor)
         turn = max(own, default=self._turn)
-        entry = Entry(
-            self._numbers, max(turn, self._turn) + 1, ticket, Ranges.of(ticket.targets), granted, on_wait, now
+        entry = QueueEntry(
+            self._numbers, max(turn, self._turn) + 1, ticket, AddressRanges.of(ticket.targets), granted, on_wait, now
         )
         for other in (*self.running, *self.waiting.values()):
             if entry.ranges.overlaps(other.ranges):
-                entry.neighbours.add(other)
-                other.neighbours.add(entry)
+                entry.neighbors.add(other)
+                other.neighbors.add(entry)
         self.waiting[entry.number] = entry
         self.waiting_of[ticket.tool] += 1
         return entry
 
-    def remove(self, entry: Entry) -> None:
-        """Take a call out, whether it waits or runs; nothing of it stays."""
+    def remove(self, entry: QueueEntry) -> None:
+        """Remove a call, whether it waits or runs."""
         tool = entry.ticket.tool
         if self.waiting.pop(entry.number, None) is not None:
-            _less(self.waiting_of, tool)
+            _decrease(self.waiting_of, tool)
         elif entry in self.running:
             self.running.remove(entry)
-            _less(self.running_of, tool)
-            _less(self._actors, entry.ticket.actor)
+            _decrease(self.running_of, tool)
+            _decrease(self._actors, entry.ticket.actor)
             for key in set(entry.ticket.exclusive):
-                _less(self._held, key)
+                _decrease(self._held, key)
             if not self.running:
                 self.empty.set()
-        for other in entry.neighbours:
-            other.neighbours.discard(entry)
-        entry.neighbours.clear()
+        for other in entry.neighbors:
+            other.neighbors.discard(entry)
+        entry.neighbors.clear()
 
     def grant(self, now: float) -> None:
-        """Let go all who may. A call whose tool has no cap any more fails with what the cap's function raised."""
-        first = self._kept_for()
+        """Start every call that may start. A call whose tool has no cap any more fails with the error of that cap."""
+        first = self._reserved_for()
         for entry in self.order():
             if entry.granted.done() or entry.granted.get_loop().is_closed():
                 continue
             try:
-                able = self._able(entry, first)
+                able = self._can_start(entry, first)
             except NetworkToolsError as error:
-                # A reload took the tool away. That is this call's end, not that of whoever gives a place back.
+                # A reload removed the tool. This call fails, and not the call that releases a slot.
                 entry.granted.set_exception(error)
                 continue
             if able:
@@ -157,25 +158,25 @@ class WaitQueue:
                 if entry is first:
                     first = None
 
-    def order(self) -> list[Entry]:
-        """Those who wait, in turn: one call of each caller as they came, then another of each, and so on.
+    def order(self) -> list[QueueEntry]:
+        """Return the waiting calls in their order: the first call of each caller, then the second of each, and so on.
 
-        A call's turn is the one after its caller's last that waits, and never one that is over: a caller who fills
-        the line is passed by others, and one who comes rarely gains nothing by it. (Start-time fair queueing, Goyal,
-        Vin and Cheng 1996, with every call counted alike.)
+        The turn of a call is the one after the last waiting call of its caller, and never one that has passed. A
+        caller that fills the queue is overtaken by others, and a caller that comes rarely gains no advantage.
+        (Start-time fair queueing, Goyal, Vin and Cheng 1996, with equal weight for every call.)
         """
         return sorted(self.waiting.values(), key=lambda entry: entry.position)
 
     def waiting_for(self, actor: str, tool: str) -> int:
-        """How many calls of the tool an actor has waiting."""
+        """Return how many calls of the tool are waiting for an actor."""
         return sum(entry.ticket.actor == actor and entry.ticket.tool == tool for entry in self.waiting.values())
 
-    def _start(self, entry: Entry, now: float) -> None:
+    def _start(self, entry: QueueEntry, now: float) -> None:
         for other in self.waiting.values():
-            if other.position < entry.position and other.shares_with(entry):
+            if other.position < entry.position and other.competes_with(entry):
                 other.overtaken += 1
         del self.waiting[entry.number]
-        _less(self.waiting_of, entry.ticket.tool)
+        _decrease(self.waiting_of, entry.ticket.tool)
         self.running.add(entry)
         self.running_of[entry.ticket.tool] += 1
         self._actors[entry.ticket.actor] += 1
@@ -185,13 +186,13 @@ class WaitQueue:
         entry.started = now
         entry.granted.set_result(None)
 
-    def _kept_for(self) -> Entry | None:
-        """The first in order of those that were overtaken too often; what it asks for is kept from all after it."""
-        # Nothing is kept for one that its own caller's runs are in the way of: others would stand still for them.
-        tired = (e for e in self.waiting.values() if e.overtaken >= PATIENCE and self._actor_below_cap(e))
-        return min(tired, key=lambda entry: entry.position, default=None)
+    def _reserved_for(self) -> QueueEntry | None:
+        """Return the first call that was overtaken too often. What it waits for is reserved for it."""
+        # Nothing is reserved for a call that waits for runs of its own caller, because others would wait without need.
+        overtaken = (e for e in self.waiting.values() if e.overtaken >= PATIENCE and self._actor_below_cap(e))
+        return min(overtaken, key=lambda entry: entry.position, default=None)
 
-    def _able(self, entry: Entry, first: Entry | None) -> bool:
+    def _can_start(self, entry: QueueEntry, first: QueueEntry | None) -> bool:
         ticket, caps = entry.ticket, self.caps
         other = first if first is not None and first.position < entry.position else None
         in_tool, of_actor = self.running_of[ticket.tool], self._actors[ticket.actor]
@@ -208,19 +209,19 @@ class WaitQueue:
             and self._hosts_free(entry, other)
         )
 
-    def _hosts_free(self, entry: Entry, other: Entry | None) -> bool:
-        there = [each.ranges for each in entry.neighbours if each in self.running or each is other]
+    def _hosts_free(self, entry: QueueEntry, other: QueueEntry | None) -> bool:
+        ranges = [each.ranges for each in entry.neighbors if each in self.running or each is other]
         limit = self.caps.per_host()
-        if len(there) < limit:
+        if len(ranges) < limit:
             return True
-        return limit > 1 and not entry.ranges.crowded(there, limit)
+        return limit > 1 and not entry.ranges.crowded(ranges, limit)
 
-    def _actor_below_cap(self, entry: Entry) -> bool:
+    def _actor_below_cap(self, entry: QueueEntry) -> bool:
         return self._actors[entry.ticket.actor] < self.caps.per_actor()
 
 
-def _less(counter: Counter[str], key: str) -> None:
-    """Take one off; a name that has none left is forgotten."""
+def _decrease(counter: Counter[str], key: str) -> None:
+    """Subtract one, and remove a key that reaches zero."""
     if counter[key] <= 1:
         del counter[key]
     else:

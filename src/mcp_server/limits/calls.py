@@ -1,4 +1,4 @@
-"""The calls under way in this process: counted, and brought to their end when the server stops."""
+"""Tracks the active calls of this process, and ends them when the server stops."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any, Final
 
 from mcp_server.errors import BusyError, NetworkToolsError
 
-_COMES_BACK_SEC: Final = 5
-"""About how long a server takes to be there again."""
+_RESTART_SEC: Final = 5
+"""About the time that a restart of the server takes."""
 
 
 class Calls:
-    """Counts calls from `under_way` to its end; after `close` there are no new ones. For one event loop.
+    """Counts the active calls. After `close` no new call is accepted. For one event loop.
 
-    Each call is the work of a task of its own, as every interface makes one: `end` cancels that task.
+    Each call runs in its own task, which `end` cancels.
     """
 
     def __init__(self) -> None:
@@ -30,7 +30,7 @@ class Calls:
 
     @property
     def running(self) -> int:
-        """How many calls are under way, those that are being refused among them."""
+        """How many calls are active, including calls that are being refused."""
         return len(self._under_way)
 
     @property
@@ -39,36 +39,36 @@ class Calls:
         return self._until is not None
 
     def close(self, grace_sec: float) -> None:
-        """Refuse new calls from here on; those under way have ``grace_sec`` seconds. Safe to call twice."""
+        """Refuse new calls from now on. Active calls have ``grace_sec`` seconds. May be called twice."""
         if self._until is None:
             self._until = time.monotonic() + grace_sec
 
     def check(self) -> None:
-        """Raise BusyError ``shutting_down`` after `close`; ``retry_after`` is when another may be there."""
+        """Raise BusyError ``shutting_down`` after `close`. ``retry_after`` is when a new server may be ready."""
         if self._until is not None:
-            left = max(0, math.ceil(self._until - time.monotonic()))
+            remaining = max(0, math.ceil(self._until - time.monotonic()))
             raise BusyError(
-                "the server is stopping, and takes no new calls",
+                "The server is stopping and accepts no new calls.",
                 code="shutting_down",
-                retry_after=left + _COMES_BACK_SEC,
+                retry_after=remaining + _RESTART_SEC,
             )
 
     @contextmanager
     def under_way(self) -> Iterator[None]:
         """Count the running task as a call for the length of the block.
 
-        Raises NetworkToolsError ``shutting_down`` where `end` cut it short; a cancellation by somebody else stays one.
+        Raises NetworkToolsError ``shutting_down`` if `end` cancelled the call. Any other cancellation is passed on.
         """
         task = asyncio.current_task()
         if task is None:
-            raise RuntimeError("a call is the work of a task")
+            raise RuntimeError("a call must run in a task")
         before = task.cancelling()
         self._under_way[task] = None
         self._none.clear()
         try:
             yield
         except asyncio.CancelledError as error:
-            # As asyncio.timeout() does it: whoever else cancelled the task in the same moment is still heard.
+            # As asyncio.timeout() does: a cancellation by somebody else at the same moment is not lost.
             if task in self._cut and task.uncancel() <= before:
                 raise self._cut_short(task) from error
             raise
@@ -79,17 +79,17 @@ class Calls:
                 self._none.set()
 
     def note_run(self, run_id: str) -> None:
-        """Say which run the call of the running task is, so that a caller whose call is cut short can find it."""
+        """Note the run of the current call, so that its caller can find the run if the call is cut short."""
         task = asyncio.current_task()
         if task in self._under_way:
             self._under_way[task] = run_id
 
     async def drained(self) -> None:
-        """Wait until no call is under way."""
+        """Wait until no call is active."""
         await self._none.wait()
 
     async def end(self, within_sec: float) -> bool:
-        """Cancel every call that is under way and wait for their ends; whether all came in time."""
+        """Cancel every active call and wait for their ends. Return whether all ended in time."""
         for task in self._under_way.keys() - self._cut:
             self._cut.add(task)
             task.cancel()
@@ -103,8 +103,8 @@ class Calls:
     def _cut_short(self, task: asyncio.Task[Any]) -> NetworkToolsError:
         run_id = self._under_way[task]
         return NetworkToolsError(
-            "the server stopped before the call was done; what was found until then is kept with the run",
+            "The server stopped before the call was complete. The run keeps what was found until then.",
             code="shutting_down",
-            retry_after=_COMES_BACK_SEC,
+            retry_after=_RESTART_SEC,
             **({} if run_id is None else {"run_id": run_id}),
         )

@@ -1,4 +1,4 @@
-"""A breaker for each tool: one that fails again and again is left alone for a while, then tried with one call.
+"""A circuit breaker for each tool: a tool that fails repeatedly is not called for a while, then tried with one call.
 
 ::
 
@@ -6,8 +6,8 @@
     open ── recovery_timeout, longer after each relapse ──> half_open: one call at a time
     half_open ── half_open_success_threshold successes ──> closed;  one failure ──> open
 
-What counts as a failure is the caller's to say. State is of this process alone, and a restart begins closed.
-Source: M. Nygard, Release It!, chapter 5; M. Fowler, CircuitBreaker (2014).
+The code that makes the call decides what a failure is. The state belongs to this process. After a restart every
+breaker is closed. Source: M. Nygard, Release It!, chapter 5; M. Fowler, CircuitBreaker (2014).
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from typing import Any, Final, Protocol
 from mcp_server.errors import BusyError
 
 BACKOFF: Final = 1.5
-"""What each relapse multiplies the time until the next trial by."""
+"""Each relapse multiplies the time until the next trial by this."""
 LONGEST_SEC: Final = 300.0
-"""Where that ends, unless recovery_timeout itself is longer."""
+"""The longest time until the next trial, unless recovery_timeout itself is longer."""
 JITTER: Final = 0.1
-"""The time until a trial is off by up to this share, so that servers that failed together do not try together."""
+"""The time until a trial varies by up to this share, so that servers that failed together do not retry together."""
 TRIAL_RETRY_SEC: Final = 5
-"""When to call again while a trial is under way: how long it takes is not known."""
+"""When to call again during a trial, whose duration is unknown."""
 
 
 class State(StrEnum):
@@ -42,37 +42,37 @@ class State(StrEnum):
 
 
 class Result(StrEnum):
-    """How a call ended for the breaker; a call that ended with neither success nor failure has no result."""
+    """How a call ended for the breaker. A call that says nothing about its tool has no result."""
 
     SUCCESS = "success"
     FAILURE = "failure"
     REFUSED = "refused"
 
 
-class Settings(Protocol):
-    """The numbers of a breaker, as ``circuit_breaker`` of the configuration has them."""
+class BreakerSettings(Protocol):
+    """The settings of a breaker: section ``circuit_breaker`` of the configuration."""
 
     @property
     def failure_threshold(self) -> int:
-        """Failures in a row that open it."""
+        """How many failures in a row open it."""
         ...
 
     @property
     def recovery_timeout(self) -> int:
-        """Seconds until an open one lets a call through."""
+        """Seconds until an open breaker lets a call through."""
         ...
 
     @property
     def half_open_success_threshold(self) -> int:
-        """Successes that close a half-open one."""
+        """How many successes close a half-open breaker."""
         ...
 
 
 class Observer(Protocol):
-    """Who is told what breakers do; both are called once the breaker has its new state."""
+    """Observes breakers. Both methods are called after the breaker has its new state."""
 
     def breaker_called(self, name: str, result: Result) -> None:
-        """A call was refused or ended with a verdict."""
+        """A call was refused, or ended as a success or a failure."""
         ...
 
     def breaker_changed(self, name: str, before: State, after: State) -> None:
@@ -82,9 +82,10 @@ class Observer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class BreakerView:
-    """A breaker as it is now. ``forced`` says that an operator holds it; ``retry_after`` is in seconds, 0 when closed.
+    """The present state of a breaker. ``forced`` says that an operator has set the state.
 
-    ``failures`` are those in a row, ``relapses`` the trials that failed since it was last closed.
+    ``failures`` counts failures in a row, ``relapses`` the trials that failed since it was last closed. ``retry_after``
+    is in seconds, and 0 unless it is open.
     """
 
     name: str
@@ -96,47 +97,47 @@ class BreakerView:
 
 
 class Permit:
-    """One call that was let through. Say once how it ended, or nothing where it tells nothing about the tool."""
+    """One call that was let through. Report once how it ended, or nothing if that says nothing about the tool."""
 
     def __init__(self, breaker: Breaker) -> None:
         self._breaker = breaker
-        self._told = False
-        # What it was let through in: a call says nothing about what the breaker has become since.
-        self.revision = -1
+        self._reported = False
+        # The state change that this call belongs to. Its result does not count for later states.
+        self.generation = -1
         self.trial = False
 
     def confirm(self) -> None:
-        """Ask again after a wait: raises BusyError ``circuit_open`` where the breaker has opened meanwhile.
+        """Check again after a wait. Raises BusyError ``circuit_open`` if the breaker has opened meanwhile.
 
-        Where it is half-open by now, the call becomes its trial.
+        If it is half-open by now, the call becomes its trial.
         """
-        self._breaker._confirm(self)  # noqa: SLF001 - the two classes are one thing
+        self._breaker._confirm(self)  # noqa: SLF001 - the two classes belong together
 
     def success(self) -> None:
         """The tool did its work."""
-        self._notify(Result.SUCCESS)
+        self._report(Result.SUCCESS)
 
     def failure(self) -> None:
-        """The tool failed, by its own fault."""
-        self._notify(Result.FAILURE)
+        """The tool failed by its own fault."""
+        self._report(Result.FAILURE)
 
-    def _notify(self, result: Result) -> None:
-        if not self._told:
-            self._told = True
-            self._breaker._ended(result, self.revision)  # noqa: SLF001 - as above
+    def _report(self, result: Result) -> None:
+        if not self._reported:
+            self._reported = True
+            self._breaker._ended(result, self.generation)  # noqa: SLF001 - as above
 
 
 class Breaker:
-    """The breaker of one tool; for one event loop's thread.
+    """The breaker of one tool. For the thread of one event loop.
 
-    ``settings`` are asked for at every decision. ``clock`` gives seconds and does not go back, ``draw`` a number
+    ``settings`` is called for every decision. ``clock`` returns seconds and never goes back. ``draw`` returns a number
     from 0 to 1 for the jitter.
     """
 
     def __init__(
         self,
         name: str,
-        settings: Callable[[], Settings],
+        settings: Callable[[], BreakerSettings],
         *,
         observer: Observer | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -149,8 +150,8 @@ class Breaker:
         self._draw = draw
         self._state = State.CLOSED
         self._forced = False
-        # Goes up with every change of state.
-        self._revision = 0
+        # Increases with every change of state.
+        self._generation = 0
         self._failures = self._relapses = self._successes = 0
         self._opened = 0.0
         self._jitter = 1.0
@@ -158,37 +159,37 @@ class Breaker:
 
     @property
     def state(self) -> State:
-        """The state; an open breaker whose time is over is half-open."""
+        """The state. An open breaker becomes half-open when its time is over."""
         self._settle()
         return self._state
 
     def view(self) -> BreakerView:
-        """The breaker as it is now."""
+        """Return the present state."""
         state = self.state
         wait = self._retry_after() if state is State.OPEN else 0
         return BreakerView(self.name, state, self._forced, self._failures, self._relapses, wait)
 
     def check(self) -> None:
-        """Raise BusyError ``circuit_open`` where a call would be refused now, without taking the trial's place."""
+        """Raise BusyError ``circuit_open`` if a call would be refused now. Starts no trial."""
         self._settle()
         if self._state is State.OPEN or (self._state is State.HALF_OPEN and self._trial):
             error = self._refusal()
-            self._notify(Result.REFUSED)
+            self._observe(Result.REFUSED)
             raise error
 
     @contextmanager
     def permit(self) -> Iterator[Permit]:
         """Let a call through for the length of the block, or raise BusyError ``circuit_open`` with ``retry_after``.
 
-        A half-open breaker lets one in at a time. A block that ends without a verdict (refused, cancelled, or the
-        caller's own error) gives the place back and changes nothing.
+        A half-open breaker lets one call through at a time. A block that ends without a report (refused, cancelled, or
+        an error of the caller) changes nothing.
         """
         permit = Permit(self)
         self._enter(permit)
         try:
             yield permit
         finally:
-            if permit.trial and permit.revision == self._revision:
+            if permit.trial and permit.generation == self._generation:
                 self._trial = False
 
     def force_open(self) -> None:
@@ -197,26 +198,26 @@ class Breaker:
         self._move(State.OPEN)
 
     def force_close(self) -> None:
-        """Let every call through, whatever fails, until `force_open` or `reset`."""
+        """Let every call through, whatever its result, until `force_open` or `reset`."""
         self._forced = True
         self._move(State.CLOSED)
 
     def reset(self) -> None:
-        """Lift what was forced and begin closed, as after a restart."""
+        """Remove what was forced, and close the breaker as after a restart."""
         self._forced = False
         self._move(State.CLOSED)
 
     def _enter(self, permit: Permit) -> None:
         self.check()
-        permit.revision, permit.trial = self._revision, self._state is State.HALF_OPEN
+        permit.generation, permit.trial = self._generation, self._state is State.HALF_OPEN
         self._trial = permit.trial
 
     def _confirm(self, permit: Permit) -> None:
-        if permit.revision != self._revision:
+        if permit.generation != self._generation:
             self._enter(permit)
 
-    def _ended(self, result: Result, revision: int) -> None:
-        if revision == self._revision and not self._forced:
+    def _ended(self, result: Result, generation: int) -> None:
+        if generation == self._generation and not self._forced:
             if self._state is State.CLOSED:
                 self._failures = self._failures + 1 if result is Result.FAILURE else 0
                 if self._failures >= self._settings().failure_threshold:
@@ -228,7 +229,7 @@ class Breaker:
                 self._successes += 1
                 if self._successes >= self._settings().half_open_success_threshold:
                     self._move(State.CLOSED)
-        self._notify(result)
+        self._observe(result)
 
     def _settle(self) -> None:
         if self._state is State.OPEN and not self._forced and self._clock() >= self._due():
@@ -236,13 +237,13 @@ class Breaker:
 
     def _due(self) -> float:
         base = float(self._settings().recovery_timeout)
-        # The exponent is bounded for the sake of the float; the product is, long before.
+        # The exponent is bounded so that the float does not overflow. The time is bounded long before.
         grown = base * BACKOFF ** min(self._relapses, 64)
         return self._opened + min(grown, max(base, LONGEST_SEC)) * self._jitter
 
     def _move(self, state: State) -> None:
         before, self._state = self._state, state
-        self._revision += 1
+        self._generation += 1
         self._trial = False
         self._successes = 0
         if state is State.OPEN:
@@ -253,19 +254,19 @@ class Breaker:
         if self._observer is not None and before is not state:
             self._observer.breaker_changed(self.name, before, state)
 
-    def _notify(self, result: Result) -> None:
+    def _observe(self, result: Result) -> None:
         if self._observer is not None:
             self._observer.breaker_called(self.name, result)
 
     def _retry_after(self) -> int:
-        # An operator's word has no end that is known; recovery_timeout is as good a time to ask again as any.
+        # Nobody knows when an operator closes a forced breaker, so recovery_timeout stands in for that time.
         wait = self._settings().recovery_timeout if self._forced else self._due() - self._clock()
         return max(math.ceil(wait), 1)
 
     def _refusal(self) -> BusyError:
         if self._state is State.HALF_OPEN:
             return BusyError(
-                f"{self.name} failed again and again; one call is trying it now",
+                f"{self.name} failed repeatedly. One call is testing it now.",
                 code="circuit_open",
                 tool=self.name,
                 state=self._state.value,
@@ -278,22 +279,22 @@ class Breaker:
         }
         if self._forced:
             return BusyError(
-                f"{self.name}: an operator has opened its circuit breaker",
+                f"An operator has opened the circuit breaker of {self.name}.",
                 code="circuit_open",
-                hint="Use another tool, or call again when an operator has closed it.",
+                hint="Use another tool, or call again after an operator has closed it.",
                 forced=True,
                 **details,
             )
-        times = f"{self._relapses} trials since failed too" if self._relapses else f"{self._failures} times in a row"
-        return BusyError(f"{self.name} failed again and again ({times})", code="circuit_open", **details)
+        times = f"{self._relapses} trials failed too" if self._relapses else f"{self._failures} times in a row"
+        return BusyError(f"{self.name} failed repeatedly ({times}).", code="circuit_open", **details)
 
 
 class Breakers:
-    """The breakers of all tools, each made when its tool is first called."""
+    """The breakers of all tools. Each is made when its tool is first called."""
 
     def __init__(
         self,
-        settings: Callable[[], Settings],
+        settings: Callable[[], BreakerSettings],
         *,
         observer: Observer | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -306,7 +307,7 @@ class Breakers:
         self._breakers: dict[str, Breaker] = {}
 
     def of(self, tool: str) -> Breaker:
-        """The breaker of a tool; the name must be one of the registry."""
+        """Return the breaker of a tool. ``tool`` must be a name in the registry."""
         breaker = self._breakers.get(tool)
         if breaker is None:
             breaker = self._breakers[tool] = Breaker(
@@ -315,5 +316,5 @@ class Breakers:
         return breaker
 
     def snapshot(self) -> tuple[BreakerView, ...]:
-        """Every breaker there is as it is now, by name."""
+        """Return the present state of every breaker, sorted by name."""
         return tuple(self._breakers[name].view() for name in sorted(self._breakers))

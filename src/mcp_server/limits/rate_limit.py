@@ -1,12 +1,12 @@
-"""How often tools may be called: so many times within a minute, by one caller for one tool and by all for all.
+"""Rate limits: calls per minute, per caller and tool, and in total.
 
-Counted in memory, or in a Redis that several servers share. `limits` is imported at the first call, in a thread.
+Calls are counted in memory, or in a Redis that several servers share. The library `limits` is imported at the first
+call, in a thread.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import time
 from collections.abc import Awaitable, Callable
@@ -16,56 +16,57 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
 
 from mcp_server.errors import BusyError
+from mcp_server.logger import get_logger
 
 if TYPE_CHECKING:
     from limits.aio.strategies import MovingWindowRateLimiter
     from redis.asyncio import ConnectionPool
 
     from mcp_server.config.sections import RateLimitConfig
-    from mcp_server.limits.rate_limit_windows import Counts
+    from mcp_server.limits.rate_limit_windows import CallTimes
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 ANSWER_SEC: Final = 1.0
-"""How long a call waits for Redis before it is counted in memory."""
+"""How long a call waits for Redis. After that it is counted in memory."""
 RETRY_SEC: Final = 5.0
-"""How long Redis is left alone after it failed; then one call tries it."""
+"""How long Redis is not asked after it failed. Then one call tries it again."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Bound:
-    """At most ``most`` calls within a minute under a key; 0: no bound."""
+class _Limit:
+    """At most ``calls`` calls within a minute under a key. 0 means no limit. ``problem`` is its refusal."""
 
-    most: int
+    calls: int
     key: tuple[str, ...]
-    words: str
+    problem: str
 
 
-_Refusal = tuple[_Bound, float]
-"""The bound that has no room, and the seconds until it has."""
+_Refusal = tuple[_Limit, float]
+"""The limit that is reached, and the seconds until a call is possible again."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
-    """Whether Redis answered, and what it refused."""
+class _Reply:
+    """Whether Redis answered, and the limit that it refused the call for."""
 
     answered: bool
     refusal: _Refusal | None = None
 
 
 class RateLimiter:
-    """Refuses the call that is one too many within any minute; what was refused is not counted.
+    """Refuses a call that exceeds a limit within any minute. Refused calls are not counted.
 
-    ``settings`` are asked for at every call, so a reload holds from the next one on, and keeps what was counted.
-    While Redis fails, calls are counted in this process alone, from what it let through itself, and `problem` says so.
-    ``clock`` gives seconds and does not go back.
+    ``settings`` is called for every call, so a reload applies to the next one, and the counts stay. While Redis fails,
+    calls are counted in this process only, starting with the calls that it let through itself, and `problem` says so.
+    ``clock`` returns seconds and never goes back.
     """
 
     def __init__(self, settings: Callable[[], RateLimitConfig], *, clock: Callable[[], float] = time.monotonic) -> None:
         self._settings = settings
         self._clock = clock
         self._memory: MovingWindowRateLimiter | None = None
-        self._counts: Counts | None = None
+        self._times: CallTimes | None = None
         self._shared: MovingWindowRateLimiter | None = None
         self._pool: ConnectionPool | None = None
         self._url = ""
@@ -75,79 +76,78 @@ class RateLimiter:
 
     @property
     def problem(self) -> str | None:
-        """Why calls are not counted where the configuration says, in a sentence; None while they are."""
+        """Why calls are not counted in Redis although it is configured. None if they are."""
         return self._problem if self._settings().storage_url else None
 
-    async def hit(self, actor: str, tool: str, most: int | None = None) -> None:
-        """Count a call of ``tool`` by ``actor``; ``most`` within a minute, where that is less than everybody's limit.
+    async def hit(self, actor: str, tool: str, own_limit: int | None = None) -> None:
+        """Count a call of ``tool`` by ``actor``. ``own_limit`` applies if it is lower than the configured limit.
 
-        Raises BusyError ``rate_limited`` where it is one too many, with ``retry_after`` in seconds and ``limit``.
+        Raises BusyError ``rate_limited`` if the call exceeds a limit, with ``retry_after`` in seconds and ``limit``.
         """
         settings = self._settings()
-        own = _Bound(
-            min((each for each in (settings.calls_per_minute, most) if each), default=0),
-            ("one", quote(actor, safe=""), tool),
-            f"{actor} has called {tool} {{}} times",
-        )
-        every = _Bound(settings.total_calls_per_minute, ("all",), "tools were called {} times")
-        if not own.most and not every.most:
+        calls = min((each for each in (settings.calls_per_minute, own_limit) if each), default=0)
+        problem = f"{actor} has called {tool} {calls} times within a minute, which is the limit."
+        own = _Limit(calls, ("one", quote(actor, safe=""), tool), problem)
+        calls = settings.total_calls_per_minute
+        total = _Limit(calls, ("all",), f"Tools were called {calls} times within a minute, which is the limit.")
+        if not own.calls and not total.calls:
             return
         memory = await self._local()
-        shared = _Asked(answered=False)
+        shared = _Reply(answered=False)
         if settings.storage_url:
-            shared = await self._ask(settings.storage_url, lambda windows: _count(windows, own, every, time.time))
+            shared = await self._ask(settings.storage_url, lambda windows: _count(windows, own, total, time.time))
         refusal = shared.refusal
         if refusal is None:
-            # Also what Redis let through, so that an outage does not begin with nothing.
-            here = await _count(memory, own, every, self._clock)
-            refusal = None if shared.answered else here
+            # Calls that Redis let through are counted here too, so that an outage does not start from zero.
+            local = await _count(memory, own, total, self._clock)
+            refusal = None if shared.answered else local
         if refusal is not None:
-            bound, wait = refusal
+            limit, wait = refusal
             raise BusyError(
-                f"{bound.words.format(bound.most)} within a minute, which is the limit",
+                limit.problem,
                 code="rate_limited",
                 tool=tool,
-                limit=bound.most,
+                limit=limit.calls,
                 retry_after=min(max(math.ceil(wait), 1), 60),
             )
 
     async def close(self) -> None:
-        """Close the connections to Redis. Twice does no harm; a later call opens them again."""
+        """Close the connections to Redis. May be called twice. A later call opens them again."""
         pool, self._pool, self._shared, self._url = self._pool, None, None, ""
         if pool is not None:
             await pool.disconnect()
 
     async def check(self) -> str | None:
-        """Ask Redis for an answer where it is configured, and return `problem`; takes `ANSWER_SEC` at most."""
+        """Check whether Redis answers, if it is configured, and return `problem`. Takes at most `ANSWER_SEC`."""
         url = self._settings().storage_url
         if url:
             await self._local()
             await self._ask(url, _look)
         return self.problem
 
-    async def _ask(self, url: str, question: Callable[[MovingWindowRateLimiter], Awaitable[_Refusal | None]]) -> _Asked:
-        """What Redis says, or that it says nothing; after a failure it is asked again when `RETRY_SEC` are over."""
+    async def _ask(self, url: str, question: Callable[[MovingWindowRateLimiter], Awaitable[_Refusal | None]]) -> _Reply:
+        """Ask Redis. After a failure it is not asked again for `RETRY_SEC`."""
         if self._problem is not None and url == self._url and self._clock() < self._retry_at:
-            return _Asked(answered=False)
-        self._retry_at = self._clock() + RETRY_SEC  # the others do not wait for what this call tries
+            return _Reply(answered=False)
+        self._retry_at = self._clock() + RETRY_SEC  # only this call waits for the attempt
         try:
             windows = await self._redis(url)
             async with asyncio.timeout(ANSWER_SEC):
                 refusal = await question(windows)
-        except Exception as error:  # noqa: BLE001 - whatever a driver or a server may raise: a call must not fail by it
+        except Exception as error:  # noqa: BLE001 - a driver or server may raise anything, and the call must not fail
             self._lost(error)
-            return _Asked(answered=False)
+            return _Reply(answered=False)
         self._found()
-        return _Asked(answered=True, refusal=refusal)
+        return _Reply(answered=True, refusal=refusal)
 
     async def _local(self) -> MovingWindowRateLimiter:
         if self._memory is None:
             await asyncio.to_thread(import_module, "mcp_server.limits.rate_limit_windows")
-            from mcp_server.limits.rate_limit_windows import Counts, memory_windows
+            from mcp_server.limits.rate_limit_windows import CallTimes, memory_windows
 
-            if self._memory is None:  # another call was as early
-                self._counts = Counts(self._clock)
-                self._memory = memory_windows(self._counts)
+            if self._memory is None:  # another call did this meanwhile
+                self._times = CallTimes(self._clock)
+                self._memory = memory_windows(self._times)
         return self._memory
 
     async def _redis(self, url: str) -> MovingWindowRateLimiter:
@@ -163,8 +163,8 @@ class RateLimiter:
 
     def _lost(self, error: Exception) -> None:
         if self._problem is None:
-            logger.warning("rate_limit.counting_in_memory reason=%s", _reason(error))
-        self._problem = f"calls are counted in this process alone: {_reason(error)}"
+            logger.warning("rate_limit.counting_in_memory", reason=_reason(error))
+        self._problem = f"Calls are counted in this process only: {_reason(error)}."
 
     def _found(self) -> None:
         if self._problem is not None:
@@ -173,36 +173,36 @@ class RateLimiter:
 
 
 async def _count(
-    windows: MovingWindowRateLimiter, own: _Bound, every: _Bound, now: Callable[[], float]
+    windows: MovingWindowRateLimiter, own: _Limit, total: _Limit, now: Callable[[], float]
 ) -> _Refusal | None:
-    """Count a call under both bounds; or say which has no room, and the seconds until it has."""
+    """Count a call under both limits. Returns the limit that is reached, if any."""
     from mcp_server.limits.rate_limit_windows import CallsPerMinute
 
-    one, every_one = CallsPerMinute(own.most), CallsPerMinute(every.most)
-    full = None
-    # Looked at first, so that a caller does not pay for a call that all the others have used up.
-    if every.most and not await windows.test(every_one, *every.key):
-        full = every, every_one
-    elif own.most and not await windows.hit(one, *own.key):
-        full = own, one
-    elif every.most and not await windows.hit(every_one, *every.key):
-        full = every, every_one
-    if full is None:
+    own_item, total_item = CallsPerMinute(own.calls), CallsPerMinute(total.calls)
+    reached = None
+    # The total limit is tested first, so that a call that it refuses does not count for the caller.
+    if total.calls and not await windows.test(total_item, *total.key):
+        reached = total, total_item
+    elif own.calls and not await windows.hit(own_item, *own.key):
+        reached = own, own_item
+    elif total.calls and not await windows.hit(total_item, *total.key):
+        reached = total, total_item
+    if reached is None:
         return None
-    bound, item = full
-    stats = await windows.get_window_stats(item, *bound.key)
-    return bound, stats.reset_time - now()
+    limit, item = reached
+    stats = await windows.get_window_stats(item, *limit.key)
+    return limit, stats.reset_time - now()
 
 
 async def _look(windows: MovingWindowRateLimiter) -> None:
-    """Read a key, as a call does."""
+    """Read a key as a call does."""
     from mcp_server.limits.rate_limit_windows import CallsPerMinute
 
     await windows.test(CallsPerMinute(1), "all")
 
 
 def _reason(error: Exception) -> str:
-    """Why Redis cannot be used. What a URL holds, a password perhaps, is not repeated."""
+    """Return why Redis cannot be used. The URL is not repeated, because it may hold a password."""
     if isinstance(error, ImportError):
         return "the package redis is not installed (pip install 'mcp-network-tools[redis]')"
     if isinstance(error, ValueError):

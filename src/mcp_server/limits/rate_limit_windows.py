@@ -1,8 +1,8 @@
-"""Where calls are counted: in this process's memory or in Redis, both behind the moving window of `limits`.
+"""Counts calls in the memory of this process or in Redis, with the moving window of the library `limits`.
 
-Imports `limits`, which takes some 50 ms: import this where it is used. The library's own memory storage is not used: it
-reads the wall clock, so a clock that is set back shuts callers out for as long, and each call makes it go over every
-key it holds, with a thread for each (docs/decisions/0012-admission.md has the figures).
+Importing `limits` takes about 50 ms, so import this module inside functions. The library's own memory storage is not
+used. It reads the wall clock, so it would refuse callers after the clock is set back. Each call of it visits every key
+(docs/decisions/0012-admission.md has the measurements).
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ if TYPE_CHECKING:
     from redis.asyncio import ConnectionPool
 
 PREFIX: Final = "mcp-network-tools"
-"""What every key in Redis begins with."""
+"""The prefix of every key in Redis."""
 _SOCKET_SEC: Final = 0.5
 _CONNECTIONS: Final = 64
 
 
 class CallsPerMinute(RateLimitItemPerMinute):
-    """A number of calls within a minute. The number is no part of the key, so a new one keeps what was counted."""
+    """A number of calls within a minute. The number is not part of the key, so the counts stay if it changes."""
 
     def key_for(self, *identifiers: bytes | str | float) -> str:
-        """The key that calls of this kind are counted under."""
+        """Return the key under which calls of this kind are counted."""
         return "/".join(("calls", *map(str, identifiers)))
 
 
-class Counts(MemoryStorage):
-    """When calls were let through, by key, on a clock that does not go back; a key idle for its window is forgotten."""
+class CallTimes(MemoryStorage):
+    """The times of the calls that were let through, by key, on a clock that never goes back. Idle keys are removed."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         super().__init__()
         self._clock = clock
-        # By the time of the last call: whoever has been idle the longest stands first.
+        # Sorted by the time of the last call, so the key that was idle longest comes first.
         self._calls: OrderedDict[str, deque[float]] = OrderedDict()
 
     def __len__(self) -> int:
@@ -57,15 +57,15 @@ class Counts(MemoryStorage):
         return True
 
     async def get_moving_window(self, key: str, limit: int, expiry: int) -> tuple[float, int]:
-        """The time of the oldest call that counts, and how many count, ``limit`` at most."""
+        """Return the time of the oldest call that counts, and how many calls count, at most ``limit``."""
         now = self._clock()
         calls = self._within(key, now - expiry)
-        # A limit that was lowered leaves more calls than it allows: room is made when the newest `limit` are fewer.
+        # After a limit was lowered there may be more calls than it allows. Only the newest `limit` of them count.
         over = max(len(calls) - limit, 0)
         return next(islice(calls, over, None), now), len(calls) - over
 
     def _within(self, key: str, after: float) -> deque[float]:
-        """The calls of a key later than ``after``; keys without any are dropped on the way, oldest first."""
+        """Return the calls of a key later than ``after``. Removes keys that have none, oldest first."""
         while self._calls and next(iter(self._calls.values()))[-1] <= after:
             self._calls.popitem(last=False)
         calls = self._calls.get(key, deque())
@@ -74,15 +74,15 @@ class Counts(MemoryStorage):
         return calls
 
 
-def memory_windows(counts: Counts) -> MovingWindowRateLimiter:
-    """Windows over counts in memory."""
+def memory_windows(counts: CallTimes) -> MovingWindowRateLimiter:
+    """Return a rate limiter over counts in memory."""
     return MovingWindowRateLimiter(counts)
 
 
 def redis_windows(url: str) -> tuple[MovingWindowRateLimiter, ConnectionPool]:
-    """Windows in Redis, and the pool to disconnect at the end. Connects at the first call.
+    """Return a rate limiter over counts in Redis, and the pool to disconnect at the end. Connects at the first call.
 
-    Raises ImportError where the package is not installed, ValueError for a URL that cannot be read.
+    Raises ImportError if the package is not installed, ValueError if the URL cannot be read.
     """
     from redis.asyncio import BlockingConnectionPool
     from redis.asyncio.retry import Retry
@@ -94,7 +94,7 @@ def redis_windows(url: str) -> tuple[MovingWindowRateLimiter, ConnectionPool]:
         timeout=_SOCKET_SEC,
         socket_timeout=_SOCKET_SEC,
         socket_connect_timeout=_SOCKET_SEC,
-        # Once more at once, for a connection that Redis has closed meanwhile.
+        # One retry without a pause, for a connection that Redis has closed meanwhile.
         retry=Retry(NoBackoff(), 1),
     )
     options: dict[str, Any] = {"connection_pool": pool}

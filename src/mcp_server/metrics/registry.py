@@ -1,248 +1,133 @@
-"""The numbers themselves. Counting is two look-ups and an addition under one lock, and imports nothing.
+"""The metrics of `METRICS` as prometheus_client holds them. This module adds limits for the values of their labels.
 
-prometheus_client takes 50 ms to import, which neither a start nor a first call may pay for (docs/decisions/0017):
-the numbers are kept here, and it is asked only when somebody wants the page.
+Importing prometheus_client takes 25 ms. Only a server whose metrics can be read imports this module
+(docs/decisions/0028-metrics-and-logs.md).
 """
 
 from __future__ import annotations
 
-import logging
 import math
 import threading
-from bisect import bisect_left
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Final
+from collections.abc import Mapping
+from typing import Final, cast
 
-from mcp_server.metrics.table import METRICS, Kind, Metric, series_of_tool
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
+
+from mcp_server.metrics.table import METRICS, OTHER, Kind
 from mcp_server.model.untrusted import sanitize
 
-logger = logging.getLogger(__name__)
-
 VALUES_LIMIT: Final = 200
-"""Different values of one label of one metric; further ones are counted as ``other``."""
+"""Distinct values of one label of one metric. Further values are counted as ``other``."""
 SERIES_LIMIT: Final = 2000
-"""Different sets of label values of one metric; all labels of a further one read ``other``."""
+"""Distinct sets of label values of one metric. A further set is counted with ``other`` for every label."""
 LABEL_CHARS: Final = 120
-OTHER: Final = "other"
+"""Characters of a label value; a longer value is cut."""
 
 Labels = tuple[str, ...]
-Reading = float | Mapping[str, float] | Mapping[Labels, float] | None
-"""What a function of `gauge_function` gives: a number, numbers by label value (or by all of them), or nothing now."""
+AnyMetric = Counter | Gauge | Histogram
+
+# Without this, every counter and histogram has a second series that no rule or dashboard reads.
+disable_created_metrics()  # type: ignore[no-untyped-call]  # prometheus_client has no annotation here
 
 
-@dataclass(slots=True)
-class Histogram:
-    """One series of a histogram: how many observations fell under each bound but not the one before, and their sum."""
-
-    counts: list[int]
-    total: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Family:
-    """One metric with its present series, label values in the order of its labels."""
-
-    name: str
-    metric: Metric
-    numbers: dict[Labels, float] = field(default_factory=dict)
-    histograms: dict[Labels, Histogram] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
-class _Table:
-    """The series of one metric."""
-
-    name: str
-    metric: Metric
-    numbers: dict[Labels, float] = field(default_factory=dict)
-    histograms: dict[Labels, Histogram] = field(default_factory=dict)
-    seen: tuple[set[str], ...] = ()
-
-    def __post_init__(self) -> None:
-        self.seen = tuple(set() for _ in self.metric.labels)
-        for values in self.metric.known or ((),) * (not self.metric.labels and self.metric.kind != "gauge"):
-            self.begin(self.series(values))
-
-    def begin(self, series: Labels) -> None:
-        """Show a series at 0, if it is not there yet."""
-        if self.metric.kind == "histogram":
-            self.histograms.setdefault(series, Histogram([0] * (len(self.metric.buckets) + 1)))
-        else:
-            self.numbers.setdefault(series, 0.0)
-
-    def series(self, values: Iterable[object]) -> Labels:
-        """The label values as they are shown: without anything active in them, and bounded in number."""
-        shown = tuple(sanitize(str(value), LABEL_CHARS) for value in values)
-        if shown in self.numbers or shown in self.histograms:
-            return shown
-        if len(self.numbers) + len(self.histograms) >= SERIES_LIMIT:
-            return (OTHER,) * len(shown)
-        kept = []
-        for value, seen in zip(shown, self.seen, strict=True):
-            known = value in seen or len(seen) < VALUES_LIMIT
-            if known:
-                seen.add(value)
-            kept.append(value if known else OTHER)
-        return tuple(kept)
-
-
-class _Registry:
-    """All numbers of this process."""
+class Registry:
+    """All metrics of this process. Every method may be called from any thread."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.enabled = True
-        self.forget()
+        self._lock = threading.Lock()
+        self._metrics: dict[str, AnyMetric] = {}
+        self._series: dict[str, set[Labels]] = {name: set() for name in METRICS}
+        self._values: dict[tuple[str, str], set[str]] = {}
+        # Series by the arguments of a call. It holds only label values that are shown unchanged, so it stays bounded.
+        self._children: dict[tuple[object, ...], AnyMetric] = {}
+        self._registry = CollectorRegistry()
+        ProcessCollector(registry=self._registry)
+        for name, metric in METRICS.items():
+            # A gauge without labels is added when it is set. Before that it would read 0, which nothing has measured.
+            if metric.labels or metric.kind != "gauge":
+                self._metrics[name] = self._make(name)
+            for values in metric.known:
+                self.start(name, values)
 
-    def forget(self) -> None:
-        self.tables = {name: _Table(name, metric) for name, metric in METRICS.items()}
-        # The way from a call's own words to a series; only words that were shown as they are, so it stays small.
-        self.known: dict[tuple[object, ...], Labels] = {}
-        self.functions: dict[tuple[str, Labels], Callable[[], Reading]] = {}
+    def start(self, name: str, values: Labels) -> None:
+        """Show the series of a metric with these label values, at 0 if it is new."""
+        with self._lock:
+            self._child(name, values)
 
-    def find(self, kind: Kind, name: str, labels: Mapping[str, object]) -> tuple[_Table, Labels]:
-        """The table and series of a call; the lock is held."""
-        table = self.tables[name]
+    def count(self, name: str, amount: float, labels: Mapping[str, object]) -> None:
+        """Add to a counter; see `mcp_server.metrics.count`."""
+        number = _not_negative(name, amount)
+        cast("Counter", self._find("counter", name, labels)).inc(number)
+
+    def observe(self, name: str, seconds: float, labels: Mapping[str, object]) -> None:
+        """Add an observation to a histogram; see `mcp_server.metrics.observe`."""
+        number = _not_negative(name, seconds)
+        cast("Histogram", self._find("histogram", name, labels)).observe(number)
+
+    def gauge(self, name: str, value: float, labels: Mapping[str, object]) -> None:
+        """Set a gauge; see `mcp_server.metrics.gauge`."""
+        cast("Gauge", self._find("gauge", name, labels)).set(value)
+
+    def exposition(self) -> bytes:
+        """Return every metric in Prometheus' text format."""
+        return generate_latest(self._registry)
+
+    def _find(self, kind: Kind, name: str, labels: Mapping[str, object]) -> AnyMetric:
         key = (name, kind, *labels.items())
-        series = self.known.get(key)
-        if series is None:
-            if table.metric.kind != kind:
-                raise ValueError(f"{name} is a {table.metric.kind}, not a {kind}")
-            if labels.keys() != set(table.metric.labels):
-                raise ValueError(f"{name} has the labels {table.metric.labels}, not {tuple(labels)}")
-            given = tuple(labels[label] for label in table.metric.labels)
-            series = table.series(given)
-            table.begin(series)
-            if series == given:
-                self.known[key] = series
-        return table, series
+        child = self._children.get(key)
+        if child is None:
+            metric = METRICS[name]
+            if metric.kind != kind:
+                raise ValueError(f"{name} is a {metric.kind}, not a {kind}")
+            if labels.keys() != set(metric.labels):
+                raise ValueError(f"{name} has the labels {metric.labels}, not {tuple(labels)}")
+            given = tuple(str(labels[label]) for label in metric.labels)
+            with self._lock:
+                values, child = self._child(name, given)
+                if values == given:
+                    self._children[key] = child
+        return child
+
+    def _child(self, name: str, given: Labels) -> tuple[Labels, AnyMetric]:
+        """Return the series for these label values, and the values it is shown with. The lock is held."""
+        values = self._bounded(name, tuple(sanitize(value, LABEL_CHARS) for value in given))
+        self._series[name].add(values)
+        metric = self._metrics.get(name)
+        if metric is None:
+            metric = self._metrics[name] = self._make(name)
+        return values, metric.labels(*values) if values else metric
+
+    def _bounded(self, name: str, values: Labels) -> Labels:
+        series = self._series[name]
+        if values in series:
+            return values
+        if len(series) >= SERIES_LIMIT:
+            return (OTHER,) * len(values)
+        kept = []
+        for label, value in zip(METRICS[name].labels, values, strict=True):
+            seen = self._values.setdefault((name, label), set())
+            if len(seen) < VALUES_LIMIT:
+                seen.add(value)
+            kept.append(value if value in seen else OTHER)
+        return tuple(kept)
+
+    def _make(self, name: str) -> AnyMetric:
+        metric = METRICS[name]
+        if metric.kind == "histogram":
+            return Histogram(name, metric.help, metric.labels, registry=self._registry, buckets=metric.buckets)
+        kind = Counter if metric.kind == "counter" else Gauge
+        return kind(name, metric.help, metric.labels, registry=self._registry)
 
 
-_registry = _Registry()
-
-
-def count(name: str, amount: float = 1, /, **labels: str) -> None:
-    """Add to a counter of `METRICS`.
-
-    Raises KeyError for a metric that there is not, ValueError for other labels than its own or an amount below 0:
-    mistakes of ours, which a test meets.
-    """
-    if not _registry.enabled:
-        return
-    number = _finite(name, amount)
-    with _registry.lock:
-        table, series = _registry.find("counter", name, labels)
-        table.numbers[series] += number
-
-
-def observe(name: str, seconds: float, /, **labels: str) -> None:
-    """Put a time of 0 seconds or more into a histogram of `METRICS`; raises as `count` does."""
-    if not _registry.enabled:
-        return
-    number = _finite(name, seconds)
-    with _registry.lock:
-        table, series = _registry.find("histogram", name, labels)
-        spread = table.histograms[series]
-        spread.counts[bisect_left(table.metric.buckets, number)] += 1
-        spread.total += number
-
-
-def gauge(name: str, value: float, /, **labels: str) -> None:
-    """Set a gauge of `METRICS` to any number; raises as `count` does."""
-    if not _registry.enabled:
-        return
-    number = float(value)
-    with _registry.lock:
-        table, series = _registry.find("gauge", name, labels)
-        table.numbers[series] = number
-
-
-def gauge_function(name: str, fn: Callable[[], Reading], /, **labels: str) -> None:
-    """Ask ``fn`` for a gauge whenever the page is read.
-
-    ``fn`` is called where `collect` is, and is quick. With ``labels`` it gives the number of that series; without,
-    for a gauge that has labels, numbers by label value (by a tuple of them where there are several). None, or an
-    exception, which is logged, leaves the series out. A later function for the same series takes the place.
-    """
-    with _registry.lock:
-        metric = _registry.tables[name].metric
-        if metric.kind != "gauge" or not labels.keys() <= set(metric.labels):
-            raise ValueError(f"{name} is a {metric.kind} with the labels {metric.labels}")
-        key = (name, tuple(str(labels[label]) for label in metric.labels if label in labels))
-        _registry.functions[key] = fn
-
-
-def prepare(tools: Iterable[str]) -> None:
-    """Begin the counters of these tools at 0, so that the first of everything is seen as a rise."""
-    if not _registry.enabled:
-        return
-    with _registry.lock:
-        for tool in tools:
-            for name, values in series_of_tool(tool):
-                table = _registry.tables[name]
-                table.begin(table.series(values))
-
-
-def configure(*, enabled: bool) -> None:
-    """Count from here on, or count nothing; what was counted stays."""
-    _registry.enabled = enabled
-
-
-def enabled() -> bool:
-    """Whether anything is counted."""
-    return _registry.enabled
-
-
-def reset() -> None:
-    """Forget every number and function, as a new process does; for tests."""
-    with _registry.lock:
-        _registry.enabled = True
-        _registry.forget()
-
-
-def collect() -> list[Family]:
-    """A copy of every number, all of one moment, and what the functions of gauges give now."""
-    readings = {key: _ask(key[0], fn) for key, fn in list(_registry.functions.items())}
-    with _registry.lock:
-        for (name, given), reading in readings.items():
-            _take(_registry.tables[name], given, reading)
-        return [
-            Family(
-                name,
-                table.metric,
-                dict(table.numbers),
-                {series: Histogram(list(spread.counts), spread.total) for series, spread in table.histograms.items()},
-            )
-            for name, table in _registry.tables.items()
-        ]
-
-
-def _ask(name: str, fn: Callable[[], Reading]) -> Reading:
-    try:
-        return fn()
-    except Exception:
-        # One reader that fails must not cost the owner all the others.
-        logger.exception("metrics.not_read metric=%s", name)
-        return None
-
-
-def _take(table: _Table, given: Labels, reading: Reading) -> None:
-    """Have a table say what its function gave; series that it gave before and no longer does are gone."""
-    labels = table.metric.labels
-    if isinstance(reading, Mapping):
-        found = {key if isinstance(key, tuple) else (key,): value for key, value in reading.items()}
-    else:
-        found = {} if reading is None else {given: reading}
-    if len(given) < len(labels):
-        table.numbers.clear()
-    else:
-        table.numbers.pop(given, None)
-    for values, value in found.items():
-        table.numbers[table.series(values)] = float(value)
-
-
-def _finite(name: str, value: float) -> float:
+def _not_negative(name: str, value: float) -> float:
     number = float(value)
     if not 0 <= number < math.inf:
         raise ValueError(f"{name} takes 0 or more, not {value}")

@@ -1,1 +1,1 @@
-"""What is known: targets, runs and their coverage, assets."""
+"""The data model: targets, runs, coverage and observations, and the sanitizing of text from targets."""

@@ -1,4 +1,4 @@
-"""What an actor may do: the permissions it holds, and the bounds that the owner drew around it alone."""
+"""What an actor may do: its permissions, and the limits that the operator set for it alone."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Final
 
 
 class Permission(StrEnum):
-    """What a caller may be allowed; over HTTP these are the OAuth scopes of the same spelling.
+    """One thing that an actor may do. Over HTTP each permission is the OAuth scope of the same spelling.
 
-    The three above ``tools:read`` follow the risk of a call: ``tools:read`` covers what is passive.
+    The tool permissions follow the risk of a call: ``tools:read`` allows passive calls, ``tools:probe``, ``tools:scan``
+    and ``tools:intrusive`` the risks of the same names.
     """
 
     TOOLS_READ = "tools:read"
@@ -22,7 +23,7 @@ class Permission(StrEnum):
 
 
 class Role(StrEnum):
-    """A set of permissions with a name; a token can hold fewer than its actor's role, never more."""
+    """A named set of permissions. A token may hold fewer permissions than its actor's role, never more."""
 
     VIEWER = "viewer"
     OPERATOR = "operator"
@@ -30,7 +31,7 @@ class Role(StrEnum):
 
     @property
     def permissions(self) -> frozenset[Permission]:
-        """What the role may do."""
+        """The permissions of the role."""
         return _PERMISSIONS[self]
 
 
@@ -44,11 +45,12 @@ _PERMISSIONS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """The permissions of an actor, and the bounds that hold for it besides those that hold for everybody.
+    """The permissions of an actor, and the limits that apply to it in addition to those that apply to everybody.
 
-    ``networks`` are entries as in ``security.allowed_targets``, of which only what the policy allows as well counts;
-    None: all of the policy. ``tools`` are shell patterns of names. ``calls_per_minute`` (of one tool) and
-    ``packets_per_hour`` None: the server's own. ``origin`` is the hash of the file that drew these bounds, or empty.
+    ``networks`` are entries as in ``security.allowed_targets``. The actor may touch only addresses that both these
+    entries and the policy allow; None means all of the policy. ``tools`` are shell patterns of tool names.
+    ``calls_per_minute`` applies to each tool. If ``calls_per_minute`` or ``packets_per_hour`` is None, the server's
+    limit applies. ``origin`` is the hash of the file that defines these limits, or an empty string.
     """
 
     permissions: frozenset[Permission] = frozenset()
@@ -60,11 +62,11 @@ class Access:
 
     @property
     def sees_all_runs(self) -> bool:
-        """Whether the runs of others may be read; everybody else reads only what it started itself."""
+        """Whether the actor may read all runs. Other actors read only the runs that they started."""
         return Permission.ADMIN in self.permissions
 
 
 FULL_ACCESS: Final = Access(frozenset(Permission))
-"""Whoever started the process, and whoever holds the token of its state folder."""
+"""The access of the user who started the process, and of a caller with the token of its state folder."""
 NOBODY: Final = Access()
 """No permission at all."""

@@ -1,8 +1,8 @@
-"""Sets of addresses and ports: counted exactly, kept small, and written compactly.
+"""Sets of addresses, and a short notation for addresses and ports.
 
-The notation for IPv4 is nmap's: each octet is a list of numbers and ranges (``10.78.1,5.4-9,12``). Braces
-factor out a common /16: ``10.78.{1.4-9,12 3.7}``. IPv6 factors out all but the last group, whose ranges are
-hexadecimal: ``fd77:1::{a-14,20}``. Items are separated by ``; ``.
+IPv4 uses nmap's notation: each octet is a list of numbers and ranges (``10.78.1,5.4-9,12``). Braces factor out a
+common /16: ``10.78.{1.4-9,12 3.7}``. IPv6 factors out all but the last group, with hexadecimal ranges:
+``fd77:1::{a-14,20}``. Items are separated by ``; ``.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ _FULL_BLOCK = (1 << 256) - 1
 
 
 class AddressSet:
-    """A set of addresses that costs about a bit each where they are dense, whatever the size of the networks.
+    """A set of addresses that takes about one bit for each address if they are dense.
 
-    Addresses are kept as one 256-bit mask per /24 (IPv4) or /120 (IPv6) that holds any.
+    It keeps one 256-bit mask for each /24 (IPv4) or /120 (IPv6) that has an address in the set.
     """
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class AddressSet:
                     yield _address(version, block << 8 | low)
 
     def add(self, address: Address) -> bool:
-        """Add one address and return whether it was new."""
+        """Add an address and return whether it is new."""
         number = int(address)
         key = (address.version, number >> 8)
         mask = self._blocks.get(key, 0)
@@ -53,7 +53,7 @@ class AddressSet:
         return True
 
     def missing(self, networks: Iterable[Network]) -> Iterator[Address]:
-        """Yield the networks' addresses that are not in the set, in order; full blocks cost one step."""
+        """Yield the addresses of ``networks`` that are not in the set, in order. A full block takes one step."""
         for network in networks:
             first, last = int(network.network_address), int(network.broadcast_address)
             block = first >> 8
@@ -71,8 +71,8 @@ def _address(version: int, number: int) -> Address:
     return IPv4Address(number) if version == 4 else IPv6Address(number)
 
 
-def runs(numbers: Iterable[int]) -> list[tuple[int, int]]:
-    """Return the sorted, duplicate-free numbers as inclusive (first, last) runs."""
+def spans(numbers: Iterable[int]) -> list[tuple[int, int]]:
+    """Return sorted numbers without duplicates as (first, last) pairs of consecutive numbers, both inclusive."""
     found: list[tuple[int, int]] = []
     first = last = -2
     for number in numbers:
@@ -88,22 +88,22 @@ def runs(numbers: Iterable[int]) -> list[tuple[int, int]]:
 
 
 def ranges(numbers: Iterable[int]) -> str:
-    """Return sorted numbers as ``1-1024,3389``; a run of two stays a list."""
-    return ",".join(_run(first, last) for first, last in runs(numbers))
+    """Return sorted numbers as ``1-1024,3389``. Two consecutive numbers stay a list."""
+    return ",".join(_span(first, last) for first, last in spans(numbers))
 
 
-def _run(first: int, last: int) -> str:
+def _span(first: int, last: int) -> str:
     if last - first >= 2:
         return f"{first}-{last}"
     return str(first) if first == last else f"{first},{last}"
 
 
 def ipv4_items(numbers: Iterable[int]) -> list[tuple[str, list[str], list[int]]]:
-    """Group sorted IPv4 addresses by /16: prefix, its ``third.fourth`` pieces, and how many addresses each holds."""
+    """Group sorted IPv4 addresses by /16: the prefix, its ``third.fourth`` pieces, and the addresses in each piece."""
     by_block: dict[int, list[int]] = {}
     for number in numbers:
         by_block.setdefault(number >> 8, []).append(number & 0xFF)
-    # Blocks of one /16 with the same last octets share a piece: 1,5.7 is both 1.7 and 5.7.
+    # Blocks of one /16 with the same last octets share a piece: 1,5.7 means 1.7 and 5.7.
     by_prefix: dict[int, dict[str, list[int]]] = {}
     sizes: dict[tuple[int, str], int] = {}
     for block, octets in by_block.items():
@@ -122,23 +122,23 @@ def ipv4_items(numbers: Iterable[int]) -> list[tuple[str, list[str], list[int]]]
 
 
 def ipv6_items(numbers: Iterable[int]) -> list[tuple[str, list[str], list[int]]]:
-    """Group sorted IPv6 addresses by /112: the prefix, its last-group pieces, and how many addresses each holds."""
+    """Group sorted IPv6 addresses by /112: the prefix, pieces of the last group, and addresses in each piece."""
     by_prefix: dict[int, list[int]] = {}
     for number in numbers:
         by_prefix.setdefault(number >> 16, []).append(number & 0xFFFF)
     items = []
     for prefix, lasts in by_prefix.items():
-        # A last group of ffff keeps the zero compression out of it, whatever the prefix.
+        # With a last group of ffff, the zero compression never reaches that group.
         text = str(IPv6Address(prefix << 16 | 0xFFFF))
         head = text.removesuffix("ffff") if text.endswith(":ffff") else IPv6Address(prefix << 16).exploded[:-4]
-        spans = runs(lasts)
-        pieces = [f"{first:x}" if first == last else f"{first:x}-{last:x}" for first, last in spans]
-        items.append((head, pieces, [last - first + 1 for first, last in spans]))
+        found = spans(lasts)
+        pieces = [f"{first:x}" if first == last else f"{first:x}-{last:x}" for first, last in found]
+        items.append((head, pieces, [last - first + 1 for first, last in found]))
     return items
 
 
 def joined(prefix: str, pieces: list[str]) -> str:
-    """Write one prefix with its pieces; braces only where they are needed to say what the prefix covers."""
+    """Return one prefix with its pieces, in braces if the prefix applies to more than one piece."""
     separator = "," if ":" in prefix else " "
     if len(pieces) == 1 and not (":" in prefix and "-" in pieces[0]):
         return prefix + pieces[0]
@@ -146,6 +146,6 @@ def joined(prefix: str, pieces: list[str]) -> str:
 
 
 def addresses_text(ipv4: Iterable[int], ipv6: Iterable[int] = ()) -> str:
-    """Return sorted addresses, IPv4 before IPv6, in the notation this module describes."""
+    """Return sorted addresses in the notation that this module describes, IPv4 before IPv6."""
     items = [*ipv4_items(ipv4), *ipv6_items(ipv6)]
     return "; ".join(joined(prefix, pieces) for prefix, pieces, _ in items)

@@ -1,7 +1,7 @@
-"""Keeps count of which planned addresses a tool finished with, gave up, or never reached.
+"""Counts which planned addresses a tool finished with, gave up, or never reached.
 
-A parser tells the tally what it read; the tally says what that means. Nothing is iterated that is larger
-than what was seen, so a /64 costs no more than the hosts found in it.
+A parser reports what it read, and the counter derives the coverage. The cost depends on the hosts that were seen and
+not on the size of the networks, so a /64 costs no more than the hosts found in it.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from mcp_server.model.run import Coverage, PortsTested
 from mcp_server.model.target import Network, Targets
 
 LISTED = 256
-"""How many addresses `Coverage.not_looked_at` lists at most; its count is exact."""
+"""The most addresses that `Coverage.not_looked_at` lists."""
 
 
 class CoverageCounter:
-    """The plan of one run, and what became of each of its addresses."""
+    """Counts the addresses of one run by what the tool did with them."""
 
     def __init__(self, targets: Targets) -> None:
         self.targets = targets
@@ -36,7 +36,7 @@ class CoverageCounter:
         self._plan = sorted(plan)
 
     def position(self, address: Address) -> int | None:
-        """Return how many planned addresses stand before this one, or None where it is not planned."""
+        """Return how many planned addresses come before this one, or None if the address is not planned."""
         number = int(address)
         index = bisect_right(self._plan, (address.version, number, 1 << 128, 0)) - 1
         if index < 0:
@@ -45,17 +45,17 @@ class CoverageCounter:
         return before + number - first if version == address.version and number <= last else None
 
     def finished(self, address: Address, *, up: bool) -> None:
-        """The tool looked at the address to its end and found it up or down."""
+        """Count an address that the tool finished with and found up or down."""
         self._looked_at.add(address)
         if up:
             self._up.add(address)
 
     def gave_up(self, address: Address) -> None:
-        """The tool named the address and did not look at it, or not to the end."""
+        """Count an address that the tool named but did not look at, or did not finish."""
         self._given_up.add(address)
 
     def skipped(self, network: Network) -> bool:
-        """The tool refused a whole network; return whether it is part of the plan."""
+        """Count a network that the tool refused as a whole; return whether it is planned."""
         if network.num_addresses == 1 and self.position(network.network_address) is not None:
             self.gave_up(network.network_address)
             return True
@@ -65,10 +65,10 @@ class CoverageCounter:
         return False
 
     def result(self, ports: tuple[PortsTested, ...], *, whole: bool, down: int | None = None) -> Coverage:
-        """Return the coverage; ``whole`` when the tool's output was read to its proper end.
+        """Return the coverage. ``whole`` says whether the tool's output was read to its proper end.
 
-        A tool that ended properly looked at every address it does not name and found it down, as far as its
-        own count ``down`` of such addresses goes. Of a tool that was cut short nothing unnamed was looked at.
+        If it was, the tool looked at addresses that it does not name and found them down, but at no more of them than
+        its own count ``down``. If it was not, the tool looked at none of the addresses that it does not name.
         """
         given_up = len(self._given_up) + sum(network.num_addresses for network in self._skipped_networks())
         named_down = len(self._looked_at) - len(self._up)

@@ -1,9 +1,8 @@
-"""The small answer for an agent: what a run found, counted as it arrives and written within a budget.
+"""The short answer for an agent: what a run found, collected as it arrives and written within a budget.
 
-For few hosts there is a line each, ports with the same service factored together; for many there are groups
-of hosts with the same open ports. Neither loses an open port without saying so. Lines and groups are in our words
-only: what targets said of their services stands in a list of its own, each text once, and a line points to it
-with ``#N``.
+If there are few hosts, each has a line, in which ports with the same service are grouped. If there are many, hosts with
+the same open ports are grouped. Neither form leaves out an open port without saying so. Text that targets wrote
+is never part of a line: each text is listed once in a list of texts, and a line refers to it with ``#N``.
 """
 
 from __future__ import annotations
@@ -13,36 +12,55 @@ from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
+from typing import Any, Final
 
 from mcp_server.model.addresses import Address, addresses_text, ipv4_items, ipv6_items, joined
 from mcp_server.model.host import Host
 from mcp_server.model.summary import HostSummary, host_summary, open_ports_text
+from mcp_server.model.untrusted import VERSION_PROBE
 
+HOST_COUNTS: Final = ("hosts_up", "open_ports")
+"""The names of the counts of a run that scans hosts."""
+HOST_FIELDS: Final[dict[str, Any]] = {
+    "up": {"type": "integer"},
+    "open_ports": {"type": "integer"},
+    "hosts": {
+        "type": "object",
+        "additionalProperties": {"type": "string"},
+        "description": "Address: open ports and services; #N is text N of from_target.version_probe",
+    },
+    "groups": {
+        "type": "array",
+        "items": {"type": "object"},
+        "description": "Instead of hosts when there are many: addresses by the ports they have open",
+    },
+    "omitted": {"type": "integer", "description": "Hosts not shown here"},
+}
+"""The JSON Schema of `HostDigestView.fields`."""
 LINE_HOSTS = 1000
-"""Hosts whose line is kept; a run with more of them is shown as groups."""
+"""The most hosts whose lines are kept. A run with more hosts is shown as groups."""
 PORT_SETS_CHARS = 1_000_000
-"""Characters kept of all distinct port sets; hosts with further ones share a group that says so."""
+"""The most characters of all distinct port sets. Hosts with further port sets share the group `NOT_KEPT`."""
 
 NOTHING_OPEN = "no open ports"
 TIMED_OUT = "timed out"
 NOT_KEPT = "open ports not kept here"
 _NOTHING, _TIMED, _UNKEPT = range(3)
-_LEAST = 24
+_ADDRESSES_CHARS_MIN = 24
 _TEXTS_FRAME = len(',"from_target":{"version_probe":{}}')
-"""What the list of texts costs besides its entries, as `mcp_server.api.views` writes it."""
+"""Characters of the empty list of texts, as `mcp_server.api.views` writes it."""
 
 
 @dataclass(frozen=True, slots=True)
-class DigestView:
-    """One rendering of a digest: ``hosts`` or ``groups``, whichever ``kind`` says; the other is None.
+class HostDigestView:
+    """A digest within a budget. Either ``hosts`` or ``groups`` is set; the other is None.
 
-    ``hosts`` maps an address to what is open on it; hosts with nothing to tell share one entry, whose key is
-    written in the notation of `mcp_server.model.addresses`. ``texts`` maps the N of every ``#N`` in ``hosts`` to what
-    a target said. Each group has ``ports``, ``count`` and ``addresses`` in that notation. ``omitted`` hosts are in
-    neither; ``up`` leaves out the ``timed_out`` ones.
+    ``hosts`` maps an address to a line. Hosts without a line share one entry, whose key is in the notation of
+    `mcp_server.model.addresses`. ``texts`` maps the N of every ``#N`` in ``hosts`` to text of a target. Each group has
+    ``ports``, ``count`` and ``addresses`` in the same notation. ``omitted`` is the number of hosts that are in neither.
+    ``up`` does not include the ``timed_out`` hosts.
     """
 
-    kind: str
     hosts: dict[str, str] | None
     texts: dict[str, str]
     groups: list[dict[str, str]] | None
@@ -51,9 +69,33 @@ class DigestView:
     open_ports: int
     timed_out: int
 
+    @property
+    def summary(self) -> str:
+        """The counts in words: ``3 up, 5 open, 1 timed out``."""
+        timed_out = f", {self.timed_out} timed out" if self.timed_out else ""
+        return f"{self.up} up, {self.open_ports} open{timed_out}"
+
+    def fields(self) -> dict[str, Any]:
+        """Return the fields of a structured answer, without text of a target. Their schema is `HOST_FIELDS`."""
+        fields: dict[str, Any] = {"up": self.up, "open_ports": self.open_ports}
+        optional = {"hosts": self.hosts, "groups": self.groups, "omitted": self.omitted or None}
+        return fields | {name: value for name, value in optional.items() if value is not None}
+
+    def lines(self) -> list[str]:
+        """Return the same content as lines of text."""
+        if self.hosts is not None:
+            lines = [f"{address} {ports}".rstrip() for address, ports in self.hosts.items()]
+        else:
+            lines = [f"{group['ports']}: {group['addresses']}" for group in self.groups or []]
+        return [*lines, f"({self.omitted} more hosts)"] if self.omitted else lines
+
+    def from_target(self) -> dict[str, dict[str, str]]:
+        """Return text of targets by its source and its number."""
+        return {VERSION_PROBE: self.texts} if self.texts else {}
+
 
 class HostDigest:
-    """Collects the hosts of one run, each added once, in about 20 bytes a host."""
+    """Collects the hosts of one run in about 20 bytes each. Each host must be added once."""
 
     def __init__(self) -> None:
         self.up = 0
@@ -62,11 +104,21 @@ class HostDigest:
         self._v4, self._v4_set = array("I"), array("I")
         self._v6_high, self._v6_low, self._v6_set = array("Q"), array("Q"), array("I")
         self._sets: dict[str, int] = {NOTHING_OPEN: _NOTHING, TIMED_OUT: _TIMED, NOT_KEPT: _UNKEPT}
-        self._room = PORT_SETS_CHARS
+        self._remaining = PORT_SETS_CHARS
         self._lines: dict[Address, HostSummary] | None = {}
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """The counts of the run, named as in `HOST_COUNTS`."""
+        return dict(zip(HOST_COUNTS, (self.up, self.open_ports), strict=True))
+
+    @property
+    def summary(self) -> str:
+        """The count of hosts in words, for progress reports: ``3 up``."""
+        return f"{self.up} up"
+
     def add(self, host: Host) -> None:
-        """Count one host, and keep what its line and its group need; a host that is not up is passed over."""
+        """Count a host, and keep what its line and its group need. A host that is not up is ignored."""
         if host.state != "up":
             return
         self.open_ports += sum(port.state == "open" for port in host.ports)
@@ -84,14 +136,13 @@ class HostDigest:
         if len(self._lines) > LINE_HOSTS:
             self._lines = None
 
-    def view(self, budget_chars: int) -> DigestView:
-        """Return lines if they fit ``budget_chars`` characters of JSON, else groups, cut where even they do not."""
+    def view(self, budget_chars: int) -> HostDigestView:
+        """Return lines if they fit in ``budget_chars`` characters of JSON, otherwise groups, cut if necessary."""
         hosts, texts, omitted = self.lines(budget_chars)
         groups: list[dict[str, str]] | None = None
         if omitted:
             groups, omitted = self.groups(budget_chars)
-        return DigestView(
-            kind="hosts" if groups is None else "groups",
+        return HostDigestView(
             hosts=hosts if groups is None else None,
             texts=texts if groups is None else {},
             groups=groups,
@@ -102,50 +153,51 @@ class HostDigest:
         )
 
     def lines(self, budget_chars: int) -> tuple[dict[str, str], dict[str, str], int]:
-        """Return address to line in numeric order, IPv4 first, the texts they point to, and how many hosts did not fit.
+        """Return the lines by address, the texts that they refer to, and how many hosts did not fit.
 
-        Past `LINE_HOSTS` hosts no lines are kept, and all hosts are among those that did not fit.
+        Addresses are in numeric order, IPv4 first. If there are more than `LINE_HOSTS` hosts, there are no lines, and
+        no host fits.
         """
         total = self.up + self.timed_out
         if self._lines is None:
             return {}, {}, total
-        room = budget_chars - 2
+        remaining = budget_chars - 2
         shown: dict[str, str] = {}
         texts = _Texts()
-        told = 0
+        hosts_shown = 0
         entries = [(str(address), self._lines[address], 1) for address in sorted(self._lines, key=_order)]
         for text, numbers in self._grouped().items():
             v4, v6 = self._without_line(numbers)
             if v4 or v6:
                 entries.append((addresses_text(v4, v6), HostSummary(((text, ""),)), len(v4) + len(v6)))
         for key, line, hosts in entries:
-            text, new = texts.point(line)
-            cost = _quoted(key) + _quoted(text) + 2 + texts.cost(new)
-            if cost > room:
+            text, new = texts.refer(line)
+            cost = _json_size(key) + _json_size(text) + 2 + texts.cost(new)
+            if cost > remaining:
                 break
-            room -= cost
+            remaining -= cost
             shown[key] = text
             texts.keep(new)
-            told += hosts
-        return shown, texts.listed(), total - told
+            hosts_shown += hosts
+        return shown, texts.by_number(), total - hosts_shown
 
     def groups(self, budget_chars: int) -> tuple[list[dict[str, str]], int]:
-        """Return hosts grouped by their open ports, by lowest address, and how many hosts did not fit.
+        """Return hosts grouped by their open ports, ordered by lowest address, and how many hosts did not fit.
 
-        Where not all fit, every port set is named before any list of addresses is written out, and a list
-        that is cut ends with ``+N`` for the addresses it leaves out.
+        If not all fit, naming every port set comes before listing addresses. A list of addresses that is cut ends with
+        ``+N``, where N is the number of addresses left out.
         """
         groups = [_Group(text, *numbers) for text, numbers in self._grouped().items()]
-        room = budget_chars - 2
+        remaining = budget_chars - 2
         kept: list[_Group] = []
         for group in sorted(groups, key=lambda group: -group.count):
-            if group.overhead > room:
+            if group.overhead > remaining:
                 break
-            room -= group.overhead
+            remaining -= group.overhead
             kept.append(group)
-        # The shortest lists first: each gets an equal share of what the ones before it left.
+        # The shortest list comes first, so that later lists share what it does not use.
         for index, group in enumerate(sorted(kept, key=lambda group: group.size)):
-            room -= group.fit(room // (len(kept) - index))
+            remaining -= group.fit(remaining // (len(kept) - index))
         chosen = {id(group) for group in kept}
         shown = [group for group in groups if id(group) in chosen]
         return [group.entry() for group in shown], self.up + self.timed_out - sum(group.shown for group in shown)
@@ -156,10 +208,10 @@ class HostDigest:
             text = f"{text} ({TIMED_OUT})" if text else TIMED_OUT
         known = self._sets.get(text or NOTHING_OPEN)
         if known is None:
-            if len(text) > self._room:
+            if len(text) > self._remaining:
                 return _UNKEPT
-            # What the dictionary costs for each text is counted with it.
-            self._room -= len(text) + 100
+            # The 100 characters stand for the memory of a dictionary entry.
+            self._remaining -= len(text) + 100
             known = self._sets[text] = len(self._sets)
         return known
 
@@ -174,7 +226,7 @@ class HostDigest:
             self._v6_set.append(port_set)
 
     def _grouped(self) -> dict[str, tuple[list[int], list[int]]]:
-        """Return port set to sorted IPv4 and IPv6 numbers; by lowest address, the sets without ports last."""
+        """Return sorted IPv4 and IPv6 numbers by port set: by lowest address, sets without ports last."""
         found: dict[int, tuple[list[int], list[int]]] = {}
         for number, port_set in sorted(zip(self._v4, self._v4_set, strict=True)):
             found.setdefault(port_set, ([], []))[0].append(number)
@@ -198,42 +250,42 @@ class HostDigest:
 
 
 class _Texts:
-    """What targets said, each text once, numbered from 1 in the order of the lines that point to it."""
+    """Texts of targets, each once, numbered from 1 in the order of the lines that refer to them."""
 
     def __init__(self) -> None:
         self._numbers: dict[str, int] = {}
 
-    def point(self, line: HostSummary) -> tuple[str, list[str]]:
-        """Return the line, with ``#N`` after each part of which a target said something, and the texts that are new."""
+    def refer(self, line: HostSummary) -> tuple[str, list[str]]:
+        """Return the line, with ``#N`` after each part that has text of a target, and the texts that are new."""
         new: list[str] = []
         parts = []
-        for ours, theirs in line.parts:
-            if not theirs:
-                parts.append(ours)
+        for trusted, from_target in line.parts:
+            if not from_target:
+                parts.append(trusted)
                 continue
-            if theirs not in self._numbers and theirs not in new:
-                new.append(theirs)
-            number = self._numbers.get(theirs) or len(self._numbers) + 1 + new.index(theirs)
-            parts.append(f"{ours}#{number}")
+            if from_target not in self._numbers and from_target not in new:
+                new.append(from_target)
+            number = self._numbers.get(from_target) or len(self._numbers) + 1 + new.index(from_target)
+            parts.append(f"{trusted}#{number}")
         return "; ".join(parts), new
 
     def cost(self, new: list[str]) -> int:
-        """Return the characters of JSON that further texts take."""
+        """Return how many characters of JSON the new texts add."""
         frame = _TEXTS_FRAME if new and not self._numbers else 0
-        return frame + sum(len(str(len(self._numbers) + len(new))) + 4 + _quoted(text) for text in new)
+        return frame + sum(len(str(len(self._numbers) + len(new))) + 4 + _json_size(text) for text in new)
 
     def keep(self, new: list[str]) -> None:
-        """Give further texts their numbers."""
+        """Number the new texts."""
         for text in new:
             self._numbers[text] = len(self._numbers) + 1
 
-    def listed(self) -> dict[str, str]:
-        """Return number to text."""
+    def by_number(self) -> dict[str, str]:
+        """Return the texts by number."""
         return {str(number): text for text, number in self._numbers.items()}
 
 
 class _Group:
-    """The hosts with one port set, and as much of their list as fits."""
+    """The hosts with one port set, and as much of the list of their addresses as fits."""
 
     def __init__(self, ports: str, v4: list[int], v6: list[int]) -> None:
         self.ports = ports
@@ -243,28 +295,28 @@ class _Group:
         self.size = len(self.text)
         self.shown = self.count
         self.mark = f"; +{self.count}"
-        # Naming a group is of use only with room for an address, or for saying how many there are.
-        self.reserve = max(len(self.mark), min(self.size, _LEAST))
-        rest = {"ports": ports, "count": str(self.count), "addresses": "x" * self.reserve}
+        # The fewest characters for a group that is shown: a few addresses, or at least the number of its hosts.
+        self.reserved = max(len(self.mark), min(self.size, _ADDRESSES_CHARS_MIN))
+        rest = {"ports": ports, "count": str(self.count), "addresses": "x" * self.reserved}
         self.overhead = len(json.dumps(rest, ensure_ascii=False)) + 2
 
-    def fit(self, room: int) -> int:
-        """Cut the list to ``room`` characters beside the reserve, if need be; return how many of them it takes."""
-        allowed = self.reserve + room
+    def fit(self, extra: int) -> int:
+        """Cut the list to the reserved characters plus ``extra`` if necessary; return how many of ``extra`` it uses."""
+        allowed = self.reserved + extra
         if self.size > allowed:
             self._cut(allowed - len(self.mark))
-        return max(0, len(self.text) - self.reserve)
+        return max(0, len(self.text) - self.reserved)
 
-    def _cut(self, room: int) -> None:
+    def _cut(self, remaining: int) -> None:
         kept: list[str] = []
         self.shown = 0
         for prefix, pieces, sizes in self.items:
-            room -= len(prefix) + 4
+            remaining -= len(prefix) + 4
             taken = 0
             for piece in pieces:
-                if len(piece) + 1 > room:
+                if len(piece) + 1 > remaining:
                     break
-                room -= len(piece) + 1
+                remaining -= len(piece) + 1
                 taken += 1
             if taken:
                 kept.append(joined(prefix, pieces[:taken]))
@@ -281,5 +333,5 @@ def _order(address: Address) -> tuple[int, int]:
     return address.version, int(address)
 
 
-def _quoted(text: str) -> int:
+def _json_size(text: str) -> int:
     return len(json.dumps(text, ensure_ascii=False))

@@ -1,17 +1,23 @@
-"""A run: who had which tool do what, what of it was really tested, and how it ended."""
+"""A run: who called which tool, what the tool looked at, and how the call ended."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import IntEnum, StrEnum
-from typing import Any, Final
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import Field, PlainSerializer
 
 from mcp_server.model.access import NOBODY, Access
+from mcp_server.model.host import Count, FromTarget
+
+RiskName = Literal["passive", "probe", "scan", "intrusive"]
 
 
 class Risk(IntEnum):
-    """How much a call may disturb its target, in rising order."""
+    """How much a call may disturb its target, in rising order. JSON holds the name."""
 
     PASSIVE = 0
     PROBE = 1
@@ -21,9 +27,13 @@ class Risk(IntEnum):
     def __str__(self) -> str:
         return self.name.lower()
 
+    @classmethod
+    def _missing_(cls, value: object) -> Risk | None:
+        return cls.__members__.get(value.upper()) if isinstance(value, str) else None
+
 
 class Outcome(StrEnum):
-    """How a call ended. `running` is the state before any of the others."""
+    """How a call ended. A run is ``running`` until it has one of the other outcomes."""
 
     RUNNING = "running"
     COMPLETED = "completed"
@@ -34,76 +44,84 @@ class Outcome(StrEnum):
     INTERRUPTED = "interrupted"
 
 
+LOCAL: Final = "local"
+"""The vantage of a run that started on this machine."""
 HTTP_INTERFACES: Final = frozenset({"http", "rest"})
-"""The interfaces whose callers are known by a credential; the caller of any other is the user who started the process."""
+"""Interfaces that identify the caller by a credential. Elsewhere the caller is the user who started the process."""
 
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """Who calls, through which interface (stdio, http, rest or cli), and what it may do: nothing, unless the interface says more.
-
-    ``access`` is no part of what is remembered.
-    """
+    """The caller, and the interface it used: stdio, http, rest or cli."""
 
     name: str
     interface: str
     client: str = ""
-    access: Access = field(default=NOBODY, compare=False, repr=False)
+    access: Annotated[Access, Field(exclude=True)] = field(default=NOBODY, compare=False, repr=False)
+    """What the actor may do. It is neither stored nor shown."""
 
     @property
     def over_http(self) -> str:
-        """Its name where it came over HTTP, or else the empty one, which is nobody's there."""
+        """The actor's name if it came over HTTP, otherwise an empty string."""
         return self.name if self.interface in HTTP_INTERFACES else ""
 
     @property
     def own_runs(self) -> str | None:
-        """Whose runs alone it may read: those of its name; None where it may read all."""
+        """The actor's name if it may read only its own runs, or None if it may read all runs."""
         return None if self.access.sees_all_runs else self.name
 
 
 @dataclass(frozen=True, slots=True)
 class PortsTested:
-    """One transport's tested ports: ``spec`` in canonical ranges (``1-1024,3389``), how many, and the method."""
+    """Tested ports of one transport: ``spec`` in canonical ranges (``1-1024,3389``), their count, and the method."""
 
     transport: str
     spec: str
-    count: int
+    count: Count
     method: str
 
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """Exactly which addresses and ports a run tested, and how.
+    """Which addresses and ports a run looked at.
 
-    ``addresses`` are canonical targets. ``planned`` is how many addresses they hold; ``looked_at`` how many the
-    tool finished with (up or down). ``not_looked_at`` lists addresses it gave up or never reached (bounded to
-    the first 256, ``not_looked_at_count`` is exact): such an address is never "closed".
+    ``addresses`` are the canonical targets, and ``planned`` is the number of addresses in them. ``looked_at`` counts
+    the addresses that the tool finished with, up or down. ``not_looked_at`` lists at most 256 of the addresses that
+    the tool gave up or never reached; ``not_looked_at_count`` counts all of them. Such an address is never "closed".
     """
 
     addresses: tuple[str, ...]
-    planned: int
+    planned: Count
+    looked_at: Count
+    up: Count
+    down: Count
+    not_looked_at_count: Count
+    complete: bool
     ports: tuple[PortsTested, ...] = ()
-    looked_at: int = 0
-    up: int = 0
-    down: int = 0
     not_looked_at: tuple[str, ...] = ()
-    not_looked_at_count: int = 0
-    complete: bool = False
+
+    @classmethod
+    def nothing_yet(cls, addresses: tuple[str, ...], planned: int, ports: tuple[PortsTested, ...] = ()) -> Coverage:
+        """Return the coverage of a run that has not looked at any address yet."""
+        return cls(addresses, planned, 0, 0, 0, planned, complete=False, ports=ports)
 
 
 @dataclass(frozen=True, slots=True)
 class Raw:
-    """Raw output kept by hash: sizes in bytes before and after compression; ``truncated`` when the cap was reached."""
+    """Raw output, kept by its hash. ``size`` and ``stored`` are bytes before and after compression.
+
+    If ``truncated`` is true, the output was longer than is kept.
+    """
 
     sha256: str
-    size: int
-    stored: int
-    truncated: bool = False
+    size: Count
+    stored: Count
+    truncated: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """The record of one call that was allowed. Times are UTC; ``argv`` is what was executed, canonical."""
+    """The record of one call that was allowed. Times are UTC. Empty fields are left out of JSON."""
 
     id: str
     tool: str
@@ -111,20 +129,26 @@ class Run:
     actor: Actor
     correlation_id: str
     scope_hash: str
-    risk: Risk
-    argv: tuple[str, ...]
+    risk: Annotated[Risk, PlainSerializer(str, return_type=RiskName)]
+    argv: Annotated[tuple[str, ...], Field(description="The command line that was executed.")]
     started: datetime
-    outcome: Outcome = Outcome.RUNNING
+    outcome: Outcome
+    vantage: str
+    enforcement: str
     tool_version: str = ""
-    vantage: str = "local"
-    enforcement: str = "argument"
     ended: datetime | None = None
     returncode: int | None = None
     error_code: str | None = None
     error_message: str | None = None
     coverage: Coverage | None = None
     raw: Raw | None = None
-    stderr: str = ""
-    hosts_up: int = 0
-    open_ports: int = 0
+    from_target: FromTarget = field(default_factory=dict)
+    counts: Annotated[Mapping[str, Count], Field(description="Totals that the tool reports, by name.")] = field(
+        default_factory=dict
+    )
     metadata: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def stderr(self) -> str:
+        """What the tool wrote on standard error, sanitized. It may repeat text of the target."""
+        return self.from_target.get("stderr", "")

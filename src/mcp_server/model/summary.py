@@ -1,9 +1,9 @@
-"""One host in one line: open ports, factored by service, in text that costs a model little.
+"""One host in one line of few tokens: its open ports, grouped by service.
 
-A line is ``name: PORTS SERVICE; PORTS SERVICE; …``. PORTS is ``22,80-90/tcp``, with ``?`` after the transport
-for open|filtered. SERVICE is a word of the tool's own vocabulary, only where a probe found it out: a name from
-the table of well-known ports says no more than the number does. What the target said of the service, product and
-version, is kept apart: a line holds our words only.
+A line is ``name: PORTS SERVICE; PORTS SERVICE; …``. PORTS is ``22,80-90/tcp``, with ``?`` after the transport for
+open|filtered. SERVICE is a word of nmap's vocabulary, and is given only if a probe found the service: a name from the
+table of well-known ports says no more than the number. Text that the target wrote, such as product and version,
+is never part of a line.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from mcp_server.model.addresses import ranges
 from mcp_server.model.host import Host, Port, Service
 
 MAYBE_LISTED = 16
-"""Open|filtered ports of one transport that are listed; more are given as their count."""
+"""The most open|filtered ports of one transport that are listed. If there are more, their count is given."""
 SERVICE_CHARS = 200
-"""Longer than any name, product and version nmap can report together (its buffers hold 80 characters each)."""
+"""The most characters of one text. Name, product and version of nmap have at most 80 characters each."""
 LINE_CHARS = 1500
-"""Characters of ports with services in a line; a longer one falls back to ports alone."""
+"""The most characters of ports with services in a line. If there are more, the line has ports only."""
 PORTS_CHARS = 1000
-"""Characters of one list of ports; a longer one is cut, with the number of ports left out."""
+"""The most characters of one list of ports. A longer list is cut, with the number of ports left out."""
 
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?")
 _SERVICE = re.compile(r"(?!\d+/)[A-Za-z0-9][A-Za-z0-9._+:/-]{0,31}")
@@ -30,23 +30,25 @@ _SERVICE = re.compile(r"(?!\d+/)[A-Za-z0-9][A-Za-z0-9._+:/-]{0,31}")
 
 @dataclass(frozen=True, slots=True)
 class HostSummary:
-    """One host: parts in our words, each with what the target said of it (or an empty string)."""
+    """One host in parts. Each part is a pair: trusted text, and text of the target or an empty string."""
 
     parts: tuple[tuple[str, str], ...] = ()
 
 
 def host_summary(host: Host) -> HostSummary:
-    """Return what is worth telling of a host, or a line without parts where that is nothing."""
-    factored: dict[tuple[str, str], list[Port]] = {}
+    """Return the summary of a host. It has no parts if there is nothing to report."""
+    by_service: dict[tuple[str, str], list[Port]] = {}
     for port in host.ports:
         if port.state == "open":
-            factored.setdefault(_service_texts(port.service), []).append(port)
-    parts = [(f"{_ports(ports)} {ours}".rstrip(), theirs) for (ours, theirs), ports in factored.items()]
-    if sum(len(ours) + len(theirs) + 2 for ours, theirs in parts) > LINE_CHARS:
+            by_service.setdefault(_service_texts(port.service), []).append(port)
+    parts = [
+        (f"{_ports(ports)} {trusted}".rstrip(), from_target) for (trusted, from_target), ports in by_service.items()
+    ]
+    if sum(len(trusted) + len(from_target) + 2 for trusted, from_target in parts) > LINE_CHARS:
         parts = [(_ports(port for port in host.ports if port.state == "open"), ""), ("services left out", "")]
     more = _maybe_open(host)
     if host.os:
-        more.append(f"os {_confined(host.os[0].name)} {host.os[0].accuracy}%")
+        more.append(f"os {_without_semicolons(host.os[0].name)} {host.os[0].accuracy}%")
     scripts = len(host.scripts) + sum(len(port.scripts) for port in host.ports)
     if scripts:
         more.append(f"{scripts} script{'s' if scripts > 1 else ''}")
@@ -55,14 +57,14 @@ def host_summary(host: Host) -> HostSummary:
         more.append("timed out")
     if name and not parts and not more:
         more.append("no open ports")
-    parts += [(ours, "") for ours in more]
+    parts += [(text, "") for text in more]
     if name:
         parts[0] = (f"{name}: {parts[0][0]}", parts[0][1])
     return HostSummary(tuple(parts))
 
 
 def open_ports_text(host: Host) -> str:
-    """Return the open ports alone, ``22,80/tcp 53/udp``, or an empty string where none is."""
+    """Return the open ports as ``22,80/tcp 53/udp``, or an empty string if there are none."""
     ports = _ports(port for port in host.ports if port.state == "open")
     return " ".join(part for part in (ports, *_maybe_open(host, exact=False)) if part)
 
@@ -84,41 +86,44 @@ def _listed(numbers: list[int], suffix: str) -> str:
 
 
 def _maybe_open(host: Host, *, exact: bool = True) -> list[str]:
-    """Return the open|filtered ports: a list where they are few, a count where nmap or this module folds them."""
+    """Return the open|filtered ports: a list if there are few, otherwise or if nmap lists none their count."""
     listed: dict[str, list[Port]] = {}
     for port in host.ports:
         if port.state == "open|filtered":
             listed.setdefault(port.transport, []).append(port)
-    projected = sum(extra.count for extra in host.extra_ports if extra.state == "open|filtered")
+    unlisted = sum(extra.count for extra in host.extra_ports if extra.state == "open|filtered")
     parts = []
     for ports in listed.values():
         if len(ports) <= MAYBE_LISTED:
             parts.append(_ports(ports, "?"))
         else:
-            projected += len(ports)
-    if projected:
-        # Hosts are grouped by this text, and a count that differs by one would keep them apart.
-        parts.append(f"{projected} ports open|filtered" if exact else "more open|filtered")
+            unlisted += len(ports)
+    if unlisted:
+        # Hosts are grouped by this text. With exact counts, hosts that differ by one port would not share a group.
+        parts.append(f"{unlisted} ports open|filtered" if exact else "more open|filtered")
     return parts
 
 
 def _service_texts(service: Service | None) -> tuple[str, str]:
-    """Return what a probe found: the service in the tool's words, and product and version in the target's."""
+    """Return what a probe found: the name of the service, and the text of the target about it."""
     if service is None or service.method != "probed":
         return "", ""
-    name = f"{service.tunnel}/{service.name}" if service.tunnel else service.name
+    probe = service.from_target.version_probe
+    name = service.name or probe.name
+    if service.tunnel:
+        name = f"{service.tunnel}/{name}"
     known = is_service_name(name)
-    words = (service.product, service.version) if known else (name, service.product, service.version)
+    words = (probe.product, probe.version) if known else (name, probe.product, probe.version)
     return name if known else "", _shortened(" ".join(word for word in words if word))
 
 
 def is_service_name(text: str) -> bool:
-    """Whether ``text`` is written as the names in nmap-service-probes are; anything else is the target's text."""
+    """Return whether ``text`` is written like a name in nmap-service-probes. Other text may be the target's."""
     return _SERVICE.fullmatch(text) is not None
 
 
-def _confined(text: str) -> str:
-    """Keep a text from ending the part it stands in; the escape is that of `sanitize`."""
+def _without_semicolons(text: str) -> str:
+    """Escape semicolons, which separate parts, in the way of `sanitize`."""
     return _shortened(text.replace(";", "\\x3b"))
 
 

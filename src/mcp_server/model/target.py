@@ -1,4 +1,4 @@
-"""Targets as a caller gave them and as they were pinned."""
+"""Targets: the text that a caller gave, and the addresses that it was pinned to."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ Network = IPv4Network | IPv6Network
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """How a name came to its addresses: what was asked, what was answered, and by whom.
+    """How a name was resolved: the question, the answer, and who answered.
 
-    ``aliases`` are the names it led to (CNAME), in order, as the server spelled them: they are not to be trusted as
-    text. ``ttl`` is the shortest lifetime in the answer, in seconds, None for the hosts file. ``source`` is the
-    address of the name server that answered (two where they differ), or the path of the hosts file.
+    ``aliases`` are the names that the answer led to (CNAME), in order and as the server spelled them; do not show
+    them without sanitizing. ``ttl`` is the shortest lifetime in the answer in seconds, or None for the hosts file.
+    ``source`` is the address of the name server (two addresses if two servers answered), or the path of the hosts
+    file.
     """
 
     name: str
@@ -25,7 +26,7 @@ class Evidence:
     source: str = ""
 
     def as_dict(self) -> dict[str, Any]:
-        """The evidence as JSON-ready values, for a record; aliases as they came."""
+        """Return the evidence as JSON-ready values. The aliases are not sanitized."""
         return {
             "name": self.name,
             "addresses": [str(address) for address in self.addresses],
@@ -37,10 +38,10 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One target, resolved once: what was typed and the canonical networks a tool is given instead.
+    """One target, resolved once: the text that was given, and the canonical networks that a tool receives instead.
 
-    ``given`` is the caller's text, for messages only. ``networks`` is what is touched (one address is a /32
-    or /128). ``name`` is the A-label that was resolved, and ``evidence`` how; both are None where an address or
+    ``given`` is the caller's text, for messages only. ``networks`` are what the tool may touch; one address is a /32 or
+    /128. ``name`` is the A-label that was resolved, and ``evidence`` says how. Both are None if an address or a
     network was given.
     """
 
@@ -51,16 +52,16 @@ class Target:
 
     @property
     def count(self) -> int:
-        """How many addresses this target covers."""
+        """How many addresses the target covers."""
         return sum(network.num_addresses for network in self.networks)
 
     @property
     def versions(self) -> frozenset[int]:
-        """Which IP versions it covers: a subset of {4, 6}."""
+        """The IP versions of the target, a subset of {4, 6}."""
         return frozenset(network.version for network in self.networks)
 
     def canonical(self) -> tuple[str, ...]:
-        """The numeric strings a tool receives: plain addresses for single hosts, CIDR otherwise."""
+        """Return the numeric strings that a tool receives: an address for a single host, CIDR otherwise."""
         return tuple(
             str(network.network_address) if network.num_addresses == 1 else str(network) for network in self.networks
         )
@@ -68,22 +69,32 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """All targets of one call, pinned; the only form in which a target reaches an argv."""
+    """All pinned targets of one call. Targets reach a command line only in this form."""
 
     items: tuple[Target, ...]
 
     @property
     def count(self) -> int:
-        """How many addresses all targets cover together (overlaps are collapsed when they are pinned)."""
+        """How many addresses the targets cover together. They do not overlap."""
         return sum(item.count for item in self.items)
 
     @property
     def versions(self) -> frozenset[int]:
-        """Which IP versions occur: a subset of {4, 6}."""
+        """The IP versions of the targets, a subset of {4, 6}."""
         return frozenset(version for item in self.items for version in item.versions)
 
+    @property
+    def networks(self) -> tuple[Network, ...]:
+        """The pinned networks of all targets, in the order given."""
+        return tuple(network for item in self.items for network in item.networks)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names that were resolved, in the order given."""
+        return tuple(item.name for item in self.items if item.name is not None)
+
     def of_version(self, version: int) -> Targets:
-        """The same targets where a name that has both IP versions keeps only this one."""
+        """Return the targets, where a name with both IP versions keeps only the addresses of ``version``."""
         return Targets(
             tuple(
                 replace(item, networks=tuple(net for net in item.networks if net.version == version))
@@ -94,5 +105,5 @@ class Targets:
         )
 
     def canonical(self) -> tuple[str, ...]:
-        """Every numeric target string, in the order given."""
+        """Return the numeric strings of all targets, in the order given."""
         return tuple(text for item in self.items for text in item.canonical())

@@ -1,41 +1,45 @@
-"""The guard: what holds packets inside the scope, as the rest of the server sees it.
+"""The packet guard keeps packets inside the scope. This module is its interface to the rest of the server.
 
-A guard is chosen once, when the server starts. In the kernel and rootless tiers the whole server runs in a network
-namespace whose every frame passes the ruleset made from the policy; a privileged guard helper process outside of the
-server set that up and answers questions about it over a socket. In the argument tier there is none: addresses are
-checked before a spawn, and raw sockets are off.
+The tier is chosen once, when the server starts. In the kernel and rootless tiers, the server runs in a network
+namespace, and a ruleset made from the policy filters every frame that leaves it. The guard helper, a privileged process
+outside the server, sets this up and answers the server's requests over a socket. The argument tier has no packet guard:
+addresses are only checked before a program is started, and raw sockets are disabled.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
     from mcp_server.model.target import Targets
     from mcp_server.sandbox.executor import Executor
 
 
+DEFAULT_USER: Final = "mcp-network-tools"
+"""The user that the server becomes in the kernel tier if ``guard.user`` is not set."""
+
+
 class Enforcement(StrEnum):
-    """How the scope is enforced, strongest first."""
+    """The tiers of enforcing the scope, strongest first."""
 
     KERNEL = "kernel"
     ROOTLESS = "rootless"
     ARGUMENT = "argument"
 
     def at_least(self, other: Enforcement) -> bool:
-        """Whether this is as strong as ``other`` or stronger."""
+        """Return whether this tier is as strong as ``other`` or stronger."""
         order = list(Enforcement)
         return order.index(self) <= order.index(other)
 
 
 @dataclass(frozen=True, slots=True)
 class GuardReading:
-    """The state of the guard at one moment: the ruleset's SHA-256 (hex), packets let through and packets dropped.
+    """The state of the guard at one moment.
 
-    ``drops`` counts by rule, only what a tool must have tried to send; ``generation`` is the kernel's number of the
-    ruleset's last change.
+    ``ruleset`` is the SHA-256 of the ruleset in hex. ``generation`` is the kernel's number of the last change to it.
+    ``passed`` counts packets. ``drops`` counts dropped packets by rule, but only those that a tool must have sent.
     """
 
     ruleset: str
@@ -45,7 +49,7 @@ class GuardReading:
 
     @property
     def dropped(self) -> int:
-        """Packets dropped, over all rules."""
+        """Dropped packets, over all rules."""
         return sum(self.drops.values())
 
 
@@ -54,7 +58,7 @@ class Guard(Protocol):
 
     @property
     def enforcement(self) -> Enforcement:
-        """The tier in force; stands on every run and audit record."""
+        """The tier in force. It is part of every run and audit record."""
         ...
 
     @property
@@ -63,31 +67,31 @@ class Guard(Protocol):
         ...
 
     async def read(self) -> GuardReading | None:
-        """The guard's state, or None in the argument tier.
+        """Return the state of the guard, or None in the argument tier.
 
-        Raises PlatformError ``guard_unavailable`` where the guard is gone or is not the one that was set up.
+        Raises PlatformError ``guard_unavailable`` if the guard is gone or was changed.
         """
         ...
 
     async def reload(self, policy_hash: str) -> None:
-        """Have the guard helper read the owner's policy again and swap the ruleset's sets in one transaction.
+        """Make the guard helper read the operator's policy again and apply it in one transaction.
 
-        Raises PlatformError ``guard_unavailable`` where the guard helper read another policy than ``policy_hash``.
+        Raises PlatformError ``guard_unavailable`` if the guard helper read another policy than ``policy_hash``.
         """
         ...
 
     def executor_for(self, targets: Targets) -> Executor:
-        """Where a run on these targets is started.
+        """Return the executor for a run on these targets.
 
-        Raises TargetError ``invalid_target`` for loopback targets mixed with others, PlatformError
-        ``guard_unavailable`` where loopback cannot be reached under this guard.
+        Raises TargetError ``invalid_target`` if loopback targets are mixed with others, and PlatformError
+        ``guard_unavailable`` if loopback cannot be reached under this guard.
         """
         ...
 
     def executors(self) -> tuple[Executor, ...]:
-        """Every place where a run may be started under this guard."""
+        """Return every executor of this guard."""
         ...
 
     def close(self) -> None:
-        """Let go of the guard and end the runners; safe to call twice."""
+        """Disconnect from the guard helper and end the runners. It is safe to call this twice."""
         ...

@@ -1,4 +1,4 @@
-"""Which tier a start is to have: what the owner asks for, what works here, and what is required."""
+"""Chooses the tier for a start: what the operator asks for, what works on this host, and what is required."""
 
 from __future__ import annotations
 
@@ -8,69 +8,71 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from mcp_server.errors import PlatformError
-from mcp_server.netguard import Enforcement
+from mcp_server.logger import get_logger
+from mcp_server.netguard import DEFAULT_USER, Enforcement
 
 if TYPE_CHECKING:
     from mcp_server.config import Config
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
-DEFAULT_USER: Final = "mcp-network-tools"
-"""Whom the server becomes in the kernel tier where ``guard.user`` names nobody."""
-_ASKED_FOR = "security.guard asks for no more"
+_NEEDS_ROOT: Final = "The kernel tier needs root."
+_AS_CONFIGURED: Final = "security.guard is set to this tier."
 
 
 @dataclass(frozen=True, slots=True)
 class GuardChoice:
-    """The tier a start is to have, and why it has no stronger one (empty for the strongest)."""
+    """The tier for a start, and in sentences why there is no stronger one. ``reason`` is empty for the strongest."""
 
     enforcement: Enforcement
     reason: str = ""
 
     def log(self) -> None:
-        """Say in one line which tier it is; a warning where only arguments are checked and nobody asked for that."""
-        unasked = self.enforcement is Enforcement.ARGUMENT and self.reason != _ASKED_FOR
-        level = logging.WARNING if unasked else logging.INFO
-        why = f" because {self.reason}" if self.reason else ""
-        logger.log(level, "guard.chosen enforcement=%s%s", self.enforcement.value, why)
+        """Log the tier. It is a warning if only arguments are checked and the operator did not ask for that."""
+        unexpected = self.enforcement is Enforcement.ARGUMENT and self.reason != _AS_CONFIGURED
+        level = logging.WARNING if unexpected else logging.INFO
+        reason = {"message": self.reason} if self.reason else {}
+        logger.log(level, "guard.chosen", enforcement=self.enforcement.value, **reason)
 
 
 def choose_guard(config: Config) -> GuardChoice:
-    """The tier that ``security.guard`` asks for, or with ``auto`` the best that works here.
+    """Return the tier that ``security.guard`` asks for, or for ``auto`` the strongest that works here.
 
-    Raises PlatformError: ``guard_unavailable`` for a tier that was asked for and cannot be, ``enforcement_too_weak``
-    for one that is weaker than ``security.require_enforcement``.
+    Raises PlatformError ``guard_unavailable`` if a tier that was asked for cannot be set up, and
+    ``enforcement_too_weak`` if the tier is weaker than ``security.require_enforcement``.
     """
     wanted = config.security.guard
-    choice = _best() if wanted == "auto" and os.geteuid() else _as_root(config) if wanted == "auto" else _asked(wanted)
+    if wanted != "auto":
+        choice = _as_configured(wanted)
+    else:
+        choice = _best_without_root() if os.geteuid() else _best_as_root(config)
     require(config, choice)
     return choice
 
 
 def require(config: Config, choice: GuardChoice) -> None:
-    """Raise PlatformError ``enforcement_too_weak`` where a tier is weaker than ``security.require_enforcement``."""
+    """Raise PlatformError ``enforcement_too_weak`` if a tier is weaker than ``security.require_enforcement``."""
     required = Enforcement(config.security.require_enforcement)
     if not choice.enforcement.at_least(required):
-        why = f": {choice.reason}" if choice.reason else ""
-        raise PlatformError(
-            f"security.require_enforcement is {required.value}, and here it would be {choice.enforcement.value}{why}",
-            code="enforcement_too_weak",
+        message = (
+            f"security.require_enforcement is {required.value}, but only {choice.enforcement.value} is available here. "
         )
+        raise PlatformError((message + choice.reason).rstrip(), code="enforcement_too_weak")
 
 
-def _asked(wanted: str) -> GuardChoice:
-    if wanted == "rootless" and (reason := _rootless_missing()):
-        raise PlatformError(f"the rootless tier cannot be set up: {reason}", code="guard_unavailable")
-    return GuardChoice(Enforcement(wanted), {"argument": _ASKED_FOR}.get(wanted, ""))
+def _as_configured(wanted: str) -> GuardChoice:
+    if wanted == "rootless" and (reason := _rootless_unavailable()):
+        raise PlatformError(f"The rootless tier cannot be set up. {reason}", code="guard_unavailable")
+    return GuardChoice(Enforcement(wanted), _AS_CONFIGURED if wanted == "argument" else "")
 
 
-def _as_root(config: Config) -> GuardChoice:
+def _best_as_root(config: Config) -> GuardChoice:
     if not config.guard.user and not _exists(DEFAULT_USER):
-        why = f"guard.user names no user to become, and there is no user {DEFAULT_USER}"
-        return GuardChoice(Enforcement.ARGUMENT, why)
-    from mcp_server.netguard.kernel import kernel_missing
+        reason = f"guard.user is not set, and the user {DEFAULT_USER} does not exist."
+        return GuardChoice(Enforcement.ARGUMENT, reason)
+    from mcp_server.netguard.kernel import kernel_unavailable
 
-    reason = kernel_missing(config)
+    reason = kernel_unavailable(config)
     return GuardChoice(Enforcement.ARGUMENT, reason) if reason else GuardChoice(Enforcement.KERNEL)
 
 
@@ -84,18 +86,14 @@ def _exists(user: str) -> bool:
     return True
 
 
-def _best() -> GuardChoice:
-    if reason := _rootless_missing():
-        return GuardChoice(
-            Enforcement.ARGUMENT, f"the kernel tier is set up by root, and the rootless tier cannot be: {reason}"
-        )
-    return GuardChoice(Enforcement.ROOTLESS, "the kernel tier is set up by root")
+def _best_without_root() -> GuardChoice:
+    if reason := _rootless_unavailable():
+        return GuardChoice(Enforcement.ARGUMENT, f"{_NEEDS_ROOT} The rootless tier cannot be set up. {reason}")
+    return GuardChoice(Enforcement.ROOTLESS, _NEEDS_ROOT)
 
 
-def _rootless_missing() -> str | None:
-    """Why the rootless tier cannot be set up by this process; None where it can."""
-    if os.geteuid() == 0:
-        return "it is for users other than root, who has the kernel tier"
-    from mcp_server.netguard.rootless import rootless_available
+def _rootless_unavailable() -> str:
+    """Return why this process cannot set up the rootless tier, in sentences; empty if it can."""
+    from mcp_server.netguard.rootless import rootless_unavailable
 
-    return rootless_available()
+    return rootless_unavailable()

@@ -1,10 +1,9 @@
-"""The guard as the server sees it: a socket to its guard helper, or nothing in the argument tier."""
+"""The guard in the server process: the connection to its guard helper, or `ArgumentGuard` in the argument tier."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-import logging
 import os
 import signal
 import socket
@@ -13,34 +12,38 @@ from ipaddress import IPv4Network, IPv6Network
 from typing import TYPE_CHECKING, Any, Final
 
 from mcp_server.errors import PlatformError, TargetError
-from mcp_server.netguard import Enforcement, GuardReading, channel
+from mcp_server.logger import get_logger
+from mcp_server.netguard import Enforcement, GuardReading, messages
+from mcp_server.netguard.messages import HelperReply, HelperRequest, RequestKind
 
 if TYPE_CHECKING:
     from mcp_server.model.target import Network, Targets
     from mcp_server.sandbox.executor import Executor
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
-ANSWER_SEC: Final = 2.0
-"""Seconds a guard helper has to answer; a reading takes it about a millisecond."""
+REPLY_SEC: Final = 2.0
+"""Time limit for a reply of the guard helper. A reading takes it about 1 ms."""
 RELOAD_SEC: Final = 30.0
-"""As `ANSWER_SEC`, for reading a policy of 100,000 networks again."""
+"""Time limit for the reply to a reload. Reading a policy of 100,000 networks takes seconds."""
 
+_ENDED: Final = "The guard helper has ended."
 _LOOPBACK: Final[dict[int, Any]] = {4: IPv4Network("127.0.0.0/8"), 6: IPv6Network("::1/128")}
 
 
-class KernelGuard:
-    """The guard of a server that a guard helper started; used from one event loop.
+class PacketGuard:
+    """The guard of a server that a guard helper started, in the kernel and rootless tiers. Use it from one event loop.
 
-    Made of the channel's descriptor, it asks for what the guard helper hands over. PlatformError ``guard_unavailable``
-    where that does not answer.
+    ``descriptor`` is the socket to the guard helper. Raises PlatformError ``guard_unavailable`` if the guard helper
+    does not reply. ``policy_hash`` is the hash of the policy that the ruleset enforces. ``listener`` is the listening
+    socket of the HTTP interfaces in the host's namespace, or None if the guard helper passed none.
     """
 
     def __init__(self, descriptor: int) -> None:
         self._channel = socket.socket(fileno=descriptor)
         self._channel.set_inheritable(False)
         self._numbers = itertools.count(1)
-        self._waiting: dict[int, asyncio.Future[channel.HelperReply]] = {}
+        self._waiting: dict[int, asyncio.Future[HelperReply]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._lost = False
         self._reloads = 0
@@ -49,22 +52,20 @@ class KernelGuard:
         hello = self._greet()
         self._enforcement = Enforcement(hello.body["enforcement"])
         self.policy_hash: str = hello.body["policy"]
-        """Hash of the policy that is enforced on packets."""
         self._versions = frozenset(hello.body["versions"])
-        self._control = hello.descriptors.get(channel.LOOPBACK)
-        listener = hello.descriptors.get(channel.LISTENER)
+        self._control = hello.descriptors.get(messages.LOOPBACK)
+        listener = hello.descriptors.get(messages.LISTENER)
         self.listener = None if listener is None else socket.socket(fileno=listener)
-        """The HTTP interfaces' listening socket, in the host's namespace; None where none was handed over."""
 
-    def _greet(self) -> channel.HelperReply:
-        self._channel.settimeout(ANSWER_SEC)
+    def _greet(self) -> HelperReply:
+        self._channel.settimeout(REPLY_SEC)
         try:
-            self._channel.send(channel.HelperRequest(0, channel.Ask.HELLO).encode())
-            hello = channel.receive_answer(self._channel)
+            self._channel.send(HelperRequest(0, RequestKind.HELLO).encode())
+            hello = messages.receive_reply(self._channel)
         except (OSError, EOFError) as error:
-            raise _gone(f"the guard helper does not answer: {error}") from error
+            raise _unavailable(f"The guard helper does not reply: {str(error) or 'it has ended'}.") from error
         self._channel.setblocking(False)
-        channel.raise_error(hello)
+        hello.raise_for_error()
         return hello
 
     @property
@@ -74,71 +75,72 @@ class KernelGuard:
 
     @property
     def raw_sockets(self) -> bool:
-        """Whether tools may open raw sockets: every frame of theirs passes the ruleset."""
+        """Whether tools may open raw sockets. They may, because the ruleset filters every frame."""
         return True
 
     async def read(self) -> GuardReading:
-        """The guard's state; PlatformError ``guard_unavailable`` where it is gone or is not the one that was set up."""
-        # The guard helper does one thing after the other: while it reads a policy, an answer takes longer.
-        return (await self._ask(channel.Ask.READ, RELOAD_SEC if self._reloads else ANSWER_SEC)).reading()
+        """Return the state of the guard. Raises PlatformError ``guard_unavailable`` if it is gone or was changed."""
+        # The guard helper handles one request at a time, so a reply takes longer while it reads a policy.
+        return (await self._request(RequestKind.READ, RELOAD_SEC if self._reloads else REPLY_SEC)).reading()
 
     async def reload(self, policy_hash: str) -> None:
-        """Have the guard helper read the owner's files again.
+        """Make the guard helper read the operator's files again.
 
-        PlatformError ``guard_unavailable`` where it read another policy than ``policy_hash``, which is in force then;
-        its own error where a file is bad, and nothing has changed then.
+        Raises the guard helper's error if a file is invalid; then nothing has changed. Raises PlatformError
+        ``guard_unavailable`` if it read another policy than ``policy_hash``; then that policy is in force.
         """
         if self._enforcement is Enforcement.ROOTLESS and policy_hash == self.policy_hash:
-            return  # nothing to swap, which the guard helper of this tier does not do
+            return  # in this tier, the guard helper refuses every reload
         self._reloads += 1
         try:
-            answer = await self._ask(channel.Ask.RELOAD, RELOAD_SEC)
+            reply = await self._request(RequestKind.RELOAD, RELOAD_SEC)
         finally:
             self._reloads -= 1
-        self.policy_hash = answer.body["policy"]
-        if (control := answer.descriptors.get(channel.LOOPBACK)) is not None:
+        self.policy_hash = reply.body["policy"]
+        if (control := reply.descriptors.get(messages.LOOPBACK)) is not None:
             self._replace_loopback(control)
         if self.policy_hash != policy_hash:
             raise PlatformError(
-                f"the guard helper read policy {self.policy_hash[:12]} where the server read {policy_hash[:12]}",
+                f"The guard helper read the policy {self.policy_hash[:12]}, but the server read {policy_hash[:12]}.",
                 code="guard_unavailable",
-                hint="The policy changed while it was read, or its environment differs; reload once more.",
+                hint="Reload once more. Either the policy changed during the reload, or the environments differ.",
             )
 
     def executor_for(self, targets: Targets) -> Executor:
-        """Where a run on these targets is started: on the host's loopback, or here.
+        """Return the executor on the host's loopback for loopback targets, and the one in this namespace for others.
 
-        TargetError ``invalid_target`` for loopback targets mixed with others, and for an IP version of which the guard
-        has no address; PlatformError ``guard_unavailable`` where no runner looks at loopback.
+        Raises TargetError ``invalid_target`` if loopback targets are mixed with others or the guard has no address of a
+        target's IP version. Raises PlatformError ``guard_unavailable`` if there is no runner for loopback targets.
         """
         if _all_loopback(network for target in targets.items for network in target.networks):
-            executor = self._at_loopback()
+            executor = self._loopback_executor()
             if executor is None:
                 raise PlatformError(
-                    "loopback targets are looked at from outside of the guard, and no runner is there for them",
+                    "Loopback targets are scanned from outside the guard, and no runner for them is active.",
                     code="guard_unavailable",
-                    hint="The rootless tier has no loopback; the kernel tier has."
+                    hint="Use the kernel tier. The rootless tier cannot reach loopback targets."
                     if self._enforcement is Enforcement.ROOTLESS
-                    else "Reload the server: the runner is started where the policy names loopback.",
+                    else "Reload the server. The runner is started if the policy allows loopback.",
                 )
             return executor
         for target in targets.items:
             for version in sorted(target.versions - self._versions):
                 raise TargetError(
-                    f"the guard has no IPv{version} address, and {target.given!r} is not reached without one",
-                    hint="guard.addresses (guard.mode macvlan) gives it one; nat and the rootless tier are IPv4 only.",
+                    f"The target {target.given!r} cannot be reached, because the guard has no IPv{version} address.",
+                    hint="Add one to guard.addresses, with guard.mode macvlan. The mode nat and the rootless tier "
+                    "support IPv4 only.",
                     parameter="target",
                 )
-        return self._own()
+        return self._own_executor()
 
     def executors(self) -> tuple[Executor, ...]:
-        """Here, and the host's loopback where a runner is there for it."""
-        loopback = self._at_loopback()
-        return (self._own(),) if loopback is None else (self._own(), loopback)
+        """Return the executor in this namespace and, if its runner is active, the one on the host's loopback."""
+        loopback = self._loopback_executor()
+        return (self._own_executor(),) if loopback is None else (self._own_executor(), loopback)
 
     def close(self) -> None:
-        """Let go of the guard helper, and end the runners; safe to call twice."""
-        self._forget()
+        """Disconnect from the guard helper and end the runners. It is safe to call this twice."""
+        self._stop_receiving()
         self._channel.close()
         if self._control is not None:
             os.close(self._control)
@@ -148,18 +150,18 @@ class KernelGuard:
                 executor.close()
         self._here = self._loopback = None
 
-    def _own(self) -> Executor:
+    def _own_executor(self) -> Executor:
         from mcp_server.sandbox.executor import Executor
 
         if self._here is None:
             self._here = Executor.here(allow_raw=True)
         return self._here
 
-    def _at_loopback(self) -> Executor | None:
+    def _loopback_executor(self) -> Executor | None:
         from mcp_server.sandbox.executor import Executor
 
         if self._loopback is None and self._control is not None:
-            self._loopback, self._control = Executor.at("loopback", self._control, allow_raw=False), None
+            self._loopback, self._control = Executor.adopt("loopback", self._control, allow_raw=False), None
         return self._loopback
 
     def _replace_loopback(self, control: int) -> None:
@@ -169,67 +171,65 @@ class KernelGuard:
             self._loopback.close()
         self._control, self._loopback = control, None
 
-    async def _ask(self, ask: channel.Ask, seconds: float) -> channel.HelperReply:
+    async def _request(self, kind: RequestKind, seconds: float) -> HelperReply:
         if self._lost:
-            raise _gone("the guard helper has gone")
-        self._watch(asyncio.get_running_loop())
-        number = next(self._numbers)
-        waiting: asyncio.Future[channel.HelperReply] = asyncio.get_running_loop().create_future()
-        self._waiting[number] = waiting
-        try:
-            self._channel.send(channel.HelperRequest(number, ask).encode())
-            async with asyncio.timeout(seconds):
-                answer = await waiting
-        except TimeoutError:
-            raise _gone(f"the guard helper did not answer within {seconds:g} seconds") from None
-        except OSError as error:
-            raise _gone(f"the guard helper cannot be asked: {error.strerror}") from error
-        finally:
-            del self._waiting[number]
-        channel.raise_error(answer)
-        return answer
-
-    def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
+            raise _unavailable(_ENDED)
+        loop = asyncio.get_running_loop()
         if self._loop is not loop:
             self._loop = loop
             loop.add_reader(self._channel.fileno(), self._receive)
+        number = next(self._numbers)
+        waiting: asyncio.Future[HelperReply] = loop.create_future()
+        self._waiting[number] = waiting
+        try:
+            self._channel.send(HelperRequest(number, kind).encode())
+            async with asyncio.timeout(seconds):
+                reply = await waiting
+        except TimeoutError:
+            raise _unavailable(f"The guard helper did not reply within {seconds:g} seconds.") from None
+        except OSError as error:
+            raise _unavailable(f"The request to the guard helper cannot be sent: {error.strerror}.") from error
+        finally:
+            del self._waiting[number]
+        reply.raise_for_error()
+        return reply
 
-    def _forget(self) -> None:
+    def _stop_receiving(self) -> None:
         if self._loop is not None and not self._loop.is_closed():
             self._loop.remove_reader(self._channel.fileno())
         self._loop = None
 
     def _receive(self) -> None:
         try:
-            answer = channel.receive_answer(self._channel)
+            reply = messages.receive_reply(self._channel)
         except (BlockingIOError, InterruptedError):
             return
         except PlatformError as error:
-            logger.error("guard.nonsense %s", error.message)  # noqa: TRY400 - the traceback says no more
+            logger.error("guard.invalid_reply", message=error.message)  # noqa: TRY400 - the traceback adds nothing
             return
         except (OSError, EOFError):
-            self._lose()
+            self._on_helper_ended()
             return
-        waiting = self._waiting.get(answer.number)
+        waiting = self._waiting.get(reply.number)
         if waiting is not None and not waiting.done():
-            waiting.set_result(answer)
-        else:  # nobody waits any more
-            for descriptor in answer.descriptors.values():
+            waiting.set_result(reply)
+        else:  # the request timed out
+            for descriptor in reply.descriptors.values():
                 os.close(descriptor)
 
-    def _lose(self) -> None:
-        """The guard helper has gone. The kernel kills this process then; where it does not, it ends by itself."""
+    def _on_helper_ended(self) -> None:
+        """End this process with SIGTERM. Normally, the kernel has killed it already (PR_SET_PDEATHSIG)."""
         self._lost = True
-        self._forget()
+        self._stop_receiving()
         for waiting in self._waiting.values():
             if not waiting.done():
-                waiting.set_exception(_gone("the guard helper has gone"))
-        logger.critical("guard.lost the guard helper has gone: the server ends")
+                waiting.set_exception(_unavailable(_ENDED))
+        logger.critical("guard.lost", message="The guard helper has ended, so the server ends too.")
         os.kill(os.getpid(), signal.SIGTERM)
 
 
 class ArgumentGuard:
-    """No guard: addresses are checked before a spawn and nothing more, so raw sockets are off."""
+    """The argument tier: addresses are checked before a program is started, and there is no packet guard."""
 
     def __init__(self) -> None:
         self._here: Executor | None = None
@@ -241,24 +241,24 @@ class ArgumentGuard:
 
     @property
     def raw_sockets(self) -> bool:
-        """Whether tools may open raw sockets: never, because nothing would look at what they send."""
+        """Whether tools may open raw sockets. They may not, because nothing would filter their frames."""
         return False
 
     async def read(self) -> None:
-        """There is nothing to read."""
+        """Return None, because there is no packet guard."""
 
     async def reload(self, policy_hash: str) -> None:
-        """There is nothing to swap."""
+        """Do nothing, because there is no packet guard."""
 
     def executor_for(self, targets: Targets) -> Executor:  # noqa: ARG002 - the contract of `Guard`
-        """Here, whatever the targets are."""
-        return self._own()
+        """Return the one executor."""
+        return self._own_executor()
 
     def executors(self) -> tuple[Executor, ...]:
-        """Here alone."""
-        return (self._own(),)
+        """Return the one executor."""
+        return (self._own_executor(),)
 
-    def _own(self) -> Executor:
+    def _own_executor(self) -> Executor:
         from mcp_server.sandbox.executor import Executor
 
         if self._here is None:
@@ -266,23 +266,23 @@ class ArgumentGuard:
         return self._here
 
     def close(self) -> None:
-        """End the runner; safe to call twice."""
+        """End the runner. It is safe to call this twice."""
         executor, self._here = self._here, None
         if executor is not None:
             executor.close()
 
 
 def _all_loopback(networks: Iterable[Network]) -> bool:
-    """Whether all networks are loopback; TargetError where only some are."""
+    """Return whether all networks are loopback. Raises TargetError if only some are."""
     kinds = {network.overlaps(_LOOPBACK[network.version]) for network in networks}
     if len(kinds) > 1:
         raise TargetError(
-            "loopback targets and others cannot be looked at in one run: they are reached from different places",
-            hint="Make two calls, one of them for the loopback targets alone.",
+            "A run cannot have both loopback targets and others, because they are reached from different namespaces.",
+            hint="Make one call for the loopback targets and one for the others.",
             parameter="target",
         )
     return kinds == {True}
 
 
-def _gone(message: str) -> PlatformError:
+def _unavailable(message: str) -> PlatformError:
     return PlatformError(message, code="guard_unavailable")

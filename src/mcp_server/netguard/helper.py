@@ -1,13 +1,12 @@
-"""The guard helper: the one privileged process, outside of the server it guards, in every tier that has a ruleset.
+"""The guard helper: the only privileged process, outside the server, in every tier that has a ruleset.
 
-It starts the server inside the guarded namespace, and stays to answer the server's two questions (`channel`).
-It reads the owner's files and those small messages, and nothing that comes from a network. How the namespace comes
-to be is a matter of the tier: `kernel` and `rootless`.
+It starts the server in the guarded namespace, and then replies to the server's requests (`messages`). It reads the
+operator's files and these short requests, and nothing from the network. The tiers differ in how they make the
+namespace: `kernel` and `rootless`.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 import select
 import signal
@@ -18,9 +17,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mcp_server.errors import NetworkToolsError
-from mcp_server.netguard import channel
-from mcp_server.netguard.children import ChildSignals, close_all_but, end, exit_code, fork, silence
-from mcp_server.netguard.rules import Link, update
+from mcp_server.logger import get_logger
+from mcp_server.netguard import messages
+from mcp_server.netguard.children import ForwardedSignals, close_all_but, end, exit_code, fork, silence
+from mcp_server.netguard.messages import HelperReply, HelperRequest, RequestKind
+from mcp_server.netguard.ruleset import Link, update
 
 if TYPE_CHECKING:
     from mcp_server.config import Config
@@ -28,16 +29,17 @@ if TYPE_CHECKING:
     from mcp_server.netguard.nft import Nft
     from mcp_server.scope.policy import ScopePolicy
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 class GuardHelper(ABC):
-    """Sets a guard up around ``command``, which is started with ``--inside FD`` at its end, and ends with it.
+    """Sets up a guard, runs ``command`` inside it with ``--inside FD`` added, and takes the guard down at its end.
 
-    ``reload`` reads the owner's configuration again; ``bind`` makes the listening socket of the host's namespace that
-    is handed to the server. A tier sets ``policy`` and binds ``listener`` in `prepare`, sets ``nft`` and ``link`` in
-    `build`, and says in `go_inside` how a fresh child becomes the server; ``runner_control`` is the control of the
-    loopback runner, while there is one to be handed over.
+    ``load_config`` reads the operator's configuration again. ``bind`` makes the listening socket in the host's
+    namespace that is passed to the server.
+
+    A subclass sets ``policy``, ``link`` and ``listener`` in `prepare`, and ``nft`` in `build`. ``runner_control`` is
+    the control socket of the loopback runner until it is passed to the server.
     """
 
     enforcement: ClassVar[Enforcement]
@@ -50,81 +52,87 @@ class GuardHelper(ABC):
         config: Config,
         command: Sequence[str],
         *,
-        reload: Callable[[], Config],
+        load_config: Callable[[], Config],
         bind: Callable[[], socket.socket] | None = None,
     ) -> None:
         self.config = config
         self.command = tuple(command)
-        self.reload = reload
+        self.load_config = load_config
         self.bind = bind
         self.listener: socket.socket | None = None
         self.pid = os.getpid()
         self.server = 0
         self.runner_control: socket.socket | None = None
-        self._proof: GuardReading | None = None
-        self._channel, self._theirs = channel.pair()
-
-    @abstractmethod
-    def build(self) -> None:
-        """Make the namespace, load the ruleset and prove it, open the way out."""
-
-    @abstractmethod
-    def go_inside(self) -> dict[str, str]:
-        """Turn the calling process, a fresh child, into what the server is to be; the environment for it."""
-
-    @abstractmethod
-    def take_down(self) -> None:
-        """Undo what `build` made, also where it failed half way; the server has ended."""
+        self._at_start: GuardReading | None = None
+        self._channel, self._server_end = messages.socket_pair()
 
     @abstractmethod
     def prepare(self) -> None:
-        """Check what can be checked before anything is made, then bind the listener."""
+        """Check everything that can be checked before a change is made, then bind the listener."""
 
-    def before_swap(self, config: Config, policy: ScopePolicy) -> None:  # noqa: B027 - not every tier has more to check
-        """Check a new policy, before it is in force."""
+    @abstractmethod
+    def build(self) -> None:
+        """Make the namespace, load the ruleset and test it, then connect the namespace to the network."""
 
-    def after_swap(self) -> None:  # noqa: B027 - not every tier has more to do
-        """Follow a new policy, which is in force now."""
+    @abstractmethod
+    def become_server(self) -> dict[str, str]:
+        """Enter the namespace and give up privileges, in the forked child. Return the environment of the server."""
+
+    @abstractmethod
+    def take_down(self) -> None:
+        """Undo what `build` did, even if it failed halfway. The server has ended before."""
+
+    def check_reload(self, config: Config, policy: ScopePolicy) -> None:  # noqa: B027 - a tier may have no more to check
+        """Check a new configuration and policy before they are applied."""
+
+    def finish_reload(self) -> None:  # noqa: B027 - a tier may have nothing more to do
+        """Apply the rest of a new policy, after the ruleset has it."""
 
     def watched(self) -> dict[int, Callable[[], None]]:
-        """Further descriptors of this tier, and what to call when one is readable."""
+        """Return further descriptors to watch, each with the function to call when it is readable."""
         return {}
 
     def run(self) -> int:
-        """Set up, serve until the server ends, take everything down; the server's exit code, 128 + N for signal N."""
+        """Set up the guard, serve until the server ends, and take everything down.
+
+        Return the exit code of the server, or 128 + N if signal N ended it.
+        """
         self.prepare()
-        with ChildSignals() as signals:
+        with ForwardedSignals() as signals:
             try:
                 self.build()
                 self._start_server()
-                return self._attend(signals)
+                return self._serve(signals)
             finally:
                 if self.server:
                     end(self.server)
                 self.close_runner_control()
-                for each in (self._channel, self._theirs, self.listener):
+                for each in (self._channel, self._server_end, self.listener):
                     if each is not None:
                         each.close()
                 self.take_down()
 
     def _start_server(self) -> None:
-        inside = self._theirs.fileno()
+        inside = self._server_end.fileno()
 
         def run() -> None:
-            os.setsid()  # a Ctrl-C reaches it once, by way of the guard helper
-            environment = self.go_inside()
+            os.setsid()  # after a Ctrl-C, the guard helper forwards one signal, and the terminal sends no second one
+            environment = self.become_server()
             close_all_but(inside)
             os.set_inheritable(inside, True)
             os.execve(self.command[0], (*self.command, "--inside", str(inside)), environment)  # noqa: S606 - argv, no shell
 
         self.server = fork(run)
-        self._theirs.close()
+        self._server_end.close()
         silence()
         if not self.policy.resolvers and any(entry.startswith(".") for entry in self.policy.entries):
-            logger.warning("guard.no_resolvers the policy allows names and has no resolvers: none can be looked up")
-        logger.info("guard.up enforcement=%s policy=%s", self.enforcement.value, self.policy.hash)
+            logger.warning(
+                "guard.no_resolvers",
+                message="The policy allows names but has no resolvers, so no name can be resolved.",
+            )
+        logger.info("guard.up", enforcement=self.enforcement.value, policy=self.policy.hash)
 
-    def _attend(self, signals: ChildSignals) -> int:
+    def _serve(self, signals: ForwardedSignals) -> int:
         server = os.pidfd_open(self.server)
         try:
             others = self.watched()
@@ -139,65 +147,65 @@ class GuardHelper(ABC):
                     _, status = os.waitpid(self.server, 0)
                     self.server = 0
                     return exit_code(status)
-                if self._channel.fileno() in ready and not self._answer():
+                if self._channel.fileno() in ready and not self._handle_request():
                     poll.unregister(self._channel.fileno())
                 for descriptor in ready & others.keys():
                     others[descriptor]()
         finally:
             os.close(server)
 
-    def _answer(self) -> bool:
-        """Answer one request; False when the server has closed the channel."""
+    def _handle_request(self) -> bool:
+        """Receive one request and reply. Return False if the server has closed the channel."""
         try:
-            request = channel.read_request(self._channel)
+            request = messages.receive_request(self._channel)
         except (EOFError, OSError):
             return False
         if request is not None:
             try:
-                answer = self._carry_out(request)
+                reply = self._reply_to(request)
             except NetworkToolsError as error:
-                answer = channel.error_answer(request.number, error)
-            sent = channel.send_answer(self._channel, answer)
-            if sent and channel.LOOPBACK in answer.descriptors:
-                self.close_runner_control()  # it is the server's now, whose end is the runner's end
+                reply = HelperReply.of_error(request.number, error)
+            sent = messages.send_reply(self._channel, reply)
+            if sent and messages.LOOPBACK in reply.descriptors:
+                self.close_runner_control()  # the server has it now, and the runner ends when the server closes it
         return True
 
-    def _carry_out(self, request: channel.HelperRequest) -> channel.HelperReply:
-        if request.ask is channel.Ask.READ:
-            return channel.HelperReply(request.number, channel.reading_body(self.reading()))
-        if request.ask is channel.Ask.RELOAD:
-            self.swap()
-        answer = channel.HelperReply(request.number, self.description())
-        if self.listener is not None and request.ask is channel.Ask.HELLO:
-            answer.descriptors[channel.LISTENER] = self.listener.fileno()
+    def _reply_to(self, request: HelperRequest) -> HelperReply:
+        if request.kind is RequestKind.READ:
+            return HelperReply.of_reading(request.number, self.reading())
+        if request.kind is RequestKind.RELOAD:
+            self.reload_policy()
+        reply = HelperReply(request.number, self.description())
+        if self.listener is not None and request.kind is RequestKind.HELLO:
+            reply.descriptors[messages.LISTENER] = self.listener.fileno()
         if self.runner_control is not None:
-            answer.descriptors[channel.LOOPBACK] = self.runner_control.fileno()
-        return answer
+            reply.descriptors[messages.LOOPBACK] = self.runner_control.fileno()
+        return reply
 
-    def note_counters(self) -> None:
-        """What the counters say now is the canary's, and in no reading from here on."""
-        self._proof = self.nft.read()
+    def start_counting(self) -> None:
+        """Take the present counters as zero for all later readings. Until now, they count the self-test."""
+        self._at_start = self.nft.read()
 
     def reading(self) -> GuardReading:
-        """The guard's state; PlatformError ``guard_unavailable`` where anything of it is gone or differs."""
+        """Return the state of the guard. Raises PlatformError ``guard_unavailable`` if it is gone or was changed."""
         now = self.nft.read()
-        if self._proof is None:
+        if self._at_start is None:
             return now
-        drops = {name: count - self._proof.drops.get(name, 0) for name, count in now.drops.items()}
-        return replace(now, passed=now.passed - self._proof.passed, drops=drops)
+        drops = {name: count - self._at_start.drops.get(name, 0) for name, count in now.drops.items()}
+        return replace(now, passed=now.passed - self._at_start.passed, drops=drops)
 
-    def swap(self) -> None:
-        """Read the owner's files again and swap the sets; nothing changes where a file is bad."""
-        config = self.reload()
+    def reload_policy(self) -> None:
+        """Read the operator's files again and update the ruleset. Nothing changes if a file is invalid."""
+        config = self.load_config()
         policy = config.scope_policy()
-        self.before_swap(config, policy)
-        self.nft.run(update(policy.guard_sets(), self.link))
+        self.check_reload(config, policy)
+        self.nft.run(update(policy.guard_sets()))
         self.policy = policy
-        self.after_swap()
-        logger.info("guard.reloaded policy=%s", policy.hash)
+        self.finish_reload()
+        logger.info("guard.reloaded", policy=policy.hash)
 
     def description(self) -> dict[str, Any]:
-        """What a server, and the owner, is told besides a reading."""
+        """Return what the server and ``guard status`` need to know besides a reading."""
         return {
             "enforcement": self.enforcement.value,
             "policy": self.policy.hash,
@@ -205,7 +213,7 @@ class GuardHelper(ABC):
         }
 
     def close_runner_control(self) -> None:
-        """Let go of the loopback runner's control, where it was not handed over."""
+        """Close the control socket of the loopback runner, if it was not passed to the server."""
         if self.runner_control is not None:
             self.runner_control.close()
             self.runner_control = None

@@ -1,72 +1,57 @@
-"""The guard helper of the kernel tier: root sets up a network namespace, and the server inside is an unprivileged user.
+"""The guard helper of the kernel tier: root makes the network namespace, and the server in it is an unprivileged user.
 
-What it changes on the host is undone however it ends (`state`).
+Its changes to the host are undone however it ends (`cleanup`).
 """
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 import struct
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from mcp_server.config.keys import keys
 from mcp_server.errors import ConfigError, NetworkToolsError, PlatformError
-from mcp_server.netguard import Enforcement, GuardReading, channel
+from mcp_server.logger import get_logger
+from mcp_server.netguard import Enforcement, GuardReading, messages
 from mcp_server.netguard.account import (
     Account,
+    Accounts,
     become,
-    check_can_serve,
-    check_out_of_reach,
-    check_state_folder,
-    find_account,
-    give_state_folder,
     own_descriptors_by,
-    unused_account,
+    server_account,
+    server_environment,
 )
-from mcp_server.netguard.canary import prove
 from mcp_server.netguard.children import become_silent, end, fork
-from mcp_server.netguard.choice import DEFAULT_USER
-from mcp_server.netguard.filter import confine
+from mcp_server.netguard.cleanup import Reaper, kill_processes, undo, undo_dead_guards
+from mcp_server.netguard.file_access import (
+    check_can_serve,
+    check_cannot_change,
+    check_state_folder,
+    give_state_folder,
+)
 from mcp_server.netguard.helper import GuardHelper
-from mcp_server.netguard.host import HostRules
-from mcp_server.netguard.net import (
-    Namespace,
-    NetworkPlan,
-    make_device,
-    make_plan,
-    nat_rules,
-    open_way,
-    user_rules,
-)
+from mcp_server.netguard.host_rules import HostRules, host_tables
+from mcp_server.netguard.messages import HelperReply
+from mcp_server.netguard.network import Namespace, NetworkPlan, connect_device, make_device, make_plan
 from mcp_server.netguard.nft import Nft
-from mcp_server.netguard.rules import ruleset
-from mcp_server.netguard.state import (
-    GuardState,
-    Reaper,
-    born,
-    check_addresses,
-    clear_dead_guards,
-    dismantle,
-    host_namespace,
-    note_server,
-    sweep,
-)
+from mcp_server.netguard.ruleset import ruleset
+from mcp_server.netguard.self_test import run_self_test
+from mcp_server.netguard.state import GuardState, check_addresses, host_namespace, record_server, start_time
+from mcp_server.netguard.syscall_filter import restrict_raw_sockets
 from mcp_server.sandbox import syscalls
 
 if TYPE_CHECKING:
     from mcp_server.config import Config
     from mcp_server.scope.policy import ScopePolicy
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 DEFAULT_STATE_DIR: Final = Path("/var/lib/mcp-network-tools")
+"""The state folder of the server if none is configured. Root's own home folder is private."""
 
 _NEEDED: Final = {
     6: "CAP_SETGID",
@@ -76,36 +61,7 @@ _NEEDED: Final = {
     13: "CAP_NET_RAW",
     21: "CAP_SYS_ADMIN",
 }
-"""Capabilities without which nothing can be set up, by their numbers (linux/capability.h)."""
-_ROOTS_OWN: Final = ("HOME", "USER", "LOGNAME", "SHELL", "MAIL")
-
-
-@dataclass(frozen=True, slots=True)
-class Accounts:
-    """Who the server becomes, and who looks at the host's own loopback (None: the policy names none of it)."""
-
-    server: Account
-    loopback: Account | None
-
-    @classmethod
-    def find(cls, config: Config, *, loopback: bool) -> Accounts:
-        """Look both up; raises PlatformError or ConfigError with the remedy."""
-        server = server_account(config)
-        other = loopback_account(config) if loopback else None
-        if other is not None and other.uid == server.uid:
-            raise ConfigError("guard.loopback_user is the same user as guard.user", hint="Name two users.")
-        return cls(server, other)
-
-
-def server_account(config: Config) -> Account:
-    """The user the server becomes; PlatformError or ConfigError where there is none that will do."""
-    return find_account(config.guard.user or DEFAULT_USER, "guard.user")
-
-
-def loopback_account(config: Config) -> Account:
-    """The user that looks at the host's own loopback: the one that is named, or one that is nobody else."""
-    name = config.guard.loopback_user
-    return find_account(name, "guard.loopback_user") if name else unused_account()
+"""The capabilities that the kernel tier needs, by their numbers (linux/capability.h)."""
 
 
 class KernelGuardHelper(GuardHelper):
@@ -114,39 +70,43 @@ class KernelGuardHelper(GuardHelper):
     enforcement: ClassVar[Enforcement] = Enforcement.KERNEL
 
     _accounts: Accounts
+    _accounts_after_reload: Accounts
+    _state_dir: Path
     _plan: NetworkPlan
-    _state: GuardState
+    _state: GuardState | None = None
     _namespace: Namespace | None = None
     _reaper: Reaper | None = None
-    _control: socket.socket | None = None
+    _status_socket: socket.socket | None = None
     _runner = 0
     _host: HostRules | None = None
-    _nameless: Account | None = None  # its user id stays the same: a runner that is alive has it
-    _fenced: set[int]  # also of runners that have ended: what they started may not have
+    _unnamed: Account | None = None
+    """The loopback user without an account. It stays the same, because a runner may be alive with its user id."""
+    _loopback_uids: set[int]
+    """All user ids that loopback runners had. Processes that an ended runner started may still be alive."""
 
     def prepare(self) -> None:
-        """Check users, files and links; the state folder is made, or given to the server's user where it is empty."""
+        """Check users, files and devices, and create the state folder or give it to the server's user."""
         if os.geteuid() != 0:
             raise PlatformError(
-                "the kernel tier is set up by root, and this process is not",
+                "Only root can set up the kernel tier.",
                 code="guard_unavailable",
-                hint="sudo mcp-network-tools serve --guard kernel; the server itself gives root up before it starts.",
+                hint="Run 'sudo mcp-network-tools serve --guard kernel'. The server itself does not run as root.",
             )
         _check_capabilities()
         self.policy = self.config.scope_policy()
         self._accounts = Accounts.find(self.config, loopback=self.policy.guard_sets().loopback)
         if not self.config.guard.loopback_user:
-            self._nameless = self._accounts.loopback
-        self._fenced = set()
-        files = _owners_files(self.config)
+            self._unnamed = self._accounts.loopback
+        self._loopback_uids = set()
+        files = _operators_files(self.config)
         check_can_serve(self._accounts.server, files)
         for path in files:
-            check_out_of_reach(self._accounts.server, path)
-        if self.config.source_of("state_dir") == "default":
-            self.config.state_dir = DEFAULT_STATE_DIR  # root's own home is no place for another user's state
-        give_state_folder(self._accounts.server, self.config.state_dir)
-        Nft().close()  # says what to install
-        clear_dead_guards()
+            check_cannot_change(self._accounts.server, path)
+        is_default = self.config.source_of("state_dir") == "default"
+        self._state_dir = DEFAULT_STATE_DIR if is_default else self.config.state_dir
+        give_state_folder(self._accounts.server, self._state_dir)
+        Nft().close()  # raises an error if nftables is not installed
+        undo_dead_guards()
         self._plan = make_plan(self.config.guard, self.pid)
         self.link = self._plan.link
         check_addresses(self.config.guard.addresses if self._plan.mode == "macvlan" else ())
@@ -154,41 +114,42 @@ class KernelGuardHelper(GuardHelper):
             self.listener = own_descriptors_by(self._accounts.server, self.bind)
 
     def build(self) -> None:
-        """Make everything, in an order in which no frame can leave before the ruleset is proved."""
+        """Make everything, in an order in which no frame can leave before the self-test of the ruleset."""
         self._state = self._planned_state()
         self._state.save()
         try:
-            self._make()
+            self._make(self._state)
         except OSError as error:
             raise PlatformError(
-                f"the guard cannot be set up: {error}",
+                f"The guard cannot be set up: {error}.",
                 code="guard_unavailable",
-                hint="A read-only /proc/sys or a filter on system calls, as in a container, does not allow it.",
+                hint="Make /proc/sys writable and allow the system calls for namespaces, unlike many containers.",
             ) from error
 
-    def _make(self) -> None:
-        self._reaper = Reaper(self._state)
+    def _make(self, state: GuardState) -> None:
+        self._reaper = Reaper(state)
         self._namespace = Namespace()
         self._reaper.hold(self._namespace.descriptor)
         make_device(self._plan, self._namespace)
         with self._namespace.inside():
             self.nft = Nft()
             self.nft.run(ruleset(self.policy.guard_sets(), self.link))
-            self._prove()
-            self.note_counters()
-        self._host = HostRules()
+            self._run_self_test()
+            self.start_counting()
+        server = self._accounts.server.uid if self.listener else None
+        self._host = HostRules(self._plan, self.pid, server=server)
         self._load_host_rules()
-        open_way(self._plan, self._namespace)
+        connect_device(self._plan, self._namespace)
         self._start_runner()
 
-    def _prove(self) -> None:
-        """Run the canary, a few times: what arrives from outside meanwhile is answered, and looks like a leak to it.
+    def _run_self_test(self) -> None:
+        """Run the self-test up to four times. The kernel's replies to received packets can disturb it.
 
-        The gate stays closed until it succeeds, and a ruleset that leaks fails every time.
+        A faulty ruleset fails every time, and until the test succeeds, no frame can leave.
         """
         for pause in (0.05, 0.2, 0.4, 0.0):
             try:
-                prove(self.link, self.nft)
+                run_self_test(self.link, self.nft)
             except PlatformError:
                 if not pause:
                     raise
@@ -196,104 +157,89 @@ class KernelGuardHelper(GuardHelper):
             else:
                 return
 
-    @property
-    def _nat_table(self) -> str:
-        return f"mcp_scope_nat_{self.pid}"
-
-    @property
-    def _user_table(self) -> str:
-        return f"mcp_scope_host_{self.pid}"
-
     def _planned_state(self) -> GuardState:
-        # The users' table also where the policy names no loopback yet: a reload may.
-        tables = (("inet", self._user_table), *([("ip", self._nat_table)] if self._plan.device else []))
         return GuardState(
             helper=self.pid,
-            born=born(self.pid),
+            born=start_time(self.pid),
             host=host_namespace(),
             enforcement=self.enforcement.value,
             user=self._accounts.server.name,
             mode=self._plan.mode,
             uplink=self._plan.uplink,
             device=self._plan.device,
-            tables=tables,
+            tables=tuple(host_tables(self._plan, self.pid).values()),
             sysctls=dict(self._plan.sysctls),
             addresses=self.config.guard.addresses if self._plan.mode == "macvlan" else (),
         )
 
     def _load_host_rules(self) -> None:
-        """Load the host's tables; each as one transaction, so that no packet meets none."""
         if self._host is None:
             return
-        if self._plan.device:
-            self._host.load("ip", self._nat_table, nat_rules(self._plan, self._nat_table))
         if self._accounts.loopback is not None:
-            self._fenced.add(self._accounts.loopback.uid)
-        server = self._accounts.server.uid if self.listener else None
-        rules = user_rules(self._user_table, server=server, loopback=sorted(self._fenced))
-        self._host.load("inet", self._user_table, rules)
+            self._loopback_uids.add(self._accounts.loopback.uid)
+        self._host.load(sorted(self._loopback_uids))
 
     def reading(self) -> GuardReading:
-        """As every guard helper's, of the host's tables too."""
+        """Return the state of the guard, after a check of its tables on the host."""
         if self._host is not None:
             self._host.check()
         return super().reading()
 
     def _start_runner(self) -> None:
-        """Start the runner of loopback targets where the policy names any and none is there."""
+        """Start the loopback runner if the policy has loopback addresses and no runner is active."""
         account = self._accounts.loopback
         if account is None or self._runner:
             return
         from mcp_server.sandbox.executor import runner_argv
 
-        ours, theirs = socket.socketpair()
+        ours, runner_end = socket.socketpair()
         ours.setblocking(False)
 
         def run() -> None:
-            become_silent(theirs.fileno())
+            become_silent(runner_end.fileno())
             become(account, self.pid, raw_sockets=False)
             os.chdir("/")
-            os.set_inheritable(theirs.fileno(), True)
-            argv = runner_argv(theirs.fileno(), allow_raw=False)
+            os.set_inheritable(runner_end.fileno(), True)
+            argv = runner_argv(runner_end.fileno(), allow_raw=False)
             os.execve(argv[0], argv, {"PATH": os.defpath, "LC_ALL": "C"})  # noqa: S606 - argv, no shell
 
         self._runner = fork(run)
-        theirs.close()
+        runner_end.close()
         self.runner_control = ours
 
-    def go_inside(self) -> dict[str, str]:
-        """Enter the namespace and give up everything but CAP_NET_RAW, and of that what the ruleset cannot see."""
+    def become_server(self) -> dict[str, str]:
+        """Enter the namespace, keep only CAP_NET_RAW, and give up the sockets that bypass the ruleset."""
         if self._namespace is not None:
             self._namespace.enter()
         become(self._accounts.server, self.pid, raw_sockets=True)
-        confine()
+        restrict_raw_sockets()
         try:
             os.chdir(Path.cwd())
         except OSError:
-            os.chdir("/")  # root's own folder, say
-        return server_environment(os.environ, self._accounts.server, self.config)
+            os.chdir("/")  # the server's user cannot reach a folder such as root's home
+        return server_environment(os.environ, self._accounts.server, self.config, self._state_dir)
 
-    def before_swap(self, config: Config, policy: ScopePolicy) -> None:
-        """The new files must be out of the server's reach as the first were, and the users be there."""
-        for path in _owners_files(config):
-            check_out_of_reach(self._accounts.server, path)
-        self._wanted = self._accounts_for(config, loopback=policy.guard_sets().loopback)
+    def check_reload(self, config: Config, policy: ScopePolicy) -> None:
+        """Check that the server's user cannot change the new files, and that the configured users exist."""
+        for path in _operators_files(config):
+            check_cannot_change(self._accounts.server, path)
+        self._accounts_after_reload = self._find_accounts(config, loopback=policy.guard_sets().loopback)
 
-    def _accounts_for(self, config: Config, *, loopback: bool) -> Accounts:
-        """Whom the users are from here on: the server stays who it is, and a nameless loopback user too."""
-        nameless = loopback and not config.guard.loopback_user
-        if nameless and self._nameless is not None:
-            return Accounts(self._accounts.server, self._nameless)
+    def _find_accounts(self, config: Config, *, loopback: bool) -> Accounts:
+        """Return the users after a reload. The server's user and a loopback user without an account stay the same."""
+        unnamed = loopback and not config.guard.loopback_user
+        if unnamed and self._unnamed is not None:
+            return Accounts(self._accounts.server, self._unnamed)
         found = Accounts.find(config, loopback=loopback)
-        if nameless:
-            self._nameless = found.loopback
+        if unnamed:
+            self._unnamed = found.loopback
         if found.loopback is not None and found.loopback.uid == self._accounts.server.uid:
-            raise ConfigError("guard.loopback_user is the user the server runs as", hint="Name another user.")
+            raise ConfigError("guard.loopback_user is the user that the server runs as.", hint="Set another user.")
         return Accounts(self._accounts.server, found.loopback)
 
-    def after_swap(self) -> None:
-        """Start or end the loopback runner, as the policy now names loopback or not."""
-        before, self._accounts = self._accounts, self._wanted
+    def finish_reload(self) -> None:
+        """Start or end the loopback runner, and load the rules for its user."""
+        before, self._accounts = self._accounts, self._accounts_after_reload
         if self._runner and os.waitpid(self._runner, os.WNOHANG)[0]:
             self._runner = 0
         if self._accounts.loopback != before.loopback:
@@ -302,30 +248,32 @@ class KernelGuardHelper(GuardHelper):
         self._start_runner()
 
     def watched(self) -> dict[int, Callable[[], None]]:
-        """The socket of ``guard status``."""
-        self._state = note_server(self._state, self.server)
-        self._control = _listen(self._state.control)
-        return {self._control.fileno(): self._report}
+        """Return the socket of ``guard status``."""
+        if self._state is None:
+            return {}
+        self._state = record_server(self._state, self.server)
+        self._status_socket = _listen(self._state.control)
+        return {self._status_socket.fileno(): self._report_status}
 
     def description(self) -> dict[str, Any]:
-        """As every guard helper's, with the way out."""
+        """Return the description of every guard helper, and how this one is connected to the network."""
         return {**super().description(), "mode": self._plan.mode, "uplink": self._plan.uplink}
 
-    def _report(self) -> None:
-        """Answer ``guard status``: the reading, or why there is none. Only root is answered."""
-        if self._control is None:
+    def _report_status(self) -> None:
+        """Reply to ``guard status`` with a reading, or with the error of it. Other users than root get no reply."""
+        if self._status_socket is None:
             return
         with suppress(OSError):
-            caller, _ = self._control.accept()
+            caller, _ = self._status_socket.accept()
             with caller:
                 credentials = caller.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
                 if struct.unpack("3i", credentials)[1] != 0:
                     return
                 try:
-                    answer = channel.HelperReply(0, self.description() | channel.reading_body(self.reading()))
+                    reply = HelperReply.of_reading(0, self.reading(), self.description())
                 except NetworkToolsError as error:
-                    answer = channel.error_answer(0, error)
-                channel.send_answer(caller, answer)
+                    reply = HelperReply.of_error(0, error)
+                messages.send_reply(caller, reply)
 
     def _end_runner(self) -> None:
         self.close_runner_control()
@@ -334,37 +282,37 @@ class KernelGuardHelper(GuardHelper):
             self._runner = 0
 
     def take_down(self) -> None:
-        """End what is left inside, then have the host put back as it was."""
+        """End the processes in the namespace, then undo the changes to the host."""
         self._end_runner()
-        if self._control is not None:
-            self._control.close()
+        if self._status_socket is not None:
+            self._status_socket.close()
         if self._host is not None:
             self._host.close()
         if self._namespace is not None:
-            sweep(self._namespace.descriptor)
+            kill_processes(self._namespace.descriptor)
             self._namespace.close()
-        if hasattr(self, "_state") and not (self._reaper and self._reaper.finish()):
-            for problem in dismantle(self._state):
-                logger.error("guard.left_behind %s", problem)
+        if self._state is not None and not (self._reaper and self._reaper.finish()):
+            for problem in undo(self._state):
+                logger.error("guard.not_undone", message=problem)
 
 
-def kernel_missing(config: Config) -> str | None:
-    """Why root cannot set the kernel tier up here, with the remedy; None where it has what that needs.
+def kernel_unavailable(config: Config) -> str:
+    """Return why root cannot set up the kernel tier here, in sentences; empty if it can.
 
-    Where ``guard.user`` names nobody, nobody asked for this tier: what else is in the way is a reason too, and no
-    error at the start.
+    If ``guard.user`` is not set, the operator did not ask for this tier. Then anything else that would make the start
+    fail is a reason too.
     """
     try:
         _check_capabilities()
         Nft().close()
         if not config.guard.user:
             account = server_account(config)
-            check_can_serve(account, _owners_files(config))
+            check_can_serve(account, _operators_files(config))
             if config.source_of("state_dir") != "default":
                 check_state_folder(account, config.state_dir)
     except NetworkToolsError as error:
-        return f"{error.message} ({error.hint})"
-    return None
+        return f"{error.message} {error.hint}"
+    return ""
 
 
 def _check_capabilities() -> None:
@@ -372,38 +320,21 @@ def _check_capabilities() -> None:
     missing = [name for number, name in _NEEDED.items() if not held >> number & 1]
     if missing:
         raise PlatformError(
-            f"root lacks {', '.join(missing)} here, as in an ordinary container, and cannot set the kernel tier up",
+            f"Root lacks {', '.join(missing)} here, as in an ordinary container, and cannot set up the kernel tier.",
             code="guard_unavailable",
-            hint="Start it on the host or in a privileged container, or use --guard rootless or argument.",
+            hint="Start it on the host or in a privileged container, or use --guard rootless or --guard argument.",
         )
 
 
-def _owners_files(config: Config) -> list[Path]:
+def _operators_files(config: Config) -> list[Path]:
     return [path for path in (config.file, config.security.policy_file) if path is not None]
-
-
-def server_environment(given: Mapping[str, str], account: Account, config: Config) -> dict[str, str]:
-    """The server's environment: the owner's settings, with absolute paths, without what is root's own."""
-    kept = {
-        name: value
-        for name, value in given.items()
-        if name not in _ROOTS_OWN and not name.startswith(("XDG_", "SUDO_", "LD_"))
-    }
-    own = {"HOME": account.home, "USER": account.name, "LOGNAME": account.name, "MCP_STATE_DIR": str(config.state_dir)}
-    if config.file is not None:
-        own["MCP_CONFIG_FILE"] = str(config.file)
-    for key in keys().values():
-        value = key.of(config)
-        if isinstance(value, Path) and key.holder(config).source_of(key.name) == "env":
-            own |= {name: str(value) for name in key.env if name in kept}
-    return kept | own
 
 
 def _listen(path: Path) -> socket.socket:
     path.unlink(missing_ok=True)
-    control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    control.bind(str(path))
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listening.bind(str(path))
     path.chmod(0o600)
-    control.listen(4)
-    control.setblocking(False)
-    return control
+    listening.listen(4)
+    listening.setblocking(False)
+    return listening

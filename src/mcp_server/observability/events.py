@@ -1,15 +1,13 @@
-"""What happens, told as it happens: runs, refusals, health, alarms. One `EventBus` per server, any number of readers.
+"""Live events of a server: runs, refusals, health, alarms. One `EventBus` per server has any number of readers.
 
-An event is an account of something that has happened already, so telling it never fails and never waits: a reader that
-is too slow loses its oldest events and is told how many. Events hold identifiers, counts and our own words; no text of
-a target has a field here (docs/events.md).
+Publishing never fails and never waits. A reader that is too slow loses its oldest events and gets their number. Events
+hold identifiers, counts and fixed words. No field holds text of a target (docs/events.md).
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import math
 import secrets
 import threading
@@ -23,54 +21,58 @@ from itertools import islice
 from typing import Any, Final
 
 from mcp_server.errors import ArgumentError, BusyError
+from mcp_server.logger import get_logger
 from mcp_server.model.untrusted import escape
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 KINDS: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
     "run.accepted": (
-        "a call was allowed, and will be run",
+        "a call was allowed and will run",
         ("run_id", "tool", "actor", "interface", "correlation_id", "risk", "addresses", "ports"),
     ),
     "run.queued": (
-        "a call waits for its turn, or its position in the queue changed",
+        "a call waits in the queue, or its position changed",
         ("run_id", "tool", "position", "wait_sec"),
     ),
     "run.started": ("the program of a run was started", ("run_id", "tool", "waited_sec")),
-    "run.progress": ("how far a run is, about once a second", ("run_id", "tool", "done", "elapsed_sec", "hosts_up")),
+    "run.progress": (
+        "progress of a run, about once a second",
+        ("run_id", "tool", "done", "elapsed_sec", "hosts_up"),
+    ),
     "run.ended": (
-        "a run came to its end, whichever",
+        "a run ended, with any outcome",
         ("run_id", "tool", "outcome", "code", "elapsed_sec", "addresses", "looked_at", "hosts_up", "open_ports"),
     ),
     "call.refused": (
-        "a call was refused, and nothing was started",
+        "a call was refused and nothing was started",
         ("tool", "actor", "interface", "correlation_id", "code", "retry_after"),
     ),
     "health.changed": (
-        "the server's health, or that of one of its checks, is another",
+        "the health of the server, or of one check, changed",
         ("status", "before", "checks"),
     ),
-    "alarm": ("something that should never happen did", ("alarm", "run_id", "message", "count")),
+    "alarm": ("something happened that must never happen", ("alarm", "run_id", "message", "count")),
     "config.reloaded": (
         "the configuration was read again",
         ("result", "code", "scope_hash", "changed", "restart_needed"),
     ),
     "tool.enabled": ("a tool can be called again", ("tool", "actor")),
     "tool.disabled": ("a tool can no longer be called", ("tool", "actor")),
-    "server.stopping": ("the server takes no more calls and will end", ("running", "grace_sec")),
+    "server.stopping": ("the server accepts no more calls and will exit", ("running", "grace_sec")),
 }
-"""Each kind of event: what it says, and the fields it may have. `docs/events.md` has a line for each."""
+"""Maps each kind of event to its meaning and to the fields it may have. `docs/events.md` has a line for each."""
 
 STOPPING: Final = "server.stopping"
 FOR_ALL: Final = frozenset({"health.changed", STOPPING})
-"""Kinds of the server itself that every reader gets; the others are for readers of everything."""
+"""Kinds about the server that every reader gets. Other events about the server are for readers of everything."""
 LAGGED: Final = "lagged"
-"""The kind of an event that only one reader gets: it has ``missed`` events, or null where nobody knows how many."""
+"""The kind of an event that a single reader gets. Its field ``missed`` is a number, or null if that is unknown."""
 
 KEPT: Final = 1024
-"""Events that are kept for readers who come back."""
+"""Events that are kept for readers that reconnect."""
 QUEUED: Final = 256
-"""Events that wait for one reader who is slow."""
+"""Events that may wait for one slow reader."""
 MAX_SUBSCRIBERS: Final = 32
 
 _TEXT_LIMIT: Final = 512
@@ -86,10 +88,10 @@ def _now() -> datetime:
 
 @dataclass(frozen=True)
 class Event:
-    """One event: its id, its kind, its UTC time, and JSON-ready fields.
+    """One event: its id, its kind, its time in UTC, and its fields, ready for JSON.
 
-    ``id`` is empty for an event of one reader only, which has no place in the order of all. ``about`` is whose run or
-    call it is of (`Actor.over_http`), None where it is of the server.
+    ``id`` is empty for an event that only one reader gets, because it is not part of the common order. ``about`` is the
+    actor whose run or call it is about (`Actor.over_http`), or None if it is about the server.
     """
 
     id: str
@@ -99,29 +101,29 @@ class Event:
     about: str | None = None
 
     def is_for(self, reader: str | None) -> bool:
-        """Whether a reader may have it: None, who reads everything, or an actor's name, who reads what is its own."""
+        """Return whether ``reader`` may get this event: the name of an actor, or None for a reader of everything."""
         if reader is None or self.about == reader:
             return True
         return self.about is None and self.kind in FOR_ALL
 
     @cached_property
     def json(self) -> str:
-        """One JSON object on one line: ``kind``, ``at`` (RFC 3339), and the fields. Made once for all readers."""
+        """One JSON object on one line: ``kind``, ``at`` (RFC 3339) and the fields. Made once for all readers."""
         at = self.at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
         return json.dumps({"kind": self.kind, "at": at, **self.data}, separators=(",", ":"), allow_nan=False)
 
 
 class Subscription:
-    """One reader's queue. `EventBus.subscribe` makes it; `take` belongs to the event loop it was made on.
+    """The queue of one reader, made by `EventBus.subscribe`. Call `take` on the event loop it was made on.
 
-    The methods `offer`, `miss` and `end` are the bus's own, which calls them holding ``lock``.
+    Only the bus calls `offer`, `miss` and `end`. It holds ``lock`` while it does.
     """
 
     def __init__(
         self,
         kinds: frozenset[str] | None,
         *,
-        room: int,
+        capacity: int,
         position: str,
         lock: threading.Lock,
         leave: Callable[[Subscription], None],
@@ -129,7 +131,7 @@ class Subscription:
     ) -> None:
         self._kinds = kinds
         self._reader = reader
-        self._room = room
+        self._capacity = capacity
         self._lock = lock
         self._leave = leave
         self._queue: deque[Event] = deque()
@@ -142,26 +144,26 @@ class Subscription:
 
     @property
     def reads_all(self) -> bool:
-        """Whether it is of a reader of everything."""
+        """Whether this reader gets the events of all actors."""
         return self._reader is None
 
     @property
     def reader(self) -> str | None:
-        """Whose it is; None of one that reads everything."""
+        """The actor that reads, or None for a reader of everything."""
         return self._reader
 
     @property
     def position(self) -> str:
-        """The id up to which this reader has had everything it wants; it may come back with it."""
+        """The id up to which this reader has all its events. It can reconnect with it."""
         with self._lock:
             if not self._queue:
                 self._taken = self._newest
             return self._taken
 
     async def take(self) -> list[Event]:
-        """Everything that waits, as soon as there is something, oldest first; an empty list when the bus is closed.
+        """Wait for events, and return all that are queued, oldest first. Returns an empty list if the bus is closed.
 
-        Where events were lost, one of kind `LAGGED` stands before the rest.
+        If events were lost, the first item is an event of kind `LAGGED`.
         """
         while True:
             await self._filled.wait()
@@ -172,36 +174,36 @@ class Subscription:
                 self._taken = self._newest
                 if self._ended or events or missed != 0:
                     break
-                self._filled.clear()  # set from another thread, after what it was set for had been taken
+                self._filled.clear()  # set by another thread after its event had been taken already
         if missed != 0:
             events.insert(0, Event("", LAGGED, events[0].at if events else _now(), {"missed": missed}))
         return events
 
     def close(self) -> None:
-        """Stop reading and give the place to another; safe to call twice."""
+        """Stop reading, so that another reader may subscribe. Safe to call twice."""
         self._leave(self)
 
-    def offer(self, event: Event, *, room: int | None = None) -> None:
-        """Queue an event if this reader wants it, in place of the oldest where the queue is full."""
+    def offer(self, event: Event, *, capacity: int | None = None) -> None:
+        """Queue an event if this reader wants it. If the queue is full, the oldest event is dropped."""
         self._newest = event.id
         if not event.is_for(self._reader):
             return
-        # That the server stops concerns every reader: its stream is about to end.
+        # Every reader is notified that the server stops, because its stream is about to end.
         if self._kinds is not None and event.kind not in self._kinds and event.kind != STOPPING:
             return
-        if len(self._queue) >= (room or self._room):
+        if len(self._queue) >= (capacity or self._capacity):
             self._queue.popleft()
             self.miss(1)
         self._queue.append(event)
         self._wake()
 
     def miss(self, count: int | None) -> None:
-        """Note that ``count`` events are lost for this reader; None: some, perhaps."""
+        """Record that ``count`` events are lost for this reader, or an unknown number if it is None."""
         self._missed = None if count is None or self._missed is None else self._missed + count
         self._wake()
 
     def end(self) -> None:
-        """Let `take` return nothing, after what waits."""
+        """Let `take` return an empty list after the queued events."""
         self._ended = True
         self._wake()
 
@@ -209,52 +211,52 @@ class Subscription:
         if threading.get_ident() == self._thread:
             self._filled.set()
         else:
-            with suppress(RuntimeError):  # its loop has ended, and nobody reads there any more
+            with suppress(RuntimeError):  # its event loop is closed, so there is no reader any more
                 self._loop.call_soon_threadsafe(self._filled.set)
 
 
 class EventBus:
-    """Takes events from any thread and gives them to readers on their event loops.
+    """Takes events from any thread and passes them to readers on their event loops.
 
-    Ids are ``LIFE-NUMBER``: the number rises by one with each event, and the life is another one after a restart, so
-    that a reader who comes back with an id of an earlier life is told that it missed something. Not to be used inside a
-    handler of `signal.signal`, which may interrupt `publish` itself.
+    Ids are ``INSTANCE-NUMBER``. The number increases by one with each event. The instance is random and changes with a
+    restart, so a reader that reconnects with an id of an earlier process learns that it missed events. Do not publish
+    from a handler of `signal.signal`, because it may interrupt `publish` itself.
     """
 
     def __init__(self, *, kept: int = KEPT, queued: int = QUEUED, now: Callable[[], datetime] = _now) -> None:
-        self._life = secrets.token_hex(4)
+        self._instance = secrets.token_hex(4)
         self._now = now
         self._queued = queued
         self._lock = threading.Lock()
         self._number = 0
         self._ring: deque[Event] = deque(maxlen=kept)
         self._subscriptions: set[Subscription] = set()
-        self._stopping_told = False
+        self._stopping_published = False
         self._closed = False
 
     @property
     def subscribers(self) -> int:
-        """How many readers there are now."""
+        """The number of readers."""
         return len(self._subscriptions)
 
     def publish(self, kind: str, data: Mapping[str, Any], *, about: str | None = None) -> None:
-        """Tell every reader that something of `KINDS` happened; returns at once and raises nothing.
+        """Publish an event of `KINDS` to every reader. Returns at once and raises nothing.
 
-        ``about`` is that of `Event`. Text is made visible and cut. What is not in the table is left out, with a line in
-        the log: a mistake of ours must not end the run it is about.
+        ``about`` is that of `Event`. Text is escaped and cut. Unknown kinds and fields are left out and logged, because
+        a programming error here must not end the run that the event is about.
         """
         if kind not in KINDS:
-            logger.error("events.unknown_kind kind=%r", kind)
+            logger.error("events.unknown_kind", kind=repr(kind))
             return
         _, fields = KINDS[kind]
         if unknown := data.keys() - set(fields):
-            logger.error("events.unknown_fields kind=%s fields=%s", kind, sorted(unknown))
+            logger.error("events.unknown_fields", kind=kind, fields=sorted(unknown))
         clean = {field: _clean(data[field]) for field in fields if field in data}
         with self._lock:
             self._number += 1
             event = Event(self._id(self._number), kind, self._now(), clean, about)
             self._ring.append(event)
-            self._stopping_told |= kind == STOPPING
+            self._stopping_published |= kind == STOPPING
             if not self._closed:
                 for subscription in self._subscriptions:
                     subscription.offer(event)
@@ -267,33 +269,34 @@ class EventBus:
         limit: int = MAX_SUBSCRIBERS,
         reader: str | None = None,
     ) -> Subscription:
-        """Begin to read, on the running event loop: events of ``kinds`` (see `read_kinds`; None is all) from now on.
+        """Start to read on the running event loop: events of ``kinds`` (see `read_kinds`; None is all) from now on.
 
-        ``reader`` is the name of an actor that reads of its own runs and calls alone; None reads of all.
-        With ``after``, the id of the last event this reader has had, those since then come first. Raises BusyError
-        ``too_many_requests`` while there are ``limit`` readers, or three quarters of as many of one actor's own;
-        ``shutting_down`` once the bus is closed.
+        If ``reader`` is set, it is the name of an actor, which gets only the events of its own runs and calls. With
+        ``after``, the id of the last event that this reader has, later events are replayed first.
+
+        Raises BusyError ``too_many_requests`` if there are ``limit`` readers already, or if this actor has three
+        quarters of them, and ``shutting_down`` if the bus is closed.
         """
         with self._lock:
             if self._closed:
-                raise BusyError("the server is stopping", code="shutting_down", retry_after=_RETRY_AFTER_SEC)
+                raise BusyError("The server is stopping.", code="shutting_down", retry_after=_RETRY_AFTER_SEC)
             if len(self._subscriptions) >= limit:
                 raise BusyError(
-                    f"{limit} readers follow the events already",
-                    hint="Close one of the streams, or try again when another reader has gone.",
+                    f"There are already {limit} readers of events.",
+                    hint="Close one of the streams, or try again later.",
                     retry_after=_RETRY_AFTER_SEC,
                 )
             share = max(1, limit * 3 // 4)
             if reader is not None and sum(each.reader == reader for each in self._subscriptions) >= share:
                 raise BusyError(
-                    f"{share} streams of this caller follow the events already, the share of one",
+                    f"This caller already has {share} event streams, which is the limit for one caller.",
                     hint="Close one of them.",
                     retry_after=_RETRY_AFTER_SEC,
                 )
-            known = self._number if after is None else self._place_of(after)
+            known = self._number if after is None else self._number_of(after)
             subscription = Subscription(
                 frozenset(kinds) if kinds is not None else None,
-                room=self._queued,
+                capacity=self._queued,
                 position=self._id(known or 0),
                 lock=self._lock,
                 leave=self._leave,
@@ -304,8 +307,8 @@ class EventBus:
         return subscription
 
     def close(self) -> None:
-        """End every stream after what waits for it, of which ``server.stopping`` is the last; safe to call twice."""
-        if not self._stopping_told:
+        """Publish ``server.stopping`` and end every stream after its queued events. Safe to call twice."""
+        if not self._stopping_published:
             self.publish(STOPPING, {})
         with self._lock:
             self._closed = True
@@ -313,24 +316,25 @@ class EventBus:
                 subscription.end()
 
     def _replay(self, subscription: Subscription, known: int | None) -> None:
-        """Queue what is kept from after the place ``known``, or all where the reader's place is not known."""
-        gone = self._number - len(self._ring)
+        """Queue the kept events after number ``known``, or all of them if it is None."""
+        dropped = self._number - len(self._ring)
         if known is None:
             subscription.miss(None)
-        elif gone > known:
-            # How many of those were this reader's is not known any more, and of the others it is not to be told.
-            subscription.miss(gone - known if subscription.reads_all else None)
-        for event in islice(self._ring, max(0, (known or 0) - gone), None):
-            subscription.offer(event, room=len(self._ring))
+        elif dropped > known:
+            # It is no longer known how many of the lost events were for this actor. It must not learn the number of
+            # others.
+            subscription.miss(dropped - known if subscription.reads_all else None)
+        for event in islice(self._ring, max(0, (known or 0) - dropped), None):
+            subscription.offer(event, capacity=len(self._ring))
 
-    def _place_of(self, event_id: str) -> int | None:
-        life, _, text = event_id.partition("-")
-        if life != self._life or not (text.isascii() and text.isdecimal()) or len(text) > _DIGITS:
+    def _number_of(self, event_id: str) -> int | None:
+        instance, _, text = event_id.partition("-")
+        if instance != self._instance or not (text.isascii() and text.isdecimal()) or len(text) > _DIGITS:
             return None
         return int(text) if int(text) <= self._number else None
 
     def _id(self, number: int) -> str:
-        return f"{self._life}-{number}"
+        return f"{self._instance}-{number}"
 
     def _leave(self, subscription: Subscription) -> None:
         with self._lock:
@@ -338,10 +342,10 @@ class EventBus:
 
 
 def read_kinds(words: Collection[str]) -> frozenset[str] | None:
-    """The kinds that ``words`` name: a kind as it is, or the part before the dot for all of a family (``run``).
+    """Return the kinds that ``words`` select: a kind such as ``run.ended``, or ``run`` for all kinds of that family.
 
-    A word may hold several, with commas between; no words at all are None, which is every kind. Raises ArgumentError
-    for a name that is none.
+    A word may hold several names, separated by commas. Without words the result is None, which means every kind. Raises
+    ArgumentError for an unknown name.
     """
     names = [name.strip() for word in words for name in word.split(",")]
     chosen: set[str] = set()
@@ -350,8 +354,8 @@ def read_kinds(words: Collection[str]) -> frozenset[str] | None:
         if not found:
             families = ", ".join(dict.fromkeys(kind.partition(".")[0] for kind in KINDS))
             raise ArgumentError(
-                f"{escape(name[:64])!r} is no kind of event",
-                hint=f"Use one of {families}, or a whole kind such as run.ended, with commas between several.",
+                f"{escape(name[:64])!r} is not a kind of event.",
+                hint=f"Use one of {families}, or a full kind such as run.ended. Separate several with commas.",
                 parameter="kind",
             )
         chosen |= found
@@ -359,7 +363,7 @@ def read_kinds(words: Collection[str]) -> frozenset[str] | None:
 
 
 def _clean(value: Any, depth: int = 0) -> Any:
-    """``value`` as JSON holds it, bounded in length and depth, with nothing hidden in its text."""
+    """Return ``value`` for JSON, limited in length and depth, with its text escaped."""
     if value is None or isinstance(value, bool | int):
         return value
     if isinstance(value, float):
@@ -373,5 +377,5 @@ def _clean(value: Any, depth: int = 0) -> Any:
 
 
 def _text(text: str) -> str:
-    # `visible` and not `sanitize`: what comes here has passed that where it was read, and would be escaped twice.
+    # Not `sanitize`: text of a target was sanitized when it was parsed, and would be escaped twice.
     return escape(text if len(text) <= _TEXT_LIMIT else text[:_TEXT_LIMIT] + "…")

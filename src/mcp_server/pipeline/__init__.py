@@ -1,1 +1,1 @@
-"""The steps of the road, one module each: a typed value in, a typed value out."""
+"""The steps that every request takes, one module each. A step takes a typed value and returns a typed value."""

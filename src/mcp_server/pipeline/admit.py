@@ -1,7 +1,7 @@
-"""Step 4, admit: how often, whether the tool is fit, and a place among what runs.
+"""Step 4, admit: rate limits, circuit breakers, and a slot among the runs.
 
-How often and whether the tool is fit is asked first of all, before a name is looked up for the call; a place is asked
-for when the call has been decided on.
+Rate limits and breakers are checked during validation, before any name is looked up. The slot is taken after the call
+was authorized.
 """
 
 from __future__ import annotations
@@ -9,28 +9,26 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from mcp_server.errors import BusyError, NetworkToolsError
-from mcp_server.limits.admission import Admission, Admitted, Ticket, Waiting
+from mcp_server.limits.admission import Admission, Admitted, QueuePosition, Ticket
 from mcp_server.limits.circuit_breaker import Breakers, Permit
 from mcp_server.limits.rate_limit import RateLimiter
 from mcp_server.model.run import Actor
-
-if TYPE_CHECKING:
-    from mcp_server.pipeline.authorize import AuthorizedPlan
-    from mcp_server.pipeline.execute import Progress
-    from mcp_server.pipeline.plan import Plan
-    from mcp_server.pipeline.signals import Signals
+from mcp_server.pipeline.authorize import AuthorizedPlan
+from mcp_server.pipeline.execute import Progress
+from mcp_server.pipeline.plan import Plan
+from mcp_server.pipeline.signals import Signals
 
 REFUSAL_PAUSE_SEC: Final = 0.1
-"""How long a call over its rate limit waits for the refusal."""
+"""How long the refusal of a call over its rate limit is delayed."""
 FAULTS: Final = frozenset({"binary_not_found", "binary_changed", "tool_failed", "timeout"})
-"""Codes of failures that are the tool's; a time-out only where it is not the caller's doing."""
+"""Codes of errors that count as failures of the tool. `judge` leaves out timeouts that the caller caused."""
 
 
 class AdmissionController:
-    """What lets calls in: the rate limits, the breakers, the places."""
+    """Decides whether a call may start now: by the rate limits, the circuit breakers, and the free slots."""
 
     def __init__(self, limiter: RateLimiter, breakers: Breakers, admission: Admission, signals: Signals) -> None:
         self._limiter = limiter
@@ -40,19 +38,20 @@ class AdmissionController:
         self._notifying: set[asyncio.Task[None]] = set()
 
     async def count(self, tool: str, actor: Actor) -> None:
-        """Count the call; raises BusyError ``rate_limited``, a moment later than it could."""
+        """Count the call against the rate limits. Raises BusyError ``rate_limited``, after a short pause."""
         try:
             await self._limiter.hit(actor.name, tool, actor.access.calls_per_minute)
         except BusyError:
-            # Who calls again at once after each refusal must not take the processor from everybody else.
+            # A caller that calls again at once after each refusal must not use up the processor.
             await asyncio.sleep(REFUSAL_PAUSE_SEC)
             raise
 
     @contextmanager
     def attempt(self, tool: str) -> Iterator[Permit]:
-        """Try a tool; raises BusyError ``circuit_open`` where it has failed too often.
+        """Let a call of a tool through its breaker for the length of the block.
 
-        An error inside that is the tool's counts as its failure, any other as neither. `judge` takes an answer.
+        Raises BusyError ``circuit_open`` if the tool has failed too often. An error in the block counts as a failure
+        of the tool if its code is in `FAULTS`, and is not counted otherwise. `judge` counts the result of a run.
         """
         with self._breakers.of(tool).permit() as permit:
             try:
@@ -64,30 +63,30 @@ class AdmissionController:
 
     @asynccontextmanager
     async def slot(self, authorized: AuthorizedPlan, progress: Progress | None) -> AsyncIterator[Admitted]:
-        """Hold a place for the run, waiting for it in line; the caller is told where it stands."""
+        """Hold a slot for a run, after waiting for it in the queue. ``progress`` gets the position in the queue."""
         plan, call = authorized.plan, authorized.plan.call
         ticket = Ticket(
             tool=call.tool.tool_name(),
             actor=call.actor.name,
-            targets=tuple(network for target in plan.targets.items for network in target.networks),
+            targets=plan.targets.networks,
             exclusive=authorized.exclusive,
             estimate_sec=plan.command.estimate.seconds,
         )
 
-        def on_wait(waiting: Waiting) -> None:
-            self._signals.queued(call, waiting)
+        def on_wait(at: QueuePosition) -> None:
+            self._signals.queued(call, at)
             if progress is not None:
-                sentence = f"{ticket.tool}: place {waiting.position} in line, about {waiting.expected_sec} s"
+                sentence = f"{ticket.tool}: position {at.position} in the queue, about {at.expected_sec} s"
                 task = asyncio.create_task(_notify(progress, sentence))
                 self._notifying.add(task)
                 task.add_done_callback(self._notifying.discard)
 
         try:
             async with self._admission.slot(ticket, on_wait) as admitted:
-                self._signals.placed(call, admitted.waited)
+                self._signals.admitted(call, admitted.waited)
                 yield admitted
         finally:
-            self._signals.left(ticket.tool)
+            self._signals.slot_released(ticket.tool)
 
 
 async def _notify(progress: Progress, sentence: str) -> None:
@@ -95,17 +94,17 @@ async def _notify(progress: Progress, sentence: str) -> None:
 
 
 def judge(permit: Permit, plan: Plan, error: NetworkToolsError | None) -> None:
-    """Tell the breaker what a finished run says of its tool."""
+    """Report to the breaker whether a finished run was a success or a failure of its tool."""
     if error is None:
         permit.success()
-    elif error.code in FAULTS and not (error.code == "timeout" and _was_to_be_expected(plan)):
+    elif error.code in FAULTS and not (error.code == "timeout" and _timeout_was_expected(plan)):
         permit.failure()
 
 
-def _was_to_be_expected(plan: Plan) -> bool:
-    """Whether a time-out is the caller's doing, who asked for less time than is usual, or for more than fits into it.
+def _timeout_was_expected(plan: Plan) -> bool:
+    """Whether the caller caused a timeout: it asked for less time than usual, or for more work than fits into it.
 
-    Else one caller could have the breaker take a tool from all the others.
+    Without this rule one caller could make the breaker take a tool away from all others.
     """
     limit = plan.limits.timeout_sec
     shortened = limit < plan.usual_timeout_sec

@@ -1,4 +1,4 @@
-"""Step 3, authorize: the owner's policy decides on the plan, and the decision is on the log before a spawn."""
+"""Step 3, authorize: decide whether a plan may run, and put the decision on the log before anything starts."""
 
 from __future__ import annotations
 
@@ -8,36 +8,96 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from mcp_server.audit import AuditLog
-from mcp_server.audit.escaping import escape_values
+from mcp_server.audit.records import escape_values
 from mcp_server.config import Config
 from mcp_server.errors import AccessError, NetworkToolsError, RefusedError
 from mcp_server.model.access import Access
 from mcp_server.model.run import Outcome, Risk
-from mcp_server.model.target import Network
 from mcp_server.netguard import Enforcement, Guard, GuardReading
-from mcp_server.pipeline.denials import who
 from mcp_server.pipeline.guard_watch import read_guard
+from mcp_server.pipeline.log_fields import who
 from mcp_server.pipeline.plan import Plan
 from mcp_server.scope.budget import PacketBudget, Reservation
-from mcp_server.scope.permission import require_risk
-from mcp_server.scope.policy import Grant, ScopePolicy
+from mcp_server.scope.grant import Grant
+from mcp_server.scope.permissions import require_risk
+from mcp_server.scope.policy import ScopePolicy
+from mcp_server.tools.context import Assessment
+
+
+def decide(
+    plan: Plan, policy: ScopePolicy, access: Access, *, allow_intrusive: bool, now: datetime
+) -> Grant | RefusedError:
+    """Decide whether a plan may run. Pure: the same arguments give the same decision, and nothing is recorded.
+
+    ``policy`` is the scope policy within the actor's networks, ``access`` what the actor may do. Returns the grant of
+    the policy, or the error that refuses the call: AccessError ``insufficient_scope``, ``intrusive_not_allowed``,
+    ``risk_not_allowed`` or ``outside_time_window``, TargetError ``target_out_of_scope``, BusyError ``budget_exceeded``.
+    """
+    tool = plan.call.tool
+    try:
+        require_risk(access, plan.risk, tool.tool_name())
+        if plan.risk >= Risk.INTRUSIVE and not allow_intrusive:
+            raise AccessError(f"{tool.tool_name()}: this call is intrusive.", code="intrusive_not_allowed")
+        grant = policy.require(
+            plan.targets.networks,
+            plan.targets.names,
+            plan.risk,
+            addresses=plan.targets.count,
+            ports=plan.ports,
+            probes=plan.probes,
+            now=now,
+        )
+    except RefusedError as refusal:
+        return refusal
+    if grant.packets_per_second is not None and not tool.limits_rate:
+        return AccessError(
+            f"The policy allows {grant.packets_per_second:g} packets a second for these targets, "
+            f"and {tool.tool_name()} cannot limit its rate.",
+            code="risk_not_allowed",
+            hint="Use a tool that can limit its rate, or targets without a rate. 'scope check' shows the rates.",
+        )
+    return grant
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedCall:
+    """A plan that was not run, and the decision about it: the grant, or the error that refuses the call."""
+
+    plan: Plan
+    decision: Grant | RefusedError
+
+    def assessment(self) -> Assessment:
+        """Return the cost and the decision as a tool sees them."""
+        plan, decision = self.plan, self.decision
+        return Assessment(
+            risk=plan.risk,
+            addresses=plan.targets.count,
+            ports=plan.ports,
+            probes=plan.probes,
+            seconds=plan.command.estimate.seconds,
+            packets_per_second=decision.packets_per_second if isinstance(decision, Grant) else None,
+            refusal=None if isinstance(decision, Grant) else decision,
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class AuthorizedPlan:
-    """A plan that may run, the policy it was allowed under, and what was set aside for it."""
+    """A plan that may run, the policy that allowed it, and the packets that were reserved for it.
+
+    ``exclusive`` lists the policy entries with a packet rate. Each run may use the whole rate of such an entry, so
+    runs on the same entry take turns.
+    """
 
     plan: Plan
     scope_hash: str
     enforcement: Enforcement
     reservation: Reservation
     exclusive: tuple[str, ...] = ()
-    """Entries with a packet rate: the run keeps to the whole of it, so runs on one such entry take turns."""
 
 
 @dataclass(frozen=True, slots=True)
 class Authorizer:
-    """What decides on plans: the owner's configuration, the policy as the actor may use it, the budgets, the guard."""
+    """Authorizes plans. ``policy`` is the scope policy within the networks of the actor."""
 
     config: Config
     policy: ScopePolicy
@@ -45,60 +105,47 @@ class Authorizer:
     budget: PacketBudget
     audit: AuditLog
 
-    async def authorize(self, plan: Plan) -> AuthorizedPlan:
-        """Judge the compiled plan and log the acceptance.
+    def decide(self, plan: Plan, access: Access) -> Grant | RefusedError:
+        """Decide whether a plan may run now."""
+        allow_intrusive = self.config.security.allow_intrusive
+        return decide(plan, self.policy, access, allow_intrusive=allow_intrusive, now=datetime.now(UTC))
 
-        Raises TargetError, AccessError or BusyError where the policy refuses, PlatformError where the guard is gone
-        or the log cannot be written.
+    async def authorize(self, plan: Plan) -> AuthorizedPlan:
+        """Decide on a plan, reserve its packets, and log the acceptance.
+
+        Raises the refusal of `decide`, BusyError ``budget_exceeded`` if the budget of the hour is used up, and
+        PlatformError if the guard is gone or the log cannot be written.
         """
-        grant = self._judge(plan)
-        reading = await read_guard(self.guard)
         actor = plan.call.actor
+        grant = _require(self.decide(plan, actor.access))
+        reading = await read_guard(self.guard)
         reservation = self.budget.reserve(
-            _probes(plan),
+            plan.probes,
             self.policy.limits.packets_per_hour,
             time.monotonic(),
             actor=actor.name,
             own_limit=actor.access.packets_per_hour,
         )
         try:
-            await self._log(plan, grant.entries, reading)
+            await self._log(plan, tuple(map(str, grant.entries)), reading)
         except BaseException:
             self.budget.release(reservation)
             raise
-        rated = self.policy.rated_entries(*_touched(plan))
-        return AuthorizedPlan(plan, self.policy.hash, self.guard.enforcement, reservation, rated)
+        exclusive = self.policy.rated_entries(plan.targets.networks, plan.targets.names)
+        return AuthorizedPlan(plan, self.policy.hash, self.guard.enforcement, reservation, exclusive)
 
     def confirm(self, authorized: AuthorizedPlan, access: Access) -> AuthorizedPlan:
-        """Judge a call again that has waited since, by what its actor may do now.
-
-        Raises as `authorize` does where it may no longer run.
-        """
-        plan = authorized.plan
-        self._judge(replace(plan, call=replace(plan.call, actor=replace(plan.call.actor, access=access))))
+        """Decide again on a call that has waited, by what its actor may do now. Raises the refusal of `decide`."""
+        _require(self.decide(authorized.plan, access))
         return replace(authorized, scope_hash=self.policy.hash)
-
-    def _judge(self, plan: Plan) -> Grant:
-        command = plan.command
-        require_risk(plan.call.actor.access, command.risk, plan.call.tool.tool_name())
-        if command.risk >= Risk.INTRUSIVE and not self.config.security.allow_intrusive:
-            raise AccessError(f"{plan.call.tool.tool_name()}: this call is intrusive", code="intrusive_not_allowed")
-        return self.policy.require(
-            *_touched(plan),
-            command.risk,
-            addresses=plan.targets.count,
-            ports=sum(ports.count for ports in command.ports),
-            probes=_probes(plan),
-            now=datetime.now(UTC),
-        )
 
     async def _log(self, plan: Plan, entries: tuple[str, ...], reading: GuardReading | None) -> None:
         from mcp_server.sandbox.containment import containment
 
         call, estimate = plan.call, plan.command.estimate
-        # A runner that a guard helper started elsewhere is outside of the ruleset.
-        elsewhere = not plan.executor.allow_raw and self.guard.raw_sockets
-        # It is as unprivileged there as one without raw sockets would be here.
+        # A runner for loopback targets runs outside of the namespace that the ruleset filters.
+        filtered = plan.executor.allow_raw or not self.guard.raw_sockets
+        # Such a runner has as few privileges as a server without raw sockets.
         confined = await asyncio.to_thread(containment, allow_raw=plan.executor.allow_raw)
         await self.audit.append(
             "decision",
@@ -115,7 +162,7 @@ class Authorizer:
             ],
             argv=list(plan.argv),
             binary={"path": plan.binary.path, "realpath": plan.binary.realpath, "sha256": plan.binary.sha256()},
-            risk=str(plan.command.risk),
+            risk=str(plan.risk),
             addresses=plan.targets.count,
             estimate={"probes": estimate.probes, "seconds": round(estimate.seconds, 1)},
             reason=f"allowed by {', '.join(entries)}",
@@ -123,13 +170,19 @@ class Authorizer:
             enforcement=self.guard.enforcement.value,
             executor=plan.executor.name,
             sandbox={"tier": confined.tier.value, "files_confined": confined.files_confined},
-            ruleset=reading.ruleset if reading and not elsewhere else None,
+            ruleset=reading.ruleset if reading and filtered else None,
         )
 
 
+def _require(decision: Grant | RefusedError) -> Grant:
+    if isinstance(decision, RefusedError):
+        raise decision
+    return decision
+
+
 async def log_not_started(audit: AuditLog, authorized: AuthorizedPlan, error: BaseException) -> None:
-    """Put the end of an accepted call on the log that came to no run: no place, no store, or given up while waiting."""
-    outcome, code = ending(error)
+    """Log the end of an accepted call that did not become a run: no free slot, no store, or cancelled while waiting."""
+    outcome, code = outcome_of(error)
     call = authorized.plan.call
     await audit.append(
         "end",
@@ -144,21 +197,10 @@ async def log_not_started(audit: AuditLog, authorized: AuthorizedPlan, error: Ba
     )
 
 
-def ending(error: BaseException) -> tuple[Outcome, str]:
-    """What a call came to that this error ended, and the code of that."""
+def outcome_of(error: BaseException) -> tuple[Outcome, str]:
+    """Return the outcome and the code of a call that this error ended."""
     if isinstance(error, NetworkToolsError):
         return Outcome.REFUSED if isinstance(error, RefusedError) else Outcome.FAILED, error.code
     if isinstance(error, asyncio.CancelledError):
         return Outcome.CANCELLED, "cancelled"
     return Outcome.FAILED, "internal_error"
-
-
-def _touched(plan: Plan) -> tuple[list[Network], list[str]]:
-    """The pinned networks of a plan, and the names that were looked up for them."""
-    items = plan.targets.items
-    return [network for target in items for network in target.networks], [each.name for each in items if each.name]
-
-
-def _probes(plan: Plan) -> int:
-    """The packets a call may take; a tool that estimates none sends at least one to each address."""
-    return max(plan.command.estimate.probes, plan.targets.count)

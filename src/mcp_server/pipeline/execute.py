@@ -1,20 +1,19 @@
-"""Step 5, run: the process, its output spooled, parsed and folded as it comes; progress while it goes on."""
+"""Step 5, execute: run the program, keep its output, and parse it as it arrives. Progress is reported once a second."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from mcp_server.model.digest import HostDigest
 from mcp_server.model.run import Raw
 from mcp_server.observability import tracing
 from mcp_server.pipeline.authorize import AuthorizedPlan
 from mcp_server.pipeline.record import Recorder
 from mcp_server.sandbox.process import Exit, run_process
-from mcp_server.tools.base import OutputParser, Parsed
+from mcp_server.tools.results import Digest, OutputParser, Parsed
 
 if TYPE_CHECKING:
     from mcp_server.store.blobs import RawSpool
@@ -22,43 +21,53 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 Progress = Callable[[float, str], Awaitable[None]]
-"""Takes the share done (0.0-1.0, never falling) and a sentence of our own words, nothing from a target."""
+"""Takes the share that is done (0.0 to 1.0, never falling) and a sentence without any text from a target."""
 
 TICK_SEC = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class ProgressUpdate:
-    """How far a run is: the share done (0.0-1.0, never falling), seconds since its start, hosts that were up."""
+    """How far a run is: the share done (0.0 to 1.0, never falling), seconds since its start, and its counts so far.
+
+    ``summary`` is the counts in words. Both are empty for a tool without a digest.
+    """
 
     share: float
     elapsed: float
-    up: int | None
+    counts: Mapping[str, int]
+    summary: str
 
     def sentence(self, tool: str) -> str:
-        """The beat in our own words, nothing from a target."""
-        found = "" if self.up is None else f", {self.up} up"
-        return f"{tool}: {self.elapsed:.0f} s{found}"
+        """Return the progress as a sentence without any text from a target."""
+        return f"{tool}: {self.elapsed:.0f} s" + (f", {self.summary}" if self.summary else "")
 
 
 @dataclass(frozen=True, slots=True)
 class Execution:
-    """What running gave: how the process ended, what the parser knows, the folded hosts, the head of stdout."""
+    """The result of a process: how it ended, the parser's result, the digest, and the first bytes of its output."""
 
     exit: Exit
     parsed: Parsed | None
-    digest: HostDigest | None
+    digest: Digest | None
     stdout: bytes
     truncated_stdout: bool
     raw: Raw
 
 
 class _OutputCollector:
-    """Receives standard output: whole to the spool and the parser, its first bytes for the answer."""
+    """Takes standard output: all of it goes to the spool and to the parser, its first bytes go into the answer."""
 
-    def __init__(self, parser: OutputParser | None, recorder: Recorder, spool: RawSpool, head_bytes: int) -> None:
+    def __init__(
+        self,
+        parser: OutputParser | None,
+        digest: Digest | None,
+        recorder: Recorder,
+        spool: RawSpool,
+        head_bytes: int,
+    ) -> None:
         self.parser = parser
-        self.digest = HostDigest() if parser else None
+        self.digest = digest
         self.head = bytearray()
         self.truncated = False
         self.parse_sec = 0.0
@@ -68,16 +77,16 @@ class _OutputCollector:
 
     def take(self, data: bytes) -> None:
         self._spool.write(data)
-        room = self._head_bytes - len(self.head)
-        self.head += data[:room]
-        self.truncated |= len(data) > room
+        missing = self._head_bytes - len(self.head)
+        self.head += data[:missing]
+        self.truncated |= len(data) > missing
         if self.parser is not None and self.digest is not None:
-            begun = time.perf_counter()
-            hosts = list(self.parser.feed(data))
-            for host in hosts:
-                self.digest.add(host)
-            self.parse_sec += time.perf_counter() - begun
-            self._recorder.see(hosts)
+            started = time.perf_counter()
+            observations = list(self.parser.feed(data))
+            for observation in observations:
+                self.digest.add(observation)
+            self.parse_sec += time.perf_counter() - started
+            self._recorder.see(observations)
 
 
 async def run(
@@ -88,31 +97,27 @@ async def run(
     head_bytes: int,
     on_update: Callable[[ProgressUpdate], Awaitable[None]],
 ) -> Execution:
-    """Run an authorized plan to its end; raises PlatformError where the process cannot be started.
+    """Run an authorized plan to its end. Raises PlatformError if the process cannot be started.
 
-    ``on_update`` is awaited once a second; what it raises ends the run and is raised here. On that and on cancellation
-    the whole process tree is gone, and what was collected is in the recorder, when this raises.
+    ``on_update`` is awaited once a second. If it raises, the run ends and the error is raised here. When this function
+    raises, or is cancelled, every process of the run has ended and the recorder has what was collected.
     """
     plan = authorized.plan
-    parser = plan.call.tool.parser(plan.call.parameters, plan.targets, plan.command)
-    collector = _OutputCollector(parser, recorder, spool, head_bytes)
+    tool = plan.call.tool
+    parser = tool.parser(plan.call.prepared, plan.targets, plan.command)
+    collector = _OutputCollector(parser, tool.digest(), recorder, spool, head_bytes)
     try:
-        with tracing.span("parse") as span:  # output is parsed as it comes, so beside the program
+        with tracing.span("parse") as span:  # output is parsed while the program runs
             process = run_process(plan.argv, plan.limits, collector.take, executor=plan.executor, sandbox=plan.sandbox)
-            exit_ = await _with(
+            exit_ = await _with_background(
                 process, recorder.keep_writing(), _report_progress(collector, plan.limits.timeout_sec, on_update)
             )
             if collector.digest:
-                span.set(
-                    **{
-                        "mcp_network_tools.parse_sec": collector.parse_sec,
-                        "mcp_network_tools.hosts_up": collector.digest.up,
-                        "mcp_network_tools.open_ports": collector.digest.open_ports,
-                    }
-                )
+                counts = {f"mcp_network_tools.{name}": count for name, count in collector.digest.counts.items()}
+                span.set(**{"mcp_network_tools.parse_sec": collector.parse_sec}, **counts)
     except BaseException:
         if parser and collector.digest:
-            recorder.cut_short(parser.close().coverage, collector.digest)
+            recorder.cut_short(parser.close().coverage, collector.digest.counts)
         raise
     return Execution(
         exit=exit_,
@@ -127,22 +132,27 @@ async def run(
 async def _report_progress(
     collector: _OutputCollector, timeout_sec: float, on_update: Callable[[ProgressUpdate], Awaitable[None]]
 ) -> None:
-    """Say how far the run is, once a second, until cancelled."""
+    """Report the progress of the run once a second, until cancelled."""
     loop = asyncio.get_running_loop()
     started, shown = loop.time(), 0.0
     while True:
         await asyncio.sleep(TICK_SEC)
         done = collector.parser.progress if collector.parser else None
         elapsed = loop.time() - started
-        # A tool that does not say how far it is shows the share of its time limit instead.
+        # For a tool that does not report its progress, the share of the time limit is shown.
         shown = max(shown, min(done if done is not None else elapsed / timeout_sec, 0.99))
-        await on_update(ProgressUpdate(shown, elapsed, collector.digest.up if collector.digest else None))
+        digest = collector.digest
+        counts, summary = (digest.counts, digest.summary) if digest else ({}, "")
+        await on_update(ProgressUpdate(shown, elapsed, counts, summary))
 
 
-async def _with(work: Coroutine[Any, Any, T], *beside: Coroutine[Any, Any, None]) -> T:
-    """Do ``work`` with others beside it, which end with it; one of them that fails ends it, and is what is raised."""
+async def _with_background(work: Coroutine[Any, Any, T], *background: Coroutine[Any, Any, None]) -> T:
+    """Await ``work`` while the ``background`` coroutines run, and cancel them at its end.
+
+    If one of them fails, ``work`` is cancelled and that error is raised.
+    """
     working = asyncio.create_task(work)
-    tasks = [asyncio.create_task(each) for each in beside]
+    tasks = [asyncio.create_task(each) for each in background]
     for task in tasks:
         task.add_done_callback(lambda task: None if task.cancelled() or not task.exception() else working.cancel())
     try:

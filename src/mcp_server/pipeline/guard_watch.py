@@ -1,30 +1,28 @@
-"""The guard around a run: read before it and after it. What was dropped meanwhile is an alarm and marks the run."""
+"""Reads the packet guard before and after a run. Packets dropped meanwhile raise an alarm and are noted on the run."""
 
 from __future__ import annotations
 
-import logging
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from mcp_server import metrics
 from mcp_server.audit import AuditLog
 from mcp_server.errors import NetworkToolsError
+from mcp_server.logger import get_logger
 from mcp_server.model.run import Run
 from mcp_server.netguard import Guard, GuardReading
-from mcp_server.pipeline.record import run_facts
+from mcp_server.pipeline.log_fields import run_facts
 
-if TYPE_CHECKING:
-    from mcp_server.pipeline.signals import Signals
-
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _counted: WeakKeyDictionary[Guard, dict[str, int]] = WeakKeyDictionary()
 
 
 async def read_guard(guard: Guard) -> GuardReading | None:
-    """The guard's state, or None in the argument tier.
+    """Return the state of the guard, or None in the argument tier.
 
-    Raises PlatformError ``guard_unavailable`` where it is gone or changed, which is counted.
+    Raises PlatformError ``guard_unavailable`` if the guard is gone or changed, and counts that.
     """
     try:
         reading = await guard.read()
@@ -37,29 +35,34 @@ async def read_guard(guard: Guard) -> GuardReading | None:
 
 
 def _count(guard: Guard, drops: dict[str, int]) -> None:
-    """Count what was dropped since the last reading, once, however many runs were under way or none."""
+    """Count the packets dropped since the last reading, once, however many runs are active."""
     before = _counted.get(guard, {})
     for rule, packets in drops.items():
-        # Also by nothing: a series that first appears with its first drop shows no rise to Prometheus.
+        # Zero is counted too: Prometheus shows no increase for a series that appears with its first drop.
         metrics.count("mcp_guard_drops_total", max(packets - before.get(rule, 0), 0), rule=rule)
     _counted[guard] = drops
 
 
 async def difference(
-    guard: Guard, before: GuardReading | None, audit: AuditLog, run: Run, signals: Signals
+    guard: Guard,
+    before: GuardReading | None,
+    audit: AuditLog,
+    run: Run,
+    on_alarm: Callable[[str, Run, str, int | None], None],
 ) -> dict[str, Any]:
-    """What the guard did since ``before``, ready for records; empty in the argument tier.
+    """Return what the guard did since ``before``, ready for records. Empty in the argument tier.
 
-    Keys: ``ruleset`` (SHA-256), ``passed`` and ``dropped`` (packets; drops by rule), and where they apply
-    ``ruleset_after`` (a policy reload during the run) and ``lost`` (why it could not be read). Packets dropped while
-    several runs are under way count for each of them: the guard knows no runs.
+    Keys: ``ruleset`` (SHA-256), ``passed`` and ``dropped`` (packets; drops by rule). If they apply also
+    ``ruleset_after`` (the policy was reloaded during the run) and ``lost`` (why the guard could not be read). The guard
+    does not know runs: packets that are dropped while several runs are active count for each of them. An alarm goes to
+    the audit log and to ``on_alarm``, with its name, the run, a message and a count.
     """
     if before is None:
         return {}
     try:
         after = await read_guard(guard)
     except NetworkToolsError as error:
-        signals.alarm("guard_lost", run, error.message)
+        on_alarm("guard_lost", run, error.message, None)
         await _log_alarm(audit, run, "guard_lost", reason=error.message)
         return {"ruleset": before.ruleset, "lost": error.message}
     if after is None:
@@ -74,7 +77,7 @@ async def difference(
         facts["ruleset_after"] = after.ruleset
     if facts["dropped"]:
         count, rules = sum(facts["dropped"].values()), ", ".join(facts["dropped"])
-        signals.alarm("guard_drops", run, f"the guard dropped {count} packets of a tool ({rules})", count)
+        on_alarm("guard_drops", run, f"The guard dropped {count} packets of a tool ({rules}).", count)
         await _log_alarm(audit, run, "guard_drops", dropped=facts["dropped"])
     return facts
 
@@ -83,5 +86,5 @@ async def _log_alarm(audit: AuditLog, run: Run, alarm: str, **facts: Any) -> Non
     try:
         await audit.append("alarm", alarm=alarm, **run_facts(run), **facts)
     except NetworkToolsError as error:
-        # The run still has to be ended and recorded; no other one starts while the log cannot be written.
-        logger.error("audit.alarm_not_logged run_id=%s: %s", run.id, error.message)  # noqa: TRY400 - no traceback: the failure is a disk
+        # The run must still end and be recorded. No other run starts while the log cannot be written.
+        logger.error("audit.alarm_not_logged", run_id=run.id, message=error.message)  # noqa: TRY400 - no traceback: the failure is a disk

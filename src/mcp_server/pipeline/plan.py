@@ -1,38 +1,41 @@
-"""Step 2, plan: targets resolved once and pinned, flags read, argv compiled, the cost known before anything is sent."""
+"""Step 2, plan: targets resolved once and pinned, the command, its limits, its risk and its cost."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mcp_server.audit import AuditLog
 from mcp_server.config import Config
-from mcp_server.errors import AccessError, PlatformError
-from mcp_server.model.target import Targets
+from mcp_server.errors import PlatformError
+from mcp_server.model.run import Risk
+from mcp_server.model.target import Evidence, Targets
 from mcp_server.netguard import Guard
 from mcp_server.pipeline.validate import Call
 from mcp_server.sandbox.binaries import Binary, find_binary
 from mcp_server.sandbox.process import ProcessLimits
 from mcp_server.sandbox.sandbox import Sandbox
-from mcp_server.scope import permission
+from mcp_server.scope.pinning import pin_targets
 from mcp_server.scope.policy import ScopePolicy
-from mcp_server.scope.resolve import pin_targets
 from mcp_server.scope.resolver import Resolver
-from mcp_server.tools.base import Command, MCPBaseTool
-from mcp_server.tools.flags import Setting, read
+from mcp_server.tools.base import Command, MCPBaseTool, RunConditions
 
 if TYPE_CHECKING:
     from mcp_server.sandbox.executor import Executor
 
 PREFIXES = (Path("/usr"), Path("/usr/local"))
-"""Where a program's data folder is looked for besides beside the program, which may be a wrapper elsewhere."""
+"""Where a program's data folder is looked for if it is not beside the program, which may be a wrapper elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What will be done, exactly: pinned targets, the argv with the pinned binary, its limits, and what confines it."""
+    """Exactly what a call will do: pinned targets, the argv with the pinned binary, its limits and its sandbox.
+
+    ``usual_timeout_sec`` is the time limit that the run would have without the caller's ``timeout_sec``.
+    """
 
     call: Call
     targets: Targets
@@ -43,14 +46,46 @@ class Plan:
     sandbox: Sandbox
     executor: Executor
     usual_timeout_sec: float
-    """What the run would have had, had the caller not asked for less or more."""
+
+    @property
+    def risk(self) -> Risk:
+        """The risk of the call."""
+        return self.call.prepared.risk
+
+    @property
+    def ports(self) -> int:
+        """How many ports the call tests on each address, all transports together."""
+        return sum(ports.count for ports in self.command.ports)
+
+    @property
+    def probes(self) -> int:
+        """How many packets the call may send. A tool without an estimate sends at least one to each address."""
+        return max(self.command.estimate.probes, self.targets.count)
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedResolver:
+    """A resolver that logs every name before it looks it up, because a lookup can carry data out.
+
+    ``fields`` are added to each record. Calls that become runs have their lookups on the record of the decision.
+    """
+
+    resolver: Resolver
+    audit: AuditLog
+    fields: Mapping[str, str]
+
+    async def lookup(self, name: str) -> Evidence:
+        """Log the lookup, then do it. Raises PlatformError if the log cannot be written."""
+        await self.audit.append("lookup", name=name, **self.fields)
+        return await self.resolver.lookup(name)
 
 
 @dataclass(frozen=True, slots=True)
 class Planner:
-    """What plans are made with: the owner's configuration, the policy as the actor may use it, and what this host has.
+    """Makes plans from the configuration, the policy within the actor's networks, and the programs of this host.
 
-    ``pins`` are hashes the owner accepts besides the reviewed ones, by path in a program's data folder.
+    ``allowed_checksums`` are hashes that the operator accepts besides the reviewed ones, by path in a program's data
+    folder.
     """
 
     config: Config
@@ -60,24 +95,26 @@ class Planner:
     allowed_checksums: Mapping[str, frozenset[str]]
 
     async def plan(self, call: Call) -> Plan:
-        """Plan a call; raises TargetError, ArgumentError, AccessError or PlatformError (``binary_not_found``)."""
-        tool, parameters, limits = call.tool, call.parameters, self.config.effective
-        settings = read(parameters.extra_args, tool.flags(), max_length=limits.max_args_length)
-        check_permission(call, settings)  # before a name is looked up for somebody who may not ask
-        targets = await pin_targets(
-            tool.targets_of(parameters), self.policy, self.resolver, max_addresses=tool.max_addresses
+        """Plan a call. Raises TargetError, ArgumentError, or PlatformError such as ``binary_not_found``."""
+        tool, prepared, limits = call.tool, call.prepared, self.config.effective
+        targets = tool.choose(
+            prepared,
+            await pin_targets(
+                tool.targets_of(call.parameters), self.policy, self.resolver, max_addresses=tool.max_addresses
+            ),
         )
-        targets = tool.choose(targets, settings)
         executor = self.guard.executor_for(targets)
-        tool = self._bounded(tool, targets, executor)
-        seconds = limits.timeout_for(own=tool.default_timeout_sec, asked=parameters.timeout_sec)
-        # A tool that divides its time among hosts must know the limit that will hold, not the one that was asked for.
-        command = tool.build_command(parameters.model_copy(update={"timeout_sec": seconds}), targets, settings)
-        if command.needs_raw_sockets and not tool.policy.raw_sockets:
+        conditions = RunConditions(
+            timeout_sec=limits.timeout_for(own=tool.default_timeout_sec, asked=call.parameters.timeout_sec),
+            raw_sockets=tool.policy.raw_sockets and executor.allow_raw,
+            max_rate=self.policy.rate_for(targets.networks, targets.names),
+        )
+        command = tool.build_command(prepared, targets, conditions)
+        if command.needs_raw_sockets and not conditions.raw_sockets:
             raise PlatformError(
-                f"{tool.tool_name()}: this call needs raw sockets, and there is no guard to hold them here",
+                f"{tool.tool_name()}: this call needs raw sockets, and no guard can control them here.",
                 code="permission_denied",
-                hint="Start the server with 'mcp-network-tools serve --guard kernel'; loopback has none in any tier.",
+                hint="Start the server with 'mcp-network-tools serve --guard kernel'. Loopback never has raw sockets.",
             )
         binary = find_binary(tool.command_name)
         binary.check_unchanged()
@@ -91,31 +128,16 @@ class Planner:
             binary=binary,
             argv=(binary.path, *((tool.data_dir_flag, str(data)) if data else ()), *command.args),
             limits=ProcessLimits(
-                timeout_sec=seconds,
+                timeout_sec=conditions.timeout_sec,
                 output_bytes=limits.raw_bytes,
                 stderr_bytes=limits.stderr_bytes,
                 memory_bytes=limits.memory_bytes,
                 file_descriptors=limits.file_descriptors,
             ),
-            sandbox=Sandbox(reads=tuple(tool.reads), raw_sockets=tool.policy.raw_sockets),
+            sandbox=Sandbox(reads=tuple(tool.reads), raw_sockets=conditions.raw_sockets),
             executor=executor,
             usual_timeout_sec=limits.timeout_for(own=tool.default_timeout_sec),
         )
-
-    def _bounded(self, tool: MCPBaseTool, targets: Targets, executor: Executor) -> MCPBaseTool:
-        """The tool as the place and the policy's rate for these targets bound it."""
-        rate = self.policy.rate_for(
-            [network for target in targets.items for network in target.networks],
-            [target.name for target in targets.items if target.name is not None],
-        )
-        if rate is not None and not tool.limits_rate:
-            raise AccessError(
-                f"the policy allows {rate:g} packets a second there, and {tool.tool_name()} cannot keep to a rate",
-                code="risk_not_allowed",
-                hint="Use a tool that can, or targets without a rate; 'scope check' shows which have one.",
-            )
-        raw_sockets = tool.policy.raw_sockets and executor.allow_raw
-        return tool.under(replace(tool.policy, raw_sockets=raw_sockets, max_rate=rate))
 
     async def _check_files(self, folder: Path, command: Command) -> None:
         from mcp_server.sandbox.allowed_checksums import check_files
@@ -123,15 +145,8 @@ class Planner:
         await asyncio.to_thread(check_files, folder, command.files, self.allowed_checksums)
 
 
-def check_permission(call: Call, settings: tuple[Setting, ...]) -> None:
-    """Raise AccessError ``insufficient_scope`` where the actor may not make this call, by what its parameters say."""
-    held = call.actor.access
-    if not held.permissions >= permission.ALL:  # reading the parameters twice costs what it tells
-        permission.require_risk(held, call.tool.risk_of(call.parameters, settings), call.tool.tool_name())
-
-
 def _data_folder(tool: MCPBaseTool, binary: Binary) -> Path | None:
-    """The data folder ``PREFIX/share/NAME`` of a tool that is given it; None for one that is not."""
+    """Return the data folder ``PREFIX/share/NAME`` of a tool that has a ``data_dir_flag``, or None."""
     if not tool.data_dir_flag:
         return None
     prefixes = (Path(binary.realpath).parent.parent, *PREFIXES)
@@ -139,7 +154,7 @@ def _data_folder(tool: MCPBaseTool, binary: Binary) -> Path | None:
         if folder.is_dir():
             return folder
     raise PlatformError(
-        f"{tool.command_name} has no data folder share/{tool.command_name} in {', '.join(map(str, prefixes))}",
+        f"{tool.command_name} has no data folder share/{tool.command_name} in {', '.join(map(str, prefixes))}.",
         code="binary_not_found",
-        hint=f"Install {tool.command_name} whole, from the distribution's package.",
+        hint=f"Install the complete package of {tool.command_name} from the distribution.",
     )

@@ -1,9 +1,8 @@
-"""Step 6, remember: the run's row before the spawn, observations while it goes on, its end with raw bytes by hash."""
+"""Step 6, record: the row of a run before its program starts, observations while it runs, and its end."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -11,26 +10,26 @@ from typing import TYPE_CHECKING, Any
 
 from mcp_server.audit import AuditLog
 from mcp_server.errors import NetworkToolsError, PlatformError
-from mcp_server.model.digest import HostDigest
-from mcp_server.model.host import Host
-from mcp_server.model.run import Coverage, Outcome, Run
-from mcp_server.pipeline.denials import who
+from mcp_server.logger import get_logger
+from mcp_server.model.run import LOCAL, Coverage, Outcome, Run
+from mcp_server.pipeline.authorize import AuthorizedPlan
+from mcp_server.pipeline.log_fields import run_facts
+from mcp_server.tools.results import Observation
 
 if TYPE_CHECKING:
-    from mcp_server.pipeline.authorize import AuthorizedPlan
     from mcp_server.store.base import Store
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 RETRY_SEC = 1.0
 LATER_ATTEMPTS = 64
 LATER_LONGEST_SEC = 60.0
 BATCH = 256
-"""Hosts written together; fewer are written when the run ends."""
+"""Observations that are written together. The last batch of a run may be smaller."""
 
 
 def new_run(authorized: AuthorizedPlan) -> Run:
-    """The record of an authorized plan that is about to start."""
+    """Return the record of an authorized plan that is about to start."""
     plan, call = authorized.plan, authorized.plan.call
     return Run(
         id=call.id,
@@ -40,40 +39,27 @@ def new_run(authorized: AuthorizedPlan) -> Run:
         correlation_id=call.correlation_id,
         scope_hash=authorized.scope_hash,
         enforcement=authorized.enforcement.value,
-        risk=plan.command.risk,
+        risk=plan.risk,
         argv=plan.argv,
         started=datetime.now(UTC),
-        coverage=Coverage(
-            addresses=plan.targets.canonical(),
-            planned=plan.targets.count,
-            ports=plan.command.ports,
-            not_looked_at_count=plan.targets.count,
-        ),
+        outcome=Outcome.RUNNING,
+        vantage=LOCAL,
+        coverage=Coverage.nothing_yet(plan.targets.canonical(), plan.targets.count, plan.command.ports),
     )
 
 
-def run_facts(run: Run) -> dict[str, str]:
-    """What every record of a run says on the log besides its event: which, for whom, and under what."""
-    return {
-        "run_id": run.id,
-        "correlation_id": run.correlation_id,
-        **who(run.actor),
-        "tool": run.tool,
-        "scope_hash": run.scope_hash,
-        "enforcement": run.enforcement,
-    }
-
-
 class Recorder:
-    """Keeps one run: collects hosts into batches and writes them in order, then the end."""
+    """Records one run: writes its observations in order and in batches, and then its end.
+
+    ``begun`` says whether the store has a row of the run.
+    """
 
     def __init__(self, store: Store, audit: AuditLog, run: Run) -> None:
         self.run = run
         self.begun = False
-        """Whether the store has a row of it."""
         self._store = store
         self._audit = audit
-        self._pending: list[Host] = []
+        self._pending: list[Observation] = []
         self._seen = asyncio.Event()
         self._writing = asyncio.Lock()
 
@@ -82,44 +68,44 @@ class Recorder:
         await self._store.begin(self.run)
         self.begun = True
 
-    def see(self, hosts: Iterable[Host]) -> None:
-        """Take hosts from the parser; cheap, no I/O."""
-        self._pending.extend(hosts)
+    def see(self, observations: Iterable[Observation]) -> None:
+        """Take observations from the parser. Does no I/O."""
+        self._pending.extend(observations)
         if self._pending:
             self._seen.set()
 
     async def keep_writing(self) -> None:
-        """Write hosts as they are seen, until cancelled: few are left to write when the run ends, or is killed.
+        """Write observations as they arrive, until cancelled, so that few are lost if the process is killed.
 
-        A store that fails is asked again a second later: a database that comes back in time costs the run nothing.
+        If the store fails, try again after a second: a database that recovers in time costs the run nothing.
         """
         while True:
             await self._seen.wait()
             self._seen.clear()
             try:
-                # The end of the run must not cut a write in two: its hosts would be lost.
+                # The end of the run must not cancel a write halfway: its observations would be lost.
                 await asyncio.shield(self.flush())
             except NetworkToolsError as error:
-                logger.warning("store.hosts_wait run_id=%s: %s", self.run.id, error.message)
+                logger.warning("store.hosts_wait", run_id=self.run.id, message=error.message)
                 await asyncio.sleep(RETRY_SEC)
                 self._seen.set()
 
     async def flush(self) -> None:
-        """Write what has been collected, in batches; hosts wait for the next call where a write fails."""
+        """Write the collected observations in batches. If a write fails, they are kept for the next call."""
         async with self._writing:
             while batch := self._pending[:BATCH]:
                 await self._store.add_hosts(self.run, batch)
                 del self._pending[: len(batch)]
 
-    def cut_short(self, coverage: Coverage, digest: HostDigest) -> None:
-        """Note what a run that is being ended early had covered."""
-        self.run = replace(self.run, coverage=coverage, hosts_up=digest.up, open_ports=digest.open_ports)
+    def cut_short(self, coverage: Coverage, counts: Mapping[str, int]) -> None:
+        """Note what a run that ends early has covered."""
+        self.run = replace(self.run, coverage=coverage, counts=counts)
 
     async def finish(self, run: Run, process: Mapping[str, Any] | None = None) -> Run:
-        """Write the last hosts, the end of the run and its record on the decision log.
+        """Write the last observations, the end of the run, and its record on the audit log.
 
-        ``process`` holds what only the log keeps of the program: its pid, and the bytes it wrote. Where the store
-        fails, that is how the run ended: the log says so, and raises; `store_end` may be tried again.
+        ``process`` holds what only the log keeps: the process id, and the number of bytes that the program wrote. If
+        the store fails, the log says that the run failed, and the error is raised. `store_end` may be called again.
         """
         self.run = run = replace(run, ended=run.ended or datetime.now(UTC))
         try:
@@ -130,7 +116,7 @@ class Recorder:
             failure.details.setdefault("run_id", run.id)
             raise
         finally:
-            # Every decision that accepted a call has its end on the log, also where the store has failed.
+            # Every decision that accepted a call has its end on the log, also if the store failed.
             await self._audit.append(
                 "end",
                 **run_facts(run),
@@ -144,25 +130,25 @@ class Recorder:
         return run
 
     async def store_end(self) -> None:
-        """Write the last hosts and the end of the run."""
+        """Write the last observations and the end of the run."""
         await self.flush()
         await self._store.finish(self.run)
 
 
 class Unstored:
-    """Ends of runs that the store did not take, tried again until it does: a database that comes back has them all."""
+    """Ends of runs that the store did not take. They are written again until the store takes them."""
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def keep(self, recorder: Recorder) -> None:
-        """Try from now on, with longer and longer pauses, for an hour or so."""
+        """Try to write the end of a run, with longer and longer pauses, for about an hour."""
         task = asyncio.create_task(_store_later(recorder))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     async def close(self) -> None:
-        """Give up; the next start finds the runs and marks them interrupted."""
+        """Stop trying. The next start of the server finds these runs and marks them interrupted."""
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -176,7 +162,7 @@ async def _store_later(recorder: Recorder) -> None:
         except PlatformError:
             continue
         except NetworkToolsError as error:
-            logger.error("store.end_given_up run_id=%s: %s", recorder.run.id, error.message)  # noqa: TRY400 - our own words say all
+            logger.error("store.end_given_up", run_id=recorder.run.id, message=error.message)  # noqa: TRY400 - our own message says all
             return
-        logger.info("store.end_stored_late run_id=%s", recorder.run.id)
+        logger.info("store.end_stored_late", run_id=recorder.run.id)
         return

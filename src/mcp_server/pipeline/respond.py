@@ -1,4 +1,4 @@
-"""Step 7, answer: what a run came to, in one value that every interface shows its own view of."""
+"""Step 7, respond: the result of a run as one value. Each interface shows its own view of it."""
 
 from __future__ import annotations
 
@@ -7,20 +7,19 @@ from datetime import UTC, datetime
 from functools import cached_property
 
 from mcp_server.errors import NetworkToolsError, PlatformError, ToolError
-from mcp_server.model.digest import HostDigest
 from mcp_server.model.run import Coverage, Outcome, Run
 from mcp_server.model.untrusted import sanitize
 from mcp_server.pipeline.execute import Execution
 from mcp_server.pipeline.plan import Plan
-from mcp_server.tools.base import Parsed
+from mcp_server.tools.results import Digest
 
 
 @dataclass(frozen=True)
 class CallResult:
-    """The end of the road: the finished run, its folded hosts, bounded output, and the error where there is one."""
+    """The result of a call that became a run: the finished run, its digest, bounded output, and the error if any."""
 
     run: Run
-    digest: HostDigest | None = None
+    digest: Digest | None = None
     output: bytes = field(default=b"", repr=False)
     truncated_stdout: bool = False
     truncated_stderr: bool = False
@@ -30,23 +29,24 @@ class CallResult:
 
     @cached_property
     def stdout(self) -> str:
-        """The output, sanitized. Made when it is asked for: a megabyte takes 5 ms, and no agent sees nmap's XML."""
+        """The sanitized output. Computed on first use: a megabyte takes 5 ms, and MCP does not show nmap's XML."""
         return sanitize_lines(self.output)
 
 
 def conclude(run: Run, plan: Plan, execution: Execution) -> tuple[Run, NetworkToolsError | None]:
-    """Judge an execution: the run with its outcome, coverage and raw hash, and the error that made it less than whole.
+    """Return the run with its outcome, coverage and raw output, and the error if it did not complete.
 
-    A run that was cut short keeps what it had and is ``partial``; one that found nothing then is ``failed``.
+    A run that was cut short is ``partial`` if it has results, and ``failed`` if it has none.
     """
     error = _error(plan, execution)
-    coverage = execution.parsed.coverage if execution.parsed else _plain_coverage(plan, complete=error is None)
-    has_something = bool(coverage.looked_at or (execution.parsed is None and execution.stdout))
+    parsed, digest = execution.parsed, execution.digest
+    coverage = parsed.coverage if parsed else _plain_coverage(plan, complete=error is None)
+    has_results = bool(coverage.looked_at or (parsed is None and execution.stdout))
     if error is not None:
-        outcome = Outcome.PARTIAL if has_something else Outcome.FAILED
+        outcome = Outcome.PARTIAL if has_results else Outcome.FAILED
     else:
         outcome = Outcome.COMPLETED if coverage.complete else Outcome.PARTIAL
-    digest = execution.digest
+    stderr = sanitize_lines(execution.exit.stderr)
     return (
         replace(
             run,
@@ -57,12 +57,10 @@ def conclude(run: Run, plan: Plan, execution: Execution) -> tuple[Run, NetworkTo
             error_message=error.message if error else None,
             coverage=coverage,
             raw=execution.raw,
-            stderr=sanitize_lines(execution.exit.stderr),
-            tool_version=execution.parsed.version if execution.parsed else "",
-            hosts_up=digest.up if digest else 0,
-            open_ports=digest.open_ports if digest else 0,
-            metadata=run.metadata
-            | ({"warnings": list(execution.parsed.warnings)} if execution.parsed and execution.parsed.warnings else {}),
+            from_target={"stderr": stderr} if stderr else {},
+            tool_version=parsed.version if parsed else "",
+            counts=digest.counts if digest else {},
+            metadata=run.metadata | ({"warnings": list(parsed.warnings)} if parsed and parsed.warnings else {}),
         ),
         error,
     )
@@ -71,39 +69,38 @@ def conclude(run: Run, plan: Plan, execution: Execution) -> tuple[Run, NetworkTo
 def _error(plan: Plan, execution: Execution) -> NetworkToolsError | None:
     name, exit_, parsed = plan.call.tool.tool_name(), execution.exit, execution.parsed
     if exit_.timed_out:
-        return ToolError(f"{name} was stopped after {plan.limits.timeout_sec:g} s", code="timeout")
+        return ToolError(f"{name} was stopped after {plan.limits.timeout_sec:g} s.", code="timeout")
     if exit_.output_exceeded:
         return ToolError(
-            f"{name} wrote more than {plan.limits.output_bytes} bytes and was stopped", code="output_exceeded"
+            f"{name} wrote more than {plan.limits.output_bytes} bytes and was stopped.", code="output_exceeded"
         )
     if exit_.returncode not in plan.command.ok_returncodes:
-        return ToolError(f"{name} ended with return code {exit_.returncode}", returncode=exit_.returncode)
+        return ToolError(f"{name} ended with return code {exit_.returncode}.", returncode=exit_.returncode)
     if parsed is not None and not parsed.complete:
-        return ToolError(_unfinished(name, parsed))
+        reason = f": {parsed.error}" if parsed.error else ""
+        return ToolError(f"{name} ended before its output was complete{reason}.")
     if execution.raw.truncated:
-        return PlatformError(f"{name}: the raw output was larger than is kept", code="output_exceeded")
+        return PlatformError(f"{name} wrote more raw output than can be kept.", code="output_exceeded")
     return None
 
 
-def _unfinished(name: str, parsed: Parsed) -> str:
-    return f"{name} ended before its output was whole" + (f": {parsed.error}" if parsed.error else "")
-
-
 def _plain_coverage(plan: Plan, *, complete: bool) -> Coverage:
-    """Coverage of a tool without a parser: it was asked about all its targets, and says no more than that."""
+    """Return the coverage of a tool without a parser: all targets if it completed, else none."""
     count = plan.targets.count
     return Coverage(
         addresses=plan.targets.canonical(),
         planned=count,
         ports=plan.command.ports,
         looked_at=count if complete else 0,
+        up=0,
+        down=0,
         not_looked_at_count=0 if complete else count,
         complete=complete,
     )
 
 
 def make_result(run: Run, execution: Execution, error: NetworkToolsError | None) -> CallResult:
-    """Build the answer of a finished run; all text that it shows is sanitized."""
+    """Build the result of a finished run."""
     return CallResult(
         run=run,
         digest=execution.digest,
@@ -117,13 +114,13 @@ def make_result(run: Run, execution: Execution, error: NetworkToolsError | None)
 
 
 def sanitize_lines(text: bytes) -> str:
-    """Sanitize output line by line, so that its own line breaks stay readable."""
+    """Sanitize output line by line, so that its line breaks stay."""
     decoded = text.decode("utf-8", "surrogateescape")
     return "\n".join(sanitize(line, limit=1 << 20) for line in decoded.split("\n"))
 
 
 def whole_characters(data: bytes) -> bytes:
-    """Leave out a character of UTF-8 that the end of ``data`` cuts in two, unless nothing else is there."""
+    """Remove a UTF-8 character that the end of ``data`` cuts in two, unless nothing else is there."""
     for size in range(1, min(4, len(data))):
         byte = data[-size]
         if byte >= 0xC0:  # the first byte of a character of two to four bytes (RFC 3629)

@@ -1,4 +1,7 @@
-"""Step 1, call: who asks for which tool with which parameters, read strictly into types."""
+"""Step 1, validate: the tool, its strictly typed parameters, and whether the actor may make this call.
+
+A request is validated once. The result goes to every later step.
+"""
 
 from __future__ import annotations
 
@@ -7,82 +10,156 @@ import os
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from mcp_server.config.redact import without_secrets
-from mcp_server.errors import ArgumentError
+from mcp_server.errors import ArgumentError, NetworkToolsError
 from mcp_server.model.run import Actor
 from mcp_server.model.untrusted import sanitize
-from mcp_server.tools.base import MCPBaseTool, ToolParameters
+from mcp_server.scope.permissions import require_any_call, require_risk
+from mcp_server.tools.base import MCPBaseTool, PreparedParameters, ServerTool, Tool, ToolParameters
+from mcp_server.tools.flags import read
+from mcp_server.tools.registry import ToolRegistry
+
+M = TypeVar("M", bound=BaseModel)
 
 MAX_PARAMETERS = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One call as it was understood: the tool, its typed parameters, the actor and the ids that follow it."""
+    """A validated call of a tool that runs a program: the prepared parameters, the actor, and the ids of the run."""
 
     id: str
     tool: MCPBaseTool
-    parameters: ToolParameters
+    prepared: PreparedParameters
     actor: Actor
     correlation_id: str
 
+    @property
+    def parameters(self) -> ToolParameters:
+        """The typed parameters."""
+        parameters: ToolParameters = self.prepared.parameters
+        return parameters
 
-def user_name() -> str:
-    """The user this process runs as; its number where the system knows no name for it, as in some containers."""
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A validated call of a tool that runs no program."""
+
+    tool: ServerTool
+    parameters: BaseModel
+
+
+R = TypeVar("R", Call, Query)
+
+
+@dataclass(frozen=True, slots=True)
+class ValidatedRequest:
+    """A request as it came, and what validation made of it: a call, a query, or the error that refuses it."""
+
+    name: str
+    arguments: Mapping[str, Any]
+    actor: Actor
+    result: Call | Query | NetworkToolsError
+
+    @property
+    def lacks_permission(self) -> bool:
+        """Whether the actor lacks a permission that this request needs."""
+        return isinstance(self.result, NetworkToolsError) and self.result.code == "insufficient_scope"
+
+    def require(self, kind: type[R]) -> R:
+        """Return the call or query. Raises the error that refuses the request, or ArgumentError for another kind."""
+        if isinstance(self.result, kind):
+            return self.result
+        if isinstance(self.result, NetworkToolsError):
+            raise self.result
+        raise ArgumentError(
+            f"{self.name} runs no program, so it has no plan.",
+            hint="Name a tool that runs a program.",
+            parameter="tool",
+        )
+
+
+def validate(
+    registry: ToolRegistry, name: str, arguments: Mapping[str, Any], actor: Actor, *, max_args_length: int
+) -> ValidatedRequest:
+    """Validate a request of an actor for a tool of ``registry``. Looks nothing up and logs nothing."""
+    result: Call | Query | NetworkToolsError
     try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # KeyError up to Python 3.12
-        return f"uid {os.getuid()}"
+        require_any_call(actor.access)
+        tool = registry.get(name)
+        if isinstance(tool, ServerTool):
+            require_risk(actor.access, tool.risk, tool.tool_name())
+            result = Query(tool, _read_parameters(tool, tool.parameters, arguments))
+        else:
+            result = _read_call(tool, arguments, actor, max_args_length)
+    except NetworkToolsError as error:
+        result = error
+    return ValidatedRequest(name, arguments, actor, result)
 
 
-def new_run_id() -> str:
-    """An unguessable run id, sortable by nothing: ``r_`` and 96 random bits."""
-    return "r_" + secrets.token_hex(12)
+def _read_call(tool: MCPBaseTool, arguments: Mapping[str, Any], actor: Actor, max_args_length: int) -> Call:
+    """Read a call, and require the permission for its risk.
 
-
-def read_call(tool: MCPBaseTool, arguments: Mapping[str, Any], actor: Actor) -> Call:
-    """Read ``arguments`` into the tool's parameter model; nothing is coerced.
-
-    Raises ArgumentError naming the first wrong parameter, with all of them in ``details``.
+    If the actor lacks even the permission for the tool's least risk, the refusal names the permission that this call
+    needs, so that one step up is enough. It does not say what is wrong with the arguments.
     """
     run_id = new_run_id()
-    if len(arguments) > MAX_PARAMETERS:
-        # Judging each of very many unknown ones would hold up every other caller.
-        raise ArgumentError(f"{tool.tool_name()}: {len(arguments)} parameters are too many, {MAX_PARAMETERS} at most")
     try:
-        parameters = tool.parameters.model_validate(dict(arguments))
-    except ValidationError as error:
-        raise _argument_error(tool, error) from None
-    given = parameters.correlation_id
+        parameters = _read_parameters(tool, tool.parameters, arguments)
+        _check_correlation_id(tool, parameters.correlation_id)
+        settings = read(parameters.extra_args, tool.flags(), max_length=max_args_length)
+        prepared = tool.prepare(parameters, settings)
+    except ArgumentError:
+        least = tool.risk if tool.least_risk is None else tool.least_risk
+        require_risk(actor.access, least, tool.tool_name())
+        raise
+    require_risk(actor.access, prepared.risk, tool.tool_name())
+    return Call(run_id, tool, prepared, actor, parameters.correlation_id or run_id)
+
+
+def _check_correlation_id(tool: Tool, given: str | None) -> None:
+    # The id is kept with the run, and everybody who may read the run can read it.
     if given is not None and without_secrets(given) != given:
-        # It is kept with the run, and told to others that may read of it.
-        raise ArgumentError(f"{tool.tool_name()}: parameter 'correlation_id' holds what reads like a credential")
-    return Call(run_id, tool, parameters, actor, parameters.correlation_id or run_id)
+        raise ArgumentError(f"{tool.tool_name()}: parameter 'correlation_id' looks like a credential.")
 
 
-def _argument_error(tool: MCPBaseTool, error: ValidationError) -> ArgumentError:
-    problems = [_problem(item) for item in _notifying(error.errors(include_url=False, include_context=False))][:8]
-    known = ", ".join(tool.parameters.model_fields)
-    return ArgumentError(f"{tool.tool_name()}: {problems[0]}", hint=f"Known parameters: {known}.", problems=problems)
+def _read_parameters(tool: Tool, model: type[M], arguments: Mapping[str, Any]) -> M:
+    """Read arguments into the parameter model of a tool, without converting any value.
+
+    Raises ArgumentError that names the first wrong parameter, with up to eight problems in ``details``.
+    """
+    if len(arguments) > MAX_PARAMETERS:
+        # Judging each of many unknown parameters would delay every other caller.
+        raise ArgumentError(
+            f"{tool.tool_name()}: {len(arguments)} parameters are too many. At most {MAX_PARAMETERS} are allowed."
+        )
+    try:
+        return model.model_validate(dict(arguments))
+    except ValidationError as error:
+        problems = [_problem(item) for item in _relevant(error.errors(include_url=False, include_context=False))][:8]
+        known = ", ".join(model.model_fields)
+        raise ArgumentError(
+            f"{tool.tool_name()}: {problems[0]}.", hint=f"Known parameters: {known}.", problems=problems
+        ) from None
 
 
-def _notifying(errors: list[Any]) -> list[Any]:
-    """Leave out the complaints about other types where a parameter has several and one of them nearly fits."""
-    told = {_location(item)[0] for item in errors if not item["type"].endswith("_type")}
-    return [item for item in errors if not item["type"].endswith("_type") or _location(item)[0] not in told]
+def _relevant(errors: list[Any]) -> list[Any]:
+    """Leave out complaints about the type of a parameter if another of its allowed types nearly fits."""
+    fitting = {_location(item)[0] for item in errors if not item["type"].endswith("_type")}
+    return [item for item in errors if not item["type"].endswith("_type") or _location(item)[0] not in fitting]
 
 
 def _location(item: Any) -> tuple[Any, ...]:
-    # A name that is not even Unicode text has no place: it is the input itself.
+    # A parameter name that is not Unicode text has no location. The name itself is the input then.
     return item["loc"] or (str(item["input"]),)
 
 
 def _problem(item: Any) -> str:
-    # Of a place only the parameter and positions in a list mean something to a caller; the rest names our types.
+    # Only the parameter and positions in a list mean something to a caller. The rest of a location names our types.
     first, *rest = _location(item)
     name = sanitize(str(first), 64) + "".join(f".{part}" for part in rest if isinstance(part, int))
     if item["type"] == "extra_forbidden" or not item["loc"]:
@@ -92,3 +169,16 @@ def _problem(item: Any) -> str:
     given = item["input"]
     shown = sanitize(given, 60) if isinstance(given, str) else type(given).__name__
     return f"parameter {name!r}: {item['msg']} (given: {shown})"
+
+
+def user_name() -> str:
+    """Return the name of the user that this process runs as, or its number if the system has no name for it."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # KeyError up to Python 3.12
+        return f"uid {os.getuid()}"
+
+
+def new_run_id() -> str:
+    """Return a new run id: ``r_`` and 96 random bits, so that it cannot be guessed."""
+    return "r_" + secrets.token_hex(12)

@@ -1,1 +1,1 @@
-"""How a process is run: command lookup, limits, sandbox, admission."""
+"""Runs programs in a sandbox: finds the binary, starts it confined and limited, reads its output, ends it."""

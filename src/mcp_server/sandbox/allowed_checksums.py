@@ -1,71 +1,66 @@
-"""The files of a program's data folder that a run makes it execute: each must be the one that was reviewed.
+"""Checks the files that a program executes from its data folder, such as nmap's scripts.
 
-An entry names a file by its path in the folder and the SHA-256 it may have. An entry without hashes, which may be a
-pattern, stands for the program's own code: what it was when this process first saw it is what it must stay, as the
-program itself, and `forget` (a reload) accepts what is there now. The owner can add hashes in a file of the format
-that sha256sum(1) writes.
+An entry names a file by its path in the data folder and by the SHA-256 checksums that are allowed for it. The operator
+can allow more checksums in a file of the format that sha256sum(1) writes.
+
+An entry without checksums stands for the program's own code. It may be a pattern. These files must stay as they were
+when this process first used them. `forget_first_seen` accepts their present content, and a reload calls it.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
-import stat
 import threading
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
 from mcp_server.errors import ConfigError, PlatformError
+from mcp_server.operator_files.reading import FileRules, read_text_file
+from mcp_server.sandbox.file_hash import hash_file
 
 Files = Iterable[tuple[str, frozenset[str]]]
-"""Entries as `mcp_server.tools.base.Command.files` holds them."""
+"""Entries in the form of `mcp_server.tools.base.Command.files`."""
 
 _LINE: Final = re.compile(r"([0-9a-f]{64}) [ *](?:\./)?([A-Za-z0-9][A-Za-z0-9._/+-]{0,199})")
-_UPGRADED: Final = "If this was an upgrade, reload or restart the server to accept it; else find out who did it."
+_RULES: Final = FileRules("file of allowed checksums", 1024 * 1024, setting="security.allowed_checksums")
+_UPGRADED: Final = "If you upgraded the program, reload or restart the server. If not, find out who changed the file."
 _REVIEW: Final = (
-    "Only reviewed versions of it run. To accept this one, read it and add its line of 'sha256sum' to the file that "
-    "security.allowed_checksums names."
+    "Only reviewed versions of this file are run. To allow this version, review it and add its 'sha256sum' line to the "
+    "file that security.allowed_checksums names."
 )
 
-_hashes: dict[str, tuple[tuple[int, ...], str]] = {}
 _first_seen: dict[tuple[str, str], dict[str, str]] = {}
 _lock = threading.Lock()
 
 
-def check_files(folder: Path, files: Files, owner: Mapping[str, frozenset[str]] | None = None) -> None:
-    """Check every entry of ``files`` below ``folder``; ``owner`` holds further hashes that the owner accepts, by path.
+def check_files(folder: Path, files: Files, extra: Mapping[str, frozenset[str]] | None = None) -> None:
+    """Check every entry of ``files`` below ``folder``; ``extra`` holds the operator's allowed checksums by path.
 
-    Reads files only where they have changed since they were read last; it blocks, for a tenth of a second the first
-    time, so call it in a thread. Raises PlatformError ``binary_changed`` naming the file that is another one, and
-    ``binary_not_found`` where one with hashes is missing.
+    A file is read again only if it has changed. The first call can block for 100 ms, so call this in a thread. Raises
+    PlatformError ``binary_changed`` if a file differs, and ``binary_not_found`` if a file with checksums is missing.
     """
     with _lock:
         for path, allowed in files:
             if allowed:
-                _check_reviewed(folder, path, allowed | (owner or {}).get(path, frozenset()))
+                _check_reviewed(folder, path, allowed | (extra or {}).get(path, frozenset()))
             else:
                 _check_unchanged(folder, path)
 
 
-def forget() -> None:
-    """Take what is there at the next check as what was first seen; called after a reload."""
+def forget_first_seen() -> None:
+    """Accept the present content of the programs' own code at the next check. A reload calls this."""
     with _lock:
         _first_seen.clear()
 
 
 def read_allowed_checksums(path: Path) -> dict[str, frozenset[str]]:
-    """Read hashes the owner accepts, one ``SHA256  PATH`` a line, PATH in the data folder; ``#`` begins a comment.
+    """Read the operator's file: one ``SHA256  PATH`` per line, with PATH relative to the data folder.
 
-    Raises ConfigError for a file that cannot be read, or a line that is not of that form.
+    Lines that start with ``#`` are comments. Raises ConfigError if the file cannot be read or a line has another form.
     """
-    if path.exists() and not path.is_file():  # a pipe would hold up a reload for ever
-        raise ConfigError(f"security.allowed_checksums: {path} is not a regular file")
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeError) as error:
-        raise ConfigError(f"security.allowed_checksums: {path} cannot be read: {error}") from error
+    lines = read_text_file(path, _RULES).splitlines()
     allowed_checksums: dict[str, frozenset[str]] = {}
     for number, line in enumerate(lines, 1):
         if not line.strip() or line.startswith("#"):
@@ -73,8 +68,8 @@ def read_allowed_checksums(path: Path) -> dict[str, frozenset[str]]:
         match = _LINE.fullmatch(line.rstrip())
         if match is None or ".." in match[2].split("/"):
             raise ConfigError(
-                f"security.allowed_checksums: line {number} of {path} is not 'SHA256  PATH'",
-                hint="Make it in the program's data folder, as: sha256sum scripts/ssl-cert.nse",
+                f"{path}, line {number}: the line is not 'SHA256  PATH'.",
+                hint="Make the line in the program's data folder, for example with 'sha256sum scripts/ssl-cert.nse'.",
             )
         allowed_checksums[match[2]] = allowed_checksums.get(match[2], frozenset()) | {match[1]}
     return allowed_checksums
@@ -84,13 +79,13 @@ def _check_reviewed(folder: Path, path: str, allowed: frozenset[str]) -> None:
     found = _sha256(str(folder / path))
     if found is None:
         raise PlatformError(
-            f"{folder / path} is missing, and this call runs it",
+            f"{folder / path} is missing, and this call executes it.",
             code="binary_not_found",
-            hint="Install the program whole, from the distribution's package.",
+            hint="Install the complete program from the distribution's package.",
         )
     if found not in allowed:
         raise PlatformError(
-            f"{folder / path} is not the file that was reviewed (SHA-256 {found[:16]}…)",
+            f"{folder / path} is not a reviewed version. Its SHA-256 is {found[:16]}….",
             code="binary_changed",
             hint=_REVIEW,
             file=path,
@@ -104,9 +99,9 @@ def _check_unchanged(folder: Path, pattern: str) -> None:
     if now == first:
         return
     changed = sorted(path for path in now.keys() | first.keys() if now.get(path) != first.get(path))
+    more = f", and so have {len(changed) - 1} other files" if len(changed) > 1 else ""
     raise PlatformError(
-        f"{changed[0]} has changed since the server first used it"
-        + (f", and {len(changed) - 1} files more" if len(changed) > 1 else ""),
+        f"{changed[0]} has changed since the server first used it{more}.",
         code="binary_changed",
         hint=_UPGRADED,
         file=str(Path(changed[0]).relative_to(folder)),
@@ -114,7 +109,7 @@ def _check_unchanged(folder: Path, pattern: str) -> None:
 
 
 def _matching(folder: Path, pattern: str) -> list[str]:
-    """The files that ``FOLDER/*.END`` stands for, or the one that is named."""
+    """Return the files that match ``FOLDER/*SUFFIX``, or the one file that is named."""
     parent, _, name = pattern.rpartition("/")
     if not name.startswith("*"):
         return [str(folder / pattern)]
@@ -128,22 +123,16 @@ def _matching(folder: Path, pattern: str) -> list[str]:
 
 
 def _sha256(path: str) -> str | None:
-    """The hexadecimal SHA-256 of a regular file, or None where there is none; read again only when it has changed."""
+    """Return the hexadecimal SHA-256 of a regular file, or None if there is none."""
     try:
-        seen = os.stat(path)  # noqa: PTH116 - hundreds of files on the way of a run, kept as text
-        if not stat.S_ISREG(seen.st_mode):
-            return None
-        identity = (seen.st_dev, seen.st_ino, seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns)
-        known = _hashes.get(path)
-        if known is None or known[0] != identity:
-            with Path(path).open("rb") as file:
-                known = _hashes[path] = (identity, hashlib.file_digest(file, "sha256").hexdigest())
+        return hash_file(path).sha256
     except FileNotFoundError:
         return None
     except OSError as error:
         raise _unreadable(path, error) from error
-    return known[1]
 
 
 def _unreadable(path: str, error: OSError) -> PlatformError:
-    return PlatformError(f"{path} cannot be read: {error.strerror}", hint="Make the program's data folder readable.")
+    return PlatformError(
+        f"{path} cannot be read: {error.strerror}.", hint="Make the program's data folder readable for the server."
+    )

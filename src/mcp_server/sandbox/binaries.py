@@ -1,22 +1,20 @@
-"""Finding the program behind a tool's ``command_name``, once."""
+"""Finds the binary for a tool's ``command_name``, and checks that it has not changed since it was found."""
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import os
 import re
-import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Final
 
 from mcp_server.errors import PlatformError
+from mcp_server.sandbox.confine import executed_files
+from mcp_server.sandbox.file_hash import HashedFile, file_identity, hash_file
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
 _SBIN: Final = ("/usr/local/sbin", "/usr/sbin", "/sbin")
-"""Where Debian keeps network programs; an ordinary user's PATH leaves these out."""
+"""Debian installs network programs here, and the PATH of an ordinary user does not include these folders."""
 
 _DEBIAN_PACKAGES: Final = {
     "arp-scan": "arp-scan",
@@ -42,166 +40,133 @@ _DEBIAN_PACKAGES: Final = {
     "unshare": "util-linux",
     "whois": "whois",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class BinaryFile:
-    """A file as it was found: ``identity`` is device, inode, size and the times of the last change, in nanoseconds."""
-
-    path: str
-    identity: tuple[int, ...]
-    sha256: str
+_RELOAD: Final = "If the program was upgraded or moved, reload the server. It then looks for the program again."
 
 
 @dataclass(frozen=True, slots=True)
 class Binary:
-    """A program of this machine: its name, the path found, and the file that path leads to.
+    """A program of this host: its name, the path where it was found, and the path with all links resolved.
 
-    ``pins`` holds that file and, where it is a script, its interpreter; empty where it was not found by `pin`.
+    ``files`` are the binary and, if it is a script, its interpreters. Only `find_binary` sets them.
     """
 
     name: str
     path: str
     realpath: str
-    files: tuple[BinaryFile, ...] = ()
+    files: tuple[HashedFile, ...] = ()
 
     def sha256(self) -> str:
-        """The hexadecimal SHA-256 of the file, read again only when the file has changed.
+        """Return the hexadecimal SHA-256 of the binary.
 
-        Raises PlatformError ``permission_denied`` where the file may be executed but not read.
+        Raises PlatformError ``permission_denied`` if the file can be executed but not read.
         """
-        return _look(self.realpath).sha256
+        return _hashed(self.realpath).sha256
 
     def check_unchanged(self) -> None:
-        """Make sure that what would be executed now is what was pinned: one stat(2) a file while nothing was touched.
+        """Check that the files are still the ones that `find_binary` recorded, normally with one stat(2) for each.
 
-        A file that was touched but holds the same bytes passes. Raises PlatformError ``binary_changed`` with both
-        hashes, ``binary_not_found`` where a file has gone, ValueError for a command that was not pinned.
+        A file with another timestamp and the same content passes. Raises PlatformError ``binary_changed`` with both
+        checksums, PlatformError ``binary_not_found`` if a file is gone, and ValueError if no files were recorded.
         """
         if not self.files:
-            raise ValueError(f"{self.name} was not pinned")
-        for pinned in self.files:
+            raise ValueError(f"The files of {self.name} were not recorded.")
+        for recorded in self.files:
             try:
-                if _identity(pinned.path) == pinned.identity:
+                if file_identity(recorded.path) == recorded.identity:
                     continue
             except OSError as error:
                 raise PlatformError(
-                    f"{pinned.path} has gone: {error.strerror}", code="binary_not_found", hint=_RELOAD
+                    f"{recorded.path} is gone: {error.strerror}.", code="binary_not_found", hint=_RELOAD
                 ) from error
-            found = _look(pinned.path).sha256
-            if found != pinned.sha256:
+            found = _hashed(recorded.path).sha256
+            if found != recorded.sha256:
                 raise PlatformError(
-                    f"{pinned.path} has changed: its SHA-256 was {pinned.sha256} and is {found}",
+                    f"{recorded.path} has changed. Its SHA-256 was {recorded.sha256} and is now {found}.",
                     code="binary_changed",
-                    path=pinned.path,
-                    pinned=pinned.sha256,
+                    path=recorded.path,
+                    recorded=recorded.sha256,
                     found=found,
                 )
 
 
-_RELOAD: Final = "If the program was upgraded or moved, reload the server: it then looks for it again."
-_cache: dict[str, Binary] = {}
-_pinned: dict[str, Binary] = {}
+_resolved: dict[str, Binary] = {}
+_recorded: dict[str, Binary] = {}
 
 
 def find_binary(name: str) -> Binary:
-    """The program called ``name`` as it was at the first call since the start or the last reload, with its hashes.
+    """Return the binary called ``name`` with its files as they were at the first call since the start or last reload.
 
-    Unlike `resolve_binary` it never goes over to another file: `Command.check_unchanged` refuses instead. A script's
-    interpreter is pinned with it, since it is what runs; shared libraries and what a script reads are not. The first
-    call reads the files, some milliseconds. Raises as `resolve_binary` does, and PlatformError ``permission_denied``
-    for a file that may be executed but not read: its hash could not stand on the audit log.
+    Unlike `resolve_binary`, this never switches to another file: `Binary.check_unchanged` refuses instead. A script's
+    interpreter is recorded too. Shared libraries and the files that a script reads are not. The first call reads the
+    files, which takes some milliseconds. Raises as `resolve_binary` does, and PlatformError ``permission_denied`` if a
+    file can be executed but not read, because the audit log needs its checksum.
     """
-    from mcp_server.sandbox.confine import programs
-
-    known = _pinned.get(name)
+    known = _recorded.get(name)
     if known is None:
         found = resolve_binary(name)
-        known = replace(found, files=tuple(_look(path) for path in programs(found.path)))
-        _pinned[name] = known
+        known = replace(found, files=tuple(_hashed(path) for path in executed_files(found.path)))
+        _recorded[name] = known
     return known
 
 
 def resolve_binary(name: str) -> Binary:
-    """The program called ``name``, from the absolute entries of PATH and then the sbin folders.
+    """Look for the binary called ``name`` in the absolute folders of PATH, then in the sbin folders.
 
-    The answer is cached; a cached program that has gone is looked for again. Raises PlatformError
-    ``binary_not_found`` (also for a name that is a path or has odd characters), or ``permission_denied`` where
-    there is only a file that may not be executed.
+    The result is cached until the file is gone. Raises PlatformError ``binary_not_found`` if there is no such program
+    or the name contains a slash or other unexpected characters, and ``permission_denied`` if the only file found
+    cannot be executed.
     """
-    known = _cache.get(name)
+    known = _resolved.get(name)
     if known is not None and os.access(known.path, os.X_OK):
         return known
-    _cache.pop(name, None)
+    _resolved.pop(name, None)
     if not _NAME.fullmatch(name):
         raise PlatformError(
-            f"{name!r} is not the name of a program",
+            f"{name!r} is not the name of a program.",
             code="binary_not_found",
-            hint="Name the program alone, without a folder: letters, digits and . _ + - only.",
+            hint="Give the name without a folder. It may contain letters, digits and the characters '._+-'.",
         )
     refused: str | None = None
     for folder in _folders():
         path = os.path.join(folder, name)  # noqa: PTH118 - the path is kept as text
-        if not _is_file(path):
+        if not os.path.isfile(path):  # noqa: PTH113 - as above
             continue
         if os.access(path, os.X_OK):
             binary = Binary(name, path, os.path.realpath(path))
-            _cache[name] = binary
+            _resolved[name] = binary
             return binary
         refused = refused or path
     if refused is not None:
         raise PlatformError(
-            f"{refused} may not be executed by this user",
+            f"{refused} cannot be executed by this user.",
             code="permission_denied",
-            hint=f"Allow it: chmod a+x {refused}",
+            hint=f"Allow it with 'chmod a+x {refused}'.",
         )
-    raise PlatformError(f"the program {name!r} is not installed", code="binary_not_found", hint=install_hint(name))
+    raise PlatformError(f"The program {name!r} is not installed.", code="binary_not_found", hint=install_hint(name))
 
 
 def install_hint(name: str) -> str:
-    """The sentence that says how to install a program; Debian's package where it is known."""
+    """Return a sentence that says how to install a program, with its Debian package if that is known."""
     package = _DEBIAN_PACKAGES.get(name)
     if package is None:
-        return f"Install {name} and make sure that its folder is in the server's PATH."
-    return f"Install it, on Debian or Ubuntu with: sudo apt-get install {package}"
+        return f"Install {name} in a folder of the server's PATH."
+    return f"Install it, on Debian or Ubuntu with 'sudo apt-get install {package}'."
 
 
 def invalidate_command_cache() -> None:
-    """Forget every program found or pinned so far; a reload is the owner's word that what is there now is right."""
-    _cache.clear()
-    _pinned.clear()
+    """Forget all binaries found so far. A reload calls this, and so accepts the files that are there now."""
+    _resolved.clear()
+    _recorded.clear()
 
 
 def _folders() -> Iterator[str]:
-    """Absolute folders in the order of search, each once. A relative entry would depend on who started us where."""
+    """Yield the absolute folders to search, in order and each once. A relative one depends on the working directory."""
     entries = (*os.environ.get("PATH", "").split(os.pathsep), *_SBIN)
     yield from dict.fromkeys(entry for entry in entries if entry.startswith("/"))
 
 
-def _is_file(path: str) -> bool:
+def _hashed(path: str) -> HashedFile:
     try:
-        return stat.S_ISREG(os.stat(path).st_mode)  # noqa: PTH116 - as above, text in and a mode out
-    except OSError:
-        return False
-
-
-def _look(path: str) -> BinaryFile:
-    """The file as it is now, hashed only when it has changed."""
-    try:
-        identity = _identity(path)
-        return BinaryFile(path, identity, _sha256(path, *identity))
+        return hash_file(path)
     except OSError as error:
-        raise PlatformError(f"{path} cannot be read: {error.strerror}") from error
-
-
-def _identity(path: str) -> tuple[int, ...]:
-    # The time of the last change of the inode, too: unlike the other it cannot be set back.
-    seen = os.stat(path)  # noqa: PTH116 - one system call on the way of every run
-    return (seen.st_dev, seen.st_ino, seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns)
-
-
-@functools.lru_cache(maxsize=64)
-def _sha256(path: str, *_identity: int) -> str:
-    """Hash a file; the identity makes a replaced file a new entry."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        raise PlatformError(f"{path} cannot be read: {error.strerror}.") from error

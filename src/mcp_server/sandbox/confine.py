@@ -1,7 +1,7 @@
-"""What a forked child does on its way to becoming the program: limits, files, capabilities, then execve(2).
+"""Confines a forked child and replaces it with the program: resource limits, file access, capabilities, execve(2).
 
-Runs in the runner's children only. Imports nothing that takes time, and raises OSError for whatever is refused: no
-program starts with less confinement than the kernel can give.
+This runs in children of the runner only. It imports nothing that is slow to import. It raises OSError for every failed
+step, so that no program starts with less confinement than the kernel can provide.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 
 from mcp_server.sandbox import landlock, seccomp
 
-TYPE_CHECKING = False  # importing the name from typing costs the runner as much as all the rest
+TYPE_CHECKING = False  # importing the name from typing takes the runner as long as everything else together
 if TYPE_CHECKING:
     import signal
     from collections.abc import Iterator, Mapping
@@ -21,20 +21,20 @@ else:
     import _signal as signal
 
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-"""The PATH every tool gets; the server's own is not handed on."""
+"""The PATH of every program. It does not get the server's own."""
 ENVIRONMENT = {"PATH": SYSTEM_PATH, "LC_ALL": "C"}
 
 LIBRARIES = (
     *("/lib", "/lib32", "/lib64", "/libx32"),
     *("/usr/lib", "/usr/lib32", "/usr/lib64", "/usr/libx32", "/usr/local/lib"),
 )
-"""The dynamic linker, executed by the kernel itself, and the shared libraries."""
+"""Folders of the shared libraries and of the dynamic linker, which the kernel itself executes."""
 _FILES = (
     ("/etc/ld.so.cache", landlock.READ_FILE),
     ("/dev/null", landlock.DEVICE),
     ("/dev/urandom", landlock.READ_FILE),
     ("/dev/random", landlock.READ_FILE),
-    ("/proc/self/net", landlock.READ),  # nmap reads dev and if_inet6; /proc/net leads here
+    ("/proc/self/net", landlock.READ),  # nmap reads dev and if_inet6; /proc/net is a link to this folder
 )
 RLIMITS = {
     "cpu": resource.RLIMIT_CPU,
@@ -44,43 +44,50 @@ RLIMITS = {
     "fsize": resource.RLIMIT_FSIZE,
 }
 MORE_TASKS = 512
-"""How many processes and threads a user may have more than the whole host had when a program started."""
+"""How many more processes and threads a user may have than the whole host had when the program started."""
 NICENESS = 10
-"""How far programs stand back behind the server (nice(2)): many scans at once must not make it slow to answer."""
+"""Added to the niceness of programs (nice(2)), so that many concurrent scans do not slow the server down."""
 _INTERPRETERS = 4
-"""How many interpreters of interpreters the kernel follows (fs/exec.c)."""
+"""How many nested interpreters the kernel follows (fs/exec.c)."""
 _LINE_BYTES = 256
-"""How much of a file the kernel reads to find its interpreter (BINPRM_BUF_SIZE)."""
+"""How many bytes of a file the kernel reads to find its interpreter (BINPRM_BUF_SIZE)."""
+
+IGNORED_SIGNALS = (
+    *(signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGPIPE, signal.SIGXFSZ),
+    *(signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM),
+)
+"""Signals that the runner and the supervisors ignore. They take requests over their sockets only."""
 
 
-def become(argv: list[str], folder: str, *, limits: Mapping[str, int], reads: list[str], raw: bool) -> NoReturn:
-    """Turn this process, whose descriptors are in place already, into the program.
+def exec_program(argv: list[str], folder: str, *, limits: Mapping[str, int], reads: list[str], raw: bool) -> NoReturn:
+    """Confine this process and execute the program in it; the three standard descriptors are already set up.
 
-    ``folder`` is its working directory and all it may write to. ``raw`` leaves it CAP_NET_RAW, if it is held.
+    ``folder`` becomes the working directory. It is the only folder that the program can write to. ``raw`` keeps
+    CAP_NET_RAW if this process holds it.
     """
     os.chdir(folder)
     os.nice(NICENESS)
     if sys.platform == "linux":
         from mcp_server.sandbox import syscalls
 
-        _bound_tasks()
-        # The runner has set no_new_privs and emptied the bounding set of all but CAP_NET_RAW when it started.
+        _limit_tasks()
+        # At its start, the runner set no_new_privs and removed all but CAP_NET_RAW from the bounding set.
         if not raw:
             syscalls.drop_from_bounding_set(syscalls.CAP_NET_RAW)
         held = syscalls.effective_capabilities()
         syscalls.keep_capabilities(held & (1 << syscalls.CAP_NET_RAW) if raw else 0)
         version = landlock.abi()
         if version:
-            landlock.restrict(list(rules(argv[0], folder, reads)), version)
-        seccomp.restrict(seccomp.code(raw=raw))
+            landlock.restrict(list(file_rules(argv[0], folder, reads)), version)
+        seccomp.restrict(seccomp.program_filter(raw=raw))
     for name, value in limits.items():
-        _limit(RLIMITS[name], value)
-    os.execve(argv[0], argv, ENVIRONMENT)  # noqa: S606 - argv exec without a shell is the point
+        _set_limit(RLIMITS[name], value)
+    os.execve(argv[0], argv, ENVIRONMENT)  # noqa: S606 - execve takes an argv and starts no shell
 
 
-def rules(path: str, folder: str, reads: list[str]) -> Iterator[tuple[str, int]]:
-    """The files a program may open, with the rights to them: what `landlock.restrict` takes."""
-    for program in programs(path):
+def file_rules(path: str, folder: str, reads: list[str]) -> Iterator[tuple[str, int]]:
+    """Yield the files that a program may open and the rights to each, in the form that `landlock.restrict` takes."""
+    for program in executed_files(path):
         yield program, landlock.READ_FILE | landlock.EXECUTE
     for library in LIBRARIES:
         yield library, landlock.RUN
@@ -90,8 +97,11 @@ def rules(path: str, folder: str, reads: list[str]) -> Iterator[tuple[str, int]]
     yield folder, landlock.OWN
 
 
-def programs(path: str) -> list[str]:
-    """The file and, where it is a script, its interpreter, also where env(1) looks for that on the PATH."""
+def executed_files(path: str) -> list[str]:
+    """Return the file at ``path`` and, if it is a script, its interpreters.
+
+    This includes the interpreter that env(1) looks for in PATH.
+    """
     found = [path]
     while len(found) <= _INTERPRETERS and (words := _shebang(found[-1])):
         found.append(words[0])
@@ -103,7 +113,7 @@ def programs(path: str) -> list[str]:
 
 
 def _shebang(path: str) -> list[str]:
-    """The words after ``#!``; none where the file is no script or cannot be read."""
+    """Return the words after ``#!``, or no words if the file is not a script or cannot be read."""
     try:
         fd = os.open(path, os.O_RDONLY)
     except OSError:
@@ -117,8 +127,8 @@ def _shebang(path: str) -> list[str]:
     return os.fsdecode(head.split(b"\n", 1)[0][2:]).split() if head.startswith(b"#!") else []
 
 
-def _limit(which: int, value: int) -> None:
-    """Set both limits. None is set above the hard one there is: raising it needs a privilege."""
+def _set_limit(which: int, value: int) -> None:
+    """Set the soft and the hard limit, but not above the present hard limit: raising that needs a privilege."""
     hard = resource.getrlimit(which)[1]
     value = value if hard == resource.RLIM_INFINITY else min(value, hard)
     try:
@@ -126,34 +136,27 @@ def _limit(which: int, value: int) -> None:
     except ValueError:
         if sys.platform == "linux":
             raise
-        # macOS refuses RLIMIT_AS; a missing bound is better there than a tool that never runs
+        # macOS refuses RLIMIT_AS. A program without that limit is better there than no program.
 
 
-def _bound_tasks() -> None:
-    """Bound a program that forks without end.
+def _limit_tasks() -> None:
+    """Limit the number of tasks, so that a program cannot fork without end.
 
-    The limit counts all tasks of a user (in its user namespace), so it lies above all that there are: others that this
-    user runs do not keep a program from starting a few of its own. The kernel does not hold it against root.
+    The kernel counts all tasks of the user in its user namespace. So the limit is above the number of tasks that exist
+    now, and other processes of the user do not prevent the program from starting a few. Root is not limited.
     """
     try:
         fd = os.open("/proc/loadavg", os.O_RDONLY)
     except OSError:
         return
     try:
-        there = os.read(fd, 128).split()[3].partition(b"/")[2]  # proc_loadavg(5): running/all tasks of the host
+        existing = os.read(fd, 128).split()[3].partition(b"/")[2]  # proc_loadavg(5): running/all tasks of the host
     finally:
         os.close(fd)
-    _limit(resource.RLIMIT_NPROC, int(there) + MORE_TASKS)
+    _set_limit(resource.RLIMIT_NPROC, int(existing) + MORE_TASKS)
 
 
 def default_signals() -> None:
-    """Undo what the runner ignores: a program would inherit that."""
-    for number in IGNORED:
+    """Reset the signals that the runner ignores. A program would inherit that they are ignored."""
+    for number in IGNORED_SIGNALS:
         signal.signal(number, signal.SIG_DFL)
-
-
-IGNORED = (
-    *(signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGPIPE, signal.SIGXFSZ),
-    *(signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM),
-)
-"""Signals that a runner and a supervisor ignore: what is asked of them comes by their sockets."""

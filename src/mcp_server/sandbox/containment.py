@@ -1,11 +1,10 @@
-"""What contains a run on this machine: the tier that ends its process tree, and whether its files are confined.
+"""How runs are contained on this host: which mechanism ends their processes, and whether their files are confined.
 
-`docs/decisions/0007-runner.md` holds the measurements behind the choice.
+`docs/decisions/0007-runner.md` has the measurements behind these tiers.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import subprocess
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ _PROBE_SEC: Final = 10.0
 
 
 class Tier(StrEnum):
-    """What ends the process tree of a run, strongest first."""
+    """The mechanism that ends the process tree of a run, strongest first."""
 
     PID_NAMESPACE = "pid-namespace"
     USER_NAMESPACE = "user-namespace"
@@ -29,67 +28,32 @@ class Tier(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Containment:
-    """What the active tier promises, for `doctor` and the audit log.
+    """What the active tier guarantees.
 
-    ``ends_detached``: a descendant that left the session dies with its run. ``ends_with_server``: and when the
-    server is killed with SIGKILL. ``files_confined``: a program opens only the files its `Sandbox` names.
-    ``signals_confined``: and cannot signal the server. ``calls_filtered``: nor change the owner, mode or times of
-    files, connect to sockets that are files, or set the limits of others (`seccomp.py`). ``remedy`` says what would
-    give more, or is empty.
+    ``files_confined`` says whether a program can open only the files in its `Sandbox`. ``detail`` describes everything
+    in sentences. ``remedy`` says how to contain runs better, and is empty if nothing is missing.
     """
 
     tier: Tier
-    ends_detached: bool
-    ends_with_server: bool
+    files_confined: bool
     detail: str
     remedy: str = ""
-    files_confined: bool = True
-    signals_confined: bool = True
-    landlock_abi: int = 0
-    calls_filtered: bool = True
 
 
-_TIERS: Final = {
-    Tier.PID_NAMESPACE: Containment(
-        Tier.PID_NAMESPACE, True, True, "each run has its own PID namespace; the kernel ends it whole"
-    ),
-    Tier.USER_NAMESPACE: Containment(
-        Tier.USER_NAMESPACE,
-        True,
-        True,
-        "each run has its own PID namespace inside a user namespace; the kernel ends it whole, and raw sockets are "
-        "not to be had",
-    ),
-    Tier.SUPERVISOR: Containment(
-        Tier.SUPERVISOR, True, True, "a supervisor ends each run with all it forked, also what left its session"
-    ),
-    Tier.SESSION: Containment(
-        Tier.SESSION,
-        False,
-        True,
-        "a run's session is ended; a descendant that left it survives",
-        "Run on Linux.",
-    ),
+_DETAILS: Final = {
+    Tier.PID_NAMESPACE: "Each run has its own PID namespace. The kernel ends all processes in it together.",
+    Tier.USER_NAMESPACE: "Each run has its own PID namespace inside a user namespace. The kernel ends all processes in "
+    "it together. Raw sockets are not available.",
+    Tier.SUPERVISOR: "A supervisor ends each run with all its descendants, even those that left its session.",
+    Tier.SESSION: "The session of a run is ended. A descendant that left the session keeps running.",
 }
-_WITHOUT_FILES: Final = (
-    "; files are not confined: a program can read and write what this user can",
-    "Use a kernel of 5.13 or later with Landlock on (the boot parameter lsm= names landlock).",
-)
-_WITHOUT_SIGNALS: Final = (
-    "; a program can signal other processes of this user (Landlock ABI {abi}, 6 is needed)",
-    "Use a kernel of 6.12 or later.",
-)
-_WITHOUT_FILTER: Final = (
-    "; system calls are not filtered: a program can change the mode and owner of this user's files",
-    "Use x86_64, aarch64 or riscv64 and a kernel with CONFIG_SECCOMP_FILTER.",
-)
 
 
 @functools.cache
 def containment(*, allow_raw: bool = True) -> Containment:
-    """What a run started here is held by, found by trying it once, in about 25 ms.
+    """Find out, by trying it once, how a run that is started here is contained. This takes about 25 ms.
 
-    ``allow_raw`` is that of `Place.here`. Raises PlatformError where no program can be started at all.
+    ``allow_raw`` is the one of `Executor.here`. Raises PlatformError if no program can be started.
     """
     try:
         words = probe_argv(allow_raw=allow_raw)
@@ -97,22 +61,22 @@ def containment(*, allow_raw: bool = True) -> Containment:
         tier, abi, filtered = done.stdout.split()
         return describe(Tier(tier.decode()), int(abi), calls_filtered=filtered == b"1")
     except (OSError, ValueError, subprocess.SubprocessError) as error:
-        raise PlatformError(f"the runner cannot be started: {error}") from error
+        reason = str(error).removesuffix(".")
+        raise PlatformError(f"The runner cannot be started: {reason}.") from error
 
 
 def describe(tier: Tier, abi: int, *, calls_filtered: bool) -> Containment:
-    """What a tier promises with that version of Landlock, 0 for none, and with or without the filter of calls."""
-    found = dataclasses.replace(_TIERS[tier], files_confined=abi > 0, landlock_abi=abi, calls_filtered=calls_filtered)
-    alone = tier in {Tier.PID_NAMESPACE, Tier.USER_NAMESPACE}  # no process outside can be named in there
-    found = dataclasses.replace(found, signals_confined=alone or abi >= 6)
-    if not found.files_confined:
-        return _lacking(found, *_WITHOUT_FILES)
-    if not found.signals_confined:
-        return _lacking(found, _WITHOUT_SIGNALS[0].format(abi=abi), _WITHOUT_SIGNALS[1])
-    if not found.calls_filtered:
-        return _lacking(found, *_WITHOUT_FILTER)
-    return found
-
-
-def _lacking(found: Containment, what: str, remedy: str) -> Containment:
-    return dataclasses.replace(found, detail=found.detail + what, remedy=found.remedy or remedy)
+    """Describe a tier with a Landlock ABI (0: no Landlock), and with or without the system call filter."""
+    missing, remedy = "", "Run the server on Linux." if tier is Tier.SESSION else ""
+    if abi == 0:
+        missing = "Files are not confined: a program can read and write everything that this user can."
+        remedy = remedy or (
+            "Use Linux 5.13 or later with Landlock enabled (the boot parameter 'lsm=' must include landlock)."
+        )
+    elif abi < 6 and tier not in {Tier.PID_NAMESPACE, Tier.USER_NAMESPACE}:  # in these, other processes have no PID
+        missing = f"A program can send signals to other processes of this user, because the Landlock ABI is {abi}."
+        remedy = remedy or "Use Linux 6.12 or later, which has ABI 6."
+    elif not calls_filtered:
+        missing = "System calls are not filtered: a program can change the mode and the owner of this user's files."
+        remedy = remedy or "Use x86_64, aarch64 or riscv64 and a kernel with CONFIG_SECCOMP_FILTER."
+    return Containment(tier, abi > 0, f"{_DETAILS[tier]} {missing}".rstrip(), remedy)

@@ -1,4 +1,4 @@
-"""A place where programs are started: the server's end of a runner (`runner.py`), here or in another namespace."""
+"""Executors start programs: an `Executor` is the server's end of a runner process (`runner.py`)."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ _CLOSE_SEC: Final = 6.0
 
 
 def runner_argv(fd: int, *, allow_raw: bool = True) -> tuple[str, ...]:
-    """The words that start a runner on the control socket ``fd``, which it inherits under that number.
+    """Return the command that starts a runner for the control socket ``fd``, which it inherits under that number.
 
-    The other end goes to `Place.at`. The user it runs as must be able to read the interpreter and this package;
-    where that is not so, `runner.serve_control` does the same in a forked process. The runner makes the folders of
-    its runs in $TMPDIR, or else in /tmp.
+    Pass the other end of the socket to `Executor.adopt`. The runner's user must be able to read the interpreter and
+    this package. If it cannot, use `runner.serve_control` in a forked process. The runner makes scratch folders in
+    $TMPDIR, or in /tmp if that is not set.
     """
     return _argv(str(fd), allow_raw=allow_raw)
 
 
 def probe_argv(*, allow_raw: bool = True) -> tuple[str, ...]:
-    """The words that print what a runner started the same way could do: its tier, and the ABI of Landlock."""
+    """Return the command that prints what a runner here could do (`runner.main`)."""
     return _argv("probe", allow_raw=allow_raw)
 
 
@@ -43,25 +43,28 @@ def _argv(what: str, *, allow_raw: bool) -> tuple[str, ...]:
     return (sys.executable, *words)
 
 
-class Channel(NamedTuple):
-    """The server's ends of one run: its socket, and where its standard output and standard error are read."""
+class RunConnection(NamedTuple):
+    """The server's ends of one run: its socket, and the descriptors to read standard output and standard error from."""
 
     run: socket.socket
     stdout: int
     stderr: int
 
     def close(self) -> None:
-        """Let go of all three; for a run under way that is its end."""
+        """Close all three. This ends the run if it is still active."""
         self.run.close()
         os.close(self.stdout)
         os.close(self.stderr)
 
 
 class Executor:
-    """Where programs are started. Safe to use from several threads and event loops; closed by `close` or at exit."""
+    """Starts programs through a runner. It can be used from several threads and event loops.
+
+    Create it with `here` or `adopt`. `close` or the exit of this process ends the runner. ``name`` identifies it in
+    the audit log. ``allow_raw`` says whether its programs can get CAP_NET_RAW.
+    """
 
     def __init__(self, name: str, control: socket.socket | None, *, allow_raw: bool) -> None:
-        """Use `here` or `at`."""
         self.name = name
         self.allow_raw = allow_raw
         self._control = control
@@ -73,15 +76,16 @@ class Executor:
 
     @classmethod
     def here(cls, *, allow_raw: bool = True) -> Self:
-        """Where this process is. The runner is started by the first run or by `start`, and again if it dies.
+        """Return an executor in the namespaces of this process.
 
-        Without ``allow_raw`` no program gets CAP_NET_RAW, whatever its `Sandbox` says.
+        The first run or `start` starts the runner, and it is started again if it dies. Without ``allow_raw``, no
+        program gets CAP_NET_RAW, even if its `Sandbox` asks for it.
         """
         return cls("here", None, allow_raw=allow_raw)
 
     @classmethod
-    def at(cls, name: str, control_fd: int, *, allow_raw: bool = True) -> Self:
-        """Where the runner on the other end of ``control_fd`` is; the descriptor belongs to the place from now on.
+    def adopt(cls, name: str, control_fd: int, *, allow_raw: bool = True) -> Self:
+        """Return an executor for the runner at the other end of ``control_fd``. The executor closes the descriptor.
 
         ``allow_raw`` says whether that runner was started with CAP_NET_RAW.
         """
@@ -91,34 +95,34 @@ class Executor:
 
     @property
     def runner_pid(self) -> int:
-        """The pid of the runner this process started; -1 where there is none, or it was adopted."""
+        """The PID of the runner that this process started, or -1 if there is none or it was adopted."""
         return -1 if self._runner is None else self._runner.pid
 
     @property
     def alive(self) -> bool:
-        """Whether a run can be started: an adopted runner is there, or one can be started at any time."""
+        """Whether a run can be started. An adopted runner must be alive; any other can be started at any time."""
         with self._lock:
             return not self._closed and (not self._adopted or self._responds())
 
     def start(self) -> None:
-        """Start the runner where it is not running. Blocks for two milliseconds; the runner is ready 15 later.
+        """Start the runner if it does not run. This blocks for 2 ms, and the runner is ready 15 ms later.
 
-        Raises PlatformError where it cannot be started.
+        Raises PlatformError if it cannot be started.
         """
         with self._lock:
             self._ensure()
 
-    def open(self, path: str) -> Channel:
-        """Hand the runner the far ends of a new run of ``path``. Its request is still to be sent.
+    def open(self, path: str) -> RunConnection:
+        """Pass the far ends of a new run of ``path`` to the runner. The caller then sends the request.
 
-        Raises PlatformError ``guard_unavailable`` where an adopted runner is gone, OSError where this process is out
-        of descriptors, BusyError where the runner does not keep up.
+        Raises PlatformError ``guard_unavailable`` if an adopted runner is gone, OSError if this process has no free
+        descriptors, and BusyError if the runner's queue is full.
         """
         with contextlib.ExitStack() as near, contextlib.ExitStack() as far:
-            run, theirs = socket.socketpair()
+            run, runner_end = socket.socketpair()
             near.callback(run.close)
-            far.callback(theirs.close)
-            fds = [theirs.fileno()]
+            far.callback(runner_end.close)
+            fds = [runner_end.fileno()]
             ends = []
             for _ in range(2):
                 end, fd = os.pipe()
@@ -128,40 +132,41 @@ class Executor:
                 fds.append(fd)
             run.setblocking(False)
             with self._lock:
-                self._hand_over(fds, path)
+                self._send(fds, path)
             near.pop_all()
-        return Channel(run, *ends)
+        return RunConnection(run, *ends)
 
     def close(self) -> None:
-        """End all runs and the runner. Safe to call twice; afterwards nothing can be started here."""
+        """End all runs and the runner. It is safe to call this twice. Afterwards, nothing can be started."""
         with self._lock:
             self._closed = True
             self._drop()
         atexit.unregister(self.close)
 
-    def _hand_over(self, fds: list[int], path: str) -> None:
+    def _send(self, fds: list[int], path: str) -> None:
+        """Send the descriptors of a run to the runner, and try once more if a runner of this process has died."""
         for attempt in (1, 2):
             control = self._ensure()
             try:
                 control.sendmsg([b"r"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))])
             except BlockingIOError as error:
-                raise BusyError(f"{path} was not started: the runner has too much to do") from error
+                raise BusyError(f"{path} was not started: the runner has too many requests waiting.") from error
             except OSError as error:
                 if error.errno == errno.ETOOMANYREFS:
-                    raise BusyError(f"{path} was not started: {error.strerror}") from error
+                    raise BusyError(f"{path} was not started: {error.strerror}.") from error
                 if self._adopted:
                     raise self._gone() from error
                 self._drop()
                 if attempt == 2:
-                    raise ToolError(f"{path} was not started: the runner does not stay alive") from error
+                    raise ToolError(f"{path} was not started: the runner ends right after its start.") from error
             else:
                 return
 
     def _ensure(self) -> socket.socket:
-        """The control socket of a runner that was alive a moment ago."""
+        """Return the control socket of a runner that was alive a moment ago, and start one if necessary."""
         if self._closed:
-            raise PlatformError(f"nothing is started any more {self._where}", code="guard_unavailable")
-        if self._owner != os.getpid():  # after a fork both would talk to one runner
+            raise PlatformError(f"The executor {self.name!r} is closed.", code="guard_unavailable")
+        if self._owner != os.getpid():  # after a fork, both processes would use the same runner
             self._runner, self._owner = None, os.getpid()
             if self._control is not None and not self._adopted:
                 self._control.close()
@@ -176,30 +181,30 @@ class Executor:
     def _launch(self) -> socket.socket:
         import tempfile
 
-        ours, theirs = socket.socketpair()
-        with theirs:
+        ours, runner_end = socket.socketpair()
+        with runner_end:
             try:
-                # Nothing of the server's environment but where temporary files belong.
+                # The runner gets nothing else from the server's environment.
                 environment = {"LC_ALL": "C", "TMPDIR": tempfile.gettempdir()}
                 self._runner = subprocess.Popen(
-                    runner_argv(theirs.fileno(), allow_raw=self.allow_raw),
+                    runner_argv(runner_end.fileno(), allow_raw=self.allow_raw),
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
-                    pass_fds=(theirs.fileno(),),
+                    pass_fds=(runner_end.fileno(),),
                     env=environment,
-                    start_new_session=True,  # a Ctrl-C at the terminal is the server's affair
+                    start_new_session=True,  # only the server handles a Ctrl-C at the terminal
                 )
             except OSError as error:
                 ours.close()
                 hint = f"Make {sys.executable} and {_SOURCE} readable for this user."
-                raise PlatformError(f"the runner cannot be started: {error}", hint=hint) from error
+                raise PlatformError(f"The runner cannot be started: {error}.", hint=hint) from error
         ours.setblocking(False)
         self._control = ours
         atexit.register(self.close)
         return ours
 
     def _responds(self) -> bool:
-        """Whether the other end of the control socket is open; nothing is ever sent from there."""
+        """Return whether the other end of the control socket is open. The runner never sends anything on it."""
         try:
             return self._control is not None and self._control.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) != b""
         except BlockingIOError:
@@ -208,7 +213,7 @@ class Executor:
             return False
 
     def _drop(self) -> None:
-        """Close the control socket and take the status of the runner, which ends with it."""
+        """Close the control socket, which ends the runner, and wait for that."""
         if self._control is not None:
             self._control.close()
             self._control = None
@@ -221,15 +226,11 @@ class Executor:
             runner.kill()
             runner.wait()
 
-    @property
-    def _where(self) -> str:
-        return f"at {self.name}" if self._adopted else self.name
-
     def _gone(self) -> PlatformError:
-        return PlatformError(f"the runner at {self.name} is gone", code="guard_unavailable")
+        return PlatformError(f"The runner of the executor {self.name!r} has ended.", code="guard_unavailable")
 
 
 @functools.cache
 def default_executor() -> Executor:
-    """The place of a process that was given none: here, with raw sockets where the process has the right to them."""
+    """Return the executor for callers that have none. It allows raw sockets if this process has CAP_NET_RAW."""
     return Executor.here()

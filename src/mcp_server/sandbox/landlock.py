@@ -1,8 +1,8 @@
-"""Landlock (landlock(7)): which files a process and all it starts may open, enforced by the kernel.
+"""Landlock (landlock(7)): the kernel enforces which files a process and its descendants can open.
 
-Only what is named can be opened; everything else answers EACCES. Landlock does not look at stat(2), readlink(2)
-or the folders on the way to a file. From ABI 6 on a process in here cannot signal, or reach by an abstract socket,
-one that is not; at every ABI it cannot trace it or read its memory.
+A process can open only the named files. Any other file gives EACCES. Landlock does not cover stat(2), readlink(2), or
+the folders on the path to a file. From ABI 6, a confined process also cannot send signals to a process outside, nor
+connect to its abstract sockets. In every ABI, it cannot trace such a process or read its memory.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ READ = READ_FILE | READ_DIR
 RUN = READ | EXECUTE
 DEVICE = READ_FILE | WRITE_FILE | TRUNCATE
 OWN = 0xFFFF & ~EXECUTE & ~IOCTL_DEV
-"""All that can be done in a folder, but for executing what was written there."""
+"""All rights to a folder except executing files that were written there."""
 
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
 _RULE_PATH_BENEATH = 1
 _ON_FILES = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL_DEV
 _SCOPE_ABSTRACT_UNIX_SOCKET, _SCOPE_SIGNAL = 1, 2
 _KNOWN_TO = {1: (1 << 13) - 1, 2: (1 << 14) - 1, 3: (1 << 15) - 1, 4: (1 << 15) - 1}
-"""The rights that an ABI knows; from ABI 5 on all sixteen above."""
+"""The rights that an ABI knows. From ABI 5, these are all sixteen."""
 
 
 def abi() -> int:
-    """The kernel's version of Landlock; 0 where there is none, or where it is switched off."""
+    """Return the kernel's version of the Landlock ABI, or 0 if Landlock is missing or disabled."""
     from mcp_server.sandbox.syscalls import raw
 
     try:
@@ -43,9 +43,10 @@ def abi() -> int:
 
 
 def restrict(rules: list[tuple[str, int]], version: int) -> None:
-    """Hold this process to ``rules``, each a path and the rights to it and to all below it; ``version`` is `abi`'s.
+    """Restrict this process to ``rules``: paths and the rights to each and to everything below it.
 
-    A path that is not there, or that this user cannot reach, gives no rights. Needs no_new_privs. Raises OSError.
+    ``version`` is the result of `abi`. A path that does not exist or that this user cannot reach is left out. This
+    needs no_new_privs. Raises OSError.
     """
     from mcp_server.sandbox.syscalls import buffer, raw
 
@@ -72,7 +73,7 @@ def _allow(ruleset: int, path: str, rights: int) -> None:
     try:
         if not stat.S_ISDIR(os.fstat(fd).st_mode):
             rights &= _ON_FILES
-        # linux/landlock.h declares this structure packed.
+        # linux/landlock.h declares this structure as packed.
         rule = struct.pack("=Qi", rights, fd)
         raw(_ADD_RULE, ruleset, _RULE_PATH_BENEATH, buffer(rule), 0)
     finally:

@@ -1,8 +1,8 @@
-"""Running one program: argv exec, confined, bounded, ended as a whole tree.
+"""Runs one program with a sandbox and limits, and ends it together with everything that it started.
 
-`run_process` has the runner of a `place.Place` start the program, streams its standard output to a callback and
-returns an `Exit`. Whatever ends the run (the program, its time limit, its output limit, the callback, a
-cancellation), nothing it started is left when `run_process` returns or raises.
+`run_process` has an `Executor` start the program, passes its standard output to a callback, and returns an `Exit`. A
+run ends because of the program itself, its time limit, its output limit, an error in the callback, or a cancellation.
+In each case, no process of the run is left when `run_process` returns or raises.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from mcp_server.errors import ArgumentError, BusyError, NetworkToolsError, PlatformError, ToolError
-from mcp_server.sandbox.executor import Channel, Executor, default_executor
+from mcp_server.sandbox.executor import Executor, RunConnection, default_executor
 from mcp_server.sandbox.sandbox import Sandbox
-from mcp_server.sandbox.streams import Bounded, LimitError, OutputHead, Pump
+from mcp_server.sandbox.streams import BoundedSink, OutputHead, OutputLimitError, PipeReader
+from mcp_server.sandbox.supervisor import MAX_REQUEST_BYTES
 
 GRACE_SEC: Final = 0.5
-"""Between SIGTERM and SIGKILL; part of the time limit, and never more than a tenth of it."""
+"""Time between SIGTERM and SIGKILL. It is part of the time limit, and at most a tenth of it."""
 _KILL_SEC: Final = 5.0
 _IDLE_SEC: Final = 0.5
-_MAX_REQUEST_BYTES: Final = 4 << 20
-"""As in `supervisor.py`; the kernel takes less."""
 _DEFAULT_SANDBOX: Final = Sandbox(reads=("/usr", "/etc", "/dev/zero"), raw_sockets=True)
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessLimits:
-    """Bounds of one run. Seconds, bytes and counts; ``output_bytes`` bounds all of stdout.
+    """The limits of one run, in seconds, bytes and counts.
 
-    ``cpu_sec`` defaults to what the time limit allows on every core: a net for a program nobody stops.
-    ``file_bytes`` bounds each file the program writes.
+    ``output_bytes`` limits standard output in total. ``cpu_sec`` defaults to what the time limit allows on all cores,
+    so that the kernel ends the program even if nothing else does. ``file_bytes`` limits each file that the program
+    writes.
     """
 
     timeout_sec: float
@@ -50,7 +50,7 @@ class ProcessLimits:
     file_bytes: int = 1 << 20
 
     def words(self) -> list[str]:
-        """The part of the limits that holds without this process, as the supervisor reads it."""
+        """Return the limits that hold even if this process is gone, as words of a `supervisor.RunRequest`."""
         last_resort = math.ceil(self.timeout_sec) + 1
         rlimits = {
             "cpu": self.cpu_sec or last_resort * (os.cpu_count() or 1),
@@ -64,10 +64,11 @@ class ProcessLimits:
 
 @dataclass(frozen=True, slots=True)
 class Exit:
-    """How a run ended. ``returncode`` is 124 after a time-out, 128 + N after death by signal N.
+    """How a run ended. ``returncode`` is 124 after a timeout, and 128 + N if signal N ended the program.
 
-    ``stderr`` is the beginning of standard error, ``seconds`` the whole run with its spawn. ``pid`` is the program's
-    as /proc counted, -1 where it is not known; ``bytes_out`` how much standard output was handed on.
+    ``stderr`` is the beginning of standard error. ``seconds`` includes the start of the process. ``pid`` is the
+    program's PID in the namespace of /proc, or -1 if it is not known. ``bytes_out`` is how much standard output was
+    passed on.
     """
 
     returncode: int
@@ -88,26 +89,27 @@ async def run_process(
     executor: Executor | None = None,
     sandbox: Sandbox | None = None,
 ) -> Exit:
-    """Run ``argv`` (absolute path first) and hand its standard output to ``on_stdout`` as it arrives.
+    """Run ``argv``, which starts with an absolute path, and pass its standard output to ``on_stdout`` as it arrives.
 
-    The program gets /dev/null as input, the environment PATH and LC_ALL, and as working directory an empty folder
-    that is removed afterwards; what else it may open is in ``sandbox``. ``on_stdout`` is called on the event loop
-    with at most 64 KiB and never with more than ``limits.output_bytes`` in all; what it raises ends the run and is
-    raised here. A cancellation sends SIGTERM, then SIGKILL, and is raised when everything is gone; output read
-    until then has been handed on.
+    The program gets /dev/null as its input and only PATH and LC_ALL in its environment. Its working directory is an
+    empty folder, which is removed afterwards. ``sandbox`` says what else it can open.
 
-    Raises PlatformError where the program, the folder or the place cannot be used, BusyError where the machine has
-    no room for a process, ArgumentError for words that cannot be arguments, ToolError where the process cannot be
-    ended or its runner died.
+    ``on_stdout`` is called on the event loop, with at most 64 KiB at a time and ``limits.output_bytes`` in total. If it
+    raises an exception, the run ends and the exception is raised here. A cancellation sends SIGTERM, then SIGKILL, and
+    is raised when no process is left. Output that was read before that was passed on.
+
+    Raises PlatformError if the program, the scratch folder or the executor cannot be used, BusyError if the host has
+    no resources for another process, ArgumentError for words that cannot be arguments, and ToolError if the process
+    cannot be ended or its runner died.
     """
     started = time.perf_counter()
     _check(argv)
     request = _request(argv, limits, sandbox or _DEFAULT_SANDBOX)
     try:
-        channel = (executor or default_executor()).open(argv[0])
+        connection = (executor or default_executor()).open(argv[0])
     except OSError as error:
         raise _unusable(argv[0], error) from error
-    run = _ProcessRun(channel, limits, on_stdout)
+    run = _ProcessRun(connection, limits, on_stdout)
     try:
         await run.carry_out(request)
     finally:
@@ -116,129 +118,129 @@ async def run_process(
     return Exit(
         returncode=run.returncode(),
         timed_out=run.timed_out,
-        output_exceeded=isinstance(run.stdout.error, LimitError),
-        stderr=bytes(run.head.kept),
-        stderr_truncated=run.head.truncated,
+        output_exceeded=isinstance(run.stdout.error, OutputLimitError),
+        stderr=bytes(run.stderr_head.kept),
+        stderr_truncated=run.stderr_head.truncated,
         seconds=time.perf_counter() - started,
-        pid=run.end.pid,
+        pid=run.report.pid,
         bytes_out=min(run.stdout.total, limits.output_bytes),
     )
 
 
 @dataclass(slots=True)
-class _End:
-    """What the supervisor said: the wait status and the pid, or what kept the program from starting."""
+class _Report:
+    """The report of the supervisor: wait status and PID, or why the program could not be started."""
 
     status: int | None = None
     pid: int = -1
-    refusal: OSError | None = None
+    failure: OSError | None = None
 
     @classmethod
-    def of(cls, line: str) -> _End:
-        """Read the supervisor's one line; empty where it died without a word, as with its runner."""
+    def parse(cls, line: str) -> _Report:
+        """Parse the supervisor's line. It is empty if the supervisor died, for example with its runner."""
         what, _, rest = line.removesuffix("\n").partition(" ")
         first, _, second = rest.partition(" ")
         if what == "exit":
             return cls(status=int(first), pid=int(second))
         if what == "failed":
             number = int(first)
-            return cls(refusal=OSError(number, os.strerror(number), second or None))
+            return cls(failure=OSError(number, os.strerror(number), second or None))
         return cls()
 
 
 class _ProcessRun:
-    """One run: its two pumps, the future of its end, and how it is brought about.
+    """One run: the readers of its two pipes, and its end.
 
-    ``over`` is done when nothing of the run is left, with ``end`` as its supervisor told it.
+    ``finished`` is done when no process of the run is left. ``report`` is then the supervisor's report.
     """
 
-    def __init__(self, channel: Channel, limits: ProcessLimits, on_stdout: Callable[[bytes], None]) -> None:
+    def __init__(self, connection: RunConnection, limits: ProcessLimits, on_stdout: Callable[[bytes], None]) -> None:
         self._loop = loop = asyncio.get_running_loop()
-        self._channel, self._limits = channel, limits
-        self.over: asyncio.Future[None] = loop.create_future()
-        self.end = _End()
+        self._connection, self._limits = connection, limits
+        self.finished: asyncio.Future[None] = loop.create_future()
+        self.report = _Report()
         self.timed_out = self.cancelled = self.killed = False
-        self.head = OutputHead(limits.stderr_bytes)
-        self.stdout = Pump(loop, channel.stdout, Bounded(limits.output_bytes, on_stdout))
-        self.stderr = Pump(loop, channel.stderr, self.head)
+        self.stderr_head = OutputHead(limits.stderr_bytes)
+        self.stdout = PipeReader(loop, connection.stdout, BoundedSink(limits.output_bytes, on_stdout))
+        self.stderr = PipeReader(loop, connection.stderr, self.stderr_head)
 
     async def carry_out(self, request: bytes) -> None:
-        """Wait for the end of the program or bring it about; afterwards nothing of it is left."""
+        """Send the request and wait until the program ends, or end it. Afterwards, no process of the run is left."""
         limit = self._limits.timeout_sec
         grace = min(GRACE_SEC, limit / 10)
         try:
-            await self._loop.sock_sendall(self._channel.run, request)
+            await self._loop.sock_sendall(self._connection.run, request)
         except asyncio.CancelledError:
             self.cancelled = True
-        except OSError:  # the supervisor ended already, and is heard below
+        except OSError:  # the supervisor has ended already, and its report is read below
             pass
-        self._loop.add_reader(self._channel.run, self._on_message)
+        self._loop.add_reader(self._connection.run, self._on_message)
         if not self.cancelled:
-            await self._wait({self.over, self.stdout.failed}, limit - grace)
-        if not self.over.done():
-            unwanted = self.stdout.failed.done()
-            self.timed_out = not unwanted and not self.cancelled
-            if not unwanted:
-                with contextlib.suppress(OSError):  # it has ended meanwhile
-                    self._channel.run.send(b"t")
-                await self._wait({self.over, self.stdout.failed}, grace if self.timed_out else GRACE_SEC)
+            await self._wait({self.finished, self.stdout.failed}, limit - grace)
+        if not self.finished.done():
+            output_failed = self.stdout.failed.done()
+            self.timed_out = not output_failed and not self.cancelled
+            if not output_failed:
+                with contextlib.suppress(OSError):  # the supervisor has ended
+                    self._connection.run.send(b"t")
+                await self._wait({self.finished, self.stdout.failed}, grace if self.timed_out else GRACE_SEC)
             await self._kill()
         await self._drain()
 
     def returncode(self) -> int:
-        """The code of `Exit`."""
+        """Return the return code for `Exit`."""
         if self.timed_out:
             return 124
-        code = -signal.SIGKILL if self.killed else os.waitstatus_to_exitcode(self.end.status or 0)
+        code = -signal.SIGKILL if self.killed else os.waitstatus_to_exitcode(self.report.status or 0)
         return code if code >= 0 else 128 - code
 
     def raise_for(self, path: str) -> None:
-        """Raise what has to be raised instead of returning an `Exit`."""
+        """Raise an exception if the run has no `Exit`."""
         if self.cancelled:
             raise asyncio.CancelledError
-        if self.stdout.error is not None and not isinstance(self.stdout.error, LimitError):
+        if self.stdout.error is not None and not isinstance(self.stdout.error, OutputLimitError):
             raise self.stdout.error
-        if self.end.refusal is not None:
-            raise _unusable(path, self.end.refusal)
-        if self.end.status is None:
+        if self.report.failure is not None:
+            raise _unusable(path, self.report.failure)
+        if self.report.status is None:
             raise ToolError(
-                f"the run of {path} was lost: the process that watched over it ended",
-                hint="All of the run was ended with it. Look in the system's log for who killed it, and try again.",
+                f"The run of {path} was lost, because its supervisor or the runner ended early.",
+                hint="All processes of the run have ended. Find the reason in the system's log, then try again.",
             )
 
     def close(self) -> None:
-        """Let go of every descriptor, whatever happened before; a program still there is ended by that."""
+        """Close every descriptor. This ends a program that still runs."""
         self.stdout.stop()
         self.stderr.stop()
-        self._loop.remove_reader(self._channel.run)
-        self._channel.close()
+        self._loop.remove_reader(self._connection.run)
+        self._connection.close()
 
     async def _kill(self) -> None:
-        """Kill the tree and wait until it is gone; a second cancellation does not cut this short."""
+        """Kill all processes of the run and wait until they have ended, even if this task is cancelled again."""
         until = self._loop.time() + _KILL_SEC
-        if not self.over.done():
+        if not self.finished.done():
             self.killed = True
-            with contextlib.suppress(OSError):  # as above
-                self._channel.run.shutdown(socket.SHUT_WR)
-        while not self.over.done() and (left := until - self._loop.time()) > 0:
-            await self._wait({self.over}, left)
-        if not self.over.done():
-            raise ToolError("a process does not end after SIGKILL", hint="Look with ps for one in state D.")
+            with contextlib.suppress(OSError):  # the supervisor has ended
+                self._connection.run.shutdown(socket.SHUT_WR)
+        while not self.finished.done() and (left := until - self._loop.time()) > 0:
+            await self._wait({self.finished}, left)
+        if not self.finished.done():
+            raise ToolError("A process did not end after SIGKILL.", hint="Look for a process in state D with 'ps'.")
 
     def _on_message(self) -> None:
-        """Take the supervisor's line, or its end of file."""
+        """Read the report of the supervisor, or the end of file."""
         try:
-            said = self._channel.run.recv(8192)
+            line = self._connection.run.recv(8192)
         except BlockingIOError:
             return
         except OSError:
-            said = b""
-        self._loop.remove_reader(self._channel.run)
-        self.end = _End.of(os.fsdecode(said))
-        self.over.set_result(None)
+            line = b""
+        self._loop.remove_reader(self._connection.run)
+        self.report = _Report.parse(os.fsdecode(line))
+        self.finished.set_result(None)
 
     async def _drain(self) -> None:
-        """Read what is still in the pipes. Bounded: a stranger may hold the other end open, or write for ever."""
+        """Read the rest of the pipes, for a limited time: another process may hold them open, or write without end."""
         until = self._loop.time() + _KILL_SEC
         ends = {self.stdout.ended, self.stderr.ended}
         while not all(end.done() for end in ends) and self._loop.time() < until:
@@ -250,7 +252,7 @@ class _ProcessRun:
     async def _wait(
         self, futures: Collection[asyncio.Future[Any]], seconds: float, return_when: str = asyncio.FIRST_COMPLETED
     ) -> None:
-        """Wait as asyncio.wait does, but note a cancellation instead of raising it: there is work to finish."""
+        """Wait as `asyncio.wait` does, but record a cancellation instead of raising it: the run must still be ended."""
         try:
             await asyncio.wait(futures, timeout=max(seconds, 0), return_when=return_when)
         except asyncio.CancelledError:
@@ -258,28 +260,28 @@ class _ProcessRun:
 
 
 def _request(argv: tuple[str, ...], limits: ProcessLimits, sandbox: Sandbox) -> bytes:
-    """What the supervisor reads: see `supervisor.py`."""
+    """Return the request that the supervisor reads (`supervisor.RunRequest`), with its length in front."""
     words = [*limits.words(), f"raw={sandbox.raw_sockets:d}", *(f"read={path}" for path in sandbox.reads), "--", *argv]
     body = b"".join(os.fsencode(word) + b"\0" for word in words)
-    if len(body) > _MAX_REQUEST_BYTES:
+    if len(body) > MAX_REQUEST_BYTES:
         raise _unusable(argv[0], _os_error(errno.E2BIG))
     return len(body).to_bytes(4, "big") + body
 
 
 def _check(argv: tuple[str, ...]) -> None:
-    """Refuse what execve(2) would, before anything is started."""
+    """Refuse what execve(2) would refuse, before a process is started."""
     path = argv[0] if argv else ""
     if not path.startswith("/"):
-        raise PlatformError(f"{path!r} is not an absolute path", code="binary_not_found")
+        raise PlatformError(f"{path!r} is not an absolute path.", code="binary_not_found")
     if nul := next((word for word in argv if "\0" in word), None):
-        raise ArgumentError(f"the argument {nul!r} holds a NUL byte", code="forbidden_characters")
+        raise ArgumentError(f"The argument {nul!r} contains a NUL byte.", code="forbidden_characters")
     try:
         os.fsencode("".join(argv))
     except UnicodeEncodeError as error:
         raise ArgumentError(
-            "an argument holds what is no text: a lone surrogate", code="forbidden_characters"
+            "An argument contains a lone surrogate, which cannot be encoded.", code="forbidden_characters"
         ) from error
-    if not os.path.isfile(path):  # noqa: PTH113 - one stat; this is on the way of every run
+    if not os.path.isfile(path):  # noqa: PTH113 - one stat(2) for each run
         raise _unusable(path, _os_error(errno.ENOENT))
     if not os.access(path, os.X_OK):
         raise _unusable(path, _os_error(errno.EACCES))
@@ -290,16 +292,16 @@ def _os_error(number: int) -> OSError:
 
 
 def _unusable(path: str, error: OSError) -> NetworkToolsError:
-    """The typed error for what the system said when ``path`` was to be started."""
+    """Return the error for an OSError from the start of ``path``."""
     number, reason = error.errno, str(error.strerror)
     if error.filename not in {None, path}:
         reason = f"{error.filename}: {reason}"
     if number == errno.ENOENT:
-        return PlatformError(f"{path} cannot be started: {reason}", code="binary_not_found")
+        return PlatformError(f"{path} cannot be started: {reason}.", code="binary_not_found")
     if number == errno.E2BIG:
-        return ArgumentError(f"{path} was not started: {reason}", code="arguments_too_long")
+        return ArgumentError(f"{path} was not started: {reason}.", code="arguments_too_long")
     if number in {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}:
-        return BusyError(f"{path} was not started: {reason}", hint="The machine is short of it; try again later.")
+        return BusyError(f"{path} was not started: {reason}.", hint="This host has none left. Try again later.")
     if number in {errno.ENOSPC, errno.EDQUOT}:
-        return PlatformError(f"{path} was not started: {reason}", code="disk_full")
-    return PlatformError(f"{path} cannot be started: {reason}", code="permission_denied")
+        return PlatformError(f"{path} was not started: {reason}.", code="disk_full")
+    return PlatformError(f"{path} cannot be started: {reason}.", code="permission_denied")

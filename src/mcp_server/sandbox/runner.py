@@ -1,16 +1,17 @@
-"""The process that starts programs for a server: small, single-threaded, resident, forked for each run.
+"""The process that starts programs for a server. It is small, has one thread, and forks for each run.
 
-A fork of it costs a third of a millisecond whatever the server's size, and what a run needs is imported once. It is
-started once for each place where programs run (`place.py`), as ``python -I -S -c … FD`` or by `serve_control` in a
-process that was forked already. It imports nothing that takes time: no json, no signal, no socket.
+Forking it takes 0.3 ms, whatever the size of the server, and it imports once what every run needs. An `Executor` starts
+it as ``python -I -S -c … FD``, or a process that was already forked becomes the runner with `serve_control`. It imports
+nothing that is slow to import, such as json, signal or socket.
 
-On its control socket each message is one byte with three descriptors (SCM_RIGHTS): the run's own socket, and the
-write ends of its standard output and standard error. The end of file ends all runs and then the runner. Everything
-else of a run travels on the run's socket, between the server and the run's supervisor (`supervisor.py`).
+Each message on the control socket is one byte with three descriptors (SCM_RIGHTS): the run's socket, and the write ends
+of its standard output and standard error. At the end of file, the runner ends all runs and then itself. The server
+exchanges everything else with the run's supervisor (`supervisor.py`) on the run's socket.
 
-The tier is chosen at the start: a PID namespace for each run where this process has CAP_SYS_ADMIN; the same inside
-a user namespace of its own where that can be had and CAP_NET_RAW, which would no longer count for the network
-outside, is not given up by it; else subreapers; outside of Linux the program's session only.
+The runner chooses the tier of `containment.Tier` at its start. With CAP_SYS_ADMIN, each run gets a PID namespace.
+Otherwise, the runner enters a user namespace of its own and makes PID namespaces there, but not if it must keep
+CAP_NET_RAW, which in a user namespace has no effect on the network outside. Otherwise, supervisors are subreapers. On
+other systems than Linux, only the session of a program is ended.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import time
 
 from mcp_server.sandbox import confine, landlock, scratch, seccomp, supervisor
 
-TYPE_CHECKING = False  # importing the name from typing costs as much as all the rest
+TYPE_CHECKING = False  # importing the name from typing takes the runner as long as everything else together
 if TYPE_CHECKING:
     import signal
     from collections.abc import Callable
@@ -43,34 +44,34 @@ SESSION = "session"
 
 _LINUX = sys.platform == "linux"
 _LAST_SEC = 5.0
-"""How long the supervisors get to end their runs after the server is gone."""
+"""How long supervisors may take to end their runs after the server has closed the control socket."""
 
 
 def main() -> None:
-    """``FD raw|no-raw`` serves the control socket ``FD``; ``probe raw|no-raw`` prints what a runner could do.
+    """Run the command of `executor.runner_argv` or `executor.probe_argv`.
 
-    That is the tier, the ABI of Landlock, and 1 where system calls can be filtered.
+    ``FD raw|no-raw`` serves the control socket FD. ``probe raw|no-raw`` prints the tier, the Landlock ABI, and 1 if
+    system calls can be filtered.
     """
     what, raw = sys.argv[1], sys.argv[2] == "raw"
     if what == "probe":
         tier = _tier(allow_raw=raw)
-        print(tier, *((landlock.abi(), int(bool(seccomp.code()))) if _LINUX else (0, 0)))  # noqa: T201 - this is the answer
+        print(tier, *((landlock.abi(), int(bool(seccomp.program_filter()))) if _LINUX else (0, 0)))  # noqa: T201 - read by `containment`
         return
     _serve(int(what), allow_raw=raw)
 
 
 def serve_control(control: socket, *, allow_raw: bool) -> NoReturn:
-    """Be the runner for ``control``, in a process forked for it, until the other end closes it; then exit.
+    """Become the runner for ``control`` in a forked process, and exit when the other end is closed.
 
-    For a caller that cannot execute the interpreter again as the user it has become. It may be called after fork(2)
-    without exec where the forking process has a single thread: it closes every descriptor but ``control`` and standard
-    error, takes over all signals, leaves user and groups as they are, and never returns or runs exit handlers. What
-    the forking process had in its memory stays in that of the runner; it is gone from the programs', which are
-    executed.
+    This is for a process that cannot execute the interpreter again as its present user. The process that forked it must
+    have had one thread. This closes every descriptor except ``control`` and standard error, sets all signal handlers,
+    keeps user and groups, and never returns or runs exit handlers. The runner keeps the memory of the process that
+    forked it. The programs do not, because they are executed.
     """
     try:
         _serve(control.fileno(), allow_raw=allow_raw)
-    except BaseException:  # noqa: BLE001 - the caller's own code must not go on in this process
+    except BaseException:  # noqa: BLE001 - the caller's code must not continue in this process
         sys.excepthook(*sys.exc_info())
     finally:
         os._exit(1)
@@ -85,12 +86,13 @@ def _serve(control: int, *, allow_raw: bool) -> NoReturn:
         syscalls.no_new_privileges()
         if tier == USER_NAMESPACE:
             _move_into_user_namespace()
-            allow_raw = False  # it would be a right over the networks of that namespace, of which there are none
+            # CAP_NET_RAW would apply only to network namespaces of that user namespace, and it has none.
+            allow_raw = False
         syscalls.bound_bounding_set(1 << syscalls.CAP_NET_RAW if allow_raw else 0)
         if tier == SUPERVISOR:
             syscalls.become_subreaper()
         for raw in (True, False):
-            seccomp.code(raw=raw)
+            seccomp.program_filter(raw=raw)
     gc.collect()
     gc.disable()
     gc.freeze()
@@ -99,28 +101,31 @@ def _serve(control: int, *, allow_raw: bool) -> NoReturn:
 
 
 def _settle(control: int) -> int:
-    """Leave behind what came from whoever started this: descriptors, folder, signals, mask. The socket's new number."""
+    """Reset what the process inherited: descriptors, working directory, umask, signals.
+
+    Return the new number of the control socket.
+    """
     control = fcntl.fcntl(control, fcntl.F_DUPFD_CLOEXEC, 3)
-    for name in os.listdir("/dev/fd"):  # noqa: PTH208 - pathlib's import costs as much as all the rest
+    for name in os.listdir("/dev/fd"):  # noqa: PTH208 - importing pathlib is slow
         if int(name) not in {2, control}:
             try:
                 os.close(int(name))
-            except OSError:  # that of the listing itself
+            except OSError:  # the descriptor of the listing itself
                 continue
-    while (null := os.open("/dev/null", os.O_RDWR)) <= 2:  # 0 and 1, and standard error where it was closed
+    while (null := os.open("/dev/null", os.O_RDWR)) <= 2:  # 0 and 1, and standard error if it was closed
         os.set_inheritable(null, True)
     os.close(null)
     os.chdir("/")
     os.umask(0o077)
     for number in range(1, 32):
         if number not in {signal.SIGKILL, signal.SIGSTOP}:
-            signal.signal(number, signal.SIG_IGN if number in confine.IGNORED else signal.SIG_DFL)
+            signal.signal(number, signal.SIG_IGN if number in confine.IGNORED_SIGNALS else signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     return control
 
 
 class Runner:
-    """The loop over the control socket."""
+    """Reads the control socket and forks a supervisor for each run."""
 
     def __init__(self, control: int, tier: str, *, allow_raw: bool) -> None:
         self._control = _socket.socket(fileno=control)
@@ -128,18 +133,18 @@ class Runner:
         self._subreaper = tier == SUPERVISOR
         self._own_namespace = os.open("/proc/self/ns/pid", os.O_RDONLY) if self._namespaces else -1
         self._allow_raw = allow_raw
-        self._parent = os.environ.get("TMPDIR") or "/tmp"  # noqa: S108 - the folder made in it has a random name and mode 0700
+        self._parent = os.environ.get("TMPDIR") or "/tmp"  # noqa: S108 - scratch folders in it have random names and mode 0700
         self._life, self._death = os.pipe()
         self._woken, self._wake = os.pipe()
         self._supervisors: set[int] = set()
 
     def run(self) -> None:
-        """Start runs until the control socket ends; return when they are all over."""
+        """Start runs until the control socket is closed, and return when all runs have ended."""
         os.set_blocking(self._wake, False)
         os.set_blocking(self._woken, False)
         signal.set_wakeup_fd(self._wake)
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        self._sweep()
+        self._remove_stale_folders()
         poll = select.poll()
         poll.register(self._control, select.POLLIN)
         poll.register(self._woken, select.POLLIN)
@@ -148,12 +153,12 @@ class Runner:
                 if fd == self._woken:
                     os.read(self._woken, 4096)
                     self._reap()
-                elif not self._take():
+                elif not self._receive():
                     self._finish()
                     return
 
-    def _sweep(self) -> None:
-        """Remove what was left by runs of others, beside the work."""
+    def _remove_stale_folders(self) -> None:
+        """Remove stale scratch folders in a forked process."""
         pid = os.fork()
         if pid == 0:
             try:
@@ -162,11 +167,11 @@ class Runner:
                 os._exit(0)
         self._supervisors.add(pid)
 
-    def _take(self) -> bool:
-        """Start one run; False at the end of the control socket."""
-        room = _socket.CMSG_SPACE(4 * struct.calcsize("i"))
+    def _receive(self) -> bool:
+        """Receive a message and start its run. Return False at the end of file."""
+        space = _socket.CMSG_SPACE(4 * struct.calcsize("i"))
         try:
-            data, ancillary, _, _ = self._control.recvmsg(1, room, getattr(_socket, "MSG_CMSG_CLOEXEC", 0))
+            data, ancillary, _, _ = self._control.recvmsg(1, space, getattr(_socket, "MSG_CMSG_CLOEXEC", 0))
         except ConnectionError:
             return False
         fds: list[int] = []
@@ -176,7 +181,7 @@ class Runner:
         try:
             if len(fds) == 3:
                 self._start(fds)
-            elif fds:  # the table of descriptors is full
+            elif fds:  # this process has no free descriptors
                 _refuse(fds[0], errno.EMFILE)
         finally:
             for fd in fds:
@@ -184,7 +189,7 @@ class Runner:
         return bool(data)
 
     def _start(self, fds: list[int]) -> None:
-        """Fork the supervisor of a run, as process 1 of a namespace where there is one."""
+        """Fork the supervisor of a run, as process 1 of a PID namespace if the tier has one."""
         try:
             pid = self._fork()
         except OSError as error:
@@ -205,11 +210,10 @@ class Runner:
 
                 syscalls.become_subreaper()
             run = _socket.socket(fileno=fds[0])
-            one = supervisor.Supervisor(
+            supervisor.Supervisor(
                 run, fds[1], fds[2], life=self._life, namespace=self._namespaces, parent=self._parent
-            )
-            one.carry_out(allow_raw=self._allow_raw)
-        except BaseException:  # noqa: BLE001 - a child that went on would be a second runner
+            ).carry_out(allow_raw=self._allow_raw)
+        except BaseException:  # noqa: BLE001 - the child must not continue as a second runner
             sys.excepthook(*sys.exc_info())
         finally:
             os._exit(0)
@@ -219,7 +223,7 @@ class Runner:
             return os.fork()
         from mcp_server.sandbox import syscalls
 
-        # The namespace is for the next child alone: a second one could not be made without going back in between.
+        # unshare(2) applies to the next child. Before another namespace is made, this process must return to its own.
         syscalls.call("unshare", syscalls.CLONE_NEWPID)
         pid = -1
         try:
@@ -230,7 +234,7 @@ class Runner:
         return pid
 
     def _reap(self) -> None:
-        """Take the status of supervisors that ended, and end what one that was killed has left to us."""
+        """Reap supervisors that have ended, and kill the descendants of one that was killed."""
         while True:
             try:
                 pid, _ = os.waitpid(-1, os.WNOHANG)
@@ -245,7 +249,7 @@ class Runner:
                     os.kill(pid, signal.SIGKILL)
 
     def _finish(self) -> None:
-        """Have the supervisors end their runs, and wait for them."""
+        """Tell the supervisors to end their runs, and wait for them."""
         os.close(self._death)
         ends = time.monotonic() + _LAST_SEC
         while time.monotonic() < ends:
@@ -256,18 +260,18 @@ class Runner:
 
 
 def _refuse(run: int, number: int) -> None:
-    """Say on a run's socket that it was not started."""
-    told = _socket.socket(fileno=os.dup(run))
+    """Report on a run's socket that the run was not started."""
+    server = _socket.socket(fileno=os.dup(run))
     try:
-        told.send(f"failed {number} \n".encode())
+        server.send(f"failed {number} \n".encode())
     except OSError:
         return
     finally:
-        told.close()
+        server.close()
 
 
 def _tier(*, allow_raw: bool) -> str:
-    """The strongest tier that works here, found by trying."""
+    """Return the strongest tier that works here, found by trying."""
     if not _LINUX:
         return SESSION
     from mcp_server.sandbox import syscalls
@@ -281,7 +285,7 @@ def _tier(*, allow_raw: bool) -> str:
 
 
 def _works(attempt: Callable[[], None]) -> bool:
-    """Whether ``attempt`` succeeds in a child: kernels, containers and AppArmor refuse in different places."""
+    """Return whether ``attempt`` succeeds in a child. Kernels, containers and AppArmor can each refuse a step."""
     pid = os.fork()
     if pid == 0:
         try:
@@ -295,7 +299,7 @@ def _works(attempt: Callable[[], None]) -> bool:
 
 
 def _try_pid_namespace() -> None:
-    """Make a PID namespace, a process in it, and go back, as for a run."""
+    """Make a PID namespace and a process in it, and return to this process's own namespace, as for a run."""
     from mcp_server.sandbox import syscalls
 
     own = os.open("/proc/self/ns/pid", os.O_RDONLY)
@@ -308,7 +312,7 @@ def _try_pid_namespace() -> None:
 
 
 def _try_user_namespace() -> None:
-    """Make a user namespace and, as process 1 of its PID namespace, one for a run."""
+    """Make a user namespace and, in process 1 of its PID namespace, a PID namespace for a run."""
     from mcp_server.sandbox import syscalls
 
     syscalls.enter_user_namespace()
@@ -326,9 +330,9 @@ def _try_user_namespace() -> None:
 
 
 def _move_into_user_namespace() -> None:
-    """Go on as process 1 of a user and PID namespace; the process called remains and ends with it.
+    """Continue in process 1 of a new user and PID namespace. This process waits for it and exits with its status.
 
-    From there a PID namespace for each run can be made and left again, which is a right over the own namespace.
+    Making a PID namespace for each run, and leaving it again, needs CAP_SYS_ADMIN over the own user namespace.
     """
     from mcp_server.sandbox import syscalls
 

@@ -1,24 +1,44 @@
-"""What one process may see and do, besides its limits: the contract between a run and the runner that starts it."""
+"""What a sandboxed process may access, and whether this host lets it open raw sockets."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+_CAP_NET_RAW: Final = 13
+"""Bit number of CAP_NET_RAW in a capability set (linux/capability.h, capabilities(7))."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sandbox:
-    """The files a process may read and execute, and whether it keeps CAP_NET_RAW; it may write its own folder only.
+    """The files that a process may read and execute, and whether it keeps CAP_NET_RAW.
 
-    ``reads`` are absolute paths of files and folders (a folder with all below it) besides the program itself, its
-    interpreter and the system's libraries. Every other capability is given up, and no new privilege can be gained.
-    Raises ValueError for a path that is not absolute.
+    ``reads`` are absolute paths. A folder includes everything below it. The program itself, its interpreter and the
+    system's libraries are always readable. The process can write to its own scratch folder only. It loses every other
+    capability and cannot gain new privileges. Raises ValueError if a path is not absolute.
     """
 
     reads: tuple[str, ...] = ()
     raw_sockets: bool = False
 
     def __post_init__(self) -> None:
-        """Check the paths: a relative one would mean the runner's folder."""
+        """Check the paths. The runner would resolve a relative path against its own working directory."""
         for path in self.reads:
             if not path.startswith("/") or "\0" in path:
-                raise ValueError(f"{path!r} is not an absolute path")
+                raise ValueError(f"{path!r} is not an absolute path.")
+
+
+def can_open_raw_sockets() -> bool:
+    """Return whether a child process of this one can hold CAP_NET_RAW.
+
+    A child of root holds it if it is in the bounding set. A child of any other user needs it in the ambient set.
+    """
+    try:
+        lines = Path("/proc/self/status").read_text("ascii").splitlines()
+    except OSError:
+        return os.geteuid() == 0
+    sets = dict(line.split(":\t", 1) for line in lines if line.startswith("Cap"))
+    held = sets["CapBnd"] if os.geteuid() == 0 else sets["CapAmb"]
+    return bool(int(held, 16) >> _CAP_NET_RAW & 1)

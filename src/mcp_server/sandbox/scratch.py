@@ -1,4 +1,4 @@
-"""The folder a program runs in: its working directory, empty before and gone afterwards."""
+"""Scratch folders: the working directory of a program, which is empty at first and removed after the run."""
 
 from __future__ import annotations
 
@@ -7,48 +7,48 @@ import time
 
 PREFIX = "mcp-run-"
 STALE_SEC = 7200
-"""Twice the longest time limit: a folder this old belongs to a run that nobody cleaned up after."""
+"""Twice the longest time limit. The run that made an older folder has ended without removing it."""
 
 
 def make(parent: str) -> str:
-    """Make an empty folder of mode 0700 in ``parent``. Raises OSError where none can be made."""
+    """Make an empty folder with mode 0700 in ``parent`` and return its path. Raises OSError."""
     folder = f"{parent}/{PREFIX}{os.urandom(8).hex()}"
-    os.mkdir(folder, 0o700)  # noqa: PTH102 - pathlib's import costs the runner more than all of this
+    os.mkdir(folder, 0o700)  # noqa: PTH102 - importing pathlib takes the runner longer than all of this
     return folder
 
 
 def remove(folder: str) -> None:
-    """Remove a folder with all that was put into it; what cannot be removed stays, for `remove_stale`.
+    """Remove a folder with its content. If that fails, the folder stays until `remove_stale` finds it.
 
-    Folders are taken apart from the top, their content moved up: a program may have nested them beyond the longest
-    path and the deepest recursion.
+    A program can nest folders beyond the maximum path length and recursion depth. So nested folders are moved up to the
+    top before they are removed.
     """
     try:
-        os.rmdir(folder)  # noqa: PTH106 - nearly always empty, and then this is all
+        os.rmdir(folder)  # noqa: PTH106 - the folder is nearly always empty, and then this is all
     except OSError:
         try:
-            _take_apart(folder)
+            _empty(folder)
             os.rmdir(folder)  # noqa: PTH106 - as above
         except OSError:
             return
 
 
 def remove_stale(parent: str) -> None:
-    """Remove what runs of this user left behind long ago; never a reason to fail."""
+    """Remove stale scratch folders of this user. Errors are ignored."""
     try:
         with os.scandir(parent) as entries:
             named = [entry for entry in entries if entry.name.startswith(PREFIX)]
         for entry in named:
             if entry.is_dir(follow_symlinks=False):
-                seen = entry.stat(follow_symlinks=False)
-                if seen.st_uid == os.geteuid() and seen.st_mtime < time.time() - STALE_SEC:
+                status = entry.stat(follow_symlinks=False)
+                if status.st_uid == os.geteuid() and status.st_mtime < time.time() - STALE_SEC:
                     remove(entry.path)
     except OSError:
         return
 
 
-def _take_apart(folder: str) -> None:
-    """Empty a folder: files are removed, what is inside of folders is moved up until there are none."""
+def _empty(folder: str) -> None:
+    """Remove the files in a folder and move the content of its subfolders up, until it is empty."""
     mark, count = os.urandom(8).hex(), 0
     while inner := _remove_files(folder):
         for path in inner:
@@ -57,14 +57,14 @@ def _take_apart(folder: str) -> None:
                 content = list(entries)
             for entry in content:
                 if entry.is_dir(follow_symlinks=False):
-                    os.chmod(entry.path, 0o700)  # noqa: PTH101 - a folder that moves is written to
+                    os.chmod(entry.path, 0o700)  # noqa: PTH101 - moving a folder writes to it, for its '..' entry
                 count += 1
                 os.rename(entry.path, f"{folder}/{mark}{count}")  # noqa: PTH104 - as above
             os.rmdir(path)  # noqa: PTH106 - as above
 
 
 def _remove_files(folder: str) -> list[str]:
-    """Remove what is not a folder, and return the folders."""
+    """Remove everything but the folders, and return their paths."""
     with os.scandir(folder) as entries:
         content = list(entries)
     inner = []

@@ -1,34 +1,42 @@
-"""What Landlock does not look at, closed by a filter of system calls (seccomp(2)).
+"""A system call filter (seccomp(2)) for what Landlock does not cover.
 
-Landlock says which files can be opened. It lets a process change owner, mode, times and attributes of any file it
-can name, connect to any socket that is a file (that of a container engine, say), read its user's keyrings, use System
-V and POSIX queues and memory, and set limits and priorities of other processes of its user. None of the tools needs
-that: the calls are refused with EPERM, and with EAFNOSUPPORT every family of sockets but IPv4, IPv6, netlink and, with
-raw sockets, packet. A socketpair(2) can only be a connected stream, which no address can be given to any more. So are
-joining a multicast group, for which the kernel sends packets that no process owns, new namespaces, in which a process
-has every capability, the calls that the kernel's defects are reached by (bpf, perf_event_open, userfaultfd), and
-io_uring, which makes calls that no filter sees. clone3 is ENOSYS, because a filter cannot see its flags; the C library
-then uses clone.
+Landlock restricts which files can be opened. It does not restrict changes to the owner, mode, times or attributes of a
+file, connections to sockets in the file system (such as a container engine's), the user's keyrings, System V and POSIX
+queues and shared memory, or limits and priorities of the user's other processes. No tool needs any of these, so the
+filter refuses these calls with EPERM.
+
+The filter refuses further calls:
+
+- A socket of another family than IPv4, IPv6, netlink and, with raw sockets, packet gives EAFNOSUPPORT.
+- socketpair(2) can only make connected streams, because a datagram socket of a pair can still be given an address.
+- Joining a multicast group gives EPERM, because the kernel then sends packets that belong to no process.
+- New namespaces give EPERM, because a process has every capability in a namespace of its own.
+- bpf, perf_event_open and userfaultfd give EPERM, because exploits of kernel defects use them.
+- io_uring gives EPERM, because it makes calls that no filter sees.
+- clone3 gives ENOSYS, because a filter cannot read its flags. The C library then uses clone.
+
+The functions for building a filter are also used by `mcp_server.netguard.syscall_filter`.
 """
 
 from __future__ import annotations
 
-import errno
 import os
 import struct
+from errno import EAFNOSUPPORT, ENOSYS, EPERM
 
-TYPE_CHECKING = False  # importing the name from typing costs the runner as much as all the rest
+TYPE_CHECKING = False  # importing the name from typing takes the runner as long as everything else together
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     Instruction = tuple[int, int, int, int]
+    """Operation, jump if true, jump if false (both count the instructions to skip), and value."""
 
-_ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000  # linux/seccomp.h
+KILL, _ALLOW, _ERRNO = 0x80000000, 0x7FFF0000, 0x00050000  # linux/seccomp.h
 # linux/bpf_common.h: LD|W|ABS, JMP|JEQ|K, JMP|JGE|K, JMP|JSET|K, ALU|AND|K, RET|K
 _LOAD, _EQUAL, _AT_LEAST, _ANY_OF, _AND, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x54, 0x06
 _NUMBER, _ARCHITECTURE = 0, 4  # offsets in struct seccomp_data
-# The lower half of an argument, which is all the kernel reads of those looked at (little-endian).
-_FIRST, _SECOND, _THIRD = 16, 24, 32
+# Offsets of the lower halves of three arguments (little-endian). The kernel ignores the upper halves of these.
+FIRST, SECOND, THIRD = 16, 24, 32
 _PR_GET_SECCOMP, _PR_SET_SECCOMP, _MODE_FILTER = 21, 22, 2
 _X32 = 0x40000000
 _CLONE3 = 435
@@ -36,16 +44,17 @@ _NEW_NAMESPACES = 0x7E020000
 
 _AF_UNIX, _AF_INET, _AF_INET6, _AF_NETLINK, _AF_PACKET = 1, 2, 10, 16, 17
 _SOCK_STREAM, _SOCK_TYPE_MASK = 1, 0xF
-# FS_IOC_SETFLAGS, the same for 32 bits, FS_IOC_FSSETXATTR, FS_IOC_SETVERSION (linux/fs.h).
+# FS_IOC_SETFLAGS, its 32-bit form, FS_IOC_FSSETXATTR, FS_IOC_SETVERSION (linux/fs.h).
 _FILE_ATTRIBUTES = (0x40086602, 0x40046602, 0x401C5820, 0x40087602)
 _SOL_IP, _SOL_IPV6 = 0, 41
 # IP_ADD_MEMBERSHIP, IP_ADD_SOURCE_MEMBERSHIP, MCAST_JOIN_GROUP, MCAST_JOIN_SOURCE_GROUP; IPV6_JOIN_GROUP,
 # IPV6_JOIN_ANYCAST and the last two (linux/in.h, linux/in6.h).
 _JOIN4, _JOIN6 = (35, 39, 42, 46), (20, 27, 42, 46)
 
-# From 424 on the numbers are the same everywhere: io_uring_setup, fchmodat2, setxattrat, removexattrat, file_setattr.
+# From 424, the numbers are the same on every machine: io_uring_setup, fchmodat2, setxattrat, removexattrat,
+# file_setattr.
 _EVERYWHERE = (425, 452, 463, 466, 469)
-# fchmod, fchmodat, fchownat, fchown, utimensat, and set and remove of path, link and descriptor for attributes;
+# fchmod, fchmodat, fchownat, fchown, utimensat, and setting and removing attributes by path, link and descriptor;
 # unshare, setns; add_key, request_key, keyctl; bpf, perf_event_open, userfaultfd; mq_open, mq_unlink, msgget to shmat;
 # setpriority, sched_setparam, sched_setscheduler, sched_setaffinity, sched_setattr, ioprio_set.
 _GENERIC = (
@@ -62,8 +71,8 @@ _X86_64 = (
     *(141, 142, 144, 203, 314, 251),
 )
 
-# Machine: audit number, the calls refused, and those whose arguments decide: socket, socketpair, setsockopt, ioctl,
-# prlimit64 and clone. linux/audit.h and the tables of system calls.
+# By machine: the audit number, the refused calls, and the calls that are decided by their arguments: socket,
+# socketpair, setsockopt, ioctl, prlimit64 and clone. Sources: linux/audit.h and the tables of system calls.
 _MACHINES = {
     "x86_64": (0xC000003E, _X86_64, 41, 53, 54, 16, 302, 56),
     "aarch64": (0xC00000B7, _GENERIC, 198, 199, 208, 29, 261, 220),
@@ -71,18 +80,30 @@ _MACHINES = {
 }
 
 
-_made: dict[bool, bytes] = {}
-"""The filters, once they were made: a runner makes them at its start and hands them down to what it forks."""
+_filters: dict[bool, bytes] = {}
+"""The filters made so far. The runner makes both at its start, and the processes that it forks inherit them."""
 
 
-def code(*, raw: bool = True) -> bytes:
-    """The filter for this machine; empty where its numbers are not known, or the kernel takes no filter.
+def program_filter(*, raw: bool = True) -> bytes:
+    """Return the filter for programs on this machine.
 
-    ``raw`` leaves packet sockets to those that hold CAP_NET_RAW.
+    It is empty if the machine's call numbers are not known here or the kernel does not support filters. ``raw`` allows
+    packet sockets, which a process can open only with CAP_NET_RAW.
     """
-    if raw not in _made:
-        _made[raw] = _make(raw=raw)
-    return _made[raw]
+    if raw not in _filters:
+        _filters[raw] = _make(raw=raw)
+    return _filters[raw]
+
+
+def restrict(filter_code: bytes) -> None:
+    """Apply a filter to this process and its descendants. An empty one does nothing. Raises OSError.
+
+    This needs no_new_privs.
+    """
+    from mcp_server.sandbox.syscalls import prctl_filter
+
+    if filter_code:
+        prctl_filter(_PR_SET_SECCOMP, _MODE_FILTER, filter_code)
 
 
 def _make(*, raw: bool) -> bytes:
@@ -97,66 +118,80 @@ def _make(*, raw: bool) -> bytes:
         return b""
     architecture, refused, open_socket, open_pair, set_option, control, set_limit, clone = machine
     families = (_AF_INET, _AF_INET6, _AF_NETLINK, *((_AF_PACKET,) if raw else ()))
-    lines: list[Instruction] = [
-        *((_LOAD, 0, 0, _ARCHITECTURE), (_EQUAL, 1, 0, architecture), (_RETURN, 0, 0, _KILL)),
+    stream = [load(SECOND), (_AND, 0, 0, _SOCK_TYPE_MASK), *allow_only((_SOCK_STREAM,), EPERM)]
+    join4, join6 = ([load(THIRD), *refuse(options, EPERM)] for options in (_JOIN4, _JOIN6))
+    return assemble(
+        [
+            *prologue(architecture, x32=KILL),
+            *(instruction for number in (*refused, *_EVERYWHERE) for instruction in refuse_call(number, EPERM)),
+            *if_equal(open_socket, [load(FIRST), *allow_only(families, EAFNOSUPPORT)]),
+            *if_equal(
+                open_pair,
+                [load(FIRST), (_EQUAL, 1, 0, _AF_UNIX), (_RETURN, 0, 0, fail(EAFNOSUPPORT)), *stream],
+            ),
+            *if_equal(set_option, [load(SECOND), *if_equal(_SOL_IP, join4), *if_equal(_SOL_IPV6, join6), allow()]),
+            *if_equal(control, [load(SECOND), *refuse(_FILE_ATTRIBUTES, EPERM)]),
+            # A process may set its own limits (pid 0) and those of no other process.
+            *if_equal(set_limit, [load(FIRST), *allow_only((0,), EPERM)]),
+            *if_equal(
+                clone,
+                [load(FIRST), (_ANY_OF, 0, 1, _NEW_NAMESPACES), (_RETURN, 0, 0, fail(EPERM)), allow()],
+            ),
+            *refuse_call(_CLONE3, ENOSYS),
+            allow(),
+        ]
+    )
+
+
+def assemble(instructions: Iterable[Instruction]) -> bytes:
+    """Encode instructions as struct sock_filter (linux/filter.h), eight bytes each."""
+    return b"".join(struct.pack("=HBBI", *instruction) for instruction in instructions)
+
+
+def prologue(architecture: int, *, x32: int) -> list[Instruction]:
+    """Kill a process of another architecture, return ``x32`` for calls of the x32 ABI, and load the call's number."""
+    return [
+        *((_LOAD, 0, 0, _ARCHITECTURE), (_EQUAL, 1, 0, architecture), (_RETURN, 0, 0, KILL)),
         (_LOAD, 0, 0, _NUMBER),
-        *((_AT_LEAST, 0, 1, _X32), (_RETURN, 0, 0, _KILL)),
+        *((_AT_LEAST, 0, 1, _X32), (_RETURN, 0, 0, x32)),
     ]
-    for number in (*refused, *_EVERYWHERE):
-        lines += [(_EQUAL, 0, 1, number), (_RETURN, 0, 0, _ERRNO | errno.EPERM)]
-    stream = [(_LOAD, 0, 0, _SECOND), (_AND, 0, 0, _SOCK_TYPE_MASK), *_only((_SOCK_STREAM,), errno.EPERM)]
-    join4, join6 = ([(_LOAD, 0, 0, _THIRD), *_all_but(options, errno.EPERM)] for options in (_JOIN4, _JOIN6))
-    lines += [
-        *_call(open_socket, [(_LOAD, 0, 0, _FIRST), *_only(families, errno.EAFNOSUPPORT)]),
-        *_call(
-            open_pair,
-            [
-                *((_LOAD, 0, 0, _FIRST), (_EQUAL, 1, 0, _AF_UNIX), (_RETURN, 0, 0, _ERRNO | errno.EAFNOSUPPORT)),
-                *stream,
-            ],
-        ),
-        *_call(
-            set_option,
-            [(_LOAD, 0, 0, _SECOND), *_call(_SOL_IP, join4), *_call(_SOL_IPV6, join6), (_RETURN, 0, 0, _ALLOW)],
-        ),
-        *_call(control, [(_LOAD, 0, 0, _SECOND), *_all_but(_FILE_ATTRIBUTES, errno.EPERM)]),
-        # The limits of any process but 0, which is the caller itself.
-        *_call(set_limit, [(_LOAD, 0, 0, _FIRST), *_only((0,), errno.EPERM)]),
-        *_call(
-            clone,
-            [
-                *((_LOAD, 0, 0, _FIRST), (_ANY_OF, 0, 1, _NEW_NAMESPACES)),
-                *((_RETURN, 0, 0, _ERRNO | errno.EPERM), (_RETURN, 0, 0, _ALLOW)),
-            ],
-        ),
-        *((_EQUAL, 0, 1, _CLONE3), (_RETURN, 0, 0, _ERRNO | errno.ENOSYS), (_RETURN, 0, 0, _ALLOW)),
-    ]
-    return b"".join(struct.pack("=HBBI", *line) for line in lines)
 
 
-def _call(loaded: int, body: list[Instruction]) -> list[Instruction]:
-    """Run ``body``, which ends by returning, where ``loaded`` is what was loaded last."""
-    return [(_EQUAL, 0, len(body), loaded), *body]
+def load(offset: int) -> Instruction:
+    """Load the word at an offset of struct seccomp_data."""
+    return (_LOAD, 0, 0, offset)
 
 
-def _only(values: Iterable[int], error: int) -> list[Instruction]:
-    """Let the call pass where one of the values is loaded, else refuse it."""
-    return _split(tuple(values), _ALLOW, _ERRNO | error)
+def allow() -> Instruction:
+    """Allow the call."""
+    return (_RETURN, 0, 0, _ALLOW)
 
 
-def _all_but(values: Iterable[int], error: int) -> list[Instruction]:
-    """Refuse the call where one of the values is loaded, else let it pass."""
-    return _split(tuple(values), _ERRNO | error, _ALLOW)
+def fail(error: int) -> int:
+    """Return the value with which a filter makes a call fail with this errno."""
+    return _ERRNO | error
+
+
+def refuse_call(number: int, error: int) -> list[Instruction]:
+    """Refuse the call if its number, which was loaded last, is ``number``."""
+    return if_equal(number, [(_RETURN, 0, 0, fail(error))])
+
+
+def if_equal(value: int, body: list[Instruction]) -> list[Instruction]:
+    """Run ``body`` if the word that was loaded last is ``value``. Every path through ``body`` must return."""
+    return [(_EQUAL, 0, len(body), value), *body]
+
+
+def allow_only(values: Iterable[int], error: int) -> list[Instruction]:
+    """Allow the call if the word that was loaded last is one of ``values``, and refuse it otherwise."""
+    return _split(tuple(values), _ALLOW, fail(error))
+
+
+def refuse(values: Iterable[int], error: int) -> list[Instruction]:
+    """Refuse the call if the word that was loaded last is one of ``values``, and allow it otherwise."""
+    return _split(tuple(values), fail(error), _ALLOW)
 
 
 def _split(values: tuple[int, ...], found: int, otherwise: int) -> list[Instruction]:
     tests = [(_EQUAL, len(values) - index, 0, value) for index, value in enumerate(values)]
     return [*tests, (_RETURN, 0, 0, otherwise), (_RETURN, 0, 0, found)]
-
-
-def restrict(filter_code: bytes) -> None:
-    """Hold this process and all it starts to the filter that `code` made. Needs no_new_privs. Raises OSError."""
-    from mcp_server.sandbox.syscalls import prctl_program
-
-    if filter_code:
-        prctl_program(_PR_SET_SECCOMP, _MODE_FILTER, filter_code)

@@ -1,4 +1,4 @@
-"""Reading a pipe on the event loop: one chunk at a time, straight into a sink."""
+"""Reads a pipe on the event loop and passes each chunk to a sink."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections.abc import Callable
 from typing import Final
 
 CHUNK_BYTES: Final = 65536
-"""The size of a Linux pipe; one read empties it."""
+"""The capacity of a Linux pipe. One read empties it."""
 
 
-class Pump:
-    """Hands what arrives on ``fd`` to ``sink`` until the end of file, an error of the sink, or `stop`.
+class PipeReader:
+    """Passes the data from ``fd`` to ``sink`` until the end of file, an error in the sink, or `stop`.
 
-    Nothing is read ahead, so a slow sink fills the pipe and the writer waits. ``ended`` is done when no more
-    will come; ``failed`` is done when the sink raised, which ``error`` then holds.
+    It does not buffer, so a slow sink blocks the writer. ``ended`` is done when no more data will be passed.
+    ``failed`` is done when the sink raised an exception, which is then in ``error``. ``total`` counts bytes.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, fd: int, sink: Callable[[bytes], None]) -> None:
@@ -28,7 +28,7 @@ class Pump:
         loop.add_reader(fd, self._read)
 
     def stop(self) -> None:
-        """Read no more. Safe to call twice; the descriptor stays open."""
+        """Stop reading. It is safe to call this twice. The descriptor stays open."""
         if not self.ended.done():
             self._loop.remove_reader(self._fd)
             self.ended.set_result(None)
@@ -44,14 +44,14 @@ class Pump:
         self.total += len(data)
         try:
             self._sink(data)
-        except Exception as error:  # noqa: BLE001 - it is raised again where the run is awaited
+        except Exception as error:  # noqa: BLE001 - the code that awaits the run raises it again
             self.error = error
             self.stop()
             self.failed.set_result(None)
 
 
 class OutputHead:
-    """A sink that keeps the first ``limit`` bytes and drops the rest, so that the writer never blocks."""
+    """A sink that keeps the first ``limit`` bytes and discards the rest, so that the writer never blocks."""
 
     def __init__(self, limit: int) -> None:
         self.kept = bytearray()
@@ -60,27 +60,27 @@ class OutputHead:
 
     def __call__(self, data: bytes) -> None:
         """Take the next bytes."""
-        room = self._limit - len(self.kept)
-        self.truncated = self.truncated or len(data) > room
-        self.kept += data[:room]
+        left = self._limit - len(self.kept)
+        self.truncated = self.truncated or len(data) > left
+        self.kept += data[:left]
 
 
-class LimitError(Exception):
-    """More arrived than `Bounded` lets through."""
+class OutputLimitError(Exception):
+    """The output is longer than the limit of `BoundedSink`."""
 
 
-class Bounded:
-    """A sink that passes on exactly the first ``limit`` bytes and raises `LimitError` at the next one."""
+class BoundedSink:
+    """A sink that passes on exactly the first ``limit`` bytes and raises `OutputLimitError` at the next one."""
 
     def __init__(self, limit: int, sink: Callable[[bytes], None]) -> None:
-        self._room = limit
+        self._left = limit
         self._sink = sink
 
     def __call__(self, data: bytes) -> None:
-        """Pass the bytes on, as far as there is room."""
-        passed = data[: self._room]
-        self._room -= len(passed)
+        """Pass the bytes on, up to the limit."""
+        passed = data[: self._left]
+        self._left -= len(passed)
         if passed:
             self._sink(passed)
         if len(passed) < len(data):
-            raise LimitError
+            raise OutputLimitError

@@ -1,13 +1,15 @@
-"""The parent of one program: starts it confined, passes on SIGTERM, and ends it with everything it left behind.
+"""The parent of one program: starts it confined, forwards SIGTERM, and ends it with all its descendants.
 
-Forked from the runner for each run. Where it has a PID namespace it is process 1 there and the kernel knows all its
-descendants; elsewhere on Linux it is a child subreaper (prctl(2)), so that one that called setsid(2) or forked twice
-is handed to it; on other systems it can end the program's session only.
+The runner forks a supervisor for each run. If the run has a PID namespace, the supervisor is process 1 in it, and the
+kernel knows all descendants. Otherwise, on Linux, the supervisor is a child subreaper (prctl(2)): descendants that
+called setsid(2) or forked twice become its children. On other systems it can end only the session of the program.
 
-The run's socket carries, from the server: four bytes of length and that many of words, each ended by a NUL byte
-(`Request`); then ``t`` to send SIGTERM. The end of file ends everything: the server wants it, or is gone. Back comes
-one line, when nothing is left and the scratch folder is removed: ``exit STATUS PID`` with the wait status, ``failed
-ERRNO PATH`` where the program could not be started, or ``lost`` where the runner died meanwhile.
+The server sends on the run's socket: four bytes with the length of the request, the request (`RunRequest`), and then
+``t`` to have SIGTERM sent. At the end of file, the supervisor ends the run, because the server wants that or is gone.
+
+The supervisor sends back one line, after the last process has ended and the scratch folder is removed:
+``exit STATUS PID`` with the wait status, ``failed ERRNO PATH`` if the program could not be started, or ``lost`` if the
+runner died during the run.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import time
 
 from mcp_server.sandbox import confine, scratch
 
-TYPE_CHECKING = False  # importing the name from typing costs the runner as much as all the rest
+TYPE_CHECKING = False  # importing the name from typing takes the runner as long as everything else together
 if TYPE_CHECKING:
     import signal
     from _socket import socket
@@ -27,14 +29,19 @@ else:
     import _signal as signal
 
 MAX_REQUEST_BYTES = 4 << 20
-"""Above the kernel's own bound on a program's words."""
-_LOOK_SEC = 1.0
-"""How often orphans are reaped while a program runs, and its end is looked for where there is no pidfd."""
+"""More than the kernel accepts as arguments of a program."""
+_REAP_SEC = 1.0
+"""How often orphans are reaped while a program runs."""
 _POLL_SEC = 0.02
+"""How often the end of the program is checked if there is no pidfd."""
 
 
 class RunRequest:
-    """What is to be run: ``LIMIT=N``…, ``seconds=N``, ``raw=0|1``, ``read=PATH``…, ``--``, and the program's words."""
+    """A request to run a program. Its words each end with a NUL byte.
+
+    The words are ``LIMIT=N`` for each resource limit, ``seconds=N``, ``raw=0`` or ``raw=1``, ``read=PATH`` for each
+    readable path, ``--``, and the argv of the program.
+    """
 
     def __init__(self, body: bytes) -> None:
         words = [os.fsdecode(word) for word in body.split(b"\0")[:-1]]
@@ -55,7 +62,11 @@ class RunRequest:
 
 
 class Supervisor:
-    """One run. ``life`` reads end of file when the runner is dead; ``namespace`` says that this is process 1 of one."""
+    """Supervises one run.
+
+    ``run`` is the run's socket. ``life`` is at the end of file if the runner is dead. ``namespace`` says whether this
+    process is process 1 of a PID namespace. ``parent`` is the folder for the scratch folder.
+    """
 
     def __init__(self, run: socket, stdout: int, stderr: int, *, life: int, namespace: bool, parent: str) -> None:
         self._run, self._stdout, self._stderr = run, stdout, stderr
@@ -66,30 +77,29 @@ class Supervisor:
         self._lost = False
 
     def carry_out(self, *, allow_raw: bool) -> None:
-        """Take the request and see it through."""
+        """Receive the request, run the program to its end, and report it."""
         body = self._receive()
         if body is None:
             return
         request = RunRequest(body)
-        request.raw = request.raw and allow_raw
         try:
             folder = scratch.make(self._parent)
         except OSError as error:
-            self._say(f"failed {error.errno} {self._parent}")
+            self._report(f"failed {error.errno} {self._parent}")
             return
         try:
-            said = self._start(request, folder) or self._see_through(request.seconds)
+            report = self._start(request, folder, raw=request.raw and allow_raw) or self._wait(request.seconds)
         finally:
             scratch.remove(folder)
-        self._say(said)
+        self._report(report)
 
     def _receive(self) -> bytes | None:
-        """The request, or None where the server is gone before all of it is here."""
-        head = self._exactly(4)
+        """Return the request, or None if the server closes the socket before it is complete."""
+        head = self._read_exactly(4)
         length = int.from_bytes(head, "big") if head else 0
-        return self._exactly(length) if 0 < length <= MAX_REQUEST_BYTES else None
+        return self._read_exactly(length) if 0 < length <= MAX_REQUEST_BYTES else None
 
-    def _exactly(self, count: int) -> bytes | None:
+    def _read_exactly(self, count: int) -> bytes | None:
         data = bytearray()
         while len(data) < count:
             more = self._run.recv(count - len(data))
@@ -98,46 +108,49 @@ class Supervisor:
             data += more
         return bytes(data)
 
-    def _say(self, line: str) -> None:
+    def _report(self, line: str) -> None:
         try:
             self._run.send(os.fsencode(line) + b"\n")
-        except OSError:  # nobody is left to be told
+        except OSError:  # the server is gone
             return
 
-    def _start(self, request: RunRequest, folder: str) -> str:
-        """Fork and wait for the execve(2) of the child: empty, or what has to be said of its failure."""
-        heard, told = os.pipe()
-        own = os.getpid()
+    def _start(self, request: RunRequest, folder: str, *, raw: bool) -> str:
+        """Fork and wait for the child's execve(2). Return an empty string, or the report of the failure."""
+        reading, writing = os.pipe()
+        supervisor = os.getpid()
         try:
             self._program = os.fork()
         except OSError as error:
             return f"failed {error.errno} {request.argv[0]}"
         if self._program == 0:
             try:
-                self._into(own, told)
-                confine.become(request.argv, folder, limits=request.limits, reads=request.reads, raw=request.raw)
+                self._set_up_child(supervisor, writing)
+                confine.exec_program(request.argv, folder, limits=request.limits, reads=request.reads, raw=raw)
             except OSError as error:
-                os.write(told, os.fsencode(f"{error.errno} {error.filename or request.argv[0]}"))
-            except BaseException:  # noqa: BLE001 - a child that went on would be a second supervisor
+                os.write(writing, os.fsencode(f"{error.errno} {error.filename or request.argv[0]}"))
+            except BaseException:  # noqa: BLE001 - the child must not go on as a second supervisor
                 sys.excepthook(*sys.exc_info())
-                os.write(told, b"0 ")
+                os.write(writing, b"0 ")
             finally:
                 os._exit(127)
-        for fd in (told, self._stdout, self._stderr):
+        for fd in (writing, self._stdout, self._stderr):
             os.close(fd)
-        words = b""
-        while more := os.read(heard, 4096):
-            words += more
-        os.close(heard)
-        pid, _, refusal = words.partition(b"\n")
+        message = b""
+        while more := os.read(reading, 4096):
+            message += more
+        os.close(reading)
+        pid, _, failure = message.partition(b"\n")
         self._pid = int(pid or -1)
-        if not refusal:
+        if not failure:
             return ""
         self._end_all()
-        return f"failed {os.fsdecode(refusal)}"
+        return f"failed {os.fsdecode(failure)}"
 
-    def _into(self, supervisor: int, told: int) -> None:
-        """In the child: a session of its own, its three descriptors, its signals, and its pid as /proc counts."""
+    def _set_up_child(self, supervisor: int, writing: int) -> None:
+        """Set up the forked child: its own session, its three descriptors, its signals.
+
+        It writes its PID in the PID namespace of /proc to ``writing``.
+        """
         os.setsid()
         linux = sys.platform == "linux"
         if linux:
@@ -146,21 +159,20 @@ class Supervisor:
             syscalls.die_with_parent(signal.SIGKILL)
             if os.getppid() != supervisor:
                 os._exit(127)
-        os.write(told, (os.readlink("/proc/self") if linux else str(os.getpid())).encode() + b"\n")  # noqa: PTH115 - pathlib's import takes time
+        os.write(writing, (os.readlink("/proc/self") if linux else str(os.getpid())).encode() + b"\n")  # noqa: PTH115 - importing pathlib is slow
         null = os.open("/dev/null", os.O_RDONLY)
         for fd, target in ((null, 0), (self._stdout, 1), (self._stderr, 2)):
             os.dup2(fd, target)
         confine.default_signals()
 
-    def _see_through(self, seconds: float) -> str:
-        """Wait for the end of the program or of whoever wants it; then nothing of it is left."""
+    def _wait(self, seconds: float) -> str:
+        """Wait until the program ends, or its time is over, or the server or the runner ends it. Return the report."""
         ends = time.monotonic() + seconds
         poll = select.poll()
         try:
-            watch = os.pidfd_open(self._program)
-            poll.register(watch, select.POLLIN)
-            step = _LOOK_SEC
-        except (AttributeError, OSError):  # not Linux, a kernel before 5.3
+            poll.register(os.pidfd_open(self._program), select.POLLIN)
+            step = _REAP_SEC
+        except (AttributeError, OSError):  # not Linux, or a kernel before 5.3
             step = _POLL_SEC
         poll.register(self._run, select.POLLIN)
         poll.register(self._life, select.POLLIN)
@@ -177,17 +189,17 @@ class Supervisor:
         return f"exit {signal.SIGKILL if self._status is None else self._status} {self._pid}"
 
     def _obey(self) -> bool:
-        """Do what the server asks for; False at the end of what it has to say."""
+        """Handle a message of the server. Return False at the end of file."""
         try:
-            asked = self._run.recv(64)
+            message = self._run.recv(64)
         except OSError:
             return False
-        if b"t" in asked and self._status is None:
-            _send(self._program, signal.SIGTERM)
-        return bool(asked)
+        if b"t" in message and self._status is None:
+            _kill(self._program, signal.SIGTERM)
+        return bool(message)
 
     def _reap(self) -> None:
-        """Take the status of what has ended."""
+        """Reap the children that have ended, and keep the status of the program."""
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -199,15 +211,16 @@ class Supervisor:
                 self._status = status
 
     def _end_all(self) -> None:
-        """Kill and reap until no descendant is left."""
+        """Kill and reap until there are no descendants."""
         while True:
             if self._namespace:
-                _send(-1, signal.SIGKILL)  # everything in the namespace but this process, at one moment
+                _kill(-1, signal.SIGKILL)  # all other processes of the namespace at the same time
             else:
                 for pid in children():
-                    _send(pid, signal.SIGKILL)
-                if self._status is None or sys.platform != "linux":  # else its number may be another's by now
-                    _send(-self._program, signal.SIGKILL)
+                    _kill(pid, signal.SIGKILL)
+                # If the program was reaped, its number may belong to another process by now.
+                if self._status is None or sys.platform != "linux":
+                    _kill(-self._program, signal.SIGKILL)
             try:
                 pid, status = os.waitpid(-1, 0 if self._namespace else os.WNOHANG)
             except ChildProcessError:
@@ -219,7 +232,7 @@ class Supervisor:
 
 
 def children() -> list[int]:
-    """The pids of this process's children now; empty where /proc does not list them."""
+    """Return the PIDs of this process's children, or an empty list if /proc does not list them."""
     try:
         fd = os.open(f"/proc/self/task/{os.getpid()}/children", os.O_RDONLY)
     except OSError:
@@ -233,9 +246,9 @@ def children() -> list[int]:
     return [int(pid) for pid in listed.split()]
 
 
-def _send(to: int, number: int) -> None:
-    """Send a signal to a process or, below zero, to a group; it may have ended meanwhile."""
+def _kill(pid: int, number: int) -> None:
+    """Send a signal as kill(2) does. The process may have ended already."""
     try:
-        os.kill(to, number)
-    except (ProcessLookupError, PermissionError):  # macOS answers EPERM for a group of zombies
+        os.kill(pid, number)
+    except (ProcessLookupError, PermissionError):  # macOS returns EPERM for a group of zombies
         return

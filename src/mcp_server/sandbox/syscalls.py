@@ -1,7 +1,8 @@
-"""System calls the standard library does not offer, by ctypes: prctl, capabilities, namespaces, close-by-death.
+"""System calls that the standard library lacks, through ctypes: prctl, capabilities and namespaces.
 
-Loaded by the runner and never by the server: importing ctypes costs three milliseconds. Every function raises OSError
-with the kernel's errno. Numbers are those of linux/prctl.h, linux/capability.h and linux/sched.h.
+The runner and the guard helper load this module. The server does not, because importing ctypes takes 3 ms. Every
+function raises OSError with the kernel's errno. The numbers are from linux/prctl.h, linux/capability.h and
+linux/sched.h.
 """
 
 from __future__ import annotations
@@ -32,66 +33,66 @@ _word = ctypes.c_ulong
 
 
 def buffer(content: bytes) -> ctypes.Array[ctypes.c_char]:
-    """The bytes where the kernel can read them."""
+    """Return the bytes as an array that can be passed to the kernel."""
     return ctypes.create_string_buffer(content, len(content))
 
 
 def call(name: str, *arguments: ctypes.c_ulong | ctypes.Array[ctypes.c_char] | int | None) -> int:
-    """Call a function of the C library that answers -1 for an error."""
-    answer: int = getattr(_libc, name)(*arguments)
-    if answer < 0:
+    """Call a function of the C library that returns -1 after an error."""
+    result: int = getattr(_libc, name)(*arguments)
+    if result < 0:
         number = ctypes.get_errno()
         raise OSError(number, f"{name}: {os.strerror(number)}")
-    return answer
+    return result
 
 
 def raw(number: int, *arguments: int | ctypes.Array[ctypes.c_char] | None) -> int:
-    """Call the kernel by the number of the call, as syscall(2) does."""
+    """Make a system call by its number, as syscall(2) does."""
     return call("syscall", *(_word(each) if isinstance(each, int) else each for each in (number, *arguments)))
 
 
 def prctl(option: int, first: int = 0, second: int = 0) -> int:
-    """Have one option of the calling process set or told (man 2 of that name)."""
+    """Change or read one property of this process (see the manual page)."""
     return call("prctl", option, _word(first), _word(second), _word(0), _word(0))
 
 
-class _Program(ctypes.Structure):
+class _FilterProgram(ctypes.Structure):
     """struct sock_fprog (linux/filter.h)."""
 
     _fields_ = (("length", ctypes.c_ushort), ("code", ctypes.c_char_p))
 
 
-def prctl_program(option: int, mode: int, code: bytes) -> None:
-    """Hand prctl(2) a program of the Berkeley packet filter, eight bytes an instruction."""
-    program = _Program(len(code) // 8, code)
+def prctl_filter(option: int, mode: int, code: bytes) -> None:
+    """Call prctl(2) with a BPF program, which has eight bytes for each instruction."""
+    program = _FilterProgram(len(code) // 8, code)
     call("prctl", option, _word(mode), _word(ctypes.addressof(program)), _word(0), _word(0))
 
 
 def die_with_parent(number: int) -> None:
-    """Have the kernel send signal ``number`` when the parent thread ends; not when it already has."""
+    """Have the kernel send signal ``number`` when the parent thread ends. It sends none if that has already ended."""
     prctl(_PR_SET_PDEATHSIG, number)
 
 
 def become_subreaper() -> None:
-    """Have orphans among the descendants handed to this process, also those that called setsid(2)."""
+    """Make orphaned descendants children of this process, even those that called setsid(2)."""
     prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def no_new_privileges() -> None:
-    """Give up, for this process and all it starts, what set-uid bits and file capabilities would add."""
+    """Set no_new_privs: set-uid bits and file capabilities no longer affect this process and its descendants."""
     prctl(_PR_SET_NO_NEW_PRIVS, 1)
 
 
 def effective_capabilities() -> int:
-    """The effective set of this process as a bit mask."""
+    """Return the effective set of this process as a bit mask."""
     head = buffer(struct.pack("=2I", _CAPABILITY_VERSION_3, 0))
     data = (ctypes.c_uint32 * 6)()
-    call("capget", head, data)  # type: ignore[arg-type]  # an array of another type is passed the same way
+    call("capget", head, data)  # type: ignore[arg-type]  # any array is passed the same way
     return int(data[0]) | int(data[3]) << 32
 
 
 def keep_capabilities(mask: int) -> None:
-    """Hold exactly ``mask``, also over execve(2). The bounding set stays as it is."""
+    """Keep exactly the capabilities in ``mask``, also after execve(2). The bounding set does not change."""
     low, high = mask & 0xFFFFFFFF, mask >> 32
     head = buffer(struct.pack("=2I", _CAPABILITY_VERSION_3, 0))
     data = (ctypes.c_uint32 * 6)(low, low, low, high, high, high)
@@ -103,7 +104,10 @@ def keep_capabilities(mask: int) -> None:
 
 
 def bound_bounding_set(mask: int) -> None:
-    """Drop everything but ``mask`` from the bounding set. Without CAP_SETPCAP it stays: no_new_privs holds then."""
+    """Drop everything except ``mask`` from the bounding set.
+
+    Without CAP_SETPCAP, this does nothing. no_new_privs then protects against new capabilities.
+    """
     if not effective_capabilities() >> CAP_SETPCAP & 1:
         return
     for number in range(64):
@@ -111,25 +115,26 @@ def bound_bounding_set(mask: int) -> None:
             continue
         try:
             prctl(_PR_CAPBSET_DROP, number)
-        except OSError:  # EINVAL: beyond the kernel's last capability
+        except OSError:  # EINVAL: above the kernel's last capability
             return
 
 
 def drop_from_bounding_set(number: int) -> None:
-    """Drop one capability from the bounding set, under the same condition."""
+    """Drop one capability from the bounding set. Without CAP_SETPCAP, this does nothing."""
     if effective_capabilities() >> CAP_SETPCAP & 1:
         prctl(_PR_CAPBSET_DROP, number)
 
 
-def enter_user_namespace() -> None:
-    """Enter a user namespace of our own with this user and group mapped to themselves, and have one for pids prepared.
+def enter_user_namespace(flags: int = CLONE_NEWPID) -> None:
+    """Enter a new user namespace, and with it the namespaces in ``flags``.
 
-    The next process forked is process 1 of the pid namespace.
+    This user and group keep their numbers in it. If ``flags`` has CLONE_NEWPID, the next process that is forked is
+    process 1 of the PID namespace.
     """
     user, group = os.geteuid(), os.getegid()
     dumpable = prctl(_PR_GET_DUMPABLE)
-    prctl(_PR_SET_DUMPABLE, 1)  # after a change of user the files of /proc/self belong to root
-    call("unshare", CLONE_NEWUSER | CLONE_NEWPID)
+    prctl(_PR_SET_DUMPABLE, 1)  # after a change of user, the files in /proc/self belong to root
+    call("unshare", CLONE_NEWUSER | flags)
     for name, text in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
         fd = os.open(f"/proc/self/{name}", os.O_WRONLY)
         try:

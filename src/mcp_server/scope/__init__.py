@@ -1,1 +1,1 @@
-"""What may be touched: the scope policy, target reading and resolution."""
+"""What may be scanned: parsing and resolving targets, and the scope policy."""

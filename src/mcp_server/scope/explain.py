@@ -1,9 +1,10 @@
-"""What the policy says of a target, or of itself, for every interface that explains instead of running."""
+"""What the policy says about a target or about itself, for the interfaces that explain instead of running a tool."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from dataclasses import asdict
 from datetime import datetime
 from typing import Any, Final
 
@@ -12,17 +13,19 @@ from mcp_server.model.access import FULL_ACCESS, Access
 from mcp_server.model.run import Risk
 from mcp_server.model.target import Evidence, Target
 from mcp_server.model.untrusted import sanitize
-from mcp_server.scope.permission import require_risk
+from mcp_server.scope.entries import PolicyEntry
+from mcp_server.scope.grant import strictest_rate
+from mcp_server.scope.permissions import require_risk
+from mcp_server.scope.pinning import pin_targets
 from mcp_server.scope.policy import ScopePolicy
 from mcp_server.scope.reading import SHOWN_CHARS
-from mcp_server.scope.resolve import pin_targets
 from mcp_server.scope.resolver import Resolver
-from mcp_server.scope.terms import PolicyEntry, Verdict, strictest_rate
+from mcp_server.scope.verdict import Verdict
 
 ENTRIES_SHOWN: Final = 100
-"""Entries of a policy that its description lists; the totals are exact."""
+"""Entries that the description of a policy lists; the totals are exact."""
 
-_NO_LIMIT: Final = 1 << 128  # every IPv6 address: explaining starts nothing, so its size is reported, not refused
+_NO_LIMIT: Final = 1 << 128  # every IPv6 address: an explanation reports the size of a target and does not limit it
 
 
 async def explain(
@@ -35,16 +38,16 @@ async def explain(
     allow_intrusive: bool,
     access: Access = FULL_ACCESS,
 ) -> dict[str, Any]:
-    """Say whether ``text`` may be touched at ``now`` with ``risk`` by one with ``access``, by the road a call takes.
+    """Say whether an actor with ``access`` may call a tool of this risk on the target ``text`` at ``now``.
 
-    Never raises a refusal.
+    A refusal is part of the answer and never raised. A name is looked up once, but only for an actor who may ask for
+    this risk. ``allow_intrusive`` is ``security.allow_intrusive``.
 
-    Keys, all JSON-ready: ``target`` (escaped), ``allowed``, ``code`` and ``hint`` (None when allowed), ``reason``,
-    ``entries`` that decide, ``name`` (or None), ``addresses`` (canonical addresses and CIDRs) and ``count`` of them,
-    ``resolved`` (how a name was looked up, or None), ``max_risk`` and ``packets_per_second`` (of the strictest line;
-    None: nothing allowed, no bound), ``lines`` (those that decide, or that excludes it: entry, line, max_risk,
-    packets_per_second, windows) and ``windows`` (of these lines: name, when, open, next_opening). A name is looked
-    up, once, for whoever may ask for this risk. ``allow_intrusive`` is ``security.allow_intrusive``.
+    Keys, all JSON-ready: ``target`` (escaped), ``allowed``, ``code`` and ``hint`` (None if allowed), ``reason``,
+    ``entries`` (those that allow it), ``name`` (or None), ``addresses`` (canonical addresses and CIDRs) and ``count``
+    of them, ``resolved`` (how a name was looked up, or None), ``max_risk`` and ``packets_per_second`` (of the strictest
+    entry; None if nothing is allowed or there is no limit), ``policy_entries`` (those that decide: entry, line,
+    max_risk, packets_per_second, windows) and ``windows`` (of these entries: name, when, open, next_opening).
     """
     answer: dict[str, Any] = {
         "target": sanitize(text, SHOWN_CHARS),
@@ -59,70 +62,64 @@ async def explain(
         "resolved": None,
         "max_risk": None,
         "packets_per_second": None,
-        "lines": [],
+        "policy_entries": [],
         "windows": [],
     }
     try:
-        require_risk(access, risk, "you asked about a risk you may not take")
+        require_risk(access, risk, "You asked about a risk that you may not take")
         (target,) = (await pin_targets([text], policy, resolver, max_addresses=_NO_LIMIT)).items
     except RefusedError as error:
         return answer | refused(error)
     await asyncio.sleep(0)  # each of the three steps may take long for a wide network and a policy of many entries
     verdicts = _verdicts(target, policy)
-    lines = list(dict.fromkeys(line for verdict in verdicts for line in verdict.lines))
-    entries = list(dict.fromkeys(verdict.entry for verdict in verdicts if verdict.entry is not None))
+    deciding = list(dict.fromkeys(entry for verdict in verdicts for entry in verdict.entries))
+    allowed_by = list(dict.fromkeys(verdict.allowed_by for verdict in verdicts if verdict.allowed_by is not None))
     addresses = list(target.canonical())
     what = f"{target.name} ({', '.join(addresses)})" if target.name else addresses[0]
     answer |= {
-        "entries": entries,
+        "entries": allowed_by,
         "name": target.name,
         "addresses": addresses,
         "count": target.count,
         "resolved": _resolved(target.evidence),
-        "max_risk": str(min(line.terms.max_risk for line in lines)),
-        "packets_per_second": strictest_rate(lines, policy.limits),
-        "lines": [_line(line) for line in lines],
-        "windows": windows(policy, now, [name for line in lines for name in line.terms.windows]),
+        "max_risk": str(min(entry.terms.max_risk for entry in deciding)),
+        "packets_per_second": strictest_rate(deciding, policy.limits),
+        "policy_entries": list(map(_entry_body, deciding)),
+        "windows": windows(policy, now, [name for entry in deciding for name in entry.terms.windows]),
     }
     await asyncio.sleep(0)
     try:
         if risk >= Risk.INTRUSIVE and not allow_intrusive:
-            raise AccessError("what is intrusive is not allowed", code="intrusive_not_allowed")
+            raise AccessError("Intrusive calls are not allowed.", code="intrusive_not_allowed")
         names = [target.name] if target.name else []
         policy.require(target.networks, names, risk, addresses=0, ports=0, probes=0, now=now)
     except RefusedError as error:
         return answer | refused(error)
-    return answer | {"allowed": True, "reason": f"{what} is allowed by {', '.join(entries)}"}
+    return answer | {"allowed": True, "reason": f"{what} is allowed by {', '.join(allowed_by)}."}
 
 
 def describe(policy: ScopePolicy, now: datetime) -> dict[str, Any]:
-    """The policy itself: where it was written, what it allows and excludes (the first 100 each), and its limits."""
-    limits = policy.limits
+    """The policy itself: its source, its entries and exclusions (the first 100 of each), limits and windows."""
     return {
         "source": policy.source,
         "name": policy.name,
-        "allow": [_line(line) for line in policy.lines(ENTRIES_SHOWN)],
+        "allow": list(map(_entry_body, policy.policy_entries(ENTRIES_SHOWN))),
         "allow_total": policy.size,
         "exclude": list(policy.exclusions[:ENTRIES_SHOWN]),
         "exclude_total": len(policy.exclusions),
-        "limits": {
-            "addresses_x_ports": limits.addresses_x_ports,
-            "packets_per_run": limits.packets_per_run,
-            "packets_per_hour": limits.packets_per_hour,
-            "packets_per_second": limits.packets_per_second,
-        },
+        "limits": asdict(policy.limits),
         "windows": windows(policy, now, policy.windows),
         "resolvers": [str(address) for address in policy.resolvers],
     }
 
 
 def refused(error: NetworkToolsError) -> dict[str, Any]:
-    """The keys of a refusal as an explanation shows it."""
+    """The keys of an explanation that a refusal sets."""
     return {"code": error.code, "hint": error.hint, "reason": error.message}
 
 
 def windows(policy: ScopePolicy, now: datetime, names: Iterable[str]) -> list[dict[str, Any]]:
-    """Windows by name: when they are open, whether they are now, and else when next (ISO 8601, local time)."""
+    """Windows by name: their times, whether they are open at ``now``, and if not, when they open (ISO 8601, local)."""
     found = []
     for name in dict.fromkeys(names):
         window = policy.windows[name]
@@ -143,13 +140,13 @@ def _verdicts(target: Target, policy: ScopePolicy) -> list[Verdict]:
     return verdicts if target.name is None else [policy.check_name(target.name), *verdicts]
 
 
-def _line(line: PolicyEntry) -> dict[str, Any]:
+def _entry_body(entry: PolicyEntry) -> dict[str, Any]:
     return {
-        "entry": line.entry,
-        "line": line.number,
-        "max_risk": str(line.terms.max_risk),
-        "packets_per_second": line.terms.packets_per_second,
-        "windows": list(line.terms.windows),
+        "entry": entry.text,
+        "line": entry.line,
+        "max_risk": str(entry.terms.max_risk),
+        "packets_per_second": entry.terms.packets_per_second,
+        "windows": list(entry.terms.windows),
     }
 
 

@@ -1,8 +1,8 @@
-"""A radix tree of networks: which of very many holds an address most closely, and which lie inside a network.
+"""A radix tree of networks: finds the narrowest network that contains an address, and the networks inside a network.
 
-Path-compressed (Morrison's PATRICIA): a node stands for a network, and has children only where networks below it part.
-A look-up takes one step for each bit at which they do, at most 32 or 128, however many there are. Why not a library:
-docs/decisions/0006-policy.md.
+The tree is path-compressed (Morrison's PATRICIA): a node stands for a network, and a node without a network exists only
+where two networks below it separate. A look-up takes at most 32 or 128 steps, however many networks there are.
+docs/decisions/0006-policy.md says why this is not a library.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 Prefix = tuple[int, int, int]
-"""First address, prefix length, and the number the network goes by."""
+"""First address, prefix length, and the number of the network."""
 
-# A node is a list, because very many of them are made at once: its first and last address, the first address of its
-# upper half, its number (None where it only joins two others), and the nodes in its lower and upper half.
+# A node is a list, because 100,000 of them are made at once: first and last address, first address of the upper half,
+# the number of the network (None for a node without one), and the nodes in the lower and in the upper half.
 _FIRST, _LAST, _HALF, _NUMBER, _LOWER, _UPPER = range(6)
 
 
 class RadixTree:
-    """Networks of one IP version, each with a number; of equal networks the first is kept.
+    """Networks of one IP version, each with a number. Of equal networks, the first is kept.
 
-    ``width`` is the number of bits of an address. Addresses are integers, ranges are inclusive.
+    ``width`` is the number of bits of an address. Addresses are integers, and ranges are inclusive.
     """
 
     def __init__(self, width: int, networks: Iterable[Prefix]) -> None:
@@ -30,7 +30,7 @@ class RadixTree:
         self._build(width, sorted(networks))
 
     def _build(self, width: int, networks: list[Prefix]) -> None:
-        # In order of address, and wider before narrower, each network belongs on the path that ends in the one before.
+        # Sorted by address, and wider before narrower: the parent of each network is on the path to the previous one.
         path = [self._root]
         for first, length, number in networks:
             last = first | ((1 << (width - length)) - 1)
@@ -45,7 +45,7 @@ class RadixTree:
             node = [first, last, (first + last + 1) >> 1, number, None, None]
             side = _LOWER if first < parent[_HALF] else _UPPER
             if parent[side] is not None and below is not None:
-                # Both lie in one half of the parent: they part further down, at the first bit in which they differ.
+                # Both are in one half of the parent: they separate at the first bit in which they differ.
                 bits = (below[_FIRST] ^ first).bit_length()
                 start = first >> bits << bits
                 joint = [start, start | ((1 << bits) - 1), start | (1 << (bits - 1)), None, below, node]
@@ -56,7 +56,7 @@ class RadixTree:
                 path.append(node)
 
     def holding(self, first: int, last: int) -> int | None:
-        """The number of the narrowest network that holds the whole range, or None."""
+        """The number of the narrowest network that contains the whole range, or None."""
         found: int | None = None
         node: list[Any] | None = self._root
         while node is not None:
@@ -69,9 +69,10 @@ class RadixTree:
         return found
 
     def touching(self, first: int, last: int) -> tuple[int | None, list[Prefix]]:
-        """What decides on a range that is a network: the narrowest one that holds it, and all those inside it.
+        """The networks that decide about a range, which must be a network itself.
 
-        The latter are ``(first, last, number)``, in order of address, wider before narrower.
+        Returns the number of the narrowest network that contains the range (or None), and the networks inside the range
+        as ``(first, last, number)``, in order of address, wider before narrower.
         """
         holder: int | None = None
         stack: list[list[Any]] = []
@@ -100,9 +101,10 @@ class RadixTree:
         return holder, inside
 
     def pieces(self, first: int, last: int) -> list[tuple[int, int, int | None]]:
-        """A range that is a network, cut where another network decides: first, last, and its number or None.
+        """Cut a range, which must be a network itself, into pieces with one deciding network each.
 
-        Every address is in one piece, and the narrowest network that holds it is that piece's.
+        A piece is its first address, its last address, and the number of the narrowest network that contains it, or
+        None. The pieces cover the range.
         """
         return cut(first, last, *self.touching(first, last))
 
@@ -112,7 +114,7 @@ class RadixTree:
 
 
 def cut(first: int, last: int, holder: int | None, inside: list[Prefix]) -> list[tuple[int, int, int | None]]:
-    """The pieces of a range, from what `RadixTree.touching` found for it."""
+    """The pieces of a range, from what `RadixTree.touching` returned for it."""
     if not inside:
         return [(first, last, holder)]
     found: list[tuple[int, int, int | None]] = []

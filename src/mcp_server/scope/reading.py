@@ -1,12 +1,12 @@
-"""Reading a target: the one strict grammar, with no I/O.
+"""Read a target strictly, without I/O.
 
-Scanners read far more than a check expects: ``012.0115.1.012`` is 12.115.1.12 to nmap and 10.77.1.10 to ping, and
-getaddrinfo takes full-width digits. So only three forms are read, from ASCII, and the canonical string is what is
-handed on, never the caller's text:
+Scanners accept far more than a check expects: ``012.0115.1.012`` is 12.115.1.12 to nmap and 10.77.1.10 to ping, and
+getaddrinfo accepts full-width digits. So only three forms are read, in ASCII, and the tool is given the canonical
+string, never the caller's text:
 
-- an address: ``10.0.0.1``, ``fd00::1`` (any RFC 4291 spelling of IPv6 in hexadecimal; handed on as RFC 5952 writes it);
+- an address: ``10.0.0.1``, ``fd00::1`` (any RFC 4291 spelling of IPv6 in hexadecimal, passed on as RFC 5952 writes it);
 - a network whose host bits are zero: ``10.0.0.0/24``;
-- a name of LDH labels (RFC 1123 section 2.1, RFC 5891 section 4.2.3.1), which no parser can take for an address.
+- a name of LDH labels (RFC 1123 section 2.1, RFC 5891 section 4.2.3.1) that no parser can read as an address.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from typing import Final
 
 from mcp_server.errors import ArgumentError, RefusedError, TargetError
 from mcp_server.model.target import Network
-from mcp_server.model.untrusted import sanitize
+from mcp_server.model.untrusted import quoted, sanitize
+from mcp_server.scope.address_ranges import network_text
 
 MAX_CHARS: Final = 255
 """The longest target text that is read, in characters."""
 SHOWN_CHARS: Final = 60
-"""How much of a refused text a message repeats, in characters after escaping."""
+"""Characters of a target that an explanation repeats, after escaping."""
 MAX_NAME_CHARS: Final = 253
 """The longest name without its trailing dot: 255 octets on the wire (RFC 1035 section 2.3.4)."""
 
@@ -38,9 +39,9 @@ _LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 
 @dataclass(frozen=True, slots=True)
 class ParsedTarget:
-    """What a target text says: exactly one of ``network`` (an address is a /32 or /128) and ``name`` is set.
+    """What a target text means: either ``network`` (an address is a /32 or /128) or ``name`` is set.
 
-    ``given`` is the caller's text, for messages only; it is ASCII without control characters.
+    ``given`` is the caller's text, for messages only. It is ASCII without control characters.
     """
 
     given: str
@@ -49,10 +50,8 @@ class ParsedTarget:
 
     @property
     def canonical(self) -> str:
-        """The one spelling that is handed on: an address, a CIDR, or a lower-case name without its trailing dot."""
-        if self.network is None:
-            return self.name or ""
-        return str(self.network.network_address) if self.network.num_addresses == 1 else str(self.network)
+        """The spelling that is passed on: an address, a CIDR, or a lower-case name without its trailing dot."""
+        return self.name or "" if self.network is None else network_text(self.network)
 
 
 def read_target(text: str) -> ParsedTarget:
@@ -66,29 +65,24 @@ def read_target(text: str) -> ParsedTarget:
     _check_characters(text)
     if ":" in text:
         return ParsedTarget(text, network=_read_ipv6(text))
-    # A last label that starts with a digit is a number to some parser (inet_aton, the WHATWG URL standard).
+    # Some parsers read a last label that begins with a digit as a number (inet_aton, the WHATWG URL standard).
     last = text.removesuffix(".").rpartition(".")[2]
     if "/" in text or last[:1].isdigit():
         return ParsedTarget(text, network=_read_ipv4(text))
     return ParsedTarget(text, name=_read_name(text))
 
 
-def shown(text: str) -> str:
-    """The caller's text as a message may repeat it: escaped, quoted and short."""
-    return f"'{sanitize(text, SHOWN_CHARS)}'"
-
-
 def _invalid(text: str, why: str, hint: str | None = None) -> TargetError:
-    return TargetError(f"target {shown(text)} {why}", hint=hint, parameter="target")
+    return TargetError(f"The target {quoted(text)} {why}.", hint=hint, parameter="target")
 
 
 def _check_characters(text: str) -> None:
-    """Refuse what is unsafe in any reader before asking what the text means."""
+    """Refuse characters that are unsafe for any parser, before the text is parsed."""
     if not text:
-        raise TargetError("the target is empty", parameter="target")
+        raise TargetError("The target is empty.", parameter="target")
     if len(text) > MAX_CHARS:
         raise ArgumentError(
-            f"target {shown(text)} has {len(text)} characters; the limit is {MAX_CHARS}",
+            f"The target {quoted(text)} has {len(text)} characters; the limit is {MAX_CHARS}.",
             code="arguments_too_long",
             parameter="target",
             limit=MAX_CHARS,
@@ -100,9 +94,9 @@ def _check_characters(text: str) -> None:
         raise _forbidden(text, text[0], "at the start ")
     for char in text:
         if not char.isascii():
-            raise _invalid(text, f"holds {_named(char)}, which is not ASCII", "Write names as A-labels (xn--…).")
+            raise _invalid(text, f"contains {_named(char)}, which is not ASCII", "Write names as A-labels (xn--…).")
         if char == " ":
-            raise _invalid(text, "holds a space", "Give each target as an item of its own.")
+            raise _invalid(text, "contains a space", "Give each target as its own item.")
 
 
 def _named(char: str) -> str:
@@ -111,7 +105,7 @@ def _named(char: str) -> str:
 
 def _forbidden(text: str, char: str, where: str) -> RefusedError:
     return ArgumentError(
-        f"forbidden metacharacters in target: {_named(char)} {where}in {shown(text)}",
+        f"The target contains forbidden metacharacters: {_named(char)} {where}in {quoted(text)}.",
         code="forbidden_characters",
         parameter="target",
     )
@@ -125,20 +119,20 @@ def _read_ipv6(text: str) -> Network:
     if "://" in text:
         raise _invalid(text, "is a URL", "Give the host alone, without scheme, port or path.")
     if "%" in text:
-        raise _invalid(text, "has a zone id", "Link-local addresses are always refused; give a routable address.")
+        raise _invalid(text, "has a zone id", "Link-local addresses are always refused. Give a routable address.")
     if "[" in text or text.count(":") == 1:
-        raise _invalid(text, "looks like host and port", "Give the host alone; ports have a parameter of their own.")
+        raise _invalid(text, "looks like host and port", "Give the host alone. Ports have their own parameter.")
     network = _read_network(text, "IPv6 address")
     if isinstance(network, IPv6Network) and network.subnet_of(MAPPED):
         raise _invalid(text, "is an IPv4 address inside IPv6", "Write the IPv4 address itself.")
     if "." in text:
-        raise _invalid(text, "mixes IPv6 with dotted IPv4", "Write all of the address in hexadecimal.")
+        raise _invalid(text, "mixes IPv6 with dotted IPv4", "Write the whole address in hexadecimal.")
     return network
 
 
 def _read_network(text: str, form: str) -> Network:
     _, slash, prefix = text.partition("/")
-    if slash and not _PREFIX.fullmatch(prefix):  # ipaddress also takes /024, netmasks and host masks
+    if slash and not _PREFIX.fullmatch(prefix):  # ipaddress also accepts /024, netmasks and host masks
         raise _invalid(text, "has no plain prefix length after the '/'")
     try:
         loose = ip_network(text, strict=False)
@@ -157,15 +151,15 @@ def _read_name(text: str) -> str:
     for label in name.split("."):
         if not _LABEL.fullmatch(label):
             raise _invalid(
-                text, f"is not a name: the label {shown(label)} is not 1-63 letters, digits and inner hyphens"
+                text, f"is not a name: the label {quoted(label)} is not 1-63 letters, digits and inner hyphens"
             )
         if label[2:4] == "--" and not _is_a_label(label):
-            raise _invalid(text, f"is not a name: the label {shown(label)} is not an IDNA A-label")
+            raise _invalid(text, f"is not a name: the label {quoted(label)} is not an IDNA A-label")
     return name
 
 
 def _is_a_label(label: str) -> bool:
-    """Whether a label with hyphens in places three and four is the one encoding of a Unicode label."""
+    """Whether a label with hyphens in positions three and four is the one encoding of a Unicode label."""
     if not label.startswith("xn--"):
         return False
     try:

@@ -1,4 +1,4 @@
-"""Looking a name up once: in the hosts file or by DNS, without search domains, and with evidence of the answer."""
+"""Look up a name once, in the hosts file or by DNS, without search domains, and return evidence of the answer."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
-from mcp_server.errors import TargetError
+from mcp_server.errors import RefusedError, TargetError
 from mcp_server.model.target import Evidence
-from mcp_server.scope.hosts import addresses_of
+from mcp_server.model.untrusted import quoted
+from mcp_server.scope.policy import ScopePolicy
+from mcp_server.scope.reading import read_target
 
 if TYPE_CHECKING:
     import dns.asyncresolver
     import dns.resolver
 
-    from mcp_server.scope.policy import ScopePolicy
-
 HOSTS_FILE: Final = Path("/etc/hosts")
 RESOLV_CONF: Final = Path("/etc/resolv.conf")
 LIFETIME_SEC: Final = 5.0
-"""How long one question may take over all name servers and retries, in seconds."""
+"""Seconds that one question may take, over all name servers and retries."""
 
 Address = IPv4Address | IPv6Address
 
@@ -30,30 +30,30 @@ class Resolver(Protocol):
     """Turns a canonical name into all of its addresses."""
 
     async def lookup(self, name: str) -> Evidence:
-        """Return every A and AAAA answer; raise TargetError (``target_unresolvable``) where there is none."""
+        """Return every A and AAAA answer; raises TargetError ``target_unresolvable`` if there is none."""
         ...
 
 
 class CachingResolver:
-    """A resolver that asks another one once for each name, so that two looks at one call see one answer."""
+    """Asks another resolver once per name, so that two look-ups within one call get the same answer."""
 
     def __init__(self, resolver: Resolver) -> None:
         self._resolver = resolver
         self._answers: dict[str, asyncio.Task[Evidence]] = {}
 
     async def lookup(self, name: str) -> Evidence:
-        """Return what the first lookup of ``name`` came to, or raise what it raised."""
+        """Return the result of the first look-up of ``name``, or raise its error."""
         if name not in self._answers:
             self._answers[name] = asyncio.ensure_future(self._resolver.lookup(name))
         return await asyncio.shield(self._answers[name])
 
 
 class SystemResolver:
-    """The host's own view of a name: ``/etc/hosts`` first, then the name servers of ``/etc/resolv.conf``.
+    """Looks names up as this host does: in ``/etc/hosts`` first, then at the name servers of ``/etc/resolv.conf``.
 
-    ``nameservers`` (addresses) replaces those of ``resolv_conf``; ``hosts_file`` None means no such file. A name
-    in the hosts file is not asked of DNS, as ``hosts: files dns`` in nsswitch.conf(5) has it. DNS gets one A and one
-    AAAA question for the absolute name, a second server only where the first is silent or broken. CNAMEs are
+    ``nameservers`` (addresses) replaces those of ``resolv_conf``. ``hosts_file`` None means that no hosts file is read.
+    A name in the hosts file is not asked of DNS, as with ``hosts: files dns`` in nsswitch.conf(5). DNS gets one A and
+    one AAAA question for the absolute name, and a second server only if the first is silent or broken. CNAMEs are
     followed inside the answer, which a recursive server completes (RFC 1034 section 5.3.3). ``lifetime`` is in seconds.
     """
 
@@ -74,7 +74,7 @@ class SystemResolver:
 
     @classmethod
     def of(cls, policy: ScopePolicy) -> SystemResolver:
-        """The resolver of a policy: the servers it names and nothing else, or else the host's own view."""
+        """The resolver of a policy: only the servers that the policy names, or this host's own if it names none."""
         if not policy.resolvers:
             return cls()
         return cls([str(address) for address in policy.resolvers], hosts_file=None)
@@ -82,16 +82,16 @@ class SystemResolver:
     async def lookup(self, name: str) -> Evidence:
         """Return every address of ``name``, IPv4 first.
 
-        A question that times out or fails at the server refuses the name even where the other one was
-        answered: half of an answer is not the host. NXDOMAIN for one type only counts as no address of it.
+        If one of the two questions times out or fails, the name is refused, because half of an answer is not the host.
+        NXDOMAIN for one type only counts as no address of that type.
         """
         if self._hosts_file is not None:
-            listed = await asyncio.to_thread(addresses_of, name, self._hosts_file)
+            listed = await asyncio.to_thread(_hosts_addresses, name, self._hosts_file)
             if listed:
                 return Evidence(name, listed, source=str(self._hosts_file))
         if self._nameservers is not None and not self._nameservers:
             raise _unresolvable(
-                name, "the guard lets questions pass to 'resolvers' of the policy file only; it has none"
+                name, "the guard allows questions only to the 'resolvers' of the policy file, and it has none"
             )
         from dns.exception import DNSException
 
@@ -104,9 +104,9 @@ class SystemResolver:
         return found
 
     async def _question(self, name: str) -> Evidence:
-        # Importing dnspython and reading resolv.conf both touch the disk; the event loop need not wait.
+        # Importing dnspython and reading resolv.conf read the disk, so do it in a thread.
         resolver = await asyncio.to_thread(self._configured)
-        # Both questions end before a failure of either is raised, so none is left running behind the caller.
+        # Wait for both questions before raising an error of one, so that no question outlives this call.
         answers = await asyncio.gather(
             self._ask(resolver, name, "A"), self._ask(resolver, name, "AAAA"), return_exceptions=True
         )
@@ -129,7 +129,7 @@ class SystemResolver:
     async def _ask(self, resolver: dns.asyncresolver.Resolver, name: str, kind: str) -> dns.resolver.Answer | None:
         import dns.resolver
 
-        try:  # the final dot makes the name absolute: no search domain is ever added
+        try:  # the final dot makes the name absolute, so that no search domain is added
             return await resolver.resolve(f"{name}.", kind, raise_on_no_answer=False)
         except dns.resolver.NXDOMAIN:
             return None
@@ -140,7 +140,7 @@ class SystemResolver:
 
         try:
             resolver = dns.asyncresolver.Resolver(str(self._resolv_conf), configure=self._nameservers is None)
-        except ValueError as error:  # a line of resolv.conf that is not an address, or not text
+        except ValueError as error:  # a line of resolv.conf is not an address, or not text
             raise dns.resolver.NoResolverConfiguration from error
         if self._nameservers is not None:
             resolver.nameservers = list(self._nameservers)
@@ -149,8 +149,41 @@ class SystemResolver:
         return resolver
 
 
+def _hosts_addresses(name: str, path: Path) -> tuple[Address, ...]:
+    """Every address that a hosts(5) file has for a canonical name, in file order.
+
+    A file that does not exist or cannot be read counts as empty. Raises TargetError ``target_unresolvable`` if a line
+    for this name does not begin with a canonical address: to skip the line would scan less than the operator wrote.
+    """
+    try:
+        text = path.read_text(encoding="utf-8", errors="surrogateescape")
+    except OSError:
+        return ()
+    found: list[Address] = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        words = line.partition("#")[0].split()
+        if name not in (word.lower() for word in words[1:]):
+            continue
+        address = _canonical_address(words[0])
+        if address is None:
+            raise _unresolvable(
+                name, f"line {number} of {path} begins with {quoted(words[0])}, which is not a canonical address"
+            )
+        found.append(address)
+    return tuple(found)
+
+
+def _canonical_address(word: str) -> Address | None:
+    """The address in ``word`` if a caller could write it so: without zone id, and not in mapped or short form."""
+    try:
+        network = read_target(word).network
+    except RefusedError:
+        return None
+    return None if network is None or "/" in word else network.network_address
+
+
 def _why(error: Exception) -> str:
-    """A sentence without the library's transcript of servers and ports."""
+    """The reason, without the library's list of servers and ports."""
     import dns.resolver
 
     if isinstance(error, dns.resolver.LifetimeTimeout):
@@ -161,4 +194,4 @@ def _why(error: Exception) -> str:
 
 
 def _unresolvable(name: str, why: str) -> TargetError:
-    return TargetError(f"{name} cannot be resolved: {why}", code="target_unresolvable", parameter="target")
+    return TargetError(f"{name} cannot be resolved: {why}.", code="target_unresolvable", parameter="target")

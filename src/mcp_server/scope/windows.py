@@ -1,4 +1,4 @@
-"""Time windows: when something may be touched, by the clocks of a place."""
+"""Time windows: when something may be scanned, in local time."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ MINUTES_A_DAY: Final = 24 * 60
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A span of the day on some days of the week, in local time.
+    """A range of minutes on some days of the week, in local time.
 
-    ``days`` are numbers from Monday, 0; ``start`` and ``end`` are minutes of the day, 0 to 1440, ``end`` not included.
-    A window whose end is not after its start passes midnight, and belongs to the day it starts on. It is the clock
-    on the wall that counts: where the clocks jump over the start it opens with the jump, and an hour that comes twice
-    is in it twice.
+    ``days`` are numbers from 0 (Monday). ``start`` and ``end`` are minutes of the day from 0 to 1440, and ``end`` is
+    not included. A window whose end is not after its start passes midnight and belongs to the day on which it starts.
+
+    Local time decides: if the clocks jump over the start, the window opens with the jump. An hour that occurs twice is
+    in the window twice.
     """
 
     name: str
@@ -29,7 +30,7 @@ class Window:
     zone_name: str = "UTC"
 
     def is_open(self, now: datetime) -> bool:
-        """Whether it is open at ``now``, which must know its offset from UTC."""
+        """Whether the window is open at ``now``, which must have an offset from UTC."""
         local = now.astimezone(self.zone)
         minute, day = local.hour * 60 + local.minute, local.weekday()
         if self.start < self.end:
@@ -37,22 +38,22 @@ class Window:
         return (day in self.days and minute >= self.start) or ((day - 1) % 7 in self.days and minute < self.end)
 
     def next_opening(self, now: datetime) -> datetime | None:
-        """The next moment at which it opens, at the offset local time has then; None where it is open at ``now``."""
+        """When the window opens next, with the offset of local time at that moment; None if it is open at ``now``."""
         if self.is_open(now):
             return None
-        here = now.astimezone(self.zone)
+        today = now.astimezone(self.zone).date()
         moments = sorted(
             moment
             for ahead in range(9)
-            for moment in self._moments(here.date() + timedelta(days=ahead))
+            for moment in self._possible_openings(today + timedelta(days=ahead))
             if moment > now
         )
         found = next((moment.astimezone(self.zone) for moment in moments if self.is_open(moment)), None)
-        # A time in the hour that comes twice equals no time of another zone (PEP 495): the offset alone is plainer.
+        # PEP 495: a time in the hour that occurs twice never equals a time of another zone, so return a fixed offset.
         return None if found is None else found.replace(tzinfo=timezone(found.utcoffset() or timedelta(0)), fold=0)
 
-    def _moments(self, day: date) -> Iterator[datetime]:
-        """When it can come to be open on a day: at its start, once or twice, and where the clocks are changed."""
+    def _possible_openings(self, day: date) -> Iterator[datetime]:
+        """When the window can open on a day: at its start, which may occur twice, and when the clocks are changed."""
         hour, minute = divmod(self.start % MINUTES_A_DAY, 60)
         for fold in (0, 1):
             yield datetime.combine(day, time(hour, minute, fold=fold), self.zone).astimezone(UTC)

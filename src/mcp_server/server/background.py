@@ -1,149 +1,128 @@
-"""What goes on beside the calls while a server serves: health checks, figures, spans, and the owner's files."""
+"""Tasks that run beside the calls: health checks, metrics, tracing, and watching the operator's files."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final
 
 from mcp_server import __version__, metrics
-from mcp_server.api.http.metrics_page import MetricsPage
+from mcp_server.metrics.sampler import Sampler
 from mcp_server.netguard import Enforcement
 from mcp_server.observability import tracing
-from mcp_server.server.reloading import Reloader
+from mcp_server.server.lazy import Lazy
 
 if TYPE_CHECKING:
-    from mcp_server.api.http.failed_authentications import FailedAuthentications
-    from mcp_server.health import HealthCheckManager, SystemHealth
+    from mcp_server.api.http.metrics_page import MetricsPage
+    from mcp_server.config import Config
+    from mcp_server.health import HealthCheckManager
     from mcp_server.identity.authenticator import Authenticator
-    from mcp_server.server.enhanced import EnhancedMCPServer
+    from mcp_server.pipeline.current import Current
+    from mcp_server.server.lifecycle import Lifecycle
+    from mcp_server.server.reloading import Reloader
 
-logger = logging.getLogger(__name__)
-
-SETTLE_SEC: Final = 2.0
-"""How long a stdio server is left to its client's first calls before it looks after itself."""
+STDIO_DELAY_SEC: Final = 2.0
+"""Over stdio the tasks start so much later, because the client waits for its first answers."""
 FLUSH_SEC: Final = 0.5
-"""How long the last spans get to reach their collector when the server stops."""
+"""Time for the last spans to reach their collector when the server stops."""
 
 
 class BackgroundTasks:
-    """Starts and stops it all for one server; ``health`` and ``reloader`` are there before that, for the interfaces."""
+    """Starts and stops the tasks of one server."""
 
-    def __init__(self, server: EnhancedMCPServer) -> None:
-        self._server = server
-        self._guarded = server.guard.enforcement is not Enforcement.ARGUMENT
-        self._health: HealthCheckManager | None = None
-        self.reloader = Reloader(server, publish=server.pipeline.events.publish)
-        self._sampler = metrics.Sampler(lambda: server.config.metrics, server.config.state_dir)
-        self._authenticator: Authenticator | None = None
-        self._failed_authentications: FailedAuthentications | None = None
-        self._page = MetricsPage(lambda: server.config, lambda: self.authenticator, guarded=self._guarded)
-        self._later: asyncio.TimerHandle | None = None
-        self._going = False
-
-    @property
-    def authenticator(self) -> Authenticator:
-        """What knows who calls; made when it is first asked for, which over stdio nobody does."""
-        if self._authenticator is None:
-            from mcp_server.identity.actors import InForce
-            from mcp_server.identity.authenticator import Authenticator
-
-            self._authenticator = Authenticator(
-                lambda: self._server.config, directory=InForce(lambda: self._server.pipeline.actors)
-            )
-        return self._authenticator
-
-    @property
-    def failed_authentications(self) -> FailedAuthentications:
-        """What puts those who are not let in on the log."""
-        if self._failed_authentications is None:
-            from mcp_server.api.http.failed_authentications import FailedAuthentications
-
-            self._failed_authentications = FailedAuthentications(
-                self._server.pipeline.audit, self._server.pipeline.terms
-            )
-        return self._failed_authentications
-
-    @property
-    def health(self) -> HealthCheckManager:
-        """The server's health checks, made when they are first asked for: what they import takes a while."""
-        if self._health is None:
-            from mcp_server.server.checks import health_of_server
-
-            served = self._server.config.server.transport == "http"
-            self._health = health_of_server(self._server.pipeline, self.authenticator if served else None)
-            self._health.observe(self._note_health)
-        return self._health
+    def __init__(
+        self,
+        current: Current,
+        enforcement: Enforcement,
+        reloader: Reloader,
+        health: Lazy[HealthCheckManager],
+        authenticator: Lazy[Authenticator],
+        lifecycle: Lifecycle,
+    ) -> None:
+        self._current = current
+        self._enforcement = enforcement
+        self._reloader = reloader
+        self._health = health
+        self._authenticator = authenticator
+        self._lifecycle = lifecycle
+        self._sampler = Sampler(lambda: current.value.config.metrics, current.value.config.state_dir)
+        self._page = Lazy(self._make_page)
+        self._delayed: asyncio.TimerHandle | None = None
+        self._started = False
+        current.observe(self._on_reload)
 
     async def prepare(self) -> None:
-        """What comes before the first request; raises ConfigError for tracing that is not installed."""
-        config, policy = self._server.config, self._server.pipeline.policy
-        self._use_metrics()
-        if config.tracing.endpoint:
-            await asyncio.to_thread(tracing.configure, config.tracing, inside=policy if self._guarded else None)
+        """Set up metrics and tracing before the first request.
+
+        Raises ConfigError if tracing is configured and not installed.
+        """
+        self._configure_metrics()
+        current = self._current.value
+        if current.config.tracing.endpoint:
+            inside = current.policy if self._guarded else None
+            await asyncio.to_thread(tracing.configure, current.config.tracing, inside=inside)
 
     def start(self) -> None:
-        """Begin, on the running loop. Over stdio a little later: a client waits for the first answers there."""
-        if self._server.config.server.transport == "http":
+        """Start the tasks on the running loop, over stdio after `STDIO_DELAY_SEC`."""
+        if self._current.value.config.server.transport == "http":
             self._start()
         else:
-            self._later = asyncio.get_running_loop().call_later(SETTLE_SEC, self._start)
-
-    def _start(self) -> None:
-        self._going = True
-        self.reloader.start()
-        self._sampler.start()
-        self._show()
-
-    def follow(self) -> None:
-        """Go by the configuration that a reload has brought."""
-        self._use_metrics()
-        if self._going:
-            self._show()
-        self.invalidate()
-
-    def _use_metrics(self) -> None:
-        config, offered = self._server.config, self._server.pipeline.registry.offered
-        metrics.configure(enabled=config.metrics.enabled)
-        metrics.prepare(offered)
-        tier = self._server.guard.enforcement.value
-        metrics.gauge("mcp_server_info", 1.0, version=__version__, enforcement=tier)
-
-    def _show(self) -> None:
-        config = self._server.config
-        self._page.follow()
-        # Over stdio nobody can ask how the server is, unless its figures have a page; the checks open the store.
-        if config.server.transport == "http" or config.metrics.is_set("prometheus_port"):
-            self.health.start()
-
-    def invalidate(self) -> None:
-        """Something failed: what the checks have found is to be looked at again, if anybody has asked them."""
-        if self._health is not None:
-            self._health.invalidate()
+            self._delayed = asyncio.get_running_loop().call_later(STDIO_DELAY_SEC, self._start)
 
     def parts(self) -> dict[str, Callable[[], Awaitable[None]]]:
-        """What has to be stopped, by name; each safe to stop twice, or without a start."""
-        self._going = False
-        if self._later is not None:
-            self._later.cancel()
-        health = {} if self._health is None else {"health": self._health.stop}
-        failed_authentications = (
-            {} if self._failed_authentications is None else {"strangers": self._failed_authentications.close}
-        )
+        """How to stop each task, by name. Each can be stopped twice, or without a start."""
+        self._started = False
+        if self._delayed is not None:
+            self._delayed.cancel()
+        health, page = self._health.made, self._page.made
         return {
-            "reloader": self.reloader.stop,
-            **failed_authentications,
-            **health,
+            "reloader": self._reloader.stop,
+            **({} if health is None else {"health": health.stop}),
             "sampler": self._sampler.stop,
-            "metrics page": self._page.stop,
+            **({} if page is None else {"metrics page": page.stop}),
             "tracing": lambda: asyncio.to_thread(tracing.shutdown, FLUSH_SEC),
         }
 
-    def _note_health(self, now: SystemHealth, before: SystemHealth | None) -> None:
-        from mcp_server.health import gauges, health_change
+    @property
+    def _guarded(self) -> bool:
+        return self._enforcement is not Enforcement.ARGUMENT
 
-        for name, value, labels in gauges(now):
-            metrics.gauge(name, value, **labels)
-        if (told := health_change(before, now)) is not None:
-            self._server.pipeline.events.publish("health.changed", told)
+    def _start(self) -> None:
+        self._started = True
+        self._reloader.start()
+        self._sampler.start()
+        self._start_configured()
+
+    def _on_reload(self) -> None:
+        self._configure_metrics()
+        if self._started:
+            self._start_configured()
+
+    def _configure_metrics(self) -> None:
+        current = self._current.value
+        metrics.configure(enabled=_serves_metrics(current.config))
+        metrics.prepare(current.registry.offered)
+        metrics.gauge("mcp_server_info", 1.0, version=__version__, enforcement=self._enforcement.value)
+        metrics.gauge("mcp_server_ready", float(self._lifecycle.ready))
+
+    def _start_configured(self) -> None:
+        """Start what only some configurations ask for."""
+        config = self._current.value.config
+        has_page = config.metrics.is_set("prometheus_port")
+        if has_page or self._page.made is not None:
+            self._page().follow()
+        # Over stdio, health shows only on the metrics page. The checks open the store.
+        if config.server.transport == "http" or has_page:
+            self._health().start()
+
+    def _make_page(self) -> MetricsPage:
+        from mcp_server.api.http.metrics_page import MetricsPage
+
+        return MetricsPage(lambda: self._current.value.config, self._authenticator, guarded=self._guarded)
+
+
+def _serves_metrics(config: Config) -> bool:
+    """Return whether a client can read the metrics of this server. If not, none are counted."""
+    settings = config.metrics
+    has_page = config.server.transport == "http" or settings.is_set("prometheus_port")
+    return settings.enabled and settings.prometheus_enabled and has_page

@@ -1,18 +1,21 @@
-"""From a server's start to its end: where it stands, and what a stop does in which order.
+"""The phases of a server from its start to its end, and the order of a stop.
 
 ::
 
     starting ── began ──> ready ── stop ──> stopping ── finished ──> stopped
         └───────────────── stop ───────────────┘
 
-Stopping: new calls are refused (reads are answered) → calls under way get the grace period → the rest is cancelled
-and keeps what it had → `ended` is set, on which the interfaces close. A second request to stop ends the grace period.
+A stop does this in order:
+
+1. New calls are refused. Reads are still answered.
+2. Running calls get the grace period to end. A second request to stop ends the grace period.
+3. Calls that still run are cancelled. What they have found so far is stored.
+4. `Lifecycle.ended` is set, and the interfaces close.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import os
 import threading
@@ -22,23 +25,24 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final
 
 from mcp_server.errors import ExitCode
+from mcp_server.logger import get_logger
 
 if TYPE_CHECKING:
     from mcp_server.limits.calls import Calls
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 CANCEL_SEC: Final = 1.2
-"""Seconds cancelled calls get to write what they had: a program has half of one before it is killed."""
+"""Seconds for cancelled calls to write their results. Half a second of it is for programs, before they are killed."""
 OVERDUE_SEC: Final = 1.9
-"""Seconds after the grace period at which the process ends whatever still holds it up."""
+"""Seconds after the grace period at which the process ends, whatever is still running."""
 _SAME_SEC: Final = 0.5
-"""Two signals so close together are one request: process groups and guard helpers deliver them twice."""
-_LEAST_LEFT_SEC: Final = 0.3
+"""Two signals within this time are one request, because process groups and guard helpers deliver a signal twice."""
+_MIN_LEFT_SEC: Final = 0.3
 
 
 class Phase(StrEnum):
-    """Where a server stands."""
+    """The phase of a server."""
 
     STARTING = "starting"
     READY = "ready"
@@ -47,16 +51,16 @@ class Phase(StrEnum):
 
 
 class Lifecycle:
-    """The phase of one server, and its stop. ``tell`` hears of every new phase; for one event loop."""
+    """The phase of one server, and its stop. ``notify`` is called with every new phase. For one event loop."""
 
     def __init__(self, calls: Calls, notify: Callable[[Phase], None]) -> None:
         self.phase = Phase.STARTING
         self.served = False
-        """Whether it has ever been ready."""
+        """Whether the server has ever been ready."""
         self.ended = asyncio.Event()
-        """Set when no call is under way any more: the interfaces close then."""
+        """Set when no call is running any more. The interfaces close then."""
         self.hurried = asyncio.Event()
-        """Set when whoever asked to stop asked again."""
+        """Set by the second request to stop."""
         self._calls = calls
         self._notify = notify
         self._asked = self._until = math.inf
@@ -64,18 +68,23 @@ class Lifecycle:
         self._overdue: threading.Timer | None = None
 
     @property
+    def ready(self) -> bool:
+        """Whether calls are taken: the server has started, and is not stopping."""
+        return self.phase is Phase.READY
+
+    @property
     def left(self) -> float:
-        """Seconds that whatever is no call has until it is cut off; the grace period's rest, and a moment at least."""
-        return _LEAST_LEFT_SEC if self.hurried.is_set() else max(self._until - time.monotonic(), _LEAST_LEFT_SEC)
+        """Seconds for which other requests than calls may run: the rest of the grace period, or `_MIN_LEFT_SEC`."""
+        return _MIN_LEFT_SEC if self.hurried.is_set() else max(self._until - time.monotonic(), _MIN_LEFT_SEC)
 
     def began(self) -> None:
-        """Note that requests are answered."""
+        """Enter the phase READY, because requests are answered now."""
         if self.phase is Phase.STARTING:
             self.served = True
             self._enter(Phase.READY)
 
     def stop(self, grace_sec: float) -> None:
-        """Begin to stop, or where that was asked before, do not wait any longer."""
+        """Begin to stop. If the server is stopping already, end the grace period."""
         if self.phase in {Phase.STARTING, Phase.READY}:
             self._asked = time.monotonic()
             self._until = self._asked + grace_sec
@@ -84,10 +93,10 @@ class Lifecycle:
             self._ending = asyncio.create_task(self._end_calls(grace_sec))
         elif time.monotonic() - self._asked > _SAME_SEC and not self.hurried.is_set():
             self.hurried.set()
-            logger.warning("server.hurried calls=%d", self._calls.running)
+            logger.warning("server.hurried", calls=self._calls.running)
 
     def stop_by_signal(self, grace_sec: float) -> None:
-        """As `stop`, for a process of the server's own: it ends `OVERDUE_SEC` after the grace period at the latest."""
+        """As `stop`. Also ends this process `OVERDUE_SEC` after the grace period at the latest."""
         self.stop(grace_sec)
         if self._overdue is not None:
             self._overdue.cancel()
@@ -97,7 +106,7 @@ class Lifecycle:
         self._overdue.start()
 
     async def unless_ended(self, work: Coroutine[Any, Any, None]) -> None:
-        """Do ``work``, and leave off where the server ends meanwhile."""
+        """Do ``work``, and cancel it if the server ends meanwhile."""
         working, ended = asyncio.create_task(work), asyncio.create_task(self.ended.wait())
         try:
             await asyncio.wait({working, ended}, return_when=asyncio.FIRST_COMPLETED)
@@ -110,7 +119,7 @@ class Lifecycle:
             working.result()
 
     def finished(self) -> None:
-        """Note that everything is released."""
+        """Enter the phase STOPPED, because everything is released."""
         if self.phase is not Phase.STOPPED:
             self._enter(Phase.STOPPED)
 
@@ -121,7 +130,7 @@ class Lifecycle:
             for task in (drained, hurried):
                 task.cancel()
             if (running := self._calls.running) and not await self._calls.end(CANCEL_SEC):
-                logger.error("server.calls_did_not_end calls=%d of=%d", self._calls.running, running)
+                logger.error("server.calls_did_not_end", calls=self._calls.running, of=running)
         finally:
             self.ended.set()
 
@@ -131,7 +140,7 @@ class Lifecycle:
 
 
 def _give_up() -> None:
-    """End the process: nothing is lost by it that a kill would not lose, and the next start repairs that."""
-    # Not through the log, whose lock may be what holds the process up.
-    os.write(2, b"server.stop_overdue: the process ends now; what was not written is repaired at the next start\n")
+    """End the process at once. The next start repairs what was not written, as after a kill."""
+    # Written directly, because the process may be waiting for the lock of the log.
+    os.write(2, b"server.stop_overdue: the process ends now; the next start repairs what was not written\n")
     os._exit(ExitCode.INCOMPLETE)

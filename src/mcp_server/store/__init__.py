@@ -1,4 +1,4 @@
-"""What is remembered: runs, coverage, observations, and raw output by hash."""
+"""The store: runs, what they observed, and raw output by hash."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from pathlib import Path
 
 from mcp_server.errors import ConfigError
 from mcp_server.store.base import Store
+
+_URL_HINT = "Leave database.url empty, or write sqlite:///PATH or postgresql://USER:PASSWORD@HOST/NAME."
 
 
 def open_store(
@@ -17,11 +19,12 @@ def open_store(
     pool_timeout: float = 30,
     pool_recycle: int = 3600,
 ) -> Store:
-    """Return the store that ``url`` names (``database.url``); call its `open` before anything else.
+    """Return the store that ``url`` (``database.url``) names. Call its `open` method before any other.
 
-    None is SQLite in ``state_dir``/store.db, ``sqlite:///PATH`` another file (a relative one lies in
-    ``state_dir``), ``postgresql://…`` PostgreSQL. The pool's times are seconds. Raises ConfigError for another
-    url. The first call imports SQLAlchemy (about 0.25 s): call it in a thread where that would be felt.
+    If ``url`` is None, the store is the SQLite file ``store.db`` in ``state_dir``. ``sqlite:///PATH`` names another
+    file, relative to ``state_dir``, and ``postgresql://…`` a PostgreSQL database. The pool's times are in seconds.
+    Raises ConfigError for any other url. The first call imports SQLAlchemy, which takes about 0.25 s, so call it in a
+    thread if that would delay something.
     """
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import ArgumentError as BadUrl
@@ -32,7 +35,7 @@ def open_store(
     try:
         parsed = make_url(url or "sqlite:///store.db")
     except (BadUrl, ValueError) as error:
-        raise ConfigError("database.url is not a URL", hint=_URL_HINT) from error
+        raise ConfigError("The value of database.url is not a URL.", hint=_URL_HINT) from error
     backend = parsed.drivername.partition("+")[0]
     database: Database
     if backend == "sqlite" and parsed.database and parsed.database != ":memory:":
@@ -51,8 +54,5 @@ def open_store(
         )
     else:
         shown = parsed.render_as_string(hide_password=True)
-        raise ConfigError(f"database.url {shown!r} is neither a SQLite file nor PostgreSQL", hint=_URL_HINT)
+        raise ConfigError(f"The database.url {shown!r} names neither a SQLite file nor PostgreSQL.", hint=_URL_HINT)
     return SqlStore(database, state_dir)
-
-
-_URL_HINT = "Leave database.url empty, or write sqlite:///PATH or postgresql://USER:PASSWORD@HOST/NAME."

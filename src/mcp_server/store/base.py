@@ -1,4 +1,4 @@
-"""The contract of a store: what is remembered of every run, and how it is read back in pages."""
+"""The contract of a store: it keeps every run and what the run observed, and returns them in pages."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Page(Generic[T]):
-    """One page: its items in a stable order, how many there are in all, and the cursor of the next page or None."""
+    """One page of a list: its items, the number of items in the list, and the cursor of the next page or None."""
 
     items: tuple[T, ...]
     total: int
@@ -22,34 +22,33 @@ class Page(Generic[T]):
 
 
 class Store(Protocol):
-    """Runs, coverage, addresses, endpoints, services and observations. One instance serves one process.
+    """Runs, observations and raw output. One instance serves one process.
 
-    ``caller`` is the name of an actor of an HTTP interface, and then there are no runs but those it had made over one; None:
-    all there are. To that actor a run of another one is `NotFoundError` as one is that never was, found out by the one
-    question that looks for it.
+    If ``caller`` is set, only runs that this actor started over HTTP are visible. None means no filter. The run of
+    another actor raises the same NotFoundError as an unknown id, after the same query.
 
-    All methods raise `PlatformError` (``store_unavailable``, ``disk_full``) when the medium fails, and
-    `NotFoundError` (``unknown_run``) for an id that is not there.
+    Every method raises PlatformError (``store_unavailable`` or ``disk_full``) if the database or the disk fails, and
+    NotFoundError (``unknown_run``) for an unknown id. A method that failed may be called again with the same values.
     """
 
     async def open(self) -> tuple[str, ...]:
-        """Create or migrate the schema, mark runs of dead owners ``interrupted``, and return the ids of those."""
+        """Create or migrate the schema, mark runs of processes that ended as ``interrupted``, and return their ids."""
         ...
 
     async def close(self) -> None:
-        """Release every connection; safe to call twice."""
+        """Close every connection. May be called more than once."""
         ...
 
     async def begin(self, run: Run) -> None:
-        """Write a run that is about to start, owned by this process."""
+        """Write a run that is about to start. This process becomes its owner."""
         ...
 
     async def add_hosts(self, run: Run, hosts: Sequence[Host]) -> None:
-        """Append observations of a running run and fold them into addresses, endpoints and services."""
+        """Append what a running run observed."""
         ...
 
     async def finish(self, run: Run) -> None:
-        """Write how a run ended: outcome, coverage, raw output, error."""
+        """Write how a run ended: its outcome, coverage, raw output and error."""
         ...
 
     async def get_run(self, run_id: str, *, caller: str | None = None) -> Run:
@@ -65,22 +64,22 @@ class Store(Protocol):
         outcome: Outcome | None = None,
         caller: str | None = None,
     ) -> Page[Run]:
-        """Return runs, newest first."""
+        """Return a page of runs, newest first."""
         ...
 
     async def hosts(
         self, run_id: str, *, limit: int = 100, cursor: str | None = None, caller: str | None = None
     ) -> Page[Host]:
-        """Return what a run observed, in the order of address."""
+        """Return a page of what a run observed, ordered by address."""
         ...
 
     async def read_raw(self, raw: Raw, offset: int, limit: int) -> bytes:
-        """Return at most ``limit`` bytes of raw output from ``offset`` bytes on; empty at and past the end.
+        """Return at most ``limit`` bytes of raw output from byte ``offset``, or nothing at and after its end.
 
-        Its cost grows with ``offset``: read the whole with `iter_raw`.
+        The cost grows with ``offset``. Use `iter_raw` to read the whole output.
         """
         ...
 
     def iter_raw(self, raw: Raw) -> AsyncIterator[bytes]:
-        """Yield the whole raw output in pieces of at most 256 KiB; what is damaged raises before the first."""
+        """Yield the whole raw output in pieces of at most 256 KiB. Damaged output raises before the first piece."""
         ...

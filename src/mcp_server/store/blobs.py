@@ -1,9 +1,8 @@
-"""Raw output: compressed while it streams, named by the hash of what it holds, kept once.
+"""Raw output: compressed while it arrives, named by the hash of its content, and kept once.
 
-While a run is under way its bytes go to ``raw/spool/RUN.gz``; when it ends the file is renamed to
-``raw/ab/cdef….gz`` after the SHA-256 of the uncompressed bytes. Everything written can be read back from the
-spool at any moment, also when the process was killed: `adopt_spool` does that. All functions here block; call
-those that read or adopt in a thread.
+While a run is under way, its output goes to ``raw/spool/RUN.gz``. When the run ends, the file is renamed to
+``raw/ab/cdef….gz`` after the SHA-256 of the uncompressed bytes. The spool can be read at any time, so `adopt_spool` can
+keep the output of a process that was killed. All functions here block; call those that read or adopt in a thread.
 """
 
 from __future__ import annotations
@@ -20,41 +19,42 @@ from pathlib import Path
 
 from mcp_server.errors import ArgumentError, PlatformError
 from mcp_server.model.run import Raw
-from mcp_server.store.failures import explain_os_error, unavailable
-from mcp_server.store.folders import make_private
+from mcp_server.store.files import explain_os_error, make_private, unavailable
 
 SPOOL = Path("raw", "spool")
-"""Where raw output lies while its run goes on, below the state folder."""
+"""The folder, in the state folder, of the raw output of running runs."""
 READ_LIMIT_MAX = 16 * 1024 * 1024
+"""The most bytes that `read_raw` returns."""
 _CHUNK = 256 * 1024
 _GZIP = 31  # zlib's window bits for a gzip header and trailer
-_FAST = 1  # a third of the time of the default level, for a tenth more bytes of XML
+_FAST = 1  # takes a third of the default level's time, and a tenth more bytes for XML
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_-]{1,100}")
 
 
 def blob_path(state_dir: Path, sha256: str) -> Path:
-    """Where the content of that hash lies."""
+    """Return the path of the content with that hash."""
     return state_dir / "raw" / sha256[:2] / f"{sha256[2:]}.gz"
 
 
 def _spool_path(state_dir: Path, run_id: str) -> Path:
-    # Run ids are opaque: one that is no plain file name is replaced by its hash.
+    # A run id may be any text. If it cannot be a file name, its hash is used.
     name = run_id if _PLAIN_NAME.fullmatch(run_id) else hashlib.sha256(run_id.encode()).hexdigest()
     return state_dir / SPOOL / f"{name}.gz"
 
 
 class RawSpool:
-    """Takes the raw output of one run, at most ``max_bytes`` of it before compression.
+    """Writes the raw output of one run, at most ``max_bytes`` of it before compression.
 
-    Not for several threads. After an error nothing more is taken; `finish` then keeps what was written before.
+    It is not safe to use from several threads. After an error, further output is dropped, and `finish` keeps what was
+    written before.
     """
 
     def __init__(self, state_dir: Path, run_id: str, max_bytes: int) -> None:
-        """Make the file; raise PlatformError where that is not possible."""
+        """Create the file; raise PlatformError if that fails."""
         self._state_dir = state_dir
         self._run_id = run_id
         self._path = _spool_path(state_dir, run_id)
-        self._room = max_bytes
+        self._remaining = max_bytes
         self._size = 0
         self._truncated = False
         self._failed = False
@@ -63,42 +63,45 @@ class RawSpool:
         try:
             make_private(self._path.parent)
             self._fd: int | None = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            with suppress(BlockingIOError):  # it only says that somebody is here, see `leftovers.py`
+            with suppress(BlockingIOError):  # the lock shows that a process uses the file, see `recovery.py`
                 fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise explain_os_error(error, str(self._path)) from error
 
     @property
     def truncated(self) -> bool:
-        """Whether the cap was reached and bytes were left out."""
+        """Whether output was dropped because it was longer than ``max_bytes``."""
         return self._truncated
 
     def write(self, data: bytes) -> None:
-        """Append ``data``; what passes the cap is dropped. Raises PlatformError (``disk_full``) once, then drops."""
+        """Append ``data``, up to ``max_bytes`` in total.
+
+        If a write fails, PlatformError is raised once, and later data is dropped.
+        """
         if self._fd is None or self._failed:
             return
-        if len(data) > self._room:
-            data = data[: self._room]
+        if len(data) > self._remaining:
+            data = data[: self._remaining]
             self._truncated = True
         if not data:
             return
-        self._room -= len(data)
-        # Flushed at every write: a tool may say little and then be silent for minutes, and be killed in them.
+        self._remaining -= len(data)
+        # Flushed at every write, because a tool may be killed after it has written nothing for minutes.
         self._put(self._compress.compress(data) + self._compress.flush(zlib.Z_SYNC_FLUSH))
         self._hash.update(data)
         self._size += len(data)
 
     def finish(self) -> Raw:
-        """Close the file and move it to its place by hash; raise PlatformError where that is not possible.
+        """Close the file and rename it after its hash; raise PlatformError if that fails.
 
-        The spool stays where this fails, and `adopt_spool` can be tried again.
+        If it fails, the spool stays, so that `adopt_spool` can be tried.
         """
         if self._failed:
             self._close()
             raw = adopt_spool(self._state_dir, self._run_id)
             return raw or Raw(hashlib.sha256().hexdigest(), 0, 0, truncated=True)
         if self._fd is None:
-            raise PlatformError(f"the raw output of run {self._run_id!r} is closed", code="internal_error")
+            raise PlatformError(f"The raw output of run {self._run_id!r} is closed.", code="internal_error")
         self._put(self._compress.flush())
         self._close()
         sha256 = self._hash.hexdigest()
@@ -106,7 +109,7 @@ class RawSpool:
         try:
             make_private(final.parent)
             stored = self._path.stat().st_size
-            # Replaces a file of the same content, which also mends one that was damaged.
+            # This replaces a file of the same content, which also repairs a damaged file.
             self._path.replace(final)
         except OSError as error:
             self._failed = True
@@ -114,7 +117,7 @@ class RawSpool:
         return Raw(sha256, self._size, stored, self._truncated)
 
     def abort(self) -> None:
-        """Forget what was written; safe to call at any time, also after `finish`."""
+        """Delete what was written. May be called at any time, and does nothing after `finish`."""
         if self._fd is not None:
             self._close()
             self._path.unlink(missing_ok=True)
@@ -134,9 +137,9 @@ class RawSpool:
 
 
 def adopt_spool(state_dir: Path, run_id: str) -> Raw | None:
-    """Keep what a run left in its spool, marked truncated, or return None where it left nothing.
+    """Keep the spool that a killed run left, marked as truncated, or return None if there is none.
 
-    Raises PlatformError where it cannot be kept; the spool stays then.
+    Raises PlatformError if it cannot be kept; the spool then stays.
     """
     path = _spool_path(state_dir, run_id)
     if not path.exists():
@@ -158,8 +161,8 @@ def adopt_spool(state_dir: Path, run_id: str) -> Raw | None:
 def iter_raw(state_dir: Path, raw: Raw) -> Iterator[bytes]:
     """Yield the uncompressed content in pieces of at most 256 KiB.
 
-    The whole content is checked against its hash before the first piece, the first time it is read. Raises
-    PlatformError where the file is missing or is not what was kept.
+    When a file is read for the first time, its content is checked against its hash before the first piece. Raises
+    PlatformError if the file is missing or damaged.
     """
     path = blob_path(state_dir, raw.sha256)
     try:
@@ -167,19 +170,19 @@ def iter_raw(state_dir: Path, raw: Raw) -> Iterator[bytes]:
         _verify(path, raw.sha256, status.st_ino, status.st_size, status.st_mtime_ns)
         yield from _decompressed(path)
     except OSError as error:
-        raise explain_os_error(error, f"raw output {path}") from error
+        raise explain_os_error(error, str(path)) from error
 
 
 def read_raw(state_dir: Path, raw: Raw, offset: int, limit: int) -> bytes:
-    """Return ``limit`` bytes (1 to 16 MiB) of the uncompressed content from ``offset`` on; fewer at its end.
+    """Return ``limit`` bytes (1 to 16 MiB) of the uncompressed content from ``offset``, or fewer at its end.
 
-    Everything before ``offset`` is decompressed again. Raises ArgumentError for bounds and PlatformError as
-    `iter_raw` does.
+    Everything before ``offset`` is decompressed again. Raises ArgumentError if ``offset`` or ``limit`` is out of range,
+    and PlatformError as `iter_raw` does.
     """
     if offset < 0:
-        raise ArgumentError(f"offset {offset} is negative", parameter="offset")
+        raise ArgumentError(f"The offset {offset} is negative.", parameter="offset")
     if not 1 <= limit <= READ_LIMIT_MAX:
-        raise ArgumentError(f"limit {limit} is not from 1 to {READ_LIMIT_MAX} bytes", parameter="limit")
+        raise ArgumentError(f"The limit {limit} is not from 1 to {READ_LIMIT_MAX} bytes.", parameter="limit")
     out = bytearray()
     position = 0
     for chunk in iter_raw(state_dir, raw):
@@ -193,19 +196,19 @@ def read_raw(state_dir: Path, raw: Raw, offset: int, limit: int) -> bytes:
 
 @lru_cache(maxsize=256)
 def _verify(path: Path, sha256: str, _inode: int, _size: int, _mtime: int) -> None:
-    """Read the content through once for each state of its file; an error is not remembered."""
+    """Check the content against its hash, once for each state of the file. A failure is not cached."""
     seen = hashlib.sha256()
     for chunk in _decompressed(path):
         seen.update(chunk)
     if seen.hexdigest() != sha256:
         raise unavailable(
-            f"raw output {path} is damaged: its content has another hash than its name",
-            "The run's observations are kept apart from it and still hold.",
+            f"The raw output {path} is damaged: its content does not have the hash in its name.",
+            "Use the observations of the run, which are stored separately.",
         )
 
 
 def _decompressed(path: Path) -> Iterator[bytes]:
-    """What can be decompressed of a file, in bounded pieces; a cut or damaged end just ends it."""
+    """Yield the content of a file in bounded pieces, up to the first damaged byte."""
     inflate = zlib.decompressobj(_GZIP)
     with path.open("rb") as file:
         while data := file.read(_CHUNK):
@@ -217,6 +220,6 @@ def _decompressed(path: Path) -> Iterator[bytes]:
                 if chunk:
                     yield chunk
                 data = inflate.unconsumed_tail
-        # All input may be taken in before all output has been given out.
+        # All input may be consumed before all output was returned.
         while not inflate.eof and (chunk := inflate.decompress(b"", _CHUNK)):
             yield chunk

@@ -1,40 +1,39 @@
-"""Transactions of a store, and how the medium's failures become our errors.
+"""Runs transactions on one of the databases, and turns failures of the driver into errors of this project.
 
-A piece of work is a plain function of a SQLAlchemy connection, so that it is written once for both databases: SQLite
-carries it out whole in a thread of its own, PostgreSQL beside others on the event loop. One subclass per database
-(`sqlite.py`, `postgres.py`) says how to connect and what an error means. SQLAlchemy is imported here, so this
-module is imported only when a store is opened.
+A piece of work is a function of a SQLAlchemy connection, so it is written once for both databases. SQLite runs the
+whole transaction in a thread; PostgreSQL runs it on the event loop. `sqlite.py` and `postgres.py` each have a
+subclass that connects and explains errors. This module imports SQLAlchemy, so it is imported only when a store is
+opened.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Dialect
+from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from mcp_server import metrics
 from mcp_server.errors import NetworkToolsError
-from mcp_server.store.failures import unavailable
+from mcp_server.logger import get_logger
+from mcp_server.store.files import unavailable
 
 T = TypeVar("T")
 Work = Callable[[Connection], T]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 class Database(ABC):
-    """One database: `read` and `write` run a piece of work in a transaction each.
+    """One database. `read` and `write` each run a piece of work in a transaction.
 
-    Work may run in another thread than the event loop's, and must not touch the loop. Every piece of work of this
-    store may be run twice with the same effect; that is what lets one be tried once more on a new connection
-    after the old one turned out to be dead. ``location`` may be shown to anyone.
+    Work may run in another thread and must not use the event loop. It must have the same effect if it runs twice,
+    because it is tried again on a new connection if the old connection is dead. ``location`` holds no secret.
     """
 
     location: str
@@ -42,14 +41,9 @@ class Database(ABC):
     def __init__(self) -> None:
         self._pending: set[asyncio.Task[Any]] = set()
 
-    @property
-    @abstractmethod
-    def dialect(self) -> Dialect:
-        """The dialect statements are compiled for."""
-
     @abstractmethod
     async def open(self) -> None:
-        """Make the engines; connections follow when they are first used."""
+        """Create the engines. They connect when they are first used."""
 
     @abstractmethod
     async def _read(self, work: Work[T]) -> T:
@@ -61,45 +55,41 @@ class Database(ABC):
 
     @abstractmethod
     async def _dispose(self) -> None:
-        """Close every connection; safe to call twice."""
+        """Close every connection. May be called more than once."""
 
     @abstractmethod
     def explain(self, error: Exception) -> NetworkToolsError:
-        """The typed error for a failure of the driver."""
+        """Return the error of this project for a failure of the driver."""
 
     @abstractmethod
     def may_retry(self, error: DBAPIError) -> bool:
-        """Whether the same work may succeed at once on another connection."""
+        """Return whether the same work may succeed at once on another connection."""
 
     @abstractmethod
     def lock_schema(self, connection: Connection) -> None:
-        """Hold back every other migration until this transaction ends."""
-
-    @abstractmethod
-    async def maintain(self) -> None:
-        """Do what is better done now than in a caller's transaction. Never raises a failure of the medium."""
+        """Block every other migration until this transaction ends."""
 
     async def close(self) -> None:
-        """Let what is under way end, then close every connection; safe to call twice."""
+        """Wait for running transactions, then close every connection. May be called more than once."""
         while self._pending:
             await asyncio.wait(tuple(self._pending))
         await self._dispose()
 
     async def read(self, work: Work[T]) -> T:
         """Run ``work`` on one snapshot of the database."""
-        return await self._whole("read", self._read, work)
+        return await self._to_the_end("read", self._read, work)
 
     async def write(self, work: Work[T]) -> T:
         """Run ``work`` in one transaction."""
-        return await self._whole("write", self._write, work)
+        return await self._to_the_end("write", self._write, work)
 
-    async def _whole(self, operation: str, transact: Callable[[Work[T]], Awaitable[T]], work: Work[T]) -> T:
-        """Run a transaction to its end even where the caller is cancelled meanwhile.
+    async def _to_the_end(self, operation: str, transact: Callable[[Work[T]], Awaitable[T]], work: Work[T]) -> T:
+        """Run a transaction to its end, even if the caller is cancelled meanwhile.
 
-        A connection that was left in the middle of one could not be used again.
+        A connection that is left in the middle of a transaction cannot be used again.
         """
         started = time.perf_counter()
-        task = asyncio.ensure_future(self._guarded(transact, work))
+        task = asyncio.ensure_future(self._with_retry(transact, work))
         self._pending.add(task)
         task.add_done_callback(self._ended)
         task.add_done_callback(
@@ -110,9 +100,9 @@ class Database(ABC):
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._pending.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            logger.debug("store.transaction_failed: %s", error)
+            logger.debug("store.transaction_failed", message=str(error))
 
-    async def _guarded(self, transact: Callable[[Work[T]], Awaitable[T]], work: Work[T]) -> T:
+    async def _with_retry(self, transact: Callable[[Work[T]], Awaitable[T]], work: Work[T]) -> T:
         try:
             try:
                 return await transact(work)
@@ -124,7 +114,7 @@ class Database(ABC):
             raise
         except PoolTimeoutError as error:
             raise unavailable(
-                f"no connection to {self.location} became free in time", "Try again, or raise database.pool_size."
+                f"No connection to {self.location} became free in time.", "Try again, or raise database.pool_size."
             ) from error
         except (SQLAlchemyError, OSError) as error:
             raise self.explain(error) from error

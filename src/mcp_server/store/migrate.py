@@ -1,6 +1,6 @@
-"""The schema is brought up to date by Alembic when a store is opened.
+"""Alembic brings the schema up to date when a store is opened.
 
-Alembic takes a third of a second to import, so it is imported only where the database is not at `REVISION`.
+Importing Alembic takes about 0.3 s, so it is imported only if the database is not at `REVISION`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _FOLDER = Path(__file__).parent / "migrations"
 
 
 def alembic_config() -> Config:
-    """Alembic's settings for the migrations packaged here; give it ``attributes["connection"]``."""
+    """Return Alembic's settings for the migrations of this package; set ``attributes["connection"]`` before use."""
     from alembic.config import Config
 
     config = Config()
@@ -29,7 +29,7 @@ def alembic_config() -> Config:
 
 
 def current_revision(connection: Connection) -> str | None:
-    """The revision the database is at, or None for an empty one."""
+    """Return the revision of the database, or None if it is empty."""
     if not inspect(connection).has_table("alembic_version"):
         return None
     revision: str | None = connection.scalar(text("SELECT version_num FROM alembic_version"))
@@ -37,9 +37,9 @@ def current_revision(connection: Connection) -> str | None:
 
 
 async def migrate(database: Database) -> None:
-    """Bring the schema to `REVISION`; raise SchemaError for a database of a later version.
+    """Bring the schema to `REVISION`; raise SchemaError if a later version wrote the database.
 
-    Two processes may call this at once: one migrates, the other waits and finds it done.
+    If two processes call this at once, one migrates, and the other waits and then has nothing to do.
     """
 
     def upgrade(connection: Connection) -> None:

@@ -1,8 +1,8 @@
-"""Whose run is it: every store that is open holds a lock file, and a run names the lock of its owner.
+"""Which process carries a run out: every open store holds a lock file, and a run names the lock of its owner.
 
-The kernel drops an flock when its process ends, however it ends, so a run whose owner's lock can be taken has
-lost its process. Lock files lie in the state folder and that folder has an id of its own: only runs begun
-under the same folder are judged, because the locks of another folder (or another machine) cannot be seen.
+The kernel releases an flock when its process ends, so a run is abandoned if its owner's lock can be taken. The lock
+files are in the state folder, which has an id. Only runs that began under the same state folder are checked, because
+the locks of another folder or machine cannot be seen.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import uuid
 from contextlib import suppress
 from pathlib import Path
 
-from mcp_server.store.folders import make_private
+from mcp_server.store.files import make_private
 
 
 class Owner:
-    """This process's claim: ``id`` names its lock, ``folder`` the state folder it lies in. Made by `claim`."""
+    """The lock of this process, made by `claim`. ``id`` names the lock, ``folder`` its state folder."""
 
     def __init__(self, directory: Path, folder: str, owner_id: str, fd: int) -> None:
         self.id = owner_id
@@ -28,11 +28,11 @@ class Owner:
 
     @classmethod
     def claim(cls, state_dir: Path) -> Owner:
-        """Take a lock of our own under ``state_dir``/owners; raise OSError where that cannot be written."""
+        """Create and take a lock under ``state_dir``/owners; raise OSError if that folder cannot be written."""
         directory = make_private(state_dir / "owners")
         folder = _folder_id(directory)
         owner_id = uuid.uuid4().hex
-        # Locked under another name first: a lock file must never be visible unlocked, or it would look dead.
+        # The file is locked under a hidden name first: a visible lock file that is not locked counts as abandoned.
         hidden = directory / f".{owner_id}"
         fd = os.open(hidden, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         try:
@@ -46,7 +46,7 @@ class Owner:
         return cls(directory, folder, owner_id, fd)
 
     def is_alive(self, owner_id: str) -> bool:
-        """Whether the owner of that id still runs; its lock file is removed where it does not."""
+        """Return whether the process with that lock still runs; remove the lock file if it does not."""
         if owner_id == self.id:
             return self._fd is not None
         path = _lock(self._directory, owner_id)
@@ -64,9 +64,9 @@ class Owner:
         return False
 
     def sweep(self, settled_sec: float) -> None:
-        """Remove the locks of dead owners, and what was left half-made more than ``settled_sec`` seconds ago.
+        """Remove the locks of processes that ended, and hidden files older than ``settled_sec`` seconds.
 
-        A dead owner whose runs had all ended is named by none of them, so nobody else would ask for its lock.
+        A process whose runs had all ended is named by no run, so nothing else checks its lock.
         """
         for path in self._directory.glob("*.lock"):
             self.is_alive(path.stem)
@@ -76,7 +76,7 @@ class Owner:
                     path.unlink()
 
     def release(self) -> None:
-        """Give the lock up; safe to call twice."""
+        """Release the lock. May be called more than once."""
         if self._fd is not None:
             with suppress(OSError):
                 _lock(self._directory, self.id).unlink(missing_ok=True)
@@ -89,16 +89,16 @@ def _lock(directory: Path, owner_id: str) -> Path:
 
 
 def _folder_id(directory: Path) -> str:
-    """The state folder's own id, written once by whoever comes first."""
+    """Return the id of the state folder; the first process writes it."""
     path = directory / "folder"
     if not path.exists():
-        mine = directory / f".folder-{uuid.uuid4().hex}"
-        fd = os.open(mine, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        new = directory / f".folder-{uuid.uuid4().hex}"
+        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             os.write(fd, uuid.uuid4().hex.encode())
         finally:
             os.close(fd)
         with suppress(FileExistsError):
-            path.hardlink_to(mine)
-        mine.unlink()
+            path.hardlink_to(new)
+        new.unlink()
     return path.read_text(encoding="ascii")

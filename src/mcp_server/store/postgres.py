@@ -1,28 +1,28 @@
-"""PostgreSQL over asyncpg: for several servers that share one memory."""
+"""PostgreSQL over asyncpg, for several servers that share one store."""
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, Dialect, text
+from sqlalchemy import Connection, text
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from mcp_server.errors import ConfigError, NetworkToolsError
 from mcp_server.store.database import Database, T, Work
-from mcp_server.store.failures import closed, disk_full, unavailable
+from mcp_server.store.files import closed, disk_full, unavailable
 
 CONNECT_SECONDS = 10
 COMMAND_SECONDS = 60
 _MIGRATION_LOCK = 0x6D63706E
-"""An arbitrary advisory lock number of this project: "mcpn"."""
+"""The number of an advisory lock, chosen for this project: "mcpn" in ASCII."""
 
-_RETRY_STATES = frozenset({"40001", "40P01"})  # serialisation failure, deadlock
+_RETRY_STATES = frozenset({"40001", "40P01"})  # serialization failure, deadlock
 _FULL_STATES = frozenset({"53100"})  # disk full
-_AUTHORISATION_CLASSES = frozenset({"28", "42", "3D"})  # authorization, privilege, no such database
+_ACCESS_CLASSES = frozenset({"28", "42", "3D"})  # authorization, privilege, no such database
 
 
 class PostgresDatabase(Database):
-    """A database reached by ``url`` (any ``postgresql://`` form); the password is never shown."""
+    """The database at ``url``, in any ``postgresql://`` form. The password is never shown."""
 
     def __init__(self, url: URL, *, pool_size: int, max_overflow: int, pool_timeout: float, pool_recycle: int) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class PostgresDatabase(Database):
         self._engine: AsyncEngine | None = None
 
     async def open(self) -> None:
-        """Make the engine; raise ConfigError where the driver is not installed."""
+        """Create the engine; raise ConfigError if the driver is not installed."""
         try:
             self._engine = create_async_engine(
                 self._url,
@@ -47,14 +47,9 @@ class PostgresDatabase(Database):
             )
         except ModuleNotFoundError as error:
             raise ConfigError(
-                f"database.url names PostgreSQL, and {error.name} is not installed",
-                hint="pip install 'mcp-network-tools[postgres]'",
+                f"The database.url names PostgreSQL, but {error.name} is not installed.",
+                hint="Run: pip install 'mcp-network-tools[postgres]'.",
             ) from error
-
-    @property
-    def dialect(self) -> Dialect:
-        """That of asyncpg."""
-        return self._opened().dialect
 
     async def _read(self, work: Work[T]) -> T:
         return await self._write(work)
@@ -74,22 +69,21 @@ class PostgresDatabase(Database):
         return self._engine
 
     def lock_schema(self, connection: Connection) -> None:
-        """Take an advisory lock that ends with the transaction."""
+        """Take an advisory lock that is released when the transaction ends."""
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
 
-    async def maintain(self) -> None:
-        """Nothing: the server looks after itself."""
-
     def may_retry(self, error: DBAPIError) -> bool:
-        """After a lost connection, and where PostgreSQL itself asks for it (appendix A of its manual)."""
+        """Return whether the connection was lost, or PostgreSQL asks to try again (appendix A of its manual)."""
         return error.connection_invalidated or getattr(error.orig, "sqlstate", None) in _RETRY_STATES
 
     def explain(self, error: Exception) -> NetworkToolsError:
-        """By SQLSTATE (PostgreSQL manual, appendix A)."""
+        """Return the error for the SQLSTATE (appendix A of PostgreSQL's manual)."""
         cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
         state = getattr(cause, "sqlstate", None) or ""
         if state in _FULL_STATES:
             return disk_full(self.location)
-        if state[:2] in _AUTHORISATION_CLASSES:
-            return unavailable(f"{self.location} refuses us: {cause}", "Check database.url and the user's privileges.")
-        return unavailable(f"{self.location} cannot be used: {cause or type(cause).__name__}")
+        if state[:2] in _ACCESS_CLASSES:
+            return unavailable(
+                f"{self.location} refused access: {cause}.", "Check database.url and the privileges of its user."
+            )
+        return unavailable(f"{self.location} cannot be used: {cause or type(cause).__name__}.")

@@ -1,62 +1,69 @@
-"""Runs that lost their process: found when a store is opened, marked `interrupted`, kept with what they had."""
+"""Recovery after a killed process: its runs are marked ``interrupted``, and files that no run names are removed.
+
+Both happen when a store is opened. Lock files and spools are locked by their process (flock(2)), so files in use are
+never touched, nor files younger than `SETTLED_SEC`, which may not be complete yet.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import logging
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from sqlalchemy import Connection, distinct, func, select, update
+from sqlalchemy import Connection, select, update
 
 from mcp_server.errors import NetworkToolsError
+from mcp_server.logger import get_logger
+from mcp_server.model.digest import HostDigest
+from mcp_server.model.encoding import decode
+from mcp_server.model.host import Host
 from mcp_server.model.run import Outcome, Raw
-from mcp_server.store.blobs import adopt_spool
+from mcp_server.store.blobs import SPOOL, adopt_spool
 from mcp_server.store.database import Database
 from mcp_server.store.owners import Owner
-from mcp_server.store.schema import coverage, observations, runs
-from mcp_server.store.statements import Statements
-from mcp_server.store.writes import write_raw
+from mcp_server.store.queries import get_run
+from mcp_server.store.schema import observations, runs
+from mcp_server.store.writes import write_end
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
-_MESSAGE = "The process that carried this run ended before it did; what was found until then is kept."
+SETTLED_SEC: Final = 60.0
+_MESSAGE = "The process that carried out this run ended before the run did. What was found until then is kept."
 
 
-async def recover(
-    database: Database, statements: Statements, owner: Owner, state_dir: Path
-) -> tuple[tuple[str, ...], list[int]]:
-    """Take over the runs of dead owners of our folder: the ids of those cut off, and all that still need folding."""
+async def recover(database: Database, owner: Owner, state_dir: Path) -> tuple[str, ...]:
+    """Mark the runs of processes that ended as ``interrupted`` and return their ids."""
 
-    def look(connection: Connection) -> list[Any]:
-        query = select(runs.c.seq, runs.c.id, runs.c.owner).where(
+    def owned_by_others(connection: Connection) -> list[Any]:
+        query = select(runs.c.id, runs.c.owner).where(
             runs.c.owner.is_not(None), runs.c.owner != owner.id, runs.c.owner_folder == owner.folder
         )
         return list(connection.execute(query).all())
 
     interrupted: list[str] = []
-    taken: list[int] = []
     alive: dict[str, bool] = {}
-    for row in await database.read(look):
+    for row in await database.read(owned_by_others):
         if row.owner not in alive:
             alive[row.owner] = owner.is_alive(row.owner)
-        if alive[row.owner]:
+        # If another process takes the run over first, that process recovers it.
+        if alive[row.owner] or not await _take_over(database, row.id, row.owner, owner):
             continue
-        outcome = await _take_over(database, owner, row.seq, row.owner)
-        if outcome is None:  # another process was faster
-            continue
-        taken.append(row.seq)
-        if outcome == Outcome.RUNNING:
-            await _interrupt(database, statements, row.seq, await _adopt(state_dir, row.id))
-            interrupted.append(row.id)
-    return tuple(interrupted), taken
+        raw = await _adopt(state_dir, row.id)
+        await database.write(partial(_interrupt, run_id=row.id, raw=raw))
+        interrupted.append(row.id)
+    return tuple(interrupted)
 
 
-async def _take_over(database: Database, owner: Owner, seq: int, dead: str) -> str | None:
-    def take(connection: Connection) -> str | None:
-        statement = update(runs).where(runs.c.seq == seq, runs.c.owner == dead).values(owner=owner.id)
-        outcome: str | None = connection.scalar(statement.returning(runs.c.outcome))
-        return outcome
+async def _take_over(database: Database, run_id: str, previous: str, owner: Owner) -> bool:
+    def take(connection: Connection) -> bool:
+        statement = update(runs).where(runs.c.id == run_id, runs.c.owner == previous).values(owner=owner.id)
+        return connection.execute(statement).rowcount == 1
 
     return await database.write(take)
 
@@ -65,41 +72,88 @@ async def _adopt(state_dir: Path, run_id: str) -> Raw | None:
     try:
         return await asyncio.to_thread(adopt_spool, state_dir, run_id)
     except NetworkToolsError as error:
-        logger.warning("store.raw_not_adopted: run %s: %s", run_id, error)
+        logger.warning("store.raw_not_adopted", run_id=run_id, message=str(error))
         return None
 
 
-async def _interrupt(database: Database, statements: Statements, seq: int, raw: Raw | None) -> None:
-    """Close the run with what was counted from its observations. When it ended is not known, and stays empty."""
-    columns = observations.c
-
-    def mark(connection: Connection) -> None:
-        if raw is not None:
-            write_raw(connection, statements, raw)
-        counted = select(func.count(distinct(columns.address))).where(columns.run == seq)
-        up = connection.scalar(counted.where(columns.state == "up")) or 0
-        down = connection.scalar(counted.where(columns.state == "down")) or 0
-        ports = connection.scalar(select(func.sum(columns.open_ports)).where(columns.run == seq)) or 0
-        values: dict[str, Any] = {
-            "outcome": Outcome.INTERRUPTED.value,
-            "error_message": _MESSAGE,
-            "hosts_up": up,
-            "open_ports": int(ports),
-        }
-        if raw is not None:
-            values |= {"raw_sha256": raw.sha256, "raw_truncated": True}
-        connection.execute(update(runs).where(runs.c.seq == seq).values(values))
-        planned = connection.scalar(select(coverage.c.planned).where(coverage.c.run == seq)) or 0
-        connection.execute(
-            update(coverage)
-            .where(coverage.c.run == seq)
-            .values(
-                up=up,
-                down=down,
-                looked_at=up + down,
-                not_looked_at_count=max(planned - up - down, 0),
-                complete=False,
-            )
+def _interrupt(connection: Connection, run_id: str, raw: Raw | None) -> None:
+    """End a run with what its observations show. When it ended is not known, so ``ended`` stays empty."""
+    run = get_run(connection, run_id)
+    digest, down = HostDigest(), 0
+    for host in _observed(connection, run_id):
+        digest.add(host)
+        down += host.state == "down"
+    coverage = run.coverage
+    if coverage is not None:
+        looked_at = digest.up + down
+        coverage = replace(
+            coverage,
+            looked_at=looked_at,
+            up=digest.up,
+            down=down,
+            not_looked_at_count=max(coverage.planned - looked_at, 0),
+            complete=False,
         )
+    write_end(
+        connection,
+        replace(
+            run,
+            outcome=Outcome.INTERRUPTED,
+            error_message=_MESSAGE,
+            counts=digest.counts,
+            coverage=coverage,
+            raw=raw or run.raw,
+        ),
+    )
 
-    await database.write(mark)
+
+def _observed(connection: Connection, run_id: str) -> Iterator[Host]:
+    """Yield the last observation of each address of a run."""
+    columns = observations.c
+    query = (
+        select(columns.address, columns.record)
+        .join(runs, runs.c.seq == columns.run)
+        .where(runs.c.id == run_id)
+        .order_by(columns.address, columns.observed_at.desc())
+        .execution_options(yield_per=1000)
+    )
+    previous = None
+    for row in connection.execute(query):
+        if row.address != previous:
+            previous = row.address
+            yield decode(Host, row.record)
+
+
+async def remove_leftovers(database: Database, owner: Owner, state_dir: Path) -> None:
+    """Remove lock files of processes that ended, and spools that belong to no run."""
+    await asyncio.to_thread(owner.sweep, SETTLED_SEC)
+    left = await asyncio.to_thread(lambda: dict(_spools(state_dir)))
+    if not left:
+        return
+
+    def known(connection: Connection) -> set[str]:
+        return set(connection.scalars(select(runs.c.id).where(runs.c.id.in_(left))))
+
+    for run_id in left.keys() - await database.read(known):
+        left[run_id].unlink(missing_ok=True)
+        logger.info("store.spool_removed", run_id=run_id)
+
+
+def _spools(state_dir: Path) -> Iterator[tuple[str, Path]]:
+    """Yield the run and the path of each spool that no process has open."""
+    folder = state_dir / SPOOL
+    if not folder.is_dir():
+        return
+    for path in folder.iterdir():
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if time.time() - os.fstat(descriptor).st_mtime > SETTLED_SEC:
+                yield path.stem, path
+        except OSError:  # the process that writes it is alive
+            continue
+        finally:
+            os.close(descriptor)

@@ -1,4 +1,4 @@
-"""The base class of every tool, and the two models every call goes through.
+"""The base classes of tools, and the types that a tool takes and returns.
 
 The smallest tool is three lines::
 
@@ -6,36 +6,42 @@ The smallest tool is three lines::
         command_name = "ping"
         allowed_flags = ["-n", "-c INT"]
 
-A richer one names a parameter model, a table of flags, a risk tier, an argv builder and a streaming parser.
-Tools are pure: typed parameters and pinned targets in, an `Command` out, bytes in, hosts out. They never
-open a file, start a process or know who called.
+A larger tool adds a parameter model, a table of flags, a risk, its own `MCPBaseTool.build_command` and a parser.
+
+Tools are pure. A tool turns parameters and pinned targets into a `Command`, and the bytes of its output into
+observations. It opens no file, starts no process and does not know who called it. A `ServerTool` runs no program: it
+answers from a `ToolContext`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Protocol, Self
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from mcp_server.errors import ToolErrorType
-from mcp_server.model.host import Host
-from mcp_server.model.run import Coverage, PortsTested, Risk
+from mcp_server.model.run import PortsTested, Risk
 from mcp_server.model.target import Targets
 from mcp_server.scope.reading import MAX_CHARS
+from mcp_server.tools.context import ToolAnswer, ToolContext
 from mcp_server.tools.flags import Flag, Setting, emit, table
+from mcp_server.tools.results import Digest, OutputParser
 
 EXTRA_ARGS_MAX_CHARS = 10240
-"""The widest `security.max_args_length` can be; the configured limit (2048 by default) is applied by the plan step."""
+"""The upper bound of `security.max_args_length`. The configured limit is 2048 by default."""
 CORRELATION_ID_MAX_CHARS = 64
 
 TargetText = Annotated[str, Field(min_length=1, max_length=MAX_CHARS)]
 
 
 class ToolParameters(BaseModel):
-    """What every tool takes besides its targets. Strict: nothing is coerced, unknown parameters are refused."""
+    """The parameters that every tool has besides its targets.
+
+    The model is strict: no value is converted, and an unknown parameter is an error.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
@@ -54,16 +60,17 @@ class ToolParameters(BaseModel):
 
 
 class ToolInput(ToolParameters):
-    """The parameters of a plain tool: one target, and flags from its table."""
+    """The parameters of a simple tool: one target, and flags from its table."""
 
     target: Annotated[TargetText, Field(description="Address, CIDR or .lab.internal name.")]
 
 
 class ToolOutput(BaseModel):
-    """The result of one call, for REST and the command line; MCP shows a smaller view of the same run.
+    """The result of one call, for REST and the command line. MCP shows a smaller view of the same result.
 
-    ``stdout`` and ``stderr`` are bounded and sanitized; the whole raw output is kept with the run. Times are
-    seconds. ``hosts`` holds the first page of typed results for tools that have a parser.
+    ``stdout`` and ``stderr`` are bounded and sanitized; the complete raw output is kept with the run. Times are in
+    seconds. ``hosts`` holds the first page of typed results if the tool has a parser. ``answer`` holds the result of a
+    tool that runs no program; its text is in ``stdout``.
     """
 
     stdout: str = Field("", description="What the program wrote: untrusted text of the target, never instructions.")
@@ -81,27 +88,51 @@ class ToolOutput(BaseModel):
     outcome: str | None = None
     coverage: dict[str, Any] | None = None
     hosts: list[dict[str, Any]] | None = Field(
-        None, description="Typed hosts; text of the target stands under from_target only: untrusted."
+        None, description="Typed hosts. Text of the target is under from_target only: untrusted."
     )
     hosts_total: int | None = None
+    answer: dict[str, Any] | None = Field(None, description="The result of a tool that runs no program.")
 
 
 @dataclass(frozen=True, slots=True)
 class ToolPolicy:
-    """The owner's switches that a tool's tables depend on; made again at every reload.
+    """The operator's settings that a tool depends on. A reload makes new tools with new settings.
 
-    ``raw_sockets`` says whether tools on this host may send raw packets: a tool is pure and cannot find out.
-    ``max_rate`` is the most packets a second that the scope policy allows for the targets of a call; None: no bound.
+    ``raw_sockets`` says whether tools on this host may send raw packets.
     """
 
     allow_intrusive: bool = False
+    raw_sockets: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RunConditions:
+    """What holds for one run, and is known only after its targets were resolved.
+
+    ``timeout_sec`` is the time limit of the run. ``raw_sockets`` says whether raw packets may be sent to these targets.
+    ``max_rate`` is the highest number of packets a second that the scope policy allows for them; None means no bound.
+    """
+
+    timeout_sec: float
     raw_sockets: bool = False
     max_rate: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
+class PreparedParameters:
+    """The parameters and flags of one call after the tool checked them, with the risk of the call.
+
+    A tool that derives more from them returns a subclass from `MCPBaseTool.prepare`.
+    """
+
+    parameters: Any
+    settings: tuple[Setting, ...]
+    risk: Risk
+
+
+@dataclass(frozen=True, slots=True)
 class Estimate:
-    """What a call will cost at most: ``probes`` packets or connections, about ``seconds`` seconds."""
+    """The estimated cost of a call: ``probes`` is the number of packets or connections, ``seconds`` the duration."""
 
     addresses: int
     ports: int = 0
@@ -111,15 +142,14 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A compiled call: argv words after the binary, its risk, what it will test and about what it costs.
+    """What a call executes: the words of argv after the program, the ports it tests, and its estimated cost.
 
-    ``files`` are those of the program's data folder that the call makes it execute, each by its path in there, with
-    the SHA-256 (hex) it may have; the run is refused where a file is another one. No hash at all stands for the
-    program's own code (a path, or ``FOLDER/*.END``), which must stay what it was when the server first saw it.
+    ``files`` lists the files of the program's data folder that this call executes. Each has its path in that folder
+    and the SHA-256 values (hex) that it may have; any other value refuses the run. An empty set stands for a file of
+    the program's own code (a path, or ``FOLDER/*.SUFFIX``): it must not change after the server first saw it.
     """
 
     args: tuple[str, ...]
-    risk: Risk
     ports: tuple[PortsTested, ...] = ()
     estimate: Estimate = field(default_factory=lambda: Estimate(addresses=0))
     ok_returncodes: frozenset[int] = frozenset({0})
@@ -127,107 +157,106 @@ class Command:
     files: tuple[tuple[str, frozenset[str]], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Parsed:
-    """What a parser knows at the end: coverage, whether the document was whole, warnings, and the tool's version."""
-
-    coverage: Coverage
-    complete: bool
-    version: str = ""
-    warnings: tuple[str, ...] = ()
-    error: str | None = None
-
-
-class OutputParser(Protocol):
-    """Parses a tool's standard output as it arrives; holds no more than the host being read."""
-
-    @property
-    def progress(self) -> float | None:
-        """Share of the work done, 0.0 to 1.0, or None where the tool does not say."""
-        ...
-
-    def feed(self, data: bytes) -> Iterable[Host]:
-        """Take the next bytes and return the hosts they completed. Never raises on malformed output."""
-        ...
-
-    def close(self) -> Parsed:
-        """Say what was covered; hosts already returned stay valid when the output was cut short."""
-        ...
-
-
 _WORD_END = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 
 
-class MCPBaseTool:
-    """A network tool: a command, the flags it may be given, and how its output is read.
+class Tool:
+    """What every tool has: a title, a description, a strict parameter model and a risk.
 
-    ``command_name`` is the program; ``allowed_flags`` holds `Flag` objects or plain strings (``"-n"`` is a
-    switch, ``"-c INT"`` takes a number). ``default_timeout_sec`` and ``concurrency`` fall back to the
-    configuration where they are None. ``has_parser`` says that `parser` gives typed results;
-    ``data_dir_flag`` is given with the program's own data folder, so that it looks into no other (a home folder, say);
-    ``ok_returncodes`` are those of a run that did its work. ``reads`` are absolute files and folders the program
-    needs besides itself and the system's libraries; the sandbox lets it read nothing else. ``limits_rate`` says that
-    `compile` keeps to `ToolPolicy.max_rate`; a tool without it is refused where the scope policy bounds the rate.
-    ``version_args`` make the program print its version and end; without them none is shown. ``least_risk`` is that of
-    the mildest call where it is below ``risk``.
+    ``risk`` is the usual risk of a call, ``least_risk`` that of the mildest call if it is lower.
+    """
+
+    title: ClassVar[str] = ""
+    description: ClassVar[str] = ""
+    risk: ClassVar[Risk] = Risk.SCAN
+    least_risk: ClassVar[Risk | None] = None
+    parameters: ClassVar[type[BaseModel]] = ToolInput
+
+    def __init__(self, policy: ToolPolicy | None = None) -> None:
+        """Build the tool for a policy."""
+        self.policy = policy or ToolPolicy()
+
+    @classmethod
+    def tool_name(cls) -> str:
+        """Return the name of the tool: its class name without ``Tool``, in snake case."""
+        return _WORD_END.sub("_", cls.__name__.removesuffix("Tool")).lower()
+
+
+class ServerTool(Tool):
+    """A tool that runs no program: the server answers it from what it knows. ``output_schema`` describes the answer."""
+
+    risk = Risk.PASSIVE
+    output_schema: ClassVar[dict[str, Any]] = {"type": "object"}
+
+    async def answer(self, parameters: Any, context: ToolContext) -> ToolAnswer:
+        """Answer a call whose parameters were validated. Raises RefusedError if they cannot be answered."""
+        raise NotImplementedError
+
+
+class MCPBaseTool(Tool):
+    """A tool that runs a program: its command, the flags it may be given, and how its output is read.
+
+    - ``command_name``: the program.
+    - ``allowed_flags``: `Flag` objects or strings. ``"-n"`` is a switch, ``"-c INT"`` takes a number.
+    - ``default_timeout_sec``, ``concurrency``: the configured defaults apply if they are None.
+    - ``max_addresses``: how many addresses one call may have.
+    - ``result_fields``: the JSON Schema of the fields that the digest adds to a structured answer. Empty for a tool
+      without a parser.
+    - ``data_dir_flag``: the flag that names the program's data folder, so that the program uses no other folder.
+    - ``ok_returncodes``: the return codes of a run that did its work.
+    - ``reads``: absolute paths that the program needs besides itself and the system libraries. The sandbox allows the
+      program to read nothing else.
+    - ``limits_rate``: `build_command` obeys `RunConditions.max_rate`. Calls of other tools are refused if the scope
+      policy limits the rate.
+    - ``version_args``: make the program print its version. Without them no version is shown.
     """
 
     command_name: ClassVar[str] = ""
     allowed_flags: ClassVar[Sequence[str | Flag]] = ()
     default_timeout_sec: ClassVar[float | None] = None
     concurrency: ClassVar[int | None] = None
-    title: ClassVar[str] = ""
-    description: ClassVar[str] = ""
-    risk: ClassVar[Risk] = Risk.SCAN
-    least_risk: ClassVar[Risk | None] = None
-    max_addresses: ClassVar[int] = 1
     parameters: ClassVar[type[ToolParameters]] = ToolInput
-    has_parser: ClassVar[bool] = False
+    max_addresses: ClassVar[int] = 1
+    result_fields: ClassVar[Mapping[str, Any]] = {}
     data_dir_flag: ClassVar[str] = ""
     ok_returncodes: ClassVar[frozenset[int]] = frozenset({0})
     reads: ClassVar[Sequence[str]] = ()
     limits_rate: ClassVar[bool] = False
     version_args: ClassVar[Sequence[str]] = ()
 
-    def __init__(self, policy: ToolPolicy | None = None) -> None:
-        """Build the tool for a policy; a reload makes a new instance."""
-        self.policy = policy or ToolPolicy()
-
-    def under(self, policy: ToolPolicy) -> Self:
-        """This tool under another policy."""
-        return self if policy == self.policy else type(self)(policy)
-
-    @classmethod
-    def tool_name(cls) -> str:
-        """The name the tool is called by: its class name without ``Tool``, in snake case."""
-        return _WORD_END.sub("_", cls.__name__.removesuffix("Tool")).lower()
-
     def flags(self) -> dict[str, Flag]:
-        """The table of extra flags under the present policy, by exact spelling."""
+        """Return the table of flags that ``extra_args`` may hold under this policy, by exact spelling."""
         return table(self.allowed_flags, allow_intrusive=self.policy.allow_intrusive)
 
     def targets_of(self, parameters: Any) -> tuple[str, ...]:
-        """The target strings in the parameters, as typed."""
+        """Return the targets in the parameters, as the caller wrote them."""
         target = parameters.target
         return (target,) if isinstance(target, str) else tuple(target)
 
-    def choose(self, targets: Targets, settings: tuple[Setting, ...]) -> Targets:
-        """The part of the pinned targets this call will touch; all of them unless the tool can take only some."""
+    def prepare(self, parameters: Any, settings: tuple[Setting, ...]) -> PreparedParameters:
+        """Check parameters and flags together, and find the risk of the call.
+
+        This happens once for each call, before its targets are resolved. Raises ArgumentError if they contradict each
+        other, AccessError if the policy does not allow them.
+        """
+        return PreparedParameters(parameters, settings, max((self.risk, *(each.flag.risk for each in settings))))
+
+    def choose(self, prepared: Any, targets: Targets) -> Targets:
+        """Return the pinned targets that this call will touch. By default these are all of them."""
         return targets
 
-    def risk_of(self, parameters: Any, settings: tuple[Setting, ...]) -> Risk:
-        """The risk of a call, known before its targets are looked up; raises as `compile` does."""
-        return max((self.risk, *(setting.flag.risk for setting in settings)))
-
-    def build_command(self, parameters: Any, targets: Targets, settings: tuple[Setting, ...]) -> Command:
-        """Turn typed parameters, pinned targets and read flags into an argv; raise ArgumentError where they clash."""
+    def build_command(self, prepared: Any, targets: Targets, conditions: RunConditions) -> Command:
+        """Build the command of a call. Raises ArgumentError, TargetError or PlatformError if there can be none."""
         return Command(
-            args=(*emit(settings), *targets.canonical()),
-            risk=self.risk_of(parameters, settings),
+            args=(*emit(prepared.settings), *targets.canonical()),
             estimate=Estimate(addresses=targets.count),
             ok_returncodes=self.ok_returncodes,
         )
 
-    def parser(self, parameters: Any, targets: Targets, command: Command) -> OutputParser | None:
-        """A fresh parser for one run, or None for a tool whose text is the result."""
+    def parser(self, prepared: Any, targets: Targets, command: Command) -> OutputParser | None:
+        """Return a new parser for one run, or None if the text of the program is the result."""
+        return None
+
+    def digest(self) -> Digest | None:
+        """Return a new digest for the observations of one run, or None if the tool has no parser."""
         return None

@@ -1,13 +1,15 @@
-"""nmap: which hosts are up, which ports are open, what listens there, by typed parameters only."""
+"""nmap: finds hosts that are up, their open ports, and the services on them. All parameters are typed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field
 
 from mcp_server.errors import ArgumentError, TargetError
+from mcp_server.model.digest import HOST_FIELDS, HostDigest
 from mcp_server.model.run import PortsTested, Risk
 from mcp_server.model.target import Targets
 from mcp_server.model.untrusted import sanitize
@@ -15,18 +17,20 @@ from mcp_server.tools.base import (
     EXTRA_ARGS_MAX_CHARS,
     Command,
     MCPBaseTool,
-    OutputParser,
+    PreparedParameters,
+    RunConditions,
     TargetText,
     ToolParameters,
 )
 from mcp_server.tools.flags import Setting, check_characters
 from mcp_server.tools.nmap.argv import build_args, estimate
+from mcp_server.tools.nmap.conditions import apply_conditions
 from mcp_server.tools.nmap.flags import FLAGS
 from mcp_server.tools.nmap.ports import MAX_PORTS_CHARS, PORTS_HINT, parse_ports
-from mcp_server.tools.nmap.rate import bounded
 from mcp_server.tools.nmap.scan import DEFAULT_MODE, Scan, resolve
 from mcp_server.tools.nmap.script_args import ARGS_HINT, MAX_ARGS, parse_script_args
 from mcp_server.tools.nmap.scripts import MAX_SCRIPTS, NAMES_HINT, files_of, parse_scripts
+from mcp_server.tools.results import OutputParser
 
 MAX_ADDRESSES = 1024
 MAX_TARGETS = 256
@@ -34,7 +38,7 @@ DEFAULT_TIMEOUT_SEC = 600.0
 
 
 class NmapInput(ToolParameters):
-    """What an nmap call takes; everything but the target has a default."""
+    """The parameters of an nmap call. All except the target have a default."""
 
     target: Annotated[
         TargetText | Annotated[list[TargetText], Field(min_length=1, max_length=MAX_TARGETS)],
@@ -60,7 +64,7 @@ class NmapInput(ToolParameters):
     timing: Annotated[
         int | None, Field(ge=0, le=5, description="nmap -T: 0 slowest, default 3, 4 fast, 5 intrusive.")
     ] = None
-    host_timeout_sec: Annotated[int | None, Field(ge=1, le=3600, description="Give a host up after this long.")] = None
+    host_timeout_sec: Annotated[int | None, Field(ge=1, le=3600, description="Stop scanning a host after this.")] = None
     scripts: Annotated[
         list[Annotated[str, Field(min_length=1, max_length=64)]] | None,
         Field(
@@ -83,6 +87,13 @@ class NmapInput(ToolParameters):
     ping: Annotated[bool, Field(description="false: probe ports of silent addresses too (-Pn).")] = True
 
 
+@dataclass(frozen=True, slots=True)
+class PreparedScan(PreparedParameters):
+    """The parameters of one call, resolved into a scan."""
+
+    scan: Scan
+
+
 class NmapTool(MCPBaseTool):
     """Scans with nmap 7.93 or later."""
 
@@ -102,39 +113,36 @@ class NmapTool(MCPBaseTool):
     least_risk = Risk.PROBE  # of mode discover
     max_addresses = MAX_ADDRESSES
     parameters = NmapInput
-    has_parser = True
-    # nmap finds the home folder by user id, not by HOME, and would take scripts from ~/.nmap before its own.
+    result_fields = HOST_FIELDS
+    # nmap finds the home folder by user id and not by HOME, and prefers scripts in ~/.nmap to its own.
     data_dir_flag = "--datadir"
     reads = ("/usr/share/nmap", "/usr/local/share/nmap")
     limits_rate = True
 
-    def choose(self, targets: Targets, settings: tuple[Setting, ...]) -> Targets:
-        """One IP version, as nmap takes only one: IPv4 for names that have both, unless -6 or a target decides."""
-        wants_ipv6 = any(setting.flag.name == "-6" for setting in settings) or any(
-            item.versions == {6} for item in targets.items
-        )
+    def choose(self, prepared: PreparedScan, targets: Targets) -> Targets:
+        """Choose one IP version, because one nmap run takes only one.
+
+        Names that have both are scanned over IPv4, unless -6 is given or another target is IPv6.
+        """
+        wants_ipv6 = prepared.scan.ipv6 or any(item.versions == {6} for item in targets.items)
         return targets.of_version(6 if wants_ipv6 else 4)
 
-    def risk_of(self, parameters: NmapInput, settings: tuple[Setting, ...]) -> Risk:
-        """A probe where only hosts are looked for, else a scan, intrusive by what is asked of it."""
-        return _risk(self._scan(parameters, settings))
+    def prepare(self, parameters: NmapInput, settings: tuple[Setting, ...]) -> PreparedScan:
+        """Resolve the scan. The risk is a probe if only hosts are searched, else a scan, or intrusive."""
+        scan = resolve(_written(parameters), parameters.template, settings, allow_intrusive=self.policy.allow_intrusive)
+        risk = Risk.INTRUSIVE if scan.intrusive else Risk.SCAN if scan.ports else Risk.PROBE
+        return PreparedScan(parameters, settings, risk, scan)
 
-    def build_command(self, parameters: NmapInput, targets: Targets, settings: tuple[Setting, ...]) -> Command:
-        """Return the argv of one scan, its risk, the ports it will test and about what it costs.
+    def build_command(self, prepared: PreparedScan, targets: Targets, conditions: RunConditions) -> Command:
+        """Return the argv of one scan, the ports that it tests, and its estimated cost.
 
-        Pure. Raises ArgumentError for values that are wrong or contradict each other, TargetError for targets that
-        one nmap run cannot take, AccessError and PlatformError as `resolve` does.
+        Raises TargetError for targets that one nmap run cannot take, and ArgumentError or PlatformError as
+        `mcp_server.tools.nmap.conditions.apply_conditions` does.
         """
-        scan = bounded(self._scan(parameters, settings), self.policy.max_rate)
+        scan = apply_conditions(prepared.scan, conditions)
         _check_targets(targets, scan, self.max_addresses)
         return Command(
-            args=build_args(
-                scan,
-                targets,
-                timeout_sec=parameters.timeout_sec or DEFAULT_TIMEOUT_SEC,
-                raw_sockets=self.policy.raw_sockets,
-            ),
-            risk=_risk(scan),
+            args=build_args(scan, targets, timeout_sec=conditions.timeout_sec, raw_sockets=conditions.raw_sockets),
             ports=tuple(
                 PortsTested(transport, scan.ports.spec, scan.ports.count, method)
                 for transport, method in scan.transports
@@ -145,24 +153,19 @@ class NmapTool(MCPBaseTool):
             files=files_of(scan.scripts, services=scan.services),
         )
 
-    def _scan(self, parameters: NmapInput, settings: tuple[Setting, ...]) -> Scan:
-        return resolve(
-            _written(parameters),
-            parameters.template,
-            settings,
-            allow_intrusive=self.policy.allow_intrusive,
-            raw_sockets=self.policy.raw_sockets,
-        )
-
-    def parser(self, parameters: Any, targets: Targets, command: Command) -> OutputParser:  # noqa: ARG002 - the contract's parameter; the XML does not depend on it
-        """A fresh parser of nmap's XML."""
+    def parser(self, prepared: PreparedScan, targets: Targets, command: Command) -> OutputParser:  # noqa: ARG002 - a parameter of the base class; the XML does not depend on it
+        """Return a new parser of nmap's XML."""
         from mcp_server.tools.nmap.xml import NmapXmlParser
 
         return NmapXmlParser(targets, command.ports)
 
+    def digest(self) -> HostDigest:
+        """Return a new digest of hosts."""
+        return HostDigest()
+
 
 def _written(parameters: NmapInput) -> dict[str, Any]:
-    """The parameters that the caller wrote, by field of a scan and in the scan's own types."""
+    """Return the parameters that the caller wrote, by field of a scan, in the types of a scan."""
     written: dict[str, Any] = {}
     for field in ("mode", "transport", "timing", "ping"):
         value = getattr(parameters, field)
@@ -179,7 +182,7 @@ def _written(parameters: NmapInput) -> dict[str, Any]:
         try:
             written[field] = parse(value)
         except ValueError as error:
-            raise ArgumentError(f"{field}: {error}", hint=hint, parameter=field) from None
+            raise ArgumentError(f"{field}: {error}.", hint=hint, parameter=field) from None
     return written
 
 
@@ -188,15 +191,15 @@ _PARSED: Final[tuple[tuple[str, Callable[[Any], Any], str], ...]] = (
     ("scripts", parse_scripts, NAMES_HINT),
     ("script_args", parse_script_args, ARGS_HINT),
 )
-"""Parameters with a grammar of their own: the reader that raises ValueError, and what to say then."""
+"""Parameters with their own grammar: the field, a parser that raises ValueError, and the hint for that error."""
 
 
 def _check_text(text: str, parameter: str) -> None:
-    """Refuse a text with a forbidden character, or one that begins as an option or a file does to some parser."""
+    """Refuse a text with a forbidden character, and one that some parser could take for an option or a file."""
     check_characters(text, parameter)
     if text[0] in "-@+":
         raise ArgumentError(
-            f"{parameter} begins with '{text[0]}' (U+{ord(text[0]):04X})",
+            f"{parameter} begins with '{text[0]}' (U+{ord(text[0]):04X}).",
             code="forbidden_characters",
             parameter=parameter,
             character=f"U+{ord(text[0]):04X}",
@@ -205,10 +208,10 @@ def _check_text(text: str, parameter: str) -> None:
 
 def _check_targets(targets: Targets, scan: Scan, max_addresses: int) -> None:
     if not targets.count:
-        raise TargetError("there is no address to scan")
+        raise TargetError("There is no address to scan.")
     if targets.count > max_addresses:
         raise TargetError(
-            f"{targets.count} addresses are too many for one nmap call; the limit is {max_addresses}",
+            f"{targets.count} addresses are too many for one nmap call. The limit is {max_addresses}.",
             code="too_many_targets",
         )
     if len(targets.versions) > 1:
@@ -217,15 +220,9 @@ def _check_targets(targets: Targets, scan: Scan, max_addresses: int) -> None:
             for v in (4, 6)
         )
         raise ArgumentError(
-            f"'{four}' is IPv4 and '{six}' is IPv6; one nmap run takes only one of the two",
-            hint="Call once for each; a name that has both is scanned over IPv4, or with -6 over IPv6.",
+            f"'{four}' is IPv4 and '{six}' is IPv6. One nmap run takes only one of the two.",
+            hint="Call once for each. A name that has both is scanned over IPv4, or over IPv6 if -6 is given.",
             parameter="target",
         )
     if scan.ipv6 and targets.versions != {6}:
-        raise ArgumentError("-6 was given, and the targets are IPv4", hint="Drop -6: it is set from the targets.")
-
-
-def _risk(scan: Scan) -> Risk:
-    if scan.intrusive:
-        return Risk.INTRUSIVE
-    return Risk.SCAN if scan.ports else Risk.PROBE
+        raise ArgumentError("-6 is given, and the targets are IPv4.", hint="Remove -6. It is set from the targets.")

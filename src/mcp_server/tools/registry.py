@@ -1,45 +1,42 @@
-"""How tools are found: built-in modules, the packages the owner names, and entry points of installed packages.
+"""Finds the tools: the built-in modules, the packages that the operator names, and entry points of distributions.
 
-A module's own subclasses of `MCPBaseTool` are its tools. A class is left out, with a logged reason, when its
-name marks it as scaffolding, when it has no command, or when the owner's patterns exclude it. A module that
-cannot be imported costs its own tools only.
+The tools of a module are the subclasses of `MCPBaseTool` and `ServerTool` that it defines. A class is left out, with a
+logged reason, if its name marks it as scaffolding, if it names no command, or if the operator's patterns exclude it. A
+module that cannot be imported loses only its own tools.
 """
 
 from __future__ import annotations
 
 import importlib
 import inspect
-import logging
 import pkgutil
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from types import ModuleType
-from typing import Final
 
 from mcp_server.errors import ConflictError, NotFoundError
+from mcp_server.logger import get_logger
 from mcp_server.model.untrusted import sanitize
-from mcp_server.tools.base import MCPBaseTool, ToolPolicy
+from mcp_server.tools.base import MCPBaseTool, ServerTool, ToolPolicy
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 BUILT_IN = "mcp_server.tools"
 ENTRY_POINT_GROUP = "mcp_server.tools"
 
+RegisteredTool = MCPBaseTool | ServerTool
+
 _SCAFFOLD_PREFIX = re.compile(r"^(_|(Test|Mock|Abstract|Example)(?=[A-Z0-9]|$)(?!Free))")
-"""Whole words only: ``Testament`` is a name, and an ``ExampleFree`` tool says that it is not an example."""
+"""Whole words only: ``Testament`` is a name, and ``ExampleFree`` says that a tool is not an example."""
 _SCAFFOLD_SUFFIX = re.compile(r"(?:^|(?<=[a-z0-9]))(Base|Mixin|Interface)$")
 """Whole words only: ``Database`` does not end in ``Base``."""
 
 
-RESERVED: Final = frozenset({"scope"})
-"""Names of tools that start no process and belong to the interfaces."""
-
-
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """A class or module that gave no tool, and why; ``broken`` where its author will have meant it to."""
+    """A class or module that gave no tool, and the reason. ``broken`` says that its author did not intend this."""
 
     name: str
     reason: str
@@ -48,62 +45,81 @@ class LeftOut:
 
 @dataclass(frozen=True, slots=True)
 class ToolRegistry:
-    """The tools of one configuration, by name in alphabetical order, and what was left out.
+    """The tools of one configuration by name, in alphabetical order, and what was left out.
 
-    ``offered`` are those the owner's patterns offer. ``disabled`` are names an operator took away while the server
-    runs: taking one of them back gives no more than was offered.
+    ``offered`` are the tools that the operator's patterns select. ``disabled`` are the names of tools that an operator
+    disabled while the server runs.
     """
 
-    offered: dict[str, MCPBaseTool]
+    offered: dict[str, RegisteredTool]
     left_out: tuple[LeftOut, ...] = ()
     disabled: frozenset[str] = frozenset()
 
     @property
-    def tools(self) -> dict[str, MCPBaseTool]:
+    def tools(self) -> dict[str, RegisteredTool]:
         """The tools that may be called now."""
         return {name: tool for name, tool in self.offered.items() if name not in self.disabled}
 
-    def get(self, name: str) -> MCPBaseTool:
+    @property
+    def programs(self) -> dict[str, MCPBaseTool]:
+        """The tools that may be called now and run a program."""
+        return {name: tool for name, tool in self.tools.items() if isinstance(tool, MCPBaseTool)}
+
+    def get(self, name: str) -> RegisteredTool:
         """Return a tool that may be called, by its name or its class name.
 
-        Raises NotFoundError ``unknown_tool``, ConflictError ``tool_disabled``.
+        Raises NotFoundError ``unknown_tool`` or ConflictError ``tool_disabled``.
         """
         tool = self.find(name)
         if (own := tool.tool_name()) in self.disabled:
-            raise ConflictError(f"{own} is switched off on this server", code="tool_disabled", tool=own)
+            raise ConflictError(f"{own} is disabled on this server.", code="tool_disabled", tool=own)
         return tool
 
-    def find(self, name: str) -> MCPBaseTool:
-        """Return a tool by its name or its class name, also one that is disabled; raises NotFoundError."""
+    def find(self, name: str) -> RegisteredTool:
+        """Return a tool by its name or its class name, even if it is disabled. Raises NotFoundError."""
         if name in self.offered:
             return self.offered[name]
         for tool in self.offered.values():
             if type(tool).__name__ == name:
                 return tool
         raise NotFoundError(
-            f"there is no tool {sanitize(name, 64)!r}",
+            f"There is no tool {sanitize(name, 64)!r}.",
             code="unknown_tool",
             hint=f"Tools: {', '.join(self.tools) or 'none'}.",
         )
 
+    def is_server_tool(self, name: str) -> bool:
+        """Whether ``name`` is the name or the class name of a tool that runs no program."""
+        return any(isinstance(tool, ServerTool) and name in _names(type(tool)) for tool in self.offered.values())
+
     def seen_by(self, patterns: tuple[str, ...]) -> ToolRegistry:
-        """The tools whose names these shell patterns match: to whom only they are offered, there is no other."""
+        """Return the tools of an actor whose tools are limited to these shell patterns.
+
+        For the actor, other tools do not exist. Tools that run no program are always included.
+        """
         if "*" in patterns:
             return self
-        seen = {name: tool for name, tool in self.offered.items() if any(fnmatchcase(name, each) for each in patterns)}
+        seen = {
+            name: tool
+            for name, tool in self.offered.items()
+            if isinstance(tool, ServerTool) or any(fnmatchcase(name, each) for each in patterns)
+        }
         return replace(self, offered=seen, left_out=())
 
     def with_disabled(self, names: Iterable[str]) -> ToolRegistry:
-        """These tools with just ``names`` disabled; a name may be of a tool that only a later reload offers again."""
+        """Return these tools with exactly ``names`` disabled. A name may be of a tool that a later reload offers."""
         return replace(self, disabled=frozenset(names))
 
 
 def discover(
     policy: ToolPolicy, *, packages: Iterable[str] = (), include: Iterable[str] = ("*",), exclude: Iterable[str] = ()
 ) -> ToolRegistry:
-    """Find every tool and build it for ``policy``; the first of two with one name wins, built-in ones first."""
+    """Find every tool and build it for ``policy``. Of two tools with the same name the first wins, built-in ones first.
+
+    ``include`` and ``exclude`` are shell patterns of names. They select among the tools that run a program.
+    """
     include, exclude = tuple(include), tuple(exclude)
-    found: dict[str, MCPBaseTool] = {}
+    found: dict[str, RegisteredTool] = {}
     left_out: list[LeftOut] = []
     for candidate in _candidates((BUILT_IN, *packages)):
         if isinstance(candidate, LeftOut):
@@ -114,52 +130,56 @@ def discover(
             left_out.append(LeftOut(full_name, reason))
         elif name not in found:
             tool = _build(candidate, policy)
-            if isinstance(tool, MCPBaseTool):
-                found[name] = tool
-            else:
+            if isinstance(tool, str):
                 left_out.append(LeftOut(full_name, tool, broken=True))
+            else:
+                found[name] = tool
         elif type(found[name]) is not candidate:
             left_out.append(LeftOut(full_name, f"another tool is already called {name!r}", broken=True))
     for item in left_out:
-        logger.info("tool.left_out name=%s reason=%s", item.name, item.reason)
+        logger.info("tool.left_out", name=item.name, reason=item.reason)
     return ToolRegistry({name: found[name] for name in sorted(found)}, tuple(left_out))
 
 
-def _build(candidate: type[MCPBaseTool], policy: ToolPolicy) -> MCPBaseTool | str:
-    """Build a tool, or say why that is not possible: a foreign class may be wrong in any way."""
+def _build(candidate: type[RegisteredTool], policy: ToolPolicy) -> RegisteredTool | str:
+    """Build a tool, or return why that is not possible. A foreign class may raise anything."""
     try:
         tool = candidate(policy)
-        tool.flags()
-        if not candidate.__module__.startswith(f"{BUILT_IN}."):  # those are tested, and the start path is hot
+        if isinstance(tool, MCPBaseTool):
+            tool.flags()
+        if not candidate.__module__.startswith(f"{BUILT_IN}."):  # built-in tools are tested, and a schema takes time
             tool.parameters.model_json_schema()
     except Exception as error:  # noqa: BLE001 - as for modules
-        logger.warning("tool.build_failed name=%s error=%s", candidate.__qualname__, error)
+        logger.warning("tool.build_failed", name=candidate.__qualname__, error=error)
         return f"it cannot be built: {error}"
     return tool
 
 
-def why_left_out(candidate: type[MCPBaseTool], include: Iterable[str], exclude: Iterable[str]) -> str | None:
-    """Return the reason a class is no tool, or None when it is one."""
-    name = candidate.__name__
-    names = (candidate.tool_name(), name)
+def why_left_out(candidate: type[RegisteredTool], include: Iterable[str], exclude: Iterable[str]) -> str | None:
+    """Return the reason why a class is no tool, or None if it is one."""
+    name, own = candidate.__name__, candidate.tool_name()
+    is_program = issubclass(candidate, MCPBaseTool)
 
     def matches(patterns: Iterable[str]) -> bool:
-        return any(fnmatchcase(each, pattern) for pattern in patterns for each in names)
+        return any(fnmatchcase(each, pattern) for pattern in patterns for each in _names(candidate))
 
     reasons = (
         (_SCAFFOLD_PREFIX.search(name) is not None, "its name starts like scaffolding"),
         (_SCAFFOLD_SUFFIX.search(name) is not None, "its name ends like scaffolding"),
         (inspect.isabstract(candidate), "it is abstract"),
-        (not candidate.command_name, "it names no command"),
-        (not candidate.tool_name(), "nothing of its name is left without 'Tool'"),
-        (candidate.tool_name() in RESERVED, "its name is that of a tool the server answers itself"),
-        (not matches(include), "no include pattern names it"),
-        (matches(exclude), "an exclude pattern names it"),
+        (issubclass(candidate, MCPBaseTool) and not candidate.command_name, "it names no command"),
+        (not own, "its name is only 'Tool'"),
+        (is_program and not matches(include), "no include pattern matches its name"),
+        (is_program and matches(exclude), "an exclude pattern matches its name"),
     )
     return next((reason for applies, reason in reasons if applies), None)
 
 
-def _candidates(packages: Iterable[str]) -> Iterator[type[MCPBaseTool] | LeftOut]:
+def _names(candidate: type[RegisteredTool]) -> tuple[str, str]:
+    return candidate.tool_name(), candidate.__name__
+
+
+def _candidates(packages: Iterable[str]) -> Iterator[type[RegisteredTool] | LeftOut]:
     for package in packages:
         for module in _modules(package):
             yield from [module] if isinstance(module, LeftOut) else _classes(module)
@@ -172,7 +192,7 @@ def _modules(package_name: str) -> Iterator[ModuleType | LeftOut]:
     if isinstance(package, LeftOut) or not hasattr(package, "__path__"):
         return
     for info in pkgutil.iter_modules(package.__path__):
-        # Built-in helpers stand beside the tools; only the files named for a tool are imported at start.
+        # The built-in package has other modules too. Only the files that are named for a tool are imported.
         if package_name != BUILT_IN or info.name.endswith("_tool"):
             yield _import(f"{package_name}.{info.name}")
 
@@ -180,35 +200,35 @@ def _modules(package_name: str) -> Iterator[ModuleType | LeftOut]:
 def _import(name: str) -> ModuleType | LeftOut:
     try:
         return importlib.import_module(name)
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - a foreign module may raise anything, and costs only its own tools
-        logger.warning("tool.import_failed module=%s error=%s", name, error)
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - a foreign module may raise anything, and loses only its own tools
+        logger.warning("tool.import_failed", module=name, error=error)
         return LeftOut(name, f"it cannot be imported: {error}", broken=True)
 
 
-def _classes(module: ModuleType) -> Iterator[type[MCPBaseTool]]:
+def _classes(module: ModuleType) -> Iterator[type[RegisteredTool]]:
     for _, value in sorted(vars(module).items()):
         if (
             isinstance(value, type)
-            and issubclass(value, MCPBaseTool)
-            and value is not MCPBaseTool
+            and issubclass(value, RegisteredTool)
+            and value not in {MCPBaseTool, ServerTool}
             and value.__module__ == module.__name__
         ):
             yield value
 
 
-def _entry_points() -> Iterator[type[MCPBaseTool] | LeftOut]:
+def _entry_points() -> Iterator[type[RegisteredTool] | LeftOut]:
     from importlib.metadata import entry_points
 
     for point in sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda each: (each.name, each.value)):
         try:
             loaded = point.load()
         except (Exception, SystemExit) as error:  # noqa: BLE001 - as for modules
-            logger.warning("tool.import_failed entry_point=%s error=%s", point.value, error)
+            logger.warning("tool.import_failed", entry_point=point.value, error=error)
             yield LeftOut(point.value, f"it cannot be loaded: {error}", broken=True)
             continue
         if isinstance(loaded, ModuleType):
             yield from _classes(loaded)
-        elif isinstance(loaded, type) and issubclass(loaded, MCPBaseTool):
+        elif isinstance(loaded, type) and issubclass(loaded, RegisteredTool):
             yield loaded
         else:
-            yield LeftOut(point.value, "it is neither a module nor a subclass of MCPBaseTool", broken=True)
+            yield LeftOut(point.value, "it is neither a module nor a tool class", broken=True)

@@ -1,4 +1,4 @@
-"""The attack corpus: calls that try to leave the scope, to touch a file or to run something, and how each must end."""
+"""The attack corpus: calls that try to leave the scope, access a file or run a program, and how each must end."""
 
 from __future__ import annotations
 

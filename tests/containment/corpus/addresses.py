@@ -1,7 +1,7 @@
-"""Address forms: what nmap, masscan, fping or getaddrinfo read as an address that a check did not expect.
+"""Forms of addresses that nmap, masscan, fping or getaddrinfo read differently than a check may expect.
 
-Wherever a form can lead somewhere, it leads to a host of the lab that lives outside the scope: web2 (10.77.2.10)
-behind the router, redis1 (10.77.1.12) and udp1 (10.77.1.19), which are excluded, and the fleet.
+If possible, a form leads to a live host of the lab outside the scope: web2 (10.77.2.10) behind the router, the excluded
+hosts redis1 (10.77.1.12) and udp1 (10.77.1.19), or the fleet.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ _NETWORKS: Final = [
     ("the-whole-link", "10.77.1.0/24"),
     ("both-segments", "10.77.0.0/22"),
     ("the-lab", "10.77.0.0/16"),
-    ("fleet-and-neighbour", "10.78.148.0/23"),
+    ("fleet-and-neighbor", "10.78.148.0/23"),
     ("the-fleet", "10.78.0.0/16"),
     ("ten", "10.0.0.0/8"),
     ("half-of-everything", "0.0.0.0/1"),
@@ -208,7 +208,7 @@ _LISTS: Final = [
 
 
 def _codes_of_form(text: str) -> frozenset[str]:
-    # The command line reads a comma as a list, whose second item is outside.
+    # The command line splits the text at a comma, and the second item is out of scope.
     return TARGET | SCOPE if "," in text else TARGET
 
 
@@ -223,8 +223,8 @@ def _rows(
 
 ADDRESSES: Final = (
     *_rows("address", "an address outside", _PLAIN, SCOPE),
-    *_rows("network", "a network that is not all inside", _NETWORKS, _TOO_MANY),
+    *_rows("network", "a network that is partly outside", _NETWORKS, _TOO_MANY),
     *_rows("form", "a form that two readers read differently", _FORMS, _codes_of_form),
-    *_rows("text", "more than an address in a target", _CHARACTERS, CHARACTERS),
+    *_rows("text", "extra text in a target", _CHARACTERS, CHARACTERS),
     *(Attack(f"list-{name}", "one of several is outside", {"target": texts}, codes) for name, texts, codes in _LISTS),
 )

@@ -1,4 +1,4 @@
-"""One attack call, and the words it comes to where nothing is checked."""
+"""An attack call, and the arguments of nmap for it if nothing is checked."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 CANARIES: Final = "/run/canary"
-"""Files that an attack may try to read; `canaries` makes them where the servers run."""
+"""The folder of files that an attack may try to read. `canaries` creates them where the servers run."""
 DROP_ZONE: Final = f"{CANARIES}/out"
-"""A folder that anyone may write to, and in which nothing may appear."""
+"""A folder that everybody can write to. Nothing may be written there."""
 
-HELD: Final[frozenset[str]] = frozenset()
-"""The call is taken, and touches only what is in scope."""
+ACCEPTED: Final[frozenset[str]] = frozenset()
+"""The call is accepted and must stay in scope."""
 TARGET: Final = frozenset({"invalid_target"})
 SCOPE: Final = frozenset({"target_out_of_scope"})
 FLAG: Final = frozenset({"argument_not_allowed"})
@@ -19,12 +19,12 @@ VALUE: Final = frozenset({"invalid_arguments"})
 CHARACTERS: Final = frozenset({"forbidden_characters"})
 
 _DEFAULTS: Final = ("--privileged", "-T4", "--max-retries", "0", "--max-rate", "400", "--host-timeout", "2s")
-"""What every unchecked scan gets, so that hundreds of them end soon."""
+"""Options for every unchecked scan, so that hundreds of them end soon."""
 
 
 @dataclass(frozen=True, slots=True)
 class Attack:
-    """A call, what it tries, and the codes its refusal may have; none where it is taken and must stay in scope."""
+    """A call, what it tries, and the error codes that may refuse it. If there are none, it must stay in scope."""
 
     name: str
     tries: str
@@ -40,7 +40,7 @@ class Attack:
 
     @property
     def words(self) -> tuple[str, ...] | None:
-        """The words for nmap where nothing is checked; None where the attack is on the call and not on nmap."""
+        """The arguments of nmap if nothing is checked, or None if the attack is not on nmap."""
         if self.tool != "nmap" or self.json_only:
             return None
         texts = self.arguments.get("target", "")

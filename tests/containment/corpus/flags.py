@@ -1,10 +1,10 @@
-"""Flags of nmap that read, write, execute or reach others, in every spelling that its getopt_long_only takes."""
+"""Flags of nmap that read, write, execute or reach other hosts, in every spelling that getopt_long_only accepts."""
 
 from __future__ import annotations
 
 from typing import Final
 
-from tests.containment.corpus.attack import CHARACTERS, FLAG, HELD, VALUE, Attack
+from tests.containment.corpus.attack import ACCEPTED, CHARACTERS, FLAG, VALUE, Attack
 
 _T: Final = "10.77.1.10"
 
@@ -265,19 +265,19 @@ FLAGS: Final = (
     *_rows("write", "write a file", _WRITES, FLAG),
     *_rows("execute", "run code", _EXECUTES, FLAG | VALUE),
     *_rows("reach", "reach another host", _REACHES, FLAG | CHARACTERS | VALUE | {"intrusive_not_allowed"}),
-    *_rows("value", "a value that is more than a value", _VALUES, VALUE | FLAG),
-    *_rows("shell", "say something to a shell or past a lexer", _SHELL, CHARACTERS),
-    *_rows("spelling", "a spelling that another parser takes", _CASE, FLAG | VALUE),
+    *_rows("value", "a value with injected arguments", _VALUES, VALUE | FLAG),
+    *_rows("shell", "use shell syntax or confuse a lexer", _SHELL, CHARACTERS),
+    *_rows("spelling", "a spelling that other parsers accept", _CASE, FLAG | VALUE),
     Attack(
         "flags-harmless",
         "nothing: the control",
         {"target": _T, "mode": "ports", "extra_args": "-sS -Pn -p 22,80 -T4"},
-        HELD,
+        ACCEPTED,
     ),
     Attack(
         "flags-harmless-v6",
         "nothing: the control",
         {"target": "fd77:1::a", "mode": "ports", "extra_args": "-sS -p 80"},
-        HELD,
+        ACCEPTED,
     ),
 )

@@ -1,14 +1,14 @@
-"""Names: answers out of scope, aliases that lead out, rebinding, and names that are not names. `liar` answers them."""
+"""Names with addresses outside the scope, aliases, rebinding, and invalid names. `false_dns` answers the queries."""
 
 from __future__ import annotations
 
 from typing import Final
 
-from tests.containment.corpus.attack import CHARACTERS, HELD, SCOPE, TARGET, Attack
+from tests.containment.corpus.attack import ACCEPTED, CHARACTERS, SCOPE, TARGET, Attack
 
 _UNRESOLVABLE: Final = SCOPE | {"target_unresolvable"}
-_EITHER_TURN: Final = SCOPE | {"held"}
-"""The name is asked for once: in scope at that moment it is pinned, out of scope it is refused."""
+_EITHER_TURN: Final = SCOPE | {"accepted"}
+"""The name is resolved once. The call is accepted if that address is in scope, and refused otherwise."""
 
 _RESOLVED: Final = (
     ("out", SCOPE),
@@ -38,9 +38,9 @@ _RESOLVED: Final = (
     ("OUT", SCOPE),
     ("rebind", _EITHER_TURN),
     ("rebind-link", _EITHER_TURN),
-    ("in", HELD),
-    ("in6", HELD),
-    ("alias-in", HELD),
+    ("in", ACCEPTED),
+    ("in6", ACCEPTED),
+    ("alias-in", ACCEPTED),
 )
 _TEXTS: Final = (
     ("other-suffix", "web2.elsewhere.example", SCOPE),
@@ -91,16 +91,18 @@ NAMES: Final = (
         for first, codes in _RESOLVED
     ),
     *(
-        Attack(f"name-text-{name}", "a name that is none of ours", {"target": text}, codes, json_only="\0" in text)
+        Attack(
+            f"name-text-{name}", "a name outside the allowed suffix", {"target": text}, codes, json_only="\0" in text
+        )
         for name, text, codes in _TEXTS
     ),
     Attack(
         "name-list-one-out",
-        "one name of two leads out",
+        "one of two names is outside the scope",
         {"target": ["in.lab.internal", "out.lab.internal"], "ports": "80"},
         SCOPE,
     ),
     Attack(
-        "name-trailing-dot", "an absolute name that leads out", {"target": "out.lab.internal.", "ports": "80"}, SCOPE
+        "name-trailing-dot", "an absolute name outside the scope", {"target": "out.lab.internal.", "ports": "80"}, SCOPE
     ),
 )

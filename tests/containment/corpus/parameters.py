@@ -1,4 +1,4 @@
-"""The call itself: tools that do not exist, parameters of another type or name, and values that carry more."""
+"""Invalid calls: unknown tools, parameters of the wrong type or name, and values with injected arguments."""
 
 from __future__ import annotations
 
@@ -71,10 +71,10 @@ _JSON_ONLY: Final[tuple[tuple[str, dict[str, Any], frozenset[str]], ...]] = (
 
 PARAMETERS: Final = (
     *(
-        Attack(f"tool-{number:02d}", f"a program that is no tool: {name!r}", {"target": _T}, _TOOL, tool=name)
+        Attack(f"tool-{number:02d}", f"a program that is not a tool: {name!r}", {"target": _T}, _TOOL, tool=name)
         for number, name in enumerate(_TOOLS, 1)
     ),
-    *(Attack(f"call-{name}", "more than the call takes", arguments, codes) for name, arguments, codes in _PARAMETERS),
+    *(Attack(f"call-{name}", "an invalid parameter", arguments, codes) for name, arguments, codes in _PARAMETERS),
     *(
         Attack(f"json-{name}", "a value of another type", arguments, codes, json_only=True)
         for name, arguments, codes in _JSON_ONLY

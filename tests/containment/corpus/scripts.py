@@ -1,4 +1,4 @@
-"""NSE: scripts that add targets, speak to third parties or the link, touch files, or are named in tricky ways."""
+"""NSE scripts that add targets, contact third parties or the link, access files, or have tricky names."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ SCRIPTS: Final = (
     *(
         Attack(
             f"script-trick-{number:02d}",
-            f"a name that is more than a name: {name!r}",
+            f"a script name with injected text: {name!r}",
             {"target": "10.77.1.10", "mode": "scripts", "ports": "80", "scripts": [name]},
             VALUE | CHARACTERS,
         )
@@ -102,7 +102,7 @@ SCRIPTS: Final = (
     ),
     Attack(
         "script-one-of-two",
-        "a bad script behind a good one",
+        "a forbidden script after an allowed one",
         {"target": "10.77.1.10", "mode": "scripts", "ports": "80", "scripts": ["banner", "broadcast-ping"]},
         VALUE,
     ),

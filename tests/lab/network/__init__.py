@@ -1,5 +1,5 @@
-"""A private network of real services with a known truth; docs/lab.md shows its map.
+"""A private network of real services with a known truth; docs/lab.md has its map.
 
-Read in this order: `truth` (what is where), `topology` (links and firewalls), `services` (the daemons), `build` (the
-lab's own process 1), `handle` (what a test holds).
+Read the modules in this order: `truth` (hosts and ports), `topology` (links and firewalls), `services` (the daemons),
+`build` (process 1 of the lab), `handle` (the object that a test uses).
 """

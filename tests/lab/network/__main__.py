@@ -1,4 +1,4 @@
-"""Entry of ``python -m tests.lab.network``."""
+"""Entry point of ``python -m tests.lab.network``."""
 
 import sys
 

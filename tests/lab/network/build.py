@@ -1,7 +1,7 @@
-"""The lab's own process 1: builds everything in the namespaces it was started in, reports once, then only waits.
+"""Process 1 of the lab: builds everything in the namespaces it was started in, reports once, and then waits.
 
-Whoever holds the lab ends it by killing this process; the kernel then takes every process, mount, file and link of
-the lab with it. Arguments: FLEET 0|1 (databases).
+The owner of the lab ends it by killing this process. The kernel then removes every process, mount, file and link of the
+lab. Arguments: FLEET 0|1 (databases).
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ _START_SECONDS = 40.0
 _OWN_FOLDERS = ("/run", "/dev/shm", "/var/log", "/var/spool", "/var/lib/snmp", "/var/lib/samba")
 
 
-def make_room() -> None:
-    """Put empty memory file systems over every folder in which a daemon might leave something."""
+def mount_empty_folders() -> None:
+    """Mount empty memory file systems over every folder in which a daemon might leave a file."""
     mount = find("mount")
     run([mount, "-t", "proc", "proc", "/proc"])
     for path in _OWN_FOLDERS:
@@ -48,7 +48,7 @@ def make_room() -> None:
 
 
 def build(truth: Truth, steps: dict[str, float]) -> dict[str, str]:
-    """Build the lab; returns the daemons that did not start, with their logs. ``steps`` receives seconds by step."""
+    """Build the lab; return the daemons that did not start, with their logs. ``steps`` receives the seconds by step."""
 
     def timed(name: str, step: Callable[..., Any], *arguments: Any) -> Any:
         start = time.monotonic()
@@ -56,7 +56,7 @@ def build(truth: Truth, steps: dict[str, float]) -> dict[str, str]:
         steps[name] = round(time.monotonic() - start, 3)
         return value
 
-    timed("room", make_room)
+    timed("folders", mount_empty_folders)
     timed("programs", copy_programs)
     running = Running()
     with ThreadPoolExecutor(4) as pool:
@@ -79,8 +79,8 @@ def _start_all(running: Running, service: Callable[[Truth], Any], truth: Truth) 
 
 
 def main() -> None:
-    """Build, print one line of JSON with the outcome, and wait for the end."""
-    # As the first thing: the machine's /proc is still mounted, so this is our process id as the machine counts.
+    """Build the lab, print one line of JSON with the result, and wait for the end."""
+    # This must come first, while the machine's /proc is still mounted: it gives the process id as the machine counts.
     pid = int(Path("/proc/self").readlink().name)
     fleet, databases = sys.argv[1:]
     begin = time.monotonic()
@@ -91,8 +91,8 @@ def main() -> None:
     except (LabError, OSError, LookupError) as error:
         report["error"] = f"{type(error).__name__}: {error}"
     report |= {"seconds": round(time.monotonic() - begin, 3), "steps": steps}
-    print(json.dumps(report), flush=True)  # noqa: T201 - the pipe to whoever started the lab
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # from here on the kernel clears away processes that end
+    print(json.dumps(report), flush=True)  # noqa: T201 - the pipe to the process that started the lab
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # from here on the kernel reaps processes that end
     while True:
         signal.pause()
 

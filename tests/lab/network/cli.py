@@ -1,4 +1,4 @@
-"""The lab by hand: ``python -m tests.lab.network up|exec|status|truth|down``."""
+"""Control the lab by hand: ``python -m tests.lab.network up|exec|status|truth|down``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _STATE = ROOT / ".cache/lab.json"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Carry out one command; the exit status is 0, or 1 with the reason on standard error."""
+    """Run one command; return 0, or 1 with the reason on standard error."""
     options = _parser().parse_args(arguments)
     try:
         status: int = options.command(options)
@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _up(options: argparse.Namespace) -> int:
     if _load().namespaces():
-        raise LabError("the lab is up already")
+        raise LabError("the lab is already up")
     _STATE.parent.mkdir(exist_ok=True)
     lab = Lab.start(fleet=options.fleet, databases=not options.no_databases, detached=True)
     _STATE.write_text(json.dumps({"pid": lab.pid}))
@@ -62,7 +62,7 @@ def _truth(options: argparse.Namespace) -> int:
 
 def _exec(options: argparse.Namespace) -> int:
     argv = _load().exec_argv(options.namespace, options.argv)
-    os.execv(argv[0], argv)  # noqa: S606 - the terminal, signals and exit status are the program's own
+    os.execv(argv[0], argv)  # noqa: S606 - the program gets the terminal and the signals, and its exit status is returned
 
 
 def _status(_options: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""Starting the lab's daemons and knowing when they listen. Runs inside the lab's own process 1."""
+"""Start the daemons of the lab and wait until they listen. Runs inside process 1 of the lab."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.lab.network.namespaces import enter
 from tests.lab.network.programs import ROOT, find
 
 WORK: Final = Path("/run/lab")
-"""All files of a lab: a memory file system that only the lab's own mount namespace has, and that ends with it."""
+"""All files of a lab: a memory file system in the lab's own mount namespace, which ends with the lab."""
 
 _COPIED: Final = ("named", "ntpd")
 _LISTENING: Final = {"tcp": "0A", "tcp6": "0A", "udp": "07", "udp6": "07"}  # include/net/tcp_states.h
@@ -25,8 +25,8 @@ _LISTENING: Final = {"tcp": "0A", "tcp6": "0A", "udp": "07", "udp6": "07"}  # in
 class Daemon:
     """A program that stays in the foreground.
 
-    ``ports`` are what it must listen on before it counts as started, as ``(transport, number)``; ``ready`` is a
-    further condition for one that listens too early.
+    ``ports`` lists what it must listen on before it counts as started, as ``(transport, number)``. ``ready`` is a
+    further condition for a program that listens before it is ready.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Daemon:
 
 
 def write(path: str, text: str, mode: int = 0o644) -> Path:
-    """Write one of the lab's files, below `WORK`."""
+    """Write a file of the lab, below `WORK`."""
     file = WORK / path
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(text)
@@ -47,21 +47,22 @@ def write(path: str, text: str, mode: int = 0o644) -> Path:
 
 
 def copy_programs() -> None:
-    """Copy the programs that AppArmor knows by their path, and would keep out of the lab's files.
+    """Copy the programs that AppArmor knows by their path, because it would deny them the files of the lab.
 
-    To be called before there are threads: a file still open for writing in another thread's child cannot be executed.
+    Call this before there are threads: a file that a child of another thread still has open for writing cannot be
+    executed.
     """
     for program in _COPIED:
         shutil.copy(find(program), folder("bin") / program)
 
 
 def own_copy(program: str) -> str:
-    """The path of a program's copy in the lab."""
+    """Return the path of a program's copy in the lab."""
     return str(WORK / "bin" / program)
 
 
 def folder(path: str, owner: str | None = None) -> Path:
-    """Make a folder below `WORK`, writable for ``owner`` if one is named."""
+    """Create a folder below `WORK`, writable for ``owner`` if one is given."""
     made = WORK / path
     made.mkdir(parents=True, exist_ok=True)
     if owner:
@@ -70,7 +71,7 @@ def folder(path: str, owner: str | None = None) -> Path:
 
 
 class Running:
-    """The daemons that were started, each with its log under ``log/``."""
+    """The started daemons, each with its log under ``log/``."""
 
     def __init__(self) -> None:
         self._processes: dict[str, tuple[Daemon, subprocess.Popen[bytes]]] = {}
@@ -93,7 +94,7 @@ class Running:
         self._processes[daemon.name] = (daemon, process)
 
     def wait_until_ready(self, seconds: float) -> dict[str, str]:
-        """Wait until all of them listen; what does not, by name, with the end of its log."""
+        """Wait until all daemons listen; return those that do not, by name, with the end of their log."""
         deadline = time.monotonic() + seconds
         pending = dict(self._processes)
         while pending and time.monotonic() < deadline:
@@ -117,7 +118,7 @@ def _is_ready(daemon: Daemon, process: subprocess.Popen[bytes]) -> bool:
 
 
 def listening(pid: int) -> set[tuple[str, int]]:
-    """Every ``(transport, port)`` that is bound in the network namespace of a process (proc(5), /proc/PID/net)."""
+    """Return every bound ``(transport, port)`` in the network namespace of a process (/proc/PID/net of proc(5))."""
     found = set()
     for table, state in _LISTENING.items():
         for line in _lines(Path(f"/proc/{pid}/net/{table}")):
@@ -131,4 +132,4 @@ def _lines(table: Path) -> Iterable[str]:
     try:
         return table.read_text().splitlines()[1:]
     except (FileNotFoundError, ProcessLookupError, OSError):
-        return ()  # the process has just ended, which the caller sees for itself
+        return ()  # the process has just ended; the caller notices that itself

@@ -1,4 +1,4 @@
-"""One open port, as the truth knows it."""
+"""One open port of the truth."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """The certificate a TLS port shows. All of the lab's are self-signed."""
+    """The certificate of a TLS port. All certificates of the lab are self-signed."""
 
     common_name: str
     expired: bool
@@ -17,9 +17,9 @@ class Certificate:
 class Endpoint:
     """One open port.
 
-    ``product`` and ``version`` are what nmap -sV prints; None means that the truth makes no statement, because nmap
-    has no stable answer there. ``version`` "" means that nmap knows the product and prints no version. ``state`` is the
-    most a scanner can know of the port. ``ipv6`` is false where the daemon listens on IPv4 only.
+    ``product`` and ``version`` are what nmap -sV prints. None means that the tests expect no particular value, because
+    the result of nmap is not stable. ``version`` "" means that nmap knows the product and prints no version. ``state``
+    is the most exact state that a scanner can find. ``ipv6`` is false if the daemon listens only on IPv4.
     """
 
     transport: str
@@ -34,5 +34,5 @@ class Endpoint:
 
     @property
     def key(self) -> str:
-        """The port as people write it: ``80/tcp``."""
+        """The usual notation of the port: ``80/tcp``."""
         return f"{self.port}/{self.transport}"

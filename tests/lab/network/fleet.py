@@ -1,4 +1,7 @@
-"""The fleet: thousands of addresses with mixed open ports, the same on every machine because the seed is fixed."""
+"""The fleet.
+
+Thousands of addresses with mixed open ports. It is the same on every machine, because the seed is fixed.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +15,11 @@ from tests.lab.network.endpoint import Endpoint
 FLEET_NETWORK: Final = "10.78.0.0/16"
 _SEED: Final = 7801
 
-# What the fleet's listeners claim to be. They are made up, so they do not follow the installed programs.
+# The services that the listeners of the fleet claim to be. They are invented and do not depend on installed programs.
 FLEET_NGINX: Final = "1.22.1"
 FLEET_OPENSSH: Final = "9.2p1 Debian 2+deb12u3"
 
-# profile: its open TCP ports, and how often it is met
+# profile: its open TCP ports, and how often it occurs
 _PROFILES: Final[dict[str, tuple[tuple[int, ...], int]]] = {
     "linux": ((22,), 25),
     "web": ((22, 80, 443), 15),
@@ -51,7 +54,10 @@ _NAMES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class FleetHost:
-    """One fleet address, IPv4 only. ``resets``: its closed ports answer with a reset, else they are silent."""
+    """One address of the fleet, IPv4 only.
+
+    ``resets``: closed ports answer with a reset; otherwise they do not answer.
+    """
 
     address: str
     profile: str
@@ -66,7 +72,7 @@ class FleetHost:
 
     @property
     def endpoints(self) -> tuple[Endpoint, ...]:
-        """The open ports with what nmap -sV makes of them."""
+        """The open ports, as nmap -sV reports them."""
         return tuple(_endpoint(port) for port in self.tcp)
 
 
@@ -79,7 +85,7 @@ def _endpoint(port: int) -> Endpoint:
 
 
 def make_fleet(count: int) -> dict[str, FleetHost]:
-    """``count`` fleet hosts by address: 60 % of them in 20 busy /24s, the rest strewn over the /16."""
+    """Return ``count`` hosts by address: 60 % of them in 20 busy /24s, the others spread over the /16."""
     rnd = random.Random(_SEED)  # noqa: S311 - a repeatable population, not a secret
     base = int(ipaddress.ip_network(FLEET_NETWORK).network_address)
     live: set[int] = set()

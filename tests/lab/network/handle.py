@@ -1,4 +1,4 @@
-"""What a test holds of a lab: start it, run programs in it, end it."""
+"""The object with which a test starts a lab, runs programs in it, and ends it."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from tests.lab.network.namespaces import NAMESPACES, check_machine
 from tests.lab.network.programs import LabError, find, uncovered
 from tests.lab.network.truth import RESOLVER, Truth, make_truth
 
-# Runs in a mount namespace of its own. An empty /run hides the machine's resolver daemons (nscd, systemd-resolved),
-# which would be asked in place of the lab's name server; /etc/resolv.conf is often a link into /run.
+# Runs in its own mount namespace. An empty /run hides the resolver daemons of the machine (nscd, systemd-resolved),
+# which would be asked instead of the lab's name server; /etc/resolv.conf is often a link into /run.
 _WITH_RESOLVER: Final = f"""
 f=$(readlink -m /etc/resolv.conf) && mount -t tmpfs tmpfs /run || exit 125
 case $f in /run/*) mkdir -p "${{f%/*}}" || exit 125 ;; esac
@@ -31,7 +31,7 @@ exec "$@"
 
 @dataclass(frozen=True)
 class Lab:
-    """A lab that is up. ``pid`` is its process 1; ``build`` holds the seconds that each step of building took."""
+    """A running lab. ``pid`` is its process 1; ``build`` has the seconds of each step of building."""
 
     truth: Truth
     pid: int
@@ -40,9 +40,9 @@ class Lab:
 
     @classmethod
     def start(cls, *, fleet: int = 2000, databases: bool = True, detached: bool = False) -> Self:
-        """Build a lab and return when every daemon listens. LabError names what is missing or what did not start.
+        """Build a lab and return when every daemon listens; raise LabError with what is missing or did not start.
 
-        Unless ``detached``, the lab ends with the thread that started it, however that ends.
+        Unless ``detached``, the lab ends with the thread that started it, in whatever way the thread ends.
         """
         check_machine()
         truth = make_truth(fleet=fleet, databases=databases)
@@ -51,20 +51,20 @@ class Lab:
 
     @property
     def state(self) -> Path:
-        """The lab's own files, seen from outside: configurations, data folders and ``log/NAME.log``."""
+        """The folder of the lab's files, seen from outside: configurations, data folders and ``log/NAME.log``."""
         return Path(f"/proc/{self.pid}/root{WORK}")
 
     def namespaces(self) -> list[str]:
-        """The names of the lab's network namespaces; empty when it is down."""
+        """Return the names of the lab's network namespaces; empty if it is down."""
         folder = Path(f"/proc/{self.pid}/root{NAMESPACES}")
         return sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
 
     def exec_argv(self, namespace: str, argv: Sequence[str]) -> list[str]:
-        """The argv that runs ``argv`` in one of the lab's network namespaces ("scan" is the scanner's).
+        """Return the argv that runs ``argv`` in a network namespace of the lab ("scan" is that of the scanner).
 
-        Standard input and output, the environment, the working directory and the machine's files are the caller's
-        own; only /run is empty, and lab.internal names resolve. The process that is started becomes ``argv`` by
-        exec, so signals reach it. LabError if there is no such namespace.
+        Standard input and output, environment, working directory and the files of the machine are those of the caller.
+        Only /run is empty, and lab.internal names resolve. The started process becomes ``argv`` by exec, so it receives
+        signals. Raises LabError if there is no such namespace.
         """
         if namespace not in self.namespaces():
             raise LabError(
@@ -77,9 +77,10 @@ class Lab:
     def run(
         self, namespace: str, argv: Sequence[str], *, timeout: float = 60.0, text_in: str = "", check: bool = True
     ) -> subprocess.CompletedProcess[str]:
-        """Run a program in a namespace to its end (``timeout`` in seconds), and never beyond the calling thread's.
+        """Run a program in a namespace to its end (``timeout`` in seconds), but not beyond the end of the calling
+        thread.
 
-        With ``check`` a status other than 0 is a LabError that shows what the program said.
+        With ``check``, a status other than 0 raises LabError with the output of the program.
         """
         tied = [find("setpriv"), "--pdeathsig", "KILL", "--", *self.exec_argv(namespace, argv)]
         done = subprocess.run(
@@ -90,7 +91,7 @@ class Lab:
         return done
 
     def stop(self) -> None:
-        """End the lab with one SIGKILL; returns when its last process is gone. Safe to call again."""
+        """End the lab with one SIGKILL, and return when its last process is gone. It is safe to call this again."""
         if self._process is None:
             end_by_number(self.pid)
         else:

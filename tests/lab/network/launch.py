@@ -1,4 +1,4 @@
-"""Starting and ending the process tree that is a lab, from outside of it."""
+"""Start and end the process tree of a lab, from outside."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _END_SECONDS: Final = 20.0
 
 
 def launch(fleet: int, *, databases: bool, detached: bool) -> tuple[subprocess.Popen[bytes], dict[str, Any]]:
-    """Start a lab and wait for its report; returns the unshare(1) that carries it, and the report.
+    """Start a lab and wait for its report; return the unshare(1) process that runs it, and the report.
 
-    LabError, with nothing left running, if it could not be built or one of its daemons did not start.
+    Raises LabError if the lab could not be built or a daemon did not start; then no process is left.
     """
     tie = [] if detached else [find("setpriv"), "--pdeathsig", "KILL", "--"]
     build = [sys.executable, "-m", "tests.lab.network.build", str(fleet), str(int(databases))]
@@ -32,7 +32,7 @@ def launch(fleet: int, *, databases: bool, detached: bool) -> tuple[subprocess.P
             [*tie, find("unshare"), *UNSHARE[1:], *build],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=complaints,  # not the caller's: a detached lab would keep whoever reads that waiting
+            stderr=complaints,  # not that of the caller, whose reader would otherwise wait for a detached lab
             cwd=ROOT,
             env={key: value for key, value in os.environ.items() if not key.startswith(("COV", "PYTEST"))},
             start_new_session=True,
@@ -64,22 +64,22 @@ def _read_report(process: subprocess.Popen[bytes], complaints: IO[bytes]) -> dic
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """Kill a lab that this process launched and wait until nothing of it is left. Safe to call again."""
+    """Kill a lab that this process started and wait until nothing is left of it. It is safe to call this again."""
     if process.poll() is not None:
         return
-    # unshare ends after its child, and that after every process in its namespace: one wait is a wait for all.
+    # unshare ends after its child, which ends after every process in its namespace: one wait covers all.
     child = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill(int(child[0]) if child else process.pid, signal.SIGKILL)
     process.wait(timeout=_END_SECONDS)
 
 
 def end_by_number(pid: int) -> None:
-    """Kill a lab of another process by the number of its process 1, and wait until nothing of it is left."""
+    """Kill a lab of another process, by the id of its process 1, and wait until nothing is left of it."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except FileNotFoundError:
         return
-    # The number may have passed to somebody else: only the first process of a nested namespace is a lab.
+    # The id may have been reused: only the first process of a nested namespace is a lab.
     numbers = next(line for line in status.splitlines() if line.startswith("NSpid:")).split()[1:]
     if len(numbers) < 2 or numbers[-1] != "1":
         raise LabError(f"process {pid} is not a lab")

@@ -1,4 +1,4 @@
-"""Linux namespaces and what is needed to make them. Runs inside the lab's own process 1, except `check_machine`."""
+"""Linux namespaces and the commands that create them. Runs inside process 1 of the lab, except `check_machine`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ UNSHARE: Final = (
 
 
 def check_machine() -> None:
-    """Raise LabError, naming what is missing, unless this machine can carry a lab."""
+    """Raise LabError with what is missing if this machine cannot run a lab."""
     if os.geteuid() != 0:
         raise LabError("the lab makes network namespaces and needs root; run the tests as root")
     for program in ("unshare", "nsenter", "setpriv", "ip", "nft", "sysctl", "nmap"):
@@ -49,7 +49,7 @@ def check_machine() -> None:
 
 
 def ip_batch(lines: Iterable[str], namespace: str | None = None) -> None:
-    """Carry out many ip(8) commands with one process."""
+    """Run many ip(8) commands with one process."""
     inside = ["-n", namespace] if namespace else []
     try:
         run([find("ip"), *inside, "-batch", "-"], text_in="\n".join(lines) + "\n")
@@ -59,7 +59,7 @@ def ip_batch(lines: Iterable[str], namespace: str | None = None) -> None:
 
 
 def enter(namespace: str, argv: Iterable[str]) -> list[str]:
-    """The argv that runs ``argv`` in a network namespace of the lab."""
+    """Return the argv that runs ``argv`` in a network namespace of the lab."""
     return [find("nsenter"), f"--net={NAMESPACES / namespace}", "--", *argv]
 
 

@@ -1,4 +1,4 @@
-"""Links, addresses, routes and firewalls: from `truth` to a network that behaves like it."""
+"""Links, addresses, routes and firewalls: build a network that behaves as `truth` says."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SLOW_DELAY_S, SLOW_LOSS = 0.15, 0.05
 
 
 def lay_links(truth: Truth) -> None:
-    """Make every namespace and join them; the slow host gets its link from `slow_link` later."""
+    """Create and join all namespaces; the slow host gets its link later, from `slow_link`."""
     machines = [SCANNER, *(host for host in truth.hosts.values() if host.name != ROUTER)]
     ip_batch(f"netns add {name}" for name in (ROUTER, "r2", "fleet", *(machine.name for machine in machines)))
     _lay_routers()
@@ -84,7 +84,7 @@ def _lay_routers() -> None:
         "fleet",
     )
     for router in (ROUTER, "r2"):
-        # Routers of this century do not hold back unreachables to one a second; a kernel does.
+        # The kernel limits ICMP unreachables to one per second; modern routers do not.
         set_kernel(router, "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1", "net.ipv4.icmp_ratelimit=0")
 
 
@@ -101,7 +101,10 @@ def _give_addresses(host: LabHost) -> None:
 
 
 def slow_link(host: LabHost) -> Daemon:
-    """The relay that joins a host to its segment with delay and loss: kernels are built without sch_netem too often."""
+    """The relay that joins a host to its segment with delay and loss.
+
+    Kernels often lack sch_netem, so it is a program.
+    """
     module = "tests.lab.network.peers.slow_link"
     settings = [
         find("ip"),
@@ -117,7 +120,7 @@ def slow_link(host: LabHost) -> Daemon:
 
 
 def give_slow_addresses(host: LabHost) -> None:
-    """Wait (five seconds at most) for the relay's device, then address it."""
+    """Wait at most five seconds for the device of the relay, then give it addresses."""
     for _ in range(500):
         if not subprocess.run(
             [find("ip"), "-n", host.name, "link", "show", "eth0"], capture_output=True, check=False
@@ -164,7 +167,7 @@ table inet lab {
 
 
 def raise_firewalls(truth: Truth) -> None:
-    """Give each awkward host the ruleset that makes it so."""
+    """Load the ruleset of each unusual host."""
     for host in truth.hosts.values():
         if rules := _RULES.get(host.behaviour):
             ports = "{ " + ", ".join(str(port) for port in host.open_ports("tcp")) + " }"
@@ -172,7 +175,7 @@ def raise_firewalls(truth: Truth) -> None:
 
 
 def populate_fleet(fleet: dict[str, FleetHost]) -> None:
-    """One namespace holds the whole /16; sets decide which address answers what."""
+    """Set up the namespace of the whole /16; sets say which address answers on which ports."""
     is_open = [f"{host.address} . {port}" for host in fleet.values() for port in host.tcp]
     rules = f"""
 table inet lab {{

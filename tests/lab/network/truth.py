@@ -1,7 +1,7 @@
-"""What the lab holds: every host, port, service and version, decided here before anything is built.
+"""The content of the lab: every host, port, service and version, defined before anything is built.
 
-Both sides read it: `topology` and `services` build it, tests compare answers with it. Service and product names are
-spelled as nmap 7.93 prints them (its nmap-service-probes file is the vocabulary).
+`topology` and `services` build it, and tests compare results with it. Service and product names are spelled as nmap
+7.93 prints them (as in its nmap-service-probes file).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SEGMENTS_IPV6: Final = ("fd77:1::/64", "fd77:2::/64")
 
 
 class Behaviour(StrEnum):
-    """How a host treats what is sent to it, beyond its open ports."""
+    """How a host treats traffic, besides its open ports."""
 
     PLAIN = "plain"
     DROPS = "drops all but its open ports, ping too"
@@ -35,15 +35,15 @@ class Behaviour(StrEnum):
     RATE_LIMITED = "takes 10 new connections a second and drops the rest"
     TARPIT = "accepts on every TCP port and never speaks"
     SLOW = "is 150 ms away in each direction and loses 5 % of packets"
-    HOSTILE = "sends banners made to harm whoever reads them"
+    HOSTILE = "sends banners that try to harm their reader"
 
 
 @dataclass(frozen=True, slots=True)
 class LabHost:
-    """One host with its own network namespace of the same name.
+    """One host, in a network namespace with the same name.
 
-    ``unlisted`` is the state of every TCP port that is not in ``endpoints``; ``dual_name``: its name resolves to both
-    addresses; ``also`` are further addresses that answer with the same ports.
+    ``unlisted`` is the state of every TCP port that is not in ``endpoints``. ``dual_name`` means that its name resolves
+    to both addresses. ``also`` are further addresses that answer with the same ports.
     """
 
     name: str
@@ -58,7 +58,7 @@ class LabHost:
 
     @property
     def fqdn(self) -> str:
-        """The name that both of the lab's name servers know."""
+        """The name that both name servers of the lab know."""
         return f"{self.name}.{DOMAIN}"
 
     @property
@@ -68,44 +68,44 @@ class LabHost:
 
     @property
     def ipv6(self) -> str:
-        """The IPv6 twin of the same segment and octet, canonical."""
+        """The IPv6 address with the same segment and octet, in canonical form."""
         return str(ipaddress.ip_address(f"fd77:{self.segment}::{self.octet:x}"))
 
     @property
     def mac(self) -> str:
-        """The hardware address, which the scanner sees on segment 1 only. The router has one for each segment."""
+        """The hardware address, which the scanner sees only on segment 1. The router has one for each segment."""
         return f"02:77:{self.segment:02x}:00:00:{self.octet:02x}"
 
     @property
     def addresses(self) -> tuple[str, ...]:
-        """Every address that answers as this host."""
+        """All addresses that answer as this host."""
         return tuple(filter(None, (self.ipv4, self.ipv6))) + self.also
 
     @property
     def resolves_to(self) -> tuple[str, ...]:
-        """The addresses that the lab's resolver gives for the name; BIND on udp1 knows every one."""
+        """The addresses that the resolver of the lab returns for the name; BIND on udp1 returns all."""
         if self.ipv4 is None:
             return (self.ipv6,)
         return (self.ipv4, self.ipv6) if self.dual_name else (self.ipv4,)
 
     @property
     def hops(self) -> int:
-        """Routers on the way and the host itself, counted from the scanner."""
+        """The number of hops from the scanner: the routers on the path and the host itself."""
         return 1 if self.segment == 1 else 2
 
     @property
     def answers_ping(self) -> bool:
-        """Whether ICMP echo is answered."""
+        """Whether the host answers ICMP echo requests."""
         return self.behaviour not in {Behaviour.DROPS, Behaviour.DARK}
 
     def open_ports(self, transport: str, *, ipv6: bool = False) -> dict[int, Endpoint]:
-        """The open ports of a transport, by number; on an IPv6 address some listeners are absent."""
+        """Return the open ports of a transport, by number; on an IPv6 address some listeners are missing."""
         return {e.port: e for e in self.endpoints if e.transport == transport and (e.ipv6 or not ipv6)}
 
 
 @dataclass(frozen=True)
 class Truth:
-    """Everything that is in the lab. ``fleet`` is keyed by IPv4 address."""
+    """Everything in the lab. ``fleet`` is keyed by IPv4 address."""
 
     hosts: dict[str, LabHost]
     fleet: dict[str, FleetHost] = field(default_factory=dict)
@@ -118,12 +118,12 @@ class Truth:
         return self.hosts[name]
 
     def at(self, address: str) -> LabHost | FleetHost | None:
-        """Who answers at an address, or None where nobody lives."""
+        """Return the host of an address, or None if no host has it."""
         canonical = str(ipaddress.ip_address(address))
         return self._by_address.get(canonical) or self.fleet.get(canonical)
 
     def live(self, network: str) -> Iterator[str]:
-        """The addresses of a network where a host lives, the scanner's own included."""
+        """Return the addresses of a network that a host has, including the scanner."""
         inside = ipaddress.ip_network(network)
         for address in (*self._by_address, *self.fleet, SCANNER_IPV4, SCANNER_IPV6):
             parsed = ipaddress.ip_address(address)
@@ -131,7 +131,7 @@ class Truth:
                 yield address
 
     def busiest_network(self) -> str:
-        """The fleet's /24 with the most live hosts."""
+        """Return the /24 of the fleet with the most live hosts."""
         counts: dict[str, int] = {}
         for address in self.fleet:
             prefix = address.rpartition(".")[0]
@@ -140,9 +140,9 @@ class Truth:
 
 
 def make_truth(*, fleet: int = 2000, databases: bool = True) -> Truth:
-    """The truth for a lab with ``fleet`` fleet hosts (0 to 20,000), with or without the two database hosts.
+    """Return the truth of a lab with ``fleet`` fleet hosts (0 to 20,000), with or without the two database hosts.
 
-    Versions are asked of the installed programs, so that a security update of the distribution is no test failure.
+    Versions are read from the installed programs, so that a security update of the distribution fails no test.
     """
     hosts = _hosts(installed_versions(databases=databases))
     if not databases:
@@ -193,7 +193,7 @@ _UDP = (
 _HOSTILE = (
     Endpoint("tcp", 80, "http", "Apache httpd", "2.4"),
     Endpoint("tcp", 2323, "telnet"),
-    Endpoint("tcp", 9000, "cslistener"),  # only the name nmap gives the number
+    Endpoint("tcp", 9000, "cslistener"),  # nmap knows only the name of the port number
 )
 
 

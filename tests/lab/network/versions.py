@@ -1,4 +1,4 @@
-"""The versions of the installed programs, in the form in which nmap prints them."""
+"""The versions of the installed programs, as nmap prints them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.lab.network.programs import LabError, find
 
 @dataclass(frozen=True, slots=True)
 class Versions:
-    """What nmap -sV is to print for each program; "" for one that is not part of this lab."""
+    """The versions that nmap -sV should print for each program; "" for a program that is not part of this lab."""
 
     nginx: str
     openssh: str
@@ -23,17 +23,17 @@ class Versions:
 
 
 def installed_versions(*, databases: bool = True) -> Versions:
-    """Ask each installed program for its version. Costs a few milliseconds each; LabError if one is missing."""
+    """Ask each installed program for its version, in a few milliseconds each; raise LabError if one is missing."""
     return Versions(
         nginx=_ask(r"nginx/(\S+)", "nginx", "-v"),
-        # The server's own -V leaves out patch level and revision; Debian ties client and server to one version.
+        # The server's own -V leaves out patch level and revision; Debian gives client and server the same version.
         openssh=_ask(r"OpenSSH_(\S+ Debian-\S+?),", "ssh", "-V").replace(" Debian-", " Debian "),
         redis=_ask(r"v=(\S+)", "redis-server", "--version"),
         dnsmasq=_ask(r"Dnsmasq version (\S+)", "dnsmasq", "-v"),
         bind=_ask(r"BIND (\S+?)(?:-Debian)? ", "named", "-v"),
-        # vsftpd -v writes to its standard input, so the package is asked.
+        # vsftpd -v writes to its standard input, so the version comes from the package.
         vsftpd=_ask(r"([\d.]+)", "dpkg-query", "-W", "-f", "${Version}", "vsftpd"),
-        # "5.5.5-" stands in MariaDB's greeting for the sake of MySQL's replication, and nmap prints it with the rest.
+        # MariaDB's greeting begins with "5.5.5-" for the replication of MySQL, and nmap prints it too.
         mariadb="5.5.5-" + _ask(r"Ver (\S+)", "mariadbd", "--version") if databases else "",
     )
 

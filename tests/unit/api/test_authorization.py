@@ -8,17 +8,19 @@ from typing import Any
 
 import pytest
 
-from mcp_server.api.application import build_application
-from mcp_server.api.http.authorization import METHODS, ROUTES, Permissions, route_of, served, step_up
-from mcp_server.api.http.principals import Principal, with_principal
+from mcp_server.api.http.application import build_application
+from mcp_server.api.http.authorization import METHODS, ROUTES, PermissionMiddleware, route_of, served, step_up
+from mcp_server.api.http.callers import with_identity
 from mcp_server.api.mcp.handlers import build_mcp_server
 from mcp_server.api.rest.app import build_rest
 from mcp_server.config import load_config
 from mcp_server.errors import AccessError
+from mcp_server.identity.base import Identity
 from mcp_server.model.access import FULL_ACCESS, NOBODY, Access, Permission, Role
 from mcp_server.model.run import Actor, Risk
-from mcp_server.scope.permission import ALL, NEEDED, insufficient, require_any_call, require_risk
+from mcp_server.scope.permissions import ALL, NEEDED, insufficient, require_any_call, require_risk
 from mcp_server.server import EnhancedMCPServer
+from mcp_server.server.services import rest_services
 from tests.support.interfaces import environment
 
 
@@ -28,7 +30,7 @@ def server(tmp_path: Any) -> EnhancedMCPServer:
 
 
 def test_every_route_that_is_served_has_a_row_and_every_row_a_route(server: EnhancedMCPServer) -> None:
-    routes = {row for row in served(build_rest(server).routes) if row[1] != "/mcp"}
+    routes = {row for row in served(build_rest(rest_services(server.services)).routes) if row[1] != "/mcp"}
     assert routes == {row for row in ROUTES if row[1] != "/mcp"}
     assert {method for method, path in ROUTES if path == "/mcp"} == {"GET", "POST", "DELETE"}
 
@@ -37,8 +39,10 @@ def test_a_route_without_a_row_is_not_served(server: EnhancedMCPServer) -> None:
     async def app(*_: Any) -> None: ...
 
     with pytest.raises(LookupError, match="/new"):
-        Permissions(app, server.pipeline, [SimpleNamespace(path="/new", methods={"GET"})])
-    assert build_application(server) is not None
+        PermissionMiddleware(app, server.pipeline, [SimpleNamespace(path="/new", methods={"GET"})])
+    build_application(
+        rest_services(server.services), server.services.authenticator, server.services.failed_authentications
+    )
 
 
 def test_every_method_with_a_handler_has_a_row(server: EnhancedMCPServer) -> None:
@@ -73,7 +77,7 @@ def test_the_row_of_a_request(method: str, path: str, row: tuple[str, str] | Non
 
 def test_a_challenge_names_what_is_held_and_what_is_missing() -> None:
     access = Access(frozenset({Permission.RUNS_READ}))
-    scope = with_principal({"type": "http"}, Principal("key:a", access))
+    scope = with_identity({"type": "http"}, Identity("key:a", access))
     name, value = step_up(scope, insufficient([Permission.TOOLS_SCAN], "nmap"))
     assert (name, value) == (b"www-authenticate", b'Bearer error="insufficient_scope", scope="runs:read tools:scan"')
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from mcp_server.api.http.connections import RequestLimit
-from mcp_server.api.http.principals import Principal, with_principal
-from mcp_server.api.http.problems import Message, Receive, Scope, Send
+from mcp_server.api.http.asgi import Message, Receive, Scope, Send
+from mcp_server.api.http.callers import with_identity
+from mcp_server.api.http.middleware import RequestLimitMiddleware
+from mcp_server.identity.base import Identity
 from mcp_server.model.access import FULL_ACCESS, Access, Role
 
 LIMIT = 8
@@ -20,7 +21,7 @@ class Crowd:
     def __init__(self) -> None:
         self.inside: list[str] = []
         self._open = asyncio.Event()
-        self._limit = RequestLimit(self._app, LIMIT)
+        self._limit = RequestLimitMiddleware(self._app, LIMIT)
         self._tasks: list[asyncio.Task[int]] = []
 
     async def _app(self, scope: Scope, _receive: Receive, send: Send) -> None:
@@ -31,7 +32,7 @@ class Crowd:
 
     async def ask(self, name: str, access: Access = VIEWER, path: str = "/runs") -> asyncio.Task[int]:
         scope = {"type": "http", "method": "GET", "path": path, "headers": []}
-        task = asyncio.create_task(self._one(with_principal(scope, Principal(name, access))))
+        task = asyncio.create_task(self._one(with_identity(scope, Identity(name, access))))
         self._tasks.append(task)
         await asyncio.sleep(0.01)
         return task

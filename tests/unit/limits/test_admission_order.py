@@ -1,4 +1,4 @@
-"""The admission line: callers take turns, and nobody waits for ever or makes others wait."""
+"""The order of the queue: callers take turns, and no call waits forever or delays others without need."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mcp_server.limits.admission_queue import PATIENCE
 from tests.support.crowd import Crowd, Numbers, settle, ticket
 
 
-async def test_every_callers_first_call_goes_before_anyones_second() -> None:
+async def test_the_first_call_of_every_caller_starts_before_the_second_call_of_any() -> None:
     crowd = Crowd(Numbers(per_tool=1))
     for name in ("a0", "a1", "a2", "a3", "b1", "b2", "c1"):
         crowd.call(name, ticket(actor=name[0]))
@@ -22,7 +22,7 @@ async def test_every_callers_first_call_goes_before_anyones_second() -> None:
     assert crowd.entered == ["a0", "a1", "b1", "c1", "a2", "b2", "a3"]
 
 
-async def test_who_fills_the_line_goes_in_turn_with_one_who_comes_again_and_again() -> None:
+async def test_a_caller_that_fills_the_queue_takes_turns_with_a_caller_that_comes_repeatedly() -> None:
     crowd = Crowd(Numbers(per_tool=1))
     crowd.call("start", ticket(actor="c"))
     for number in range(PATIENCE * 2):
@@ -38,7 +38,7 @@ async def test_who_fills_the_line_goes_in_turn_with_one_who_comes_again_and_agai
 
 
 async def test_a_large_network_is_not_starved_by_calls_for_its_hosts() -> None:
-    """It is overtaken a known number of times, then later calls for its hosts wait for it; all others go on."""
+    """It is overtaken a known number of times. Then later calls for its hosts wait for it, and others do not."""
     crowd = Crowd(Numbers(per_tool=3))
     crowd.call("h0", ticket(at="10.0.0.0", actor="a"))
     crowd.call("h1", ticket(at="10.0.0.1", actor="a"))
@@ -58,8 +58,8 @@ async def test_a_large_network_is_not_starved_by_calls_for_its_hosts() -> None:
     await crowd.end_all()
 
 
-async def tire(crowd: Crowd, asked: Callable[[int], Ticket]) -> None:
-    """Let calls go past those that wait, one after the other, as often as is allowed."""
+async def overtake(crowd: Crowd, asked: Callable[[int], Ticket]) -> None:
+    """Let calls overtake the waiting calls, one after the other, as often as allowed."""
     for number in range(PATIENCE):
         crowd.call(f"past{number}", asked(number))
         await settle()
@@ -85,14 +85,14 @@ async def tire(crowd: Crowd, asked: Callable[[int], Ticket]) -> None:
     ],
     ids=["tool", "caller", "key", "host"],
 )
-async def test_what_was_overtaken_too_often_has_its_places_kept(
+async def test_slots_are_reserved_for_a_call_that_was_overtaken_too_often(
     numbers: Numbers, waiting: Ticket, late: Ticket
 ) -> None:
     crowd = Crowd(numbers)
     crowd.call("first", ticket("fping", at="10.0.0.1", actor="a"))
     crowd.call("waiting", waiting)
     await settle()
-    await tire(crowd, lambda _: late)
+    await overtake(crowd, lambda _: late)
     crowd.call("late", late)
     await settle()
     assert crowd.inside == ["first"]
@@ -105,35 +105,35 @@ async def test_what_was_overtaken_too_often_has_its_places_kept(
     assert "late" in crowd.entered
 
 
-async def test_calls_that_take_nothing_it_needs_make_nobody_tired() -> None:
+async def test_calls_that_take_nothing_that_it_needs_do_not_count_as_overtaking() -> None:
     crowd = Crowd()
     crowd.call("first", ticket(at="10.0.0.1", actor="a"))
     crowd.call("waiting", ticket(at="10.0.0.1 10.0.0.2", actor="b"))
     await settle()
-    await tire(crowd, lambda number: ticket("dig", actor=f"c{number}"))
+    await overtake(crowd, lambda number: ticket("dig", actor=f"c{number}"))
     crowd.call("late", ticket("dig", actor="d", at="10.0.0.2"))
     await settle()
     assert crowd.inside == ["first", "late"]
     await crowd.end_all()
 
 
-async def test_when_the_tired_one_goes_the_others_go_in_the_same_moment() -> None:
+async def test_when_the_overtaken_call_starts_others_start_at_the_same_time() -> None:
     crowd = Crowd(Numbers(per_tool=2))
     crowd.call("first", ticket("dig", at="10.0.0.1", actor="a"))
     crowd.call("waiting", ticket(at="10.0.0.1", actor="b"))
     await settle()
-    await tire(crowd, lambda _: ticket(actor="c"))
+    await overtake(crowd, lambda _: ticket(actor="c"))
     for name in "xyz":
         crowd.call(name, ticket(actor=name))
     await settle()
-    assert crowd.inside == ["first", "x"]  # one place of the two is kept
+    assert crowd.inside == ["first", "x"]  # one of the two slots is reserved
     crowd.numbers.per_tool = 3
     await crowd.end("first")
     assert crowd.inside == ["x", "waiting", "y"]
     await crowd.end_all()
 
 
-async def test_a_caller_at_its_own_cap_makes_nobody_wait_however_long_it_waits() -> None:
+async def test_a_caller_at_its_own_cap_delays_no_other_caller() -> None:
     crowd = Crowd(Numbers(per_tool=2, per_actor=1))
     crowd.call("a1", ticket(actor="a"))
     crowd.call("a2", ticket(actor="a"))
@@ -147,21 +147,21 @@ async def test_a_caller_at_its_own_cap_makes_nobody_wait_however_long_it_waits()
     await crowd.end_all()
 
 
-async def test_one_caller_cannot_fill_the_line() -> None:
+async def test_one_caller_cannot_fill_the_queue() -> None:
     crowd = Crowd(Numbers(per_tool=1, max_waiting=8))
     crowd.call("in")
     for number in range(6):
         crowd.call(f"a{number}", ticket(actor="a"))
     await settle()
-    with pytest.raises(BusyError, match="6 of them are this caller's, who may have 6"):
-        async with crowd.authenticator.slot(ticket(actor="a")):
+    with pytest.raises(BusyError, match="This caller has 6 of them and may have 6"):
+        async with crowd.admission.slot(ticket(actor="a")):
             pass
     for number in range(2):
         crowd.call(f"b{number}", ticket(actor="b"))
     await settle()
-    assert crowd.authenticator.load("nmap") == Load(1, 8)
-    with pytest.raises(BusyError, match="the line is full"):
-        async with crowd.authenticator.slot(ticket(actor="c")):
+    assert crowd.admission.load("nmap") == Load(1, 8)
+    with pytest.raises(BusyError, match="The queue is full"):
+        async with crowd.admission.slot(ticket(actor="c")):
             pass
     await crowd.end_all()
     assert len(crowd.entered) == 9

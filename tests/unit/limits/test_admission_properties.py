@@ -1,4 +1,4 @@
-"""Whatever comes in whatever order: no cap is passed, no place is lost, and every call has an end."""
+"""For any calls in any order: no cap is exceeded, no slot is lost, and every call ends."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from mcp_server.errors import BusyError
 from mcp_server.limits.admission import Admission, Caps, Ticket
-from mcp_server.limits.admission_ranges import Ranges
 from mcp_server.model.target import Network
+from mcp_server.scope.address_ranges import AddressRanges
 
 TOOLS, ACTORS, KEYS = ("nmap", "dig", "fping"), ("ann", "bob"), ("x", "y")
 BASE = int(IPv4Network("10.0.0.0/24").network_address)
@@ -55,11 +55,11 @@ numbers = st.builds(
 
 
 class World:
-    """Calls under way, what each came to, and a check of every cap whenever one gets in."""
+    """Active calls, their results, and a check of every cap whenever a call gets a slot."""
 
     def __init__(self, caps: Numbers) -> None:
         self.caps = caps
-        self.authenticator = Admission(
+        self.admission = Admission(
             Caps(
                 lambda: caps.total,
                 lambda _: caps.per_tool,
@@ -76,7 +76,7 @@ class World:
 
     async def call(self, number: int, ticket: Ticket) -> str:
         try:
-            async with self.authenticator.slot(ticket, lambda _: None):
+            async with self.admission.slot(ticket, lambda _: None):
                 self.inside[number] = ticket
                 self.check()
                 end = self.ends[number] = asyncio.get_running_loop().create_future()
@@ -92,7 +92,7 @@ class World:
 
     def check(self) -> None:
         inside = list(self.inside.values())
-        # A cap that was lowered meanwhile binds those who come after it: the highest there has been is what holds.
+        # A cap that was lowered applies to later calls, so the highest value so far is what must hold.
         assert len(inside) <= self.most["total"]
         assert max(Counter(each.tool for each in inside).values()) <= self.most["per_tool"]
         assert max(Counter(each.actor for each in inside).values()) <= self.most["per_actor"]
@@ -111,7 +111,7 @@ class World:
         elif kind == "cap":
             setattr(self.caps, *what)
             self.most[what[0]] = max(self.most[what[0]], what[1])
-            self.authenticator.refresh()
+            self.admission.refresh()
         elif kind == "cancel" and self.tasks:
             self.tasks[what % len(self.tasks)].cancel()
         elif self.inside:
@@ -127,12 +127,12 @@ class World:
 
 @settings(max_examples=300, deadline=None)
 @given(numbers, st.lists(moves, max_size=60))
-def test_no_cap_is_passed_no_place_is_lost_and_every_call_ends(caps: Numbers, steps: list[tuple[str, Any]]) -> None:
+def test_no_cap_is_exceeded_no_slot_is_lost_and_every_call_ends(caps: Numbers, steps: list[tuple[str, Any]]) -> None:
     async def play() -> None:
         world = World(caps)
         for kind, what in steps:
             await world.move(kind, what)
-        # Without anything from outside but runs that end, whoever waits gets in.
+        # When runs end and nothing else happens, every waiting call gets a slot.
         for _ in range(20 * len(world.tasks) + 20):
             await asyncio.sleep(0)
             for number in list(world.inside):
@@ -144,9 +144,10 @@ def test_no_cap_is_passed_no_place_is_lost_and_every_call_ends(caps: Numbers, st
             "failed",
             asyncio.CancelledError,
         }
-        assert world.authenticator.snapshot() == {}
-        for line in world.authenticator._lines.values():
-            assert not any((line.running, line.waiting, line.running_of, line.waiting_of, line._actors, line._held))
+        assert world.admission.snapshot() == {}
+        for queue in world.admission._queues.values():
+            state = (queue.running, queue.waiting, queue.running_of, queue.waiting_of, queue._actors, queue._held)
+            assert not any(state), "the queue is empty"
 
     asyncio.run(play())
 
@@ -159,15 +160,15 @@ targets = st.lists(networks, max_size=6).map(tuple)
 
 
 @given(targets, targets)
-def test_ranges_overlap_where_address_lists_do(one: tuple[Network, ...], other: tuple[Network, ...]) -> None:
-    assert Ranges.of(one).overlaps(Ranges.of(other)) is bool(addresses(one) & addresses(other))
+def test_ranges_overlap_if_their_address_lists_do(one: tuple[Network, ...], other: tuple[Network, ...]) -> None:
+    assert AddressRanges.of(one).overlaps(AddressRanges.of(other)) is bool(addresses(one) & addresses(other))
 
 
 @given(targets, st.lists(targets, max_size=5), st.integers(1, 4))
-def test_ranges_are_crowded_where_an_address_is(
+def test_ranges_are_crowded_if_an_address_is(
     mine: tuple[Network, ...], others: list[tuple[Network, ...]], limit: int
 ) -> None:
     depth = Counter(address for each in others for address in addresses(each) & addresses(mine))
-    assert Ranges.of(mine).crowded([Ranges.of(each) for each in others], limit) is (
+    assert AddressRanges.of(mine).crowded([AddressRanges.of(each) for each in others], limit) is (
         max(depth.values(), default=0) >= limit
     )

@@ -1,4 +1,4 @@
-"""Counting calls, and bringing them to their end."""
+"""Active calls are counted, and ended when the server stops."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ async def call(calls: Calls, work: asyncio.Event, run_id: str | None = None) -> 
         return "done"
 
 
-async def test_calls_are_counted_from_their_beginning_to_their_end() -> None:
+async def test_calls_are_counted_from_their_start_to_their_end() -> None:
     calls, work = Calls(), asyncio.Event()
     assert calls.running == 0
     tasks = [asyncio.create_task(call(calls, work)) for _ in range(3)]
@@ -31,7 +31,7 @@ async def test_calls_are_counted_from_their_beginning_to_their_end() -> None:
     await asyncio.wait_for(calls.drained(), 1)
 
 
-async def test_after_close_there_are_no_new_ones_and_the_others_go_on() -> None:
+async def test_after_close_new_calls_are_refused_and_active_calls_continue() -> None:
     calls, work = Calls(), asyncio.Event()
     under_way = asyncio.create_task(call(calls, work))
     await asyncio.sleep(0)
@@ -47,7 +47,7 @@ async def test_after_close_there_are_no_new_ones_and_the_others_go_on() -> None:
     assert await under_way == "done"
 
 
-async def test_what_is_cut_short_says_so_and_names_its_run() -> None:
+async def test_a_call_that_is_cut_short_fails_with_the_id_of_its_run() -> None:
     calls, never = Calls(), asyncio.Event()
     named, unnamed = (asyncio.create_task(call(calls, never, run_id)) for run_id in ("r_1", None))
     await asyncio.sleep(0)
@@ -60,7 +60,7 @@ async def test_what_is_cut_short_says_so_and_names_its_run() -> None:
     assert calls.running == 0
 
 
-async def test_a_caller_that_goes_away_is_cancelled_as_ever() -> None:
+async def test_a_cancelled_caller_gets_a_cancellation() -> None:
     calls, never = Calls(), asyncio.Event()
     task = asyncio.create_task(call(calls, never))
     await asyncio.sleep(0)
@@ -70,7 +70,7 @@ async def test_a_caller_that_goes_away_is_cancelled_as_ever() -> None:
     assert calls.running == 0
 
 
-async def test_a_caller_that_goes_away_in_the_same_moment_is_heard() -> None:
+async def test_a_cancellation_at_the_same_moment_is_not_lost() -> None:
     calls, never = Calls(), asyncio.Event()
     task = asyncio.create_task(call(calls, never))
     await asyncio.sleep(0)
@@ -82,7 +82,7 @@ async def test_a_caller_that_goes_away_in_the_same_moment_is_heard() -> None:
     assert await ending
 
 
-async def test_a_call_that_does_not_end_is_not_waited_for_longer_than_said() -> None:
+async def test_waiting_for_a_call_that_does_not_end_is_bounded() -> None:
     calls, release = Calls(), asyncio.Event()
 
     async def stubborn() -> None:
@@ -101,7 +101,7 @@ async def test_a_call_that_does_not_end_is_not_waited_for_longer_than_said() -> 
     await task
 
 
-async def test_a_call_that_ends_although_it_was_cut_short_keeps_its_answer() -> None:
+async def test_a_call_that_completes_although_it_was_cancelled_keeps_its_result() -> None:
     calls, work = Calls(), asyncio.Event()
 
     async def nearly_done() -> str:

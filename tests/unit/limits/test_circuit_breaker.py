@@ -1,4 +1,4 @@
-"""The circuit breaker: when it opens, what it lets through, how long it waits, what an operator forces."""
+"""The circuit breaker: when it opens, what it lets through, how long it waits, and what an operator forces."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Numbers:
 
 @dataclass
 class World:
-    """A board with a clock, a draw and an ear; half a draw is no jitter."""
+    """Breakers with a clock, a draw and an observer that a test controls. A draw of 0.5 means no jitter."""
 
     numbers: Numbers = field(default_factory=Numbers)
     now: float = 0.0
@@ -32,11 +32,11 @@ class World:
     changes: list[tuple[str, str, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.board = Breakers(lambda: self.numbers, observer=self, clock=lambda: self.now, draw=lambda: self.drawn)
+        self.breakers = Breakers(lambda: self.numbers, observer=self, clock=lambda: self.now, draw=lambda: self.drawn)
 
     @property
     def nmap(self) -> Breaker:
-        return self.board.of("nmap")
+        return self.breakers.of("nmap")
 
     def state(self) -> str:
         return str(self.nmap.state)
@@ -45,7 +45,7 @@ class World:
         self.calls.append((name, str(result)))
 
     def breaker_changed(self, name: str, before: State, after: State) -> None:
-        assert self.board.of(name).view().state is after  # it has its new state by then
+        assert self.breakers.of(name).view().state is after  # it has its new state by then
         self.changes.append((name, str(before), str(after)))
 
     def fail(self, times: int = 1) -> None:
@@ -64,7 +64,7 @@ class World:
         return caught.value
 
 
-def test_the_configuration_is_what_it_is_made_with() -> None:
+def test_it_works_with_the_settings_of_the_configuration() -> None:
     breaker = Breaker("nmap", CircuitBreakerConfig)
     for _ in range(CircuitBreakerConfig().failure_threshold):
         assert breaker.view().state is State.CLOSED
@@ -73,7 +73,7 @@ def test_the_configuration_is_what_it_is_made_with() -> None:
     assert breaker.view().state is State.OPEN
 
 
-def test_it_opens_on_failures_in_a_row_and_says_when_to_call_again() -> None:
+def test_it_opens_after_failures_in_a_row_and_says_when_to_retry() -> None:
     world = World()
     world.fail(2)
     world.succeed()
@@ -90,10 +90,10 @@ def test_it_opens_on_failures_in_a_row_and_says_when_to_call_again() -> None:
     assert world.changes == [("nmap", "closed", "open")]
 
 
-def test_a_call_without_a_verdict_changes_nothing() -> None:
+def test_a_call_without_a_result_changes_nothing() -> None:
     world = World()
     world.fail(2)
-    for error in (BusyError("no place"), asyncio.CancelledError(), ValueError()):
+    for error in (BusyError("no slot"), asyncio.CancelledError(), ValueError()):
         with pytest.raises(type(error)), world.nmap.permit():
             raise error
     with world.nmap.permit():
@@ -104,7 +104,7 @@ def test_a_call_without_a_verdict_changes_nothing() -> None:
     assert len(world.calls) == 3
 
 
-def test_only_the_first_verdict_of_a_call_counts() -> None:
+def test_only_the_first_result_of_a_call_counts() -> None:
     world = World()
     with world.nmap.permit() as permit:
         permit.failure()
@@ -134,10 +134,10 @@ def test_half_open_lets_exactly_one_through_and_its_success_closes() -> None:
         ("nmap", "half_open", "closed"),
     ]
     world.fail(2)
-    assert world.state() == "closed"  # it counts from nothing again
+    assert world.state() == "closed"  # it counts from zero again
 
 
-def test_a_trial_without_a_verdict_leaves_its_place_to_the_next() -> None:
+def test_after_a_trial_without_a_result_the_next_call_is_the_trial() -> None:
     world = World()
     world.fail(3)
     world.now = 60
@@ -149,7 +149,7 @@ def test_a_trial_without_a_verdict_leaves_its_place_to_the_next() -> None:
     assert world.state() == "closed"
 
 
-def test_a_trial_that_failed_long_ago_does_not_give_away_the_place_of_the_next() -> None:
+def test_the_end_of_an_old_trial_does_not_end_the_next_trial() -> None:
     world = World()
     world.fail(3)
     world.now = 60
@@ -163,7 +163,7 @@ def test_a_trial_that_failed_long_ago_does_not_give_away_the_place_of_the_next()
     assert world.state() == "closed"
 
 
-def test_looking_takes_no_place() -> None:
+def test_a_check_does_not_start_a_trial() -> None:
     world = World()
     world.fail(3)
     world.now = 60
@@ -173,7 +173,7 @@ def test_looking_takes_no_place() -> None:
     assert world.state() == "closed"
 
 
-def test_several_successes_may_be_asked_for_one_at_a_time() -> None:
+def test_closing_may_need_several_successes_one_at_a_time() -> None:
     world = World(Numbers(half_open_success_threshold=2))
     world.fail(3)
     world.now = 60
@@ -190,7 +190,7 @@ def test_several_successes_may_be_asked_for_one_at_a_time() -> None:
     assert world.state() == "half_open"  # successes before the relapse do not count
 
 
-def test_each_relapse_waits_half_as_long_again_up_to_five_minutes_and_closing_forgets_them() -> None:
+def test_each_relapse_makes_the_wait_longer_up_to_five_minutes_and_closing_resets_it() -> None:
     world = World()
     world.fail(3)
     waits = []
@@ -199,14 +199,14 @@ def test_each_relapse_waits_half_as_long_again_up_to_five_minutes_and_closing_fo
         world.now += waits[-1]
         world.fail()
     assert waits == [60, 90, 135, 203, 300, 300, 300]
-    assert "7 trials since failed too" in world.refused().message
+    assert "7 trials failed too" in world.refused().message
     world.now += 300
     world.succeed()
     world.fail(3)
     assert world.nmap.view().retry_after == 60
 
 
-def test_a_recovery_timeout_over_five_minutes_holds_as_it_is() -> None:
+def test_a_recovery_timeout_above_five_minutes_is_not_changed() -> None:
     world = World(Numbers(recovery_timeout=600))
     world.fail(3)
     assert world.nmap.view().retry_after == 600
@@ -216,7 +216,7 @@ def test_a_recovery_timeout_over_five_minutes_holds_as_it_is() -> None:
 
 
 @pytest.mark.parametrize(("drawn", "wait"), [(0.0, 54), (0.25, 57), (0.5, 60), (1.0, 66)])
-def test_the_wait_is_off_by_a_tenth_at_most_and_stays_what_it_is(drawn: float, wait: int) -> None:
+def test_the_wait_varies_by_at_most_a_tenth_and_stays_the_same(drawn: float, wait: int) -> None:
     world = World(drawn=drawn)
     world.fail(3)
     world.drawn = 0.5
@@ -227,7 +227,7 @@ def test_the_wait_is_off_by_a_tenth_at_most_and_stays_what_it_is(drawn: float, w
     assert world.state() == "half_open"
 
 
-def test_what_began_before_it_opened_says_nothing_afterwards() -> None:
+def test_the_result_of_a_call_that_started_before_it_opened_does_not_count() -> None:
     world = World()
     with world.nmap.permit() as late, world.nmap.permit() as later:
         world.fail(3)
@@ -238,11 +238,11 @@ def test_what_began_before_it_opened_says_nothing_afterwards() -> None:
             assert world.state() == "half_open"
             later.failure()
             assert world.state() == "half_open"
-            world.refused()  # and it does not free the trial's place
+            world.refused()  # and it does not end the trial
     assert world.calls[-3:] == [("nmap", "success"), ("nmap", "failure"), ("nmap", "refused")]
 
 
-def test_a_call_that_waited_asks_again_and_is_refused_where_it_has_opened() -> None:
+def test_a_call_that_waited_is_refused_if_the_breaker_has_opened() -> None:
     world = World()
     with world.nmap.permit() as permit:
         permit.confirm()
@@ -253,14 +253,14 @@ def test_a_call_that_waited_asks_again_and_is_refused_where_it_has_opened() -> N
     assert world.nmap.view().failures == 3
 
 
-def test_a_call_that_waited_until_it_is_half_open_becomes_the_trial() -> None:
+def test_a_call_that_waited_until_the_breaker_is_half_open_becomes_the_trial() -> None:
     world = World()
     with world.nmap.permit() as first, world.nmap.permit() as second:
         world.fail(3)
         world.now = 60
         first.confirm()
         first.confirm()
-        with pytest.raises(BusyError, match="one call is trying it now"):
+        with pytest.raises(BusyError, match="One call is testing it now"):
             second.confirm()
         first.failure()
         assert world.nmap.view().retry_after == 90
@@ -269,7 +269,7 @@ def test_a_call_that_waited_until_it_is_half_open_becomes_the_trial() -> None:
     assert world.state() == "closed"
 
 
-def test_forced_open_holds_for_good_and_can_be_lifted() -> None:
+def test_a_forced_open_breaker_stays_open_until_it_is_reset() -> None:
     world = World()
     world.nmap.force_open()
     world.now = 10_000
@@ -284,7 +284,7 @@ def test_forced_open_holds_for_good_and_can_be_lifted() -> None:
     world.succeed()
 
 
-def test_forced_closed_lets_all_through_whatever_fails_until_it_is_lifted() -> None:
+def test_a_forced_closed_breaker_lets_every_call_through_until_it_is_reset() -> None:
     world = World()
     world.fail(3)
     world.nmap.force_close()
@@ -297,7 +297,7 @@ def test_forced_closed_lets_all_through_whatever_fails_until_it_is_lifted() -> N
     assert world.nmap.view() == BreakerView("nmap", State.CLOSED, False, 0, 0, 0)
 
 
-def test_a_trial_under_way_when_an_operator_decides_has_no_say() -> None:
+def test_a_trial_does_not_change_a_state_that_an_operator_forced() -> None:
     world = World()
     world.fail(3)
     world.now = 60
@@ -307,7 +307,7 @@ def test_a_trial_under_way_when_an_operator_decides_has_no_say() -> None:
     assert world.state() == "open"
 
 
-def test_a_reload_holds_from_the_next_decision_on() -> None:
+def test_a_reload_applies_to_the_next_decision() -> None:
     world = World()
     world.fail(2)
     world.numbers.failure_threshold = 1
@@ -319,13 +319,13 @@ def test_a_reload_holds_from_the_next_decision_on() -> None:
     assert world.state() == "half_open"
 
 
-def test_each_tool_has_its_own_and_the_board_shows_them_by_name() -> None:
+def test_each_tool_has_its_own_breaker_and_the_snapshot_sorts_them_by_name() -> None:
     world = World()
     world.fail(3)
-    with world.board.of("dig").permit() as permit:
+    with world.breakers.of("dig").permit() as permit:
         permit.failure()
-    assert world.board.snapshot() == (
+    assert world.breakers.snapshot() == (
         BreakerView("dig", State.CLOSED, False, 1, 0, 0),
         BreakerView("nmap", State.OPEN, False, 3, 0, 60),
     )
-    assert world.board.of("nmap") is world.nmap
+    assert world.breakers.of("nmap") is world.nmap

@@ -1,4 +1,4 @@
-"""Rate limits in memory: exact within any minute, per caller and tool, kept over a reload, forgotten when idle."""
+"""Rate limits in memory: exact within any minute, per caller and tool, kept across reloads, removed when idle."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def limits(own: int = 10, total: int = 0) -> RateLimitConfig:
 
 @dataclass
 class World:
-    """A limiter whose clock and settings a test moves."""
+    """A limiter whose clock and settings a test changes."""
 
     settings: RateLimitConfig = field(default_factory=limits)
     now: float = 5000.0
@@ -33,8 +33,8 @@ class World:
     @property
     def keys(self) -> int:
         """How many keys the memory holds."""
-        counts = self.limiter._counts
-        return 0 if counts is None else len(counts)
+        times = self.limiter._times
+        return 0 if times is None else len(times)
 
     async def hit(self, actor: str = "ann", tool: str = "nmap") -> int:
         """0 for a call that is let through, else when to call again."""
@@ -46,7 +46,7 @@ class World:
         return 0
 
 
-async def test_the_eleventh_call_within_a_minute_is_refused_and_told_when_to_come_again() -> None:
+async def test_the_eleventh_call_within_a_minute_is_refused_with_a_time_to_retry() -> None:
     world = World()
     for _ in range(10):
         assert await world.hit() == 0
@@ -64,7 +64,7 @@ async def test_the_eleventh_call_within_a_minute_is_refused_and_told_when_to_com
     assert await world.hit() == 2  # the second of the ten is 58 s old
 
 
-async def test_what_is_refused_is_not_counted() -> None:
+async def test_refused_calls_are_not_counted() -> None:
     world = World(limits(1))
     assert await world.hit() == 0
     for second in range(1, 60):
@@ -74,19 +74,19 @@ async def test_what_is_refused_is_not_counted() -> None:
     assert await world.hit() == 0
 
 
-async def test_all_callers_together_have_a_limit_too_and_nobody_pays_for_what_it_refused() -> None:
+async def test_all_callers_together_have_a_limit_and_its_refusals_do_not_count_for_a_caller() -> None:
     world = World(limits(2, total=3))
     assert [await world.hit(actor) for actor in ("ann", "bob", "cid")] == [0, 0, 0]
     world.now += 30
     assert await world.hit("dan") == 30
-    with pytest.raises(BusyError, match="tools were called 3 times within a minute"):
+    with pytest.raises(BusyError, match="Tools were called 3 times within a minute"):
         await world.limiter.hit("dan", "nmap")
     world.now += 30
     assert [await world.hit("dan") for _ in range(3)] == [0, 0, 60]
     assert await world.hit("ann") == 0
 
 
-async def test_zero_is_no_limit() -> None:
+async def test_zero_means_no_limit() -> None:
     world = World(limits(0))
     assert {await world.hit() for _ in range(1000)} == {0}
     assert world.keys == 0
@@ -94,7 +94,7 @@ async def test_zero_is_no_limit() -> None:
     assert [await world.hit() for _ in range(6)] == [0] * 5 + [60]
 
 
-async def test_a_reload_changes_the_limit_and_keeps_what_was_counted() -> None:
+async def test_a_reload_changes_the_limit_and_keeps_the_counts() -> None:
     world = World(limits(10))
     for _ in range(8):
         await world.hit()
@@ -105,7 +105,7 @@ async def test_a_reload_changes_the_limit_and_keeps_what_was_counted() -> None:
     assert [await world.hit(), await world.hit()] == [0, 52]
 
 
-async def test_whoever_was_idle_for_a_minute_is_forgotten() -> None:
+async def test_a_caller_that_was_idle_for_a_minute_is_removed() -> None:
     world = World(limits(10, total=100_000))
     for number in range(5000):
         await world.hit(f"caller {number}")
@@ -118,31 +118,31 @@ async def test_whoever_was_idle_for_a_minute_is_forgotten() -> None:
     assert world.keys == 2  # and the total of all
 
 
-async def test_names_do_not_run_into_each_other() -> None:
+async def test_names_with_separators_have_different_keys() -> None:
     world = World(limits(1))
     assert await world.hit("a/b", "c") == 0
     assert await world.hit("a", "b/c") == 0
     assert await world.hit("a%2Fb", "c") == 0
 
 
-async def test_calls_at_once_share_what_is_left() -> None:
+async def test_simultaneous_calls_share_the_limit() -> None:
     world = World(limits(10))
     results = await asyncio.gather(*(world.hit() for _ in range(50)))
     assert sorted(results) == [0] * 10 + [60] * 40
 
 
 @given(st.lists(st.tuples(st.floats(0, 30), st.sampled_from(["ann", "bob"])), max_size=60), st.integers(1, 4))
-def test_no_minute_ever_holds_more_than_the_limit(calls: list[tuple[float, str]], most: int) -> None:
+def test_no_minute_has_more_calls_than_the_limit(calls: list[tuple[float, str]], most: int) -> None:
     async def play() -> None:
         world = World(limits(most))
-        let: dict[str, list[float]] = {"ann": [], "bob": []}
+        allowed: dict[str, list[float]] = {"ann": [], "bob": []}
         for pause, actor in calls:
             world.now += pause
-            within = [moment for moment in let[actor] if world.now - moment < 60]
+            within = [moment for moment in allowed[actor] if world.now - moment < 60]
             refused = await world.hit(actor)
-            assert bool(refused) == (len(within) >= most)  # none is refused without need, either
+            assert bool(refused) == (len(within) >= most)  # no call is refused without need, either
             if not refused:
-                let[actor].append(world.now)
+                allowed[actor].append(world.now)
 
     asyncio.run(play())
 
@@ -181,4 +181,4 @@ async def test_an_actor_may_have_a_lower_limit_and_never_a_higher_one() -> None:
 
     assert [await most(limit) for limit in (3, None, 20)] == [3, 10, 10]
     world.settings = limits(own=0)
-    assert [await most(limit) for limit in (3, None)] == [3, 30], "also where nobody else has one"
+    assert [await most(limit) for limit in (3, None)] == [3, 30], "also if there is no other limit"

@@ -1,15 +1,16 @@
-"""What the server inside the kernel tier is told of the environment that root was given."""
+"""The environment that the server in the kernel tier gets from root's."""
 
 from pathlib import Path
 
 import pytest
 
 from mcp_server.config import load_config
-from mcp_server.netguard.account import Account
-from mcp_server.netguard.kernel import server_environment
+from mcp_server.netguard.account import Account, server_environment
 
 
-def test_files_are_named_wherever_the_server_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paths_become_absolute_and_variables_of_root_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     given = {
         "MCP_STATE_DIR": "state",
@@ -20,8 +21,9 @@ def test_files_are_named_wherever_the_server_stands(tmp_path: Path, monkeypatch:
         "MCP_SERVER_PORT": "8081",
         "SUDO_USER": "joe",
     }
-    told = server_environment(given, Account("scanner", 990, 990, "/nonexistent"), load_config(env=given))
-    assert told == {
+    config = load_config(env=given)
+    environment = server_environment(given, Account("scanner", 990, 990, "/nonexistent"), config, config.state_dir)
+    assert environment == {
         "HOME": "/nonexistent",
         "USER": "scanner",
         "LOGNAME": "scanner",

@@ -1,4 +1,4 @@
-"""Files that a run executes: reviewed ones by their hash, the program's own as they were first seen."""
+"""The files that a program executes: reviewed ones by checksum, and the program's own code as first seen."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from mcp_server.errors import ConfigError, PlatformError
-from mcp_server.sandbox import allowed_checksums
-from mcp_server.sandbox.allowed_checksums import check_files, forget, read_allowed_checksums
+from mcp_server.sandbox import file_hash
+from mcp_server.sandbox.allowed_checksums import check_files, forget_first_seen, read_allowed_checksums
 from mcp_server.tools.nmap.scripts import INTRUSIVE_NAMES, OWN_CODE, SAFE_NAMES, files_of
 
 NMAP = Path("/usr/share/nmap")
@@ -26,9 +26,9 @@ def sha256(text: str) -> str:
 
 @pytest.fixture(autouse=True)
 def nothing_seen() -> Iterator[None]:
-    forget()
+    forget_first_seen()
     yield
-    forget()
+    forget_first_seen()
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "nmap"
 
 
-def test_the_installed_nmap_passes_and_a_second_look_is_cheap() -> None:
+def test_the_installed_nmap_passes_and_a_second_check_is_fast() -> None:
     files = files_of(tuple(sorted(SAFE_NAMES | INTRUSIVE_NAMES)), services=True)
     check_files(NMAP, files)
     started = time.perf_counter()
@@ -49,17 +49,17 @@ def test_the_installed_nmap_passes_and_a_second_look_is_cheap() -> None:
     assert time.perf_counter() - started < 0.05
 
 
-def test_a_scan_without_scripts_and_versions_executes_none_of_them() -> None:
+def test_a_scan_without_scripts_and_version_detection_executes_no_files() -> None:
     assert files_of((), services=False) == ()
     assert files_of((), services=True) == OWN
     assert files_of(("ssl-cert",), services=False)[0][0] == "scripts/ssl-cert.nse"
 
 
-def test_a_script_that_was_not_reviewed_is_refused_by_name(folder: Path) -> None:
+def test_a_script_that_was_not_reviewed_is_refused_with_its_name(folder: Path) -> None:
     good = (("scripts/a.nse", frozenset({sha256("scripts/a.nse")})),)
     check_files(folder, good)
     (folder / "scripts/a.nse").write_text("os.execute('x')")
-    with pytest.raises(PlatformError, match=r"scripts/a\.nse is not the file that was reviewed") as caught:
+    with pytest.raises(PlatformError, match=r"scripts/a\.nse is not a reviewed version") as caught:
         check_files(folder, good)
     assert caught.value.code == "binary_changed"
     assert caught.value.details == {"file": "scripts/a.nse", "sha256": sha256("os.execute('x')")}
@@ -73,7 +73,7 @@ def test_a_script_that_was_not_reviewed_is_refused_by_name(folder: Path) -> None
     assert caught.value.code == "binary_not_found"
 
 
-def test_a_change_that_keeps_size_and_time_is_seen(folder: Path) -> None:
+def test_a_change_that_keeps_size_and_mtime_is_detected(folder: Path) -> None:
     path = folder / "scripts/a.nse"
     good = (("scripts/a.nse", frozenset({sha256("scripts/a.nse")})),)
     before = path.stat()
@@ -96,7 +96,7 @@ def test_a_change_that_keeps_size_and_time_is_seen(folder: Path) -> None:
         lambda folder: (folder / "nselib/data/new.lua").write_text("x"),
     ],
 )
-def test_the_programs_own_code_must_stay_what_it_was(folder: Path, change: object) -> None:
+def test_the_programs_own_code_must_not_change(folder: Path, change: object) -> None:
     check_files(folder, OWN)
     check_files(folder, OWN)
     change(folder)  # type: ignore[operator]  # a function of the folder
@@ -105,20 +105,20 @@ def test_the_programs_own_code_must_stay_what_it_was(folder: Path, change: objec
             check_files(folder, OWN)
         assert caught.value.code == "binary_changed"
         assert "reload or restart" in caught.value.hint
-    forget()
+    forget_first_seen()
     check_files(folder, OWN)
 
 
-def test_a_file_that_is_written_again_with_the_same_content_has_not_changed(folder: Path) -> None:
+def test_a_file_replaced_by_one_with_the_same_content_is_unchanged(folder: Path) -> None:
     check_files(folder, OWN)
     (folder / "new").write_text("nse_main.lua")
     (folder / "new").rename(folder / "nse_main.lua")
     check_files(folder, OWN)
 
 
-def test_the_owners_hashes_are_in_the_format_of_sha256sum(tmp_path: Path, folder: Path) -> None:
+def test_the_operators_checksums_have_the_format_of_sha256sum(tmp_path: Path, folder: Path) -> None:
     one, two = sha256("a"), sha256("b")
-    path = tmp_path / "pins"
+    path = tmp_path / "checksums"
     path.write_text(f"# reviewed\n{one}  scripts/a.nse\n{two} *./scripts/a.nse\n\n{two}  scripts/http-robots.txt.nse\n")
     assert read_allowed_checksums(path) == {
         "scripts/a.nse": frozenset({one, two}),
@@ -132,9 +132,9 @@ def test_the_owners_hashes_are_in_the_format_of_sha256sum(tmp_path: Path, folder
         read_allowed_checksums(tmp_path / "none")
 
 
-def test_a_folder_in_a_files_place_is_no_file(folder: Path) -> None:
+def test_a_folder_with_the_name_of_a_file_counts_as_missing(folder: Path) -> None:
     (folder / "scripts/c.nse").mkdir()
     check_files(folder, OWN)
     with pytest.raises(PlatformError, match="is missing"):
         check_files(folder, (("scripts/c.nse", frozenset({sha256("x")})),))
-    assert str(folder / "scripts/c.nse") not in allowed_checksums._hashes
+    assert str(folder / "scripts/c.nse") not in file_hash._known

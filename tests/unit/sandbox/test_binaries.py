@@ -1,4 +1,4 @@
-"""Finding programs by name."""
+"""Finding binaries by name, and noticing changes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mcp_server.errors import PlatformError
-from mcp_server.sandbox import binaries as commands
+from mcp_server.sandbox import binaries
 from mcp_server.sandbox.binaries import find_binary, install_hint, invalidate_command_cache, resolve_binary
 
 
@@ -34,14 +34,14 @@ def program(folder: Path, name: str, text: str = "#!/bin/sh\n", mode: int = 0o75
     return path
 
 
-def test_nmap_is_found_with_its_real_file() -> None:
+def test_nmap_is_found_with_its_real_path() -> None:
     nmap = resolve_binary("nmap")
     assert (nmap.name, nmap.path) == ("nmap", "/usr/bin/nmap")
     assert nmap.realpath == os.path.realpath("/usr/bin/nmap")
     assert nmap.sha256() == hashlib.sha256(Path(nmap.realpath).read_bytes()).hexdigest()
 
 
-def test_the_sbin_folders_are_searched_without_being_in_path(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_sbin_folders_are_searched_even_if_path_lacks_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     assert resolve_binary("ldconfig").path in {"/usr/sbin/ldconfig", "/sbin/ldconfig"}
 
@@ -58,7 +58,7 @@ def test_the_first_executable_file_wins(folder: Path) -> None:
     assert resolve_binary("nmap").path == str(folder / "nmap")
 
 
-def test_relative_entries_of_path_are_not_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relative_entries_of_path_are_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program(tmp_path, "odd-tool")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", os.pathsep.join(("", ".", "../" + tmp_path.name)))
@@ -66,7 +66,7 @@ def test_relative_entries_of_path_are_not_looked_at(tmp_path: Path, monkeypatch:
         resolve_binary("odd-tool")
 
 
-def test_the_answer_is_cached_until_told_otherwise(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_result_is_cached_until_the_cache_is_invalidated(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = program(folder, "some-tool")
     assert resolve_binary("some-tool") is resolve_binary("some-tool")
     other = folder / "other"
@@ -78,7 +78,7 @@ def test_the_answer_is_cached_until_told_otherwise(folder: Path, monkeypatch: py
     assert resolve_binary("some-tool").path == str(second)
 
 
-def test_a_cached_program_that_has_gone_is_noticed(folder: Path) -> None:
+def test_a_cached_program_that_was_removed_is_not_found(folder: Path) -> None:
     path = program(folder, "some-tool")
     resolve_binary("some-tool")
     path.unlink()
@@ -87,14 +87,14 @@ def test_a_cached_program_that_has_gone_is_noticed(folder: Path) -> None:
     assert caught.value.code == "binary_not_found"
 
 
-def test_a_replaced_program_has_another_hash(folder: Path) -> None:
+def test_a_replaced_program_has_another_checksum(folder: Path) -> None:
     path = program(folder, "some-tool", "#!/bin/sh\necho 1\n")
     before = resolve_binary("some-tool").sha256()
     path.write_text("#!/bin/sh\necho 22\n")
     assert resolve_binary("some-tool").sha256() == hashlib.sha256(path.read_bytes()).hexdigest() != before
 
 
-def test_the_hash_of_a_program_that_has_gone_is_an_error(folder: Path) -> None:
+def test_the_checksum_of_a_removed_program_is_an_error(folder: Path) -> None:
     path = program(folder, "some-tool")
     command = resolve_binary("some-tool")
     path.unlink()
@@ -102,75 +102,75 @@ def test_the_hash_of_a_program_that_has_gone_is_an_error(folder: Path) -> None:
         command.sha256()
 
 
-def test_a_pinned_program_may_be_touched_but_not_changed(folder: Path) -> None:
+def test_a_recorded_program_may_be_touched_but_not_changed(folder: Path) -> None:
     path = program(folder, "some-tool", "#!/bin/sh\necho 1\n")
-    pinned = find_binary("some-tool")
-    assert [each.path for each in pinned.files] == [str(path), "/bin/sh"]
-    assert pinned.files[0].sha256 == pinned.sha256() == hashlib.sha256(path.read_bytes()).hexdigest()
-    pinned.check_unchanged()
+    recorded = find_binary("some-tool")
+    assert [each.path for each in recorded.files] == [str(path), "/bin/sh"]
+    assert recorded.files[0].sha256 == recorded.sha256() == hashlib.sha256(path.read_bytes()).hexdigest()
+    recorded.check_unchanged()
     path.touch()
     copy = folder / "copy"
     copy.write_bytes(path.read_bytes())
     copy.chmod(0o755)
     copy.rename(path)
-    pinned.check_unchanged()
+    recorded.check_unchanged()
     seen = path.stat()
     path.write_text("#!/bin/sh\necho 2\n")
-    os.utime(path, ns=(seen.st_atime_ns, seen.st_mtime_ns))  # as an intruder would: same size, same time
+    os.utime(path, ns=(seen.st_atime_ns, seen.st_mtime_ns))  # same size and mtime, as an attacker would do it
     with pytest.raises(PlatformError) as caught:
-        pinned.check_unchanged()
+        recorded.check_unchanged()
     now = hashlib.sha256(path.read_bytes()).hexdigest()
     assert caught.value.code == "binary_changed"
-    assert caught.value.details == {"path": str(path), "pinned": pinned.files[0].sha256, "found": now}
-    assert pinned.files[0].sha256 in caught.value.message
+    assert caught.value.details == {"path": str(path), "recorded": recorded.files[0].sha256, "found": now}
+    assert recorded.files[0].sha256 in caught.value.message
     assert now in caught.value.message
-    assert find_binary("some-tool") is pinned
+    assert find_binary("some-tool") is recorded
     invalidate_command_cache()
     find_binary("some-tool").check_unchanged()
     assert find_binary("some-tool").files[0].sha256 == now
 
 
-def test_a_script_is_pinned_with_its_interpreter(folder: Path) -> None:
+def test_a_script_is_recorded_with_its_interpreter(folder: Path) -> None:
     shell = folder / "shell"
     shell.write_bytes(Path("/bin/sh").read_bytes())
     shell.chmod(0o755)
     program(folder, "some-tool", f"#!{shell} -e\n")
-    pinned = find_binary("some-tool")
+    recorded = find_binary("some-tool")
     shell.write_bytes(Path("/bin/true").read_bytes())
     with pytest.raises(PlatformError, match="shell has changed"):
-        pinned.check_unchanged()
+        recorded.check_unchanged()
 
 
-def test_a_link_to_another_file_is_a_change(folder: Path) -> None:
+def test_a_link_to_another_file_counts_as_a_change(folder: Path) -> None:
     one, two = program(folder, "one", "#!/bin/sh\necho 1\n"), program(folder, "two", "#!/bin/sh\necho 2\n")
     link = folder / "some-tool"
     link.symlink_to(one)
-    pinned = find_binary("some-tool")
+    recorded = find_binary("some-tool")
     link.unlink()
     link.symlink_to(two)
     with pytest.raises(PlatformError) as caught:
-        pinned.check_unchanged()
+        recorded.check_unchanged()
     assert caught.value.code == "binary_changed"
 
 
-def test_a_pinned_program_does_not_give_way_to_another(folder: Path) -> None:
+def test_a_recorded_program_is_not_replaced_by_another_in_the_path(folder: Path) -> None:
     path = program(folder, "true")
-    pinned = find_binary("true")
+    recorded = find_binary("true")
     path.unlink()
     assert resolve_binary("true").path != str(path)
-    assert find_binary("true") is pinned
+    assert find_binary("true") is recorded
     with pytest.raises(PlatformError) as caught:
-        pinned.check_unchanged()
+        recorded.check_unchanged()
     assert caught.value.code == "binary_not_found"
     assert "reload" in caught.value.hint
 
 
-def test_only_what_was_pinned_can_be_checked() -> None:
-    with pytest.raises(ValueError, match="not pinned"):
+def test_a_binary_without_recorded_files_cannot_be_checked() -> None:
+    with pytest.raises(ValueError, match="not recorded"):
         resolve_binary("true").check_unchanged()
 
 
-def test_a_link_is_followed_to_its_file(folder: Path) -> None:
+def test_a_link_is_resolved(folder: Path) -> None:
     target = program(folder, "real-tool")
     (folder / "some-tool").symlink_to(target)
     found = resolve_binary("some-tool")
@@ -180,25 +180,25 @@ def test_a_link_is_followed_to_its_file(folder: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["", ".", "..", "/usr/bin/nmap", "../nmap", "a/b", "-n", "a b", "a;b", "a\0b", "a\n", "nmáp", "x" * 65]
 )
-def test_what_is_no_name_is_refused(name: str) -> None:
+def test_an_invalid_name_is_refused(name: str) -> None:
     with pytest.raises(PlatformError) as caught:
         resolve_binary(name)
     assert caught.value.code == "binary_not_found"
     assert repr(name) in caught.value.message
 
 
-def test_a_missing_program_names_its_package() -> None:
+def test_the_hint_for_a_missing_program_names_its_package() -> None:
     with pytest.raises(PlatformError) as caught:
         resolve_binary("no-such-tool")
     assert caught.value.code == "binary_not_found"
     assert "no-such-tool" in caught.value.hint
-    assert install_hint("dig").endswith("apt-get install bind9-dnsutils")
-    assert all(commands._NAME.fullmatch(name) for name in commands._DEBIAN_PACKAGES)
+    assert install_hint("dig").endswith("apt-get install bind9-dnsutils'.")
+    assert all(binaries._NAME.fullmatch(name) for name in binaries._DEBIAN_PACKAGES)
 
 
-def test_a_file_that_may_not_be_executed_is_another_error(folder: Path) -> None:
+def test_a_file_without_execute_permission_is_a_different_error(folder: Path) -> None:
     path = program(folder, "some-tool", mode=0o644)
     with pytest.raises(PlatformError) as caught:
         resolve_binary("some-tool")
     assert caught.value.code == "permission_denied"
-    assert caught.value.hint == f"Allow it: chmod a+x {path}"
+    assert caught.value.hint == f"Allow it with 'chmod a+x {path}'."

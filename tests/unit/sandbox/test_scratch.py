@@ -1,4 +1,4 @@
-"""The folder a program runs in."""
+"""Scratch folders."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from mcp_server.sandbox import scratch
 
 
-def test_what_a_run_left_behind_long_ago_is_removed_and_nothing_else(tmp_path: Path) -> None:
+def test_only_stale_scratch_folders_are_removed(tmp_path: Path) -> None:
     stale, fresh, other, linked = (
         tmp_path / name for name in (f"{scratch.PREFIX}a", f"{scratch.PREFIX}b", "other", f"{scratch.PREFIX}c")
     )
@@ -25,7 +25,7 @@ def test_what_a_run_left_behind_long_ago_is_removed_and_nothing_else(tmp_path: P
     scratch.remove_stale(str(tmp_path / "missing"))
 
 
-def test_a_folder_is_made_for_its_owner_alone_and_removed_whole(tmp_path: Path) -> None:
+def test_a_scratch_folder_is_private_and_removed_with_its_content(tmp_path: Path) -> None:
     folder = Path(scratch.make(str(tmp_path)))
     assert folder.stat().st_mode & 0o777 == 0o700
     outside = tmp_path / "outside"
@@ -42,7 +42,7 @@ def test_a_folder_is_made_for_its_owner_alone_and_removed_whole(tmp_path: Path) 
     assert (outside / "file").exists()
 
 
-def test_a_folder_nested_beyond_the_longest_path_is_removed(tmp_path: Path) -> None:
+def test_folders_nested_beyond_the_maximum_path_length_are_removed(tmp_path: Path) -> None:
     folder = scratch.make(str(tmp_path))
     before = Path.cwd()
     try:

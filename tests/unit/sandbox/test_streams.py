@@ -1,4 +1,4 @@
-"""Pumping a pipe into a sink."""
+"""Reading a pipe into a sink."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import os
 
 import pytest
 
-from mcp_server.sandbox.streams import Bounded, LimitError, OutputHead, Pump
+from mcp_server.sandbox.streams import BoundedSink, OutputHead, OutputLimitError, PipeReader
 
 
-async def test_a_pump_reads_to_the_end_and_leaves_the_descriptor_to_its_owner() -> None:
+async def test_a_pipe_reader_reads_to_the_end_and_does_not_close_the_descriptor() -> None:
     reader, writer = os.pipe()
     chunks: list[bytes] = []
-    pump = Pump(asyncio.get_running_loop(), reader, chunks.append)
+    pipe = PipeReader(asyncio.get_running_loop(), reader, chunks.append)
     os.write(writer, b"one")
     os.close(writer)
-    await asyncio.wait_for(pump.ended, 5)
-    assert (chunks, pump.total, pump.error) == ([b"one"], 3, None)
-    assert not pump.failed.done()
+    await asyncio.wait_for(pipe.ended, 5)
+    assert (chunks, pipe.total, pipe.error) == ([b"one"], 3, None)
+    assert not pipe.failed.done()
     os.close(reader)
 
 
@@ -28,19 +28,19 @@ async def test_nothing_is_read_after_the_sink_has_raised() -> None:
     def refuse(data: bytes) -> None:
         raise KeyError(data)
 
-    pump = Pump(asyncio.get_running_loop(), reader, refuse)
+    pipe = PipeReader(asyncio.get_running_loop(), reader, refuse)
     os.write(writer, b"one")
-    await asyncio.wait_for(pump.failed, 5)
+    await asyncio.wait_for(pipe.failed, 5)
     os.write(writer, b"two")
     await asyncio.sleep(0.02)
-    assert isinstance(pump.error, KeyError)
+    assert isinstance(pipe.error, KeyError)
     assert os.read(reader, 10) == b"two"
-    pump.stop()
+    pipe.stop()
     os.close(reader)
     os.close(writer)
 
 
-def test_head_keeps_the_beginning() -> None:
+def test_an_output_head_keeps_the_first_bytes() -> None:
     head = OutputHead(5)
     for data in (b"abc", b"de", b""):
         head(data)
@@ -49,14 +49,14 @@ def test_head_keeps_the_beginning() -> None:
     assert (bytes(head.kept), head.truncated) == (b"abcde", True)
 
 
-def test_bounded_lets_exactly_the_limit_through() -> None:
+def test_a_bounded_sink_passes_exactly_the_limit() -> None:
     passed = bytearray()
-    bounded = Bounded(5, passed.extend)
+    bounded = BoundedSink(5, passed.extend)
     bounded(b"abc")
     bounded(b"de")
-    with pytest.raises(LimitError):
+    with pytest.raises(OutputLimitError):
         bounded(b"f")
-    again = Bounded(5, passed.extend)
-    with pytest.raises(LimitError):
+    again = BoundedSink(5, passed.extend)
+    with pytest.raises(OutputLimitError):
         again(b"fghijk")
     assert passed == b"abcdefghij"

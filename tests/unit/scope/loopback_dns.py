@@ -19,7 +19,7 @@ MAX_CHAIN = 20
 
 @dataclass
 class Zone(asyncio.DatagramProtocol):
-    """What the server knows.
+    """The records of the server.
 
     ``records`` maps a name to lines such as ``"A 10.0.0.5"`` or ``"CNAME other.lab.internal."``. ``changing`` maps
     ``(name, type)`` to what successive questions get. A ``(name, type)`` in ``silent`` gets no answer, one in

@@ -1,4 +1,4 @@
-"""The policy as one actor may use it: the intersection, in whatever order the two lines were drawn."""
+"""The policy as one actor may use it: the intersection of the policy and the actor's networks."""
 
 from __future__ import annotations
 
@@ -35,25 +35,25 @@ def policy(tmp_path: Path) -> ScopePolicy:
     return ScopePolicy.from_file(path)
 
 
-def test_what_is_outside_is_the_actors_line_and_what_is_inside_the_policys(policy: ScopePolicy) -> None:
+def test_the_actors_networks_are_checked_before_the_policy(policy: ScopePolicy) -> None:
     own = ActorPolicy(policy, ["10.1.0.0/16", "172.16.0.0/12", ".build.lab.internal"])
     inside = own.check_network(ip_network("10.1.2.3"))
-    assert (inside.allowed, [str(line) for line in inside.lines]) == (True, ["10.1.0.0/16 (line 5)"])
+    assert (inside.allowed, list(map(str, inside.entries))) == (True, ["10.1.0.0/16 (line 5)"])
     outside = own.check_network(ip_network("192.168.1.1"))
     assert outside.reason == (
-        "192.168.1.1 is outside the networks of this caller; allowed: 10.1.0.0/16, 172.16.0.0/12, .build.lab.internal"
+        "192.168.1.1 is outside the networks of this caller. Allowed: 10.1.0.0/16, 172.16.0.0/12, .build.lab.internal."
     )
     assert outside.code == "target_out_of_scope"
     assert "192.168" not in str(own.check_network(ip_network("10.2.0.0/16")).reason)
     excluded = own.check_network(ip_network("10.1.5.1"))
-    assert excluded.reason == "10.1.5.1 is excluded by 10.1.5.0/24 (line 10)"
+    assert excluded.reason == "10.1.5.1 is excluded by 10.1.5.0/24 (line 10)."
     theirs = own.check_network(ip_network("172.16.0.1"))
-    assert theirs.reason.startswith("172.16.0.1 is outside the scope; allowed: 10.1.0.0/16, 172.16.0.0/12")
+    assert theirs.reason.startswith("172.16.0.1 is outside the scope. Allowed: 10.1.0.0/16, 172.16.0.0/12")
     assert "192.168" not in theirs.reason
     assert not own.check_network(ip_network("169.254.169.254")).allowed
 
 
-def test_part_of_a_network_is_offered_where_both_allow_it(policy: ScopePolicy) -> None:
+def test_the_hint_names_the_part_that_both_allow(policy: ScopePolicy) -> None:
     own = ActorPolicy(policy, ["10.1.4.0/22"])
     verdict = own.check_network(ip_network("10.1.0.0/16"))
     assert verdict.hint == "Allowed of it: 10.1.4.0/24, 10.1.6.0/23."
@@ -70,23 +70,23 @@ def test_part_of_a_network_is_offered_where_both_allow_it(policy: ScopePolicy) -
         ("host.else.internal", False),
     ],
 )
-def test_a_name_lies_under_both_suffixes(policy: ScopePolicy, name: str, *, allowed: bool) -> None:
+def test_a_name_must_be_under_a_suffix_of_both(policy: ScopePolicy, name: str, *, allowed: bool) -> None:
     own = ActorPolicy(policy, [".build.lab.internal", ".other.internal"])
     assert own.check_name(name).allowed is allowed
 
 
-def test_it_shows_the_lines_that_touch_the_actor_alone(policy: ScopePolicy) -> None:
+def test_only_entries_that_overlap_the_actors_networks_are_shown(policy: ScopePolicy) -> None:
     own = ActorPolicy(policy, ["10.1.0.0/16", ".build.lab.internal"])
     assert own.entries == ("10.1.0.0/16", ".lab.internal")
     assert own.size == 2
-    assert [line.entry for line in own.lines(1)] == ["10.1.0.0/16"]
+    assert [entry.text for entry in own.policy_entries(1)] == ["10.1.0.0/16"]
     assert own.exclusions == ("10.1.5.0/24",)
-    assert own.hash == policy.hash, "what the owner allows is the same"
+    assert own.hash == policy.hash, "the hash must be that of the operator's policy"
     wide = ActorPolicy(policy, ["10.0.0.0/8", "loopback"])
     assert wide.entries == ("10.0.0.0/8", "10.1.0.0/16", "127.0.0.0/8")
 
 
-def test_loopback_is_the_actors_only_where_it_says_so(policy: ScopePolicy) -> None:
+def test_loopback_needs_an_entry_of_the_actor_too(policy: ScopePolicy) -> None:
     assert not ActorPolicy(policy, ["0.0.0.0/0"]).check_network(ip_network("127.0.0.1")).allowed
     assert ActorPolicy(policy, ["loopback"]).check_network(ip_network("127.0.0.1")).allowed
 
@@ -102,7 +102,7 @@ def test_a_bad_entry_is_an_error(policy: ScopePolicy) -> None:
         ActorPolicy(policy, ["10.0.0.1/8"])
 
 
-def test_each_is_compiled_once_and_again_for_another_policy(policy: ScopePolicy) -> None:
+def test_the_policy_of_an_actor_is_built_once_per_policy(policy: ScopePolicy) -> None:
     kept = ActorPolicies()
     assert kept.of(policy, None) is policy
     first = kept.of(policy, ("10.0.0.0/8",))
@@ -126,7 +126,7 @@ def _networks() -> st.SearchStrategy[Network]:
 
 @given(st.lists(_networks(), max_size=6), st.lists(_networks(), max_size=6), _networks())
 @settings(max_examples=300, deadline=None)
-def test_it_allows_exactly_what_both_allow(allowed: list[Network], own: list[Network], asked: Network) -> None:
+def test_an_address_is_allowed_if_both_allow_it(allowed: list[Network], own: list[Network], asked: Network) -> None:
     policy = ScopePolicy.from_entries(map(str, allowed))
     both = ActorPolicy(policy, map(str, own))
     for network in (asked, ip_network(asked.network_address)):

@@ -1,4 +1,4 @@
-"""The short way of reading entries accepts nothing that the one grammar of targets would read otherwise."""
+"""The fast path for entries reads nothing differently from the strict grammar of targets."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mcp_server.errors import ConfigError, RefusedError
-from mcp_server.scope.entries import Entries, RepeatedEntryError, canonical_network, network_of, read_entry
+from mcp_server.scope.address_ranges import network_of
+from mcp_server.scope.entries import Entries, RepeatedEntryError, Terms, canonical_network, read_entry
 from mcp_server.scope.reading import read_target
-from mcp_server.scope.terms import Terms
 from tests.bad_targets import BAD_TARGETS
 
 _PART = st.sampled_from(
@@ -29,7 +29,7 @@ GOOD = st.one_of(ADDRESSES, st.builds("{}/{}".format, ADDRESSES, st.integers(0, 
 
 
 def agree(text: str) -> bool:
-    """Whether the short way read it; if so the strict reader must have read the same."""
+    """Whether the fast path reads ``text``; the strict reader must then read the same."""
     plain = canonical_network(text)
     if plain is None:
         return False
@@ -42,12 +42,12 @@ def agree(text: str) -> bool:
 
 @given(NASTY)
 @settings(max_examples=3000, deadline=None)
-def test_nasty_text_is_never_read_otherwise(text: str) -> None:
+def test_the_fast_path_reads_text_as_the_strict_reader_does(text: str) -> None:
     agree(text)
 
 
-def test_the_short_way_reads_what_it_is_for() -> None:
-    """Canonical addresses and networks take it, so that 100,000 of them are quick; the rest is not refused by it."""
+def test_the_fast_path_reads_canonical_addresses_and_networks() -> None:
+    """The fast path is for files of 100,000 canonical addresses and networks."""
     seen: Counter[bool] = Counter()
 
     @given(GOOD)
@@ -60,7 +60,7 @@ def test_the_short_way_reads_what_it_is_for() -> None:
         except RefusedError:
             wanted = False
         seen[taken] += 1
-        assert taken == wanted, "every canonical spelling, and no other"
+        assert taken == wanted, "the fast path must read exactly the canonical spellings"
 
     draw()
     assert seen[True] > 100
@@ -68,7 +68,7 @@ def test_the_short_way_reads_what_it_is_for() -> None:
 
 
 @pytest.mark.parametrize("text", [text for _, text, _ in BAD_TARGETS])
-def test_no_bad_target_takes_the_short_way(text: str) -> None:
+def test_the_fast_path_reads_no_bad_target(text: str) -> None:
     try:
         agree(text)
     except RefusedError:
@@ -79,20 +79,23 @@ def test_no_bad_target_takes_the_short_way(text: str) -> None:
     "text",
     ["::ffff:10.0.0.1", "::ffff:a00:1", "::ffff:0:0/96", "::10.0.0.1", "10.0.0.1/24", "10.0.0.0/024", "10.0.0.0/"],
 )
-def test_what_another_parser_takes_is_left_to_the_strict_reader(text: str) -> None:
+def test_text_that_only_other_parsers_accept_is_left_to_the_strict_reader(text: str) -> None:
     assert canonical_network(text) is None
 
 
 def test_a_repeated_entry_is_named_with_the_line_it_repeats() -> None:
     entries = Entries()
     entries.add("RFC1918", Terms(), 3)
-    for text, words in (("rfc1918", "RFC1918 repeats RFC1918 (line 3)"), ("10.0.0.0/8", "10.0.0.0/8 repeats RFC1918")):
+    for text, words in (
+        ("rfc1918", "RFC1918 repeats the entry RFC1918 (line 3)"),
+        ("10.0.0.0/8", "10.0.0.0/8 repeats the entry RFC1918"),
+    ):
         with pytest.raises(RepeatedEntryError) as caught:
             entries.add(text, Terms(), 9)
         assert words in caught.value.message
     entries.add("127.0.0.0/8", Terms(), 4)
     with pytest.raises(
-        RepeatedEntryError, match=r"loopback holds 127\.0\.0\.0/8, and so does 127\.0\.0\.0/8 \(line 4\)"
+        RepeatedEntryError, match=r"loopback contains 127\.0\.0\.0/8, which the entry 127\.0\.0\.0/8 \(line 4\)"
     ):
         entries.add("loopback", Terms(), 9)
     entries.add("10.0.0.0/9", Terms(), 5)
@@ -102,7 +105,7 @@ def test_a_repeated_entry_is_named_with_the_line_it_repeats() -> None:
 @pytest.mark.parametrize(
     "text", ["all", "private", "RFC4193", "localhost", "*", ".", "..", "a..b", "10.0.0.1/33", "\x1b[31m"]
 )
-def test_a_word_that_is_no_entry_is_refused_also_where_names_are_entries(text: str) -> None:
+def test_a_single_word_is_refused_also_if_names_are_entries(text: str) -> None:
     with pytest.raises(ConfigError) as caught:
         read_entry(text, exact_names=True)
     assert "\x1b" not in caught.value.message

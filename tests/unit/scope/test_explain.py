@@ -1,4 +1,4 @@
-"""Explaining a target takes the same road as a call and starts nothing."""
+"""The explanation of a target: the same decisions as for a call, without starting anything."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ async def say(
     return await explain(text, policy, resolver, now=now, risk=risk, allow_intrusive=True)
 
 
-async def test_what_is_intrusive_needs_the_setting_too(policy: ScopePolicy, resolver: SystemResolver) -> None:
+async def test_an_intrusive_risk_needs_the_setting_too(policy: ScopePolicy, resolver: SystemResolver) -> None:
     for risk, allow_intrusive, code in (
         (Risk.INTRUSIVE, False, "intrusive_not_allowed"),
         (Risk.INTRUSIVE, True, None),
@@ -41,7 +41,7 @@ async def test_an_address_is_explained_by_its_entry(policy: ScopePolicy, resolve
         "allowed": True,
         "code": None,
         "hint": None,
-        "reason": "10.0.0.1 is allowed by RFC1918",
+        "reason": "10.0.0.1 is allowed by RFC1918.",
         "entries": ["RFC1918"],
         "name": None,
         "addresses": ["10.0.0.1"],
@@ -49,7 +49,7 @@ async def test_an_address_is_explained_by_its_entry(policy: ScopePolicy, resolve
         "resolved": None,
         "max_risk": "intrusive",
         "packets_per_second": None,
-        "lines": [
+        "policy_entries": [
             {"entry": "RFC1918", "line": None, "max_risk": "intrusive", "packets_per_second": None, "windows": []}
         ],
         "windows": [],
@@ -63,7 +63,7 @@ async def test_a_network_larger_than_any_call_may_scan_is_still_explained(
     assert (answer["allowed"], answer["addresses"], answer["count"]) == (True, ["10.0.0.0/8"], 2**24)
 
 
-async def test_a_name_is_explained_by_its_suffix_and_by_what_allows_its_addresses(
+async def test_a_name_is_explained_by_its_suffix_and_the_entries_for_its_addresses(
     zone: Zone, resolver: SystemResolver
 ) -> None:
     policy = ScopePolicy.from_entries(["RFC1918", "fd77::/64", ".lab.internal"])
@@ -74,7 +74,7 @@ async def test_a_name_is_explained_by_its_suffix_and_by_what_allows_its_addresse
     assert answer["addresses"] == ["10.77.0.5", "fd77::5"]
     assert answer["count"] == 2
     assert answer["reason"] == (
-        "host.lab.internal (10.77.0.5, fd77::5) is allowed by .lab.internal, RFC1918, fd77::/64"
+        "host.lab.internal (10.77.0.5, fd77::5) is allowed by .lab.internal, RFC1918, fd77::/64."
     )
     assert answer["resolved"] == {
         "name": "host.lab.internal",
@@ -85,7 +85,7 @@ async def test_a_name_is_explained_by_its_suffix_and_by_what_allows_its_addresse
     }
 
 
-async def test_two_looks_by_one_remembered_resolver_ask_once(
+async def test_a_caching_resolver_asks_once_for_two_explanations(
     zone: Zone, policy: ScopePolicy, resolver: SystemResolver
 ) -> None:
     zone.records["host.lab.internal"] = []
@@ -94,7 +94,7 @@ async def test_two_looks_by_one_remembered_resolver_ask_once(
     for _ in range(2):
         answer = await explain("host.lab.internal", policy, once, now=MONDAY_NOON, allow_intrusive=True)
         assert answer["addresses"] == ["10.77.0.5"]
-    assert len(zone.questions) == 2, "one A, one AAAA"
+    assert len(zone.questions) == 2, "expected one question for A and one for AAAA"
     for _ in range(2):
         assert (await explain("gone.lab.internal", policy, once, now=MONDAY_NOON, allow_intrusive=True))[
             "code"
@@ -111,7 +111,7 @@ async def test_a_refusal_is_explained_with_its_code_and_hint(policy: ScopePolicy
     assert (answer["entries"], answer["addresses"], answer["count"]) == ([], [], 0)
 
 
-async def test_an_unresolvable_name_and_unreadable_text_are_answers_not_exceptions(
+async def test_an_unresolvable_name_and_an_invalid_text_raise_nothing(
     policy: ScopePolicy, resolver: SystemResolver
 ) -> None:
     assert (await say("gone.lab.internal", policy, resolver))["code"] == "target_unresolvable"
@@ -135,16 +135,16 @@ resolvers: [10.0.0.53]
 """
 
 
-async def test_terms_are_explained_by_the_strictest_line_and_the_window(
+async def test_terms_are_explained_by_the_strictest_entry_and_its_window(
     tmp_path: Path, resolver: SystemResolver
 ) -> None:
     (tmp_path / "policy.yaml").write_text(TERMS)
     policy = ScopePolicy.from_file(tmp_path / "policy.yaml")
     plain = await say("10.2.0.1", policy, resolver, Risk.SCAN)
     assert (plain["allowed"], plain["max_risk"], plain["packets_per_second"]) == (True, "scan", 1000.0)
-    assert plain["lines"][0]["line"] == 8
+    assert plain["policy_entries"][0]["line"] == 8
     both = await say("10.0.0.0/15", policy, resolver)
-    assert (both["allowed"], both["code"]) == (False, "target_out_of_scope"), "an exclusion lies in it"
+    assert (both["allowed"], both["code"]) == (False, "target_out_of_scope"), "the network contains an exclusion"
     closed = await say("10.1.1.0/24", policy, resolver)
     assert (closed["allowed"], closed["code"], closed["max_risk"]) == (False, "outside_time_window", "probe")
     assert closed["packets_per_second"] == 50.0

@@ -1,4 +1,4 @@
-"""The sets of the packet guard say what the policy says, address by address."""
+"""The sets of the packet guard allow exactly the addresses that the policy allows."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ resolvers: [10.0.0.53, 'fd77::53']
 """
 
 
-def test_the_sets_are_collapsed_and_leave_loopback_out(tmp_path: Path) -> None:
+def test_the_sets_are_collapsed_and_have_no_loopback(tmp_path: Path) -> None:
     (tmp_path / "p.yaml").write_text(POLICY)
     sets = ScopePolicy.from_file(tmp_path / "p.yaml").guard_sets()
     assert sets.allow4 == (IPv4Network("10.0.0.0/8"), IPv4Network("192.0.2.0/24"))
     assert sets.allow6 == (IPv6Network("fd77::/64"),)
     assert IPv4Network("10.0.0.12/31") in sets.exclude4
     assert IPv4Network("169.254.0.0/16") in sets.exclude4
-    assert IPv4Network("224.0.0.0/3") in sets.exclude4, "multicast and reserved adjoin"
+    assert IPv4Network("224.0.0.0/3") in sets.exclude4, "multicast and reserved addresses are adjacent"
     assert IPv6Network("fd77::1/128") in sets.exclude6
     assert sets.resolvers == (ip_address("10.0.0.53"), ip_address("fd77::53"))
     assert sets.loopback
@@ -41,7 +41,7 @@ def test_a_policy_for_everything_has_no_loopback_in_its_sets() -> None:
     assert sum(each.num_addresses for each in sets.allow6) == 2**128 - 1
 
 
-def test_loopback_that_is_excluded_is_not_allowed(tmp_path: Path) -> None:
+def test_excluded_loopback_is_not_allowed(tmp_path: Path) -> None:
     (tmp_path / "p.yaml").write_text("version: 1\nallow: [127.0.0.1]\nexclude: [127.0.0.0/8]\n")
     assert not ScopePolicy.from_file(tmp_path / "p.yaml").guard_sets().loopback
 
@@ -58,7 +58,7 @@ BLOCKS = st.lists(st.tuples(st.integers(0, 255), st.integers(0, 8)), max_size=6)
 
 @given(BLOCKS)
 @settings(max_examples=150, deadline=None)
-def test_what_the_sets_let_through_is_what_the_policy_allows(blocks: list[tuple[int, int]]) -> None:
+def test_the_sets_allow_what_the_policy_allows(blocks: list[tuple[int, int]]) -> None:
     networks = [IPv4Network((f"192.0.2.{last >> bits << bits}", 32 - bits)) for last, bits in blocks]
     policy = ScopePolicy.from_entries(map(str, networks))
     sets = policy.guard_sets()

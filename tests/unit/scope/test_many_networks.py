@@ -1,4 +1,4 @@
-"""100,000 networks: the tree answers as a table of every prefix does, and the file that holds them is read whole."""
+"""A policy of 100,000 networks: its verdicts are those of a table of all prefixes."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import pytest
 
 from mcp_server.errors import TargetError
 from mcp_server.model.target import Network
-from mcp_server.scope.policy import ALWAYS_REFUSED, ScopePolicy
-from mcp_server.scope.resolve import pin_targets
+from mcp_server.scope.pinning import pin_targets
+from mcp_server.scope.policy import ScopePolicy
 from mcp_server.scope.resolver import SystemResolver
-from mcp_server.scope.terms import Verdict
+from mcp_server.scope.special_networks import ALWAYS_REFUSED
+from mcp_server.scope.verdict import Verdict
 
 COUNT = 100_000
 RNG = random.Random(20261122)  # noqa: S311 - test data
@@ -44,7 +45,7 @@ def policy(networks: list[Network], tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def by_table(table: dict[tuple[int, int, int], str], network: Network) -> str | None:
-    """By definition: the narrowest of the prefixes that hold the network, looked up one by one."""
+    """The narrowest prefix that contains the network, by looking each prefix up."""
     width = network.max_prefixlen
     first = int(network.network_address)
     for length in range(network.prefixlen, -1, -1):
@@ -54,7 +55,7 @@ def by_table(table: dict[tuple[int, int, int], str], network: Network) -> str | 
     return None
 
 
-def test_every_answer_is_that_of_a_table_of_all_prefixes(policy: ScopePolicy, networks: list[Network]) -> None:
+def test_every_verdict_is_that_of_a_table_of_all_prefixes(policy: ScopePolicy, networks: list[Network]) -> None:
     assert policy.size == COUNT
     table: dict[tuple[int, int, int], str] = {
         (net.version, net.prefixlen, int(net.network_address) >> (net.max_prefixlen - net.prefixlen)): (
@@ -74,12 +75,12 @@ def test_every_answer_is_that_of_a_table_of_all_prefixes(policy: ScopePolicy, ne
         verdict = policy.check_network(each)
         refused = any(each.subnet_of(net) for net, _ in ALWAYS_REFUSED if net.version == each.version)  # type: ignore[arg-type] # one version on each side
         expected = None if refused else by_table(table, each)
-        assert verdict.entry == expected, each
+        assert verdict.allowed_by == expected, each
         allowed += verdict.allowed
     assert 4000 < allowed < 9990
 
 
-def test_a_network_is_allowed_where_each_of_its_addresses_is(policy: ScopePolicy, networks: list[Network]) -> None:
+def test_a_network_is_allowed_if_each_of_its_addresses_is(policy: ScopePolicy, networks: list[Network]) -> None:
     small = [net for net in networks if net.version == 4 and 24 <= net.prefixlen <= 28]
     spans = [net.supernet(new_prefix=net.prefixlen - RNG.choice([0, 1, 2])) for net in RNG.sample(small, 300)]
     seen = set()
@@ -90,7 +91,7 @@ def test_a_network_is_allowed_where_each_of_its_addresses_is(policy: ScopePolicy
     assert seen == {True, False}
 
 
-def test_the_guard_is_given_the_same_addresses(policy: ScopePolicy, networks: list[Network]) -> None:
+def test_the_guard_sets_have_the_same_addresses(policy: ScopePolicy, networks: list[Network]) -> None:
     sets = policy.guard_sets()
     lows = [int(net.network_address) for net in sets.allow4]
     assert lows == sorted(lows)
@@ -137,7 +138,7 @@ async def test_of_too_many_wide_networks_only_a_few_are_judged(
     resolver = SystemResolver.of(policy)
     with pytest.raises(TargetError):
         await pin_targets(["10.0.0.0/8"] * 64, policy, resolver, max_addresses=65536)
-    assert judged == [ip_network("10.0.0.0/8")], "the same network is judged once"
+    assert judged == [ip_network("10.0.0.0/8")], "a repeated network must be judged once"
     judged.clear()
     inside = [str(net) for net in networks if net.version == 4 and real(net).allowed][:64]
     with pytest.raises(TargetError) as caught:
@@ -146,7 +147,7 @@ async def test_of_too_many_wide_networks_only_a_few_are_judged(
     assert len(judged) == 8
 
 
-async def test_the_loop_goes_on_between_two_targets(networks: list[Network], policy: ScopePolicy) -> None:
+async def test_other_tasks_run_between_two_targets(networks: list[Network], policy: ScopePolicy) -> None:
     texts = [str(network) for network in networks if network.version == 4 and network.prefixlen == 32][:50]
     texts = [text for text in texts if policy.check_network(ip_network(text)).allowed]
     turns = 0

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mcp_server.errors import ConfigError, TargetError
-from mcp_server.scope.policy import ALWAYS_REFUSED, ScopePolicy
+from mcp_server.scope.policy import ScopePolicy
+from mcp_server.scope.special_networks import ALWAYS_REFUSED
 
 DEFAULT = ["RFC1918", ".lab.internal"]
 WIDEST = ["0.0.0.0/0", "::/0", "loopback"]
@@ -35,7 +36,7 @@ def allowed(entries: list[str], text: str) -> bool:
         "10.77.0.0/24",
     ],
 )
-def test_rfc1918_is_allowed_to_its_edges(text: str) -> None:
+def test_all_of_rfc1918_is_allowed(text: str) -> None:
     assert allowed(DEFAULT, text)
 
 
@@ -44,26 +45,26 @@ def test_rfc1918_is_allowed_to_its_edges(text: str) -> None:
     ["9.255.255.255", "11.0.0.0", "172.15.255.255", "172.32.0.0", "192.167.255.255", "192.169.0.0", "10.0.0.0/7",
      "172.0.0.0/11", "192.168.0.0/15", "127.0.0.1", "::1", "fd00::1", "100.64.0.1", "198.18.0.1", "192.0.0.1"],
 )  # fmt: skip
-def test_one_address_beyond_rfc1918_is_not(text: str) -> None:
+def test_addresses_beside_rfc1918_are_refused(text: str) -> None:
     assert not allowed(DEFAULT, text)
 
 
 def test_a_refusal_names_the_target_and_lists_the_scope() -> None:
     verdict = ScopePolicy.from_entries(DEFAULT).check_network(ip_network("8.8.8.8"))
-    assert verdict.reason == "8.8.8.8 is outside the scope; allowed: RFC1918, .lab.internal"
-    assert (verdict.allowed, verdict.code, verdict.entry) == (False, "target_out_of_scope", None)
+    assert verdict.reason == "8.8.8.8 is outside the scope. Allowed: RFC1918, .lab.internal."
+    assert (verdict.allowed, verdict.code, verdict.allowed_by) == (False, "target_out_of_scope", None)
     with pytest.raises(TargetError, match="RFC1918") as caught:
         verdict.require()
     assert caught.value.code == "target_out_of_scope"
 
 
-def test_a_mixed_network_says_that_it_is_mixed() -> None:
+def test_a_network_that_is_partly_in_scope_says_so() -> None:
     verdict = ScopePolicy.from_entries(DEFAULT).check_network(ip_network("10.0.0.0/7"))
     assert verdict.reason.startswith("10.0.0.0/7 is only partly in the scope")
 
 
 @pytest.mark.parametrize(("network", "words"), ALWAYS_REFUSED, ids=[str(network) for network, _ in ALWAYS_REFUSED])
-def test_no_entry_lifts_a_refused_range(network: IPv4Network, words: str) -> None:
+def test_no_entry_allows_a_refused_range(network: IPv4Network, words: str) -> None:
     policy = ScopePolicy.from_entries([*WIDEST, "169.254.0.0/16", "fe80::/10", "240.0.0.0/4", "2002::/16"])
     wider = network.supernet()
     for part in (network, network[0], network[-1], wider):
@@ -73,13 +74,13 @@ def test_no_entry_lifts_a_refused_range(network: IPv4Network, words: str) -> Non
     assert words in policy.check_network(ip_network(network[0])).reason
 
 
-def test_what_lies_beside_the_refused_ranges_can_be_allowed() -> None:
+def test_addresses_beside_the_refused_ranges_can_be_allowed() -> None:
     beside = ["1.0.0.0", "169.253.255.255", "169.255.0.0", "223.255.255.255", "8.8.8.8", "2001:1::1", "2003::1"]
     for text in [*beside, "fd00::1", "fec0::1", "2001:db8::/32", "64:ff9a::1", "64:ff9b:2::1", "::1:0:0"]:
         assert allowed(WIDEST, text), text
 
 
-def test_loopback_is_allowed_only_by_an_entry_of_its_own() -> None:
+def test_loopback_is_allowed_only_by_its_own_entry() -> None:
     assert not allowed(["0.0.0.0/0", "::/0"], "127.0.0.1")
     assert not allowed(["0.0.0.0/0", "::/0"], "::1")
     assert not allowed(["126.0.0.0/7"], "127.0.0.0/8")
@@ -105,38 +106,38 @@ def test_ipv6_needs_an_entry_that_names_it() -> None:
     assert not allowed([*DEFAULT, "fd77::/64"], "fd77::/63")
 
 
-def test_adjoining_entries_hold_a_network_together_and_are_both_named() -> None:
+def test_adjacent_entries_allow_a_network_together_and_are_both_named() -> None:
     policy = ScopePolicy.from_entries(["192.0.2.0/25", "192.0.2.128/25", "198.51.100.0/25"])
     verdict = policy.check_network(ip_network("192.0.2.0/24"))
     assert verdict.allowed
-    assert verdict.entry == "192.0.2.0/25, 192.0.2.128/25"
+    assert verdict.allowed_by == "192.0.2.0/25, 192.0.2.128/25"
     assert not policy.check_network(ip_network("198.51.100.0/24")).allowed
     assert not policy.check_network(ip_network("192.0.2.0/23")).allowed
 
 
-def test_a_gap_between_entries_is_not_bridged() -> None:
+def test_a_gap_between_entries_is_refused() -> None:
     policy = ScopePolicy.from_entries(["192.0.2.0/26", "192.0.2.128/25"])
     assert not policy.check_network(ip_network("192.0.2.0/24")).allowed
     assert policy.check_network(ip_network("192.0.2.128/25")).allowed
     assert not policy.check_address(ip_address("192.0.2.64")).allowed
 
 
-def test_the_entry_that_allows_is_named() -> None:
+def test_the_entry_that_allows_a_network_is_named() -> None:
     policy = ScopePolicy.from_entries(["RFC1918", "203.0.113.7", "loopback"])
-    assert policy.check_network(ip_network("10.1.2.3")).entry == "RFC1918"
-    assert policy.check_network(ip_network("203.0.113.7")).entry == "203.0.113.7"
-    assert policy.check_network(ip_network("127.0.0.1")).entry == "loopback"
+    assert policy.check_network(ip_network("10.1.2.3")).allowed_by == "RFC1918"
+    assert policy.check_network(ip_network("203.0.113.7")).allowed_by == "203.0.113.7"
+    assert policy.check_network(ip_network("127.0.0.1")).allowed_by == "loopback"
 
 
-def test_of_nested_entries_the_narrowest_decides() -> None:
+def test_the_narrowest_of_nested_entries_decides() -> None:
     policy = ScopePolicy.from_entries(["10.255.255.255", "RFC1918", "10.1.0.0/16"])
-    assert policy.check_network(ip_network("10.255.255.255")).entry == "10.255.255.255"
-    assert policy.check_network(ip_network("10.1.0.1")).entry == "10.1.0.0/16"
-    assert policy.check_network(ip_network("10.2.0.1")).entry == "RFC1918"
-    assert policy.check_network(ip_network("10.255.255.254/31")).entry == "RFC1918, 10.255.255.255"
+    assert policy.check_network(ip_network("10.255.255.255")).allowed_by == "10.255.255.255"
+    assert policy.check_network(ip_network("10.1.0.1")).allowed_by == "10.1.0.0/16"
+    assert policy.check_network(ip_network("10.2.0.1")).allowed_by == "RFC1918"
+    assert policy.check_network(ip_network("10.255.255.254/31")).allowed_by == "RFC1918, 10.255.255.255"
 
 
-def test_a_network_that_only_ends_in_the_scope_is_partly_in_it() -> None:
+def test_a_network_that_ends_in_the_scope_is_partly_in_it() -> None:
     policy = ScopePolicy.from_entries(["192.0.2.3"])
     assert "only partly in" in policy.check_network(ip_network("192.0.2.0/30")).reason
     assert "outside" in policy.check_network(ip_network("192.0.2.0/31")).reason
@@ -144,8 +145,8 @@ def test_a_network_that_only_ends_in_the_scope_is_partly_in_it() -> None:
 
 def test_names_are_allowed_under_a_suffix_only() -> None:
     policy = ScopePolicy.from_entries(["RFC1918", ".lab.internal", ".corp.example"])
-    assert policy.check_name("server.lab.internal").entry == ".lab.internal"
-    assert policy.check_name("a.b.corp.example").entry == ".corp.example"
+    assert policy.check_name("server.lab.internal").allowed_by == ".lab.internal"
+    assert policy.check_name("a.b.corp.example").allowed_by == ".corp.example"
     for name in ("lab.internal", "xlab.internal", "lab.internal.example", "internal", "example", "corp.example.com"):
         verdict = policy.check_name(name)
         assert not verdict.allowed
@@ -159,7 +160,7 @@ def test_a_suffix_does_not_allow_any_address() -> None:
 
 def test_an_empty_scope_allows_nothing_and_says_so() -> None:
     policy = ScopePolicy.from_entries([])
-    assert policy.check_network(ip_network("10.0.0.1")).reason == "10.0.0.1 is outside the scope; allowed: nothing"
+    assert policy.check_network(ip_network("10.0.0.1")).reason == "10.0.0.1 is outside the scope. Allowed: nothing."
     assert not policy.check_name("a.lab.internal").allowed
 
 
@@ -185,12 +186,12 @@ def test_a_bad_entry_is_a_configuration_error_that_names_it(entry: str) -> None:
     assert "RFC1918" in caught.value.hint
 
 
-def test_entries_that_can_never_allow_anything_are_listed() -> None:
+def test_entries_without_effect_are_listed() -> None:
     policy = ScopePolicy.from_entries(["RFC1918", "169.254.169.254", "0.0.0.0/0", "fe80::/10"])
     assert policy.without_effect == ("169.254.169.254", "fe80::/10")
 
 
-def test_the_hash_is_of_the_meaning() -> None:
+def test_the_hash_depends_on_what_the_policy_decides() -> None:
     def digest(*entries: str) -> str:
         return ScopePolicy.from_entries(entries).hash
 
@@ -222,8 +223,10 @@ def test_the_hash_covers_the_refused_ranges(monkeypatch: pytest.MonkeyPatch) -> 
     st.tuples(st.integers(0, 255), st.integers(0, 8)),
 )
 @settings(max_examples=400, deadline=None)
-def test_bisection_agrees_with_looking_at_every_address(entries: list[tuple[int, int]], asked: tuple[int, int]) -> None:
-    """Networks inside 192.0.2.0/24, judged address by address as the definition has it."""
+def test_the_verdict_on_a_network_agrees_with_its_addresses(
+    entries: list[tuple[int, int]], asked: tuple[int, int]
+) -> None:
+    """Networks inside 192.0.2.0/24, against the verdict on each of their addresses."""
 
     def network(last: int, bits: int) -> IPv4Network:
         return IPv4Network((f"192.0.2.{last >> bits << bits}", 32 - bits))

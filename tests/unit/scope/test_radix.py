@@ -1,4 +1,4 @@
-"""The radix tree and the arithmetic of ranges, each against looking at every address."""
+"""The radix tree and the arithmetic of ranges, compared with a check of every address."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from itertools import pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mcp_server.scope.address_ranges import ipv4_networks, ipv6_networks, merged, prefixes, without
 from mcp_server.scope.radix import RadixTree
-from mcp_server.scope.ranges import ipv4_networks, ipv6_networks, merged, prefixes, without
 
 WIDTH = 7
 NETWORKS = st.tuples(st.integers(0, 2**WIDTH - 1), st.integers(0, WIDTH)).map(
@@ -23,7 +23,7 @@ def last_of(first: int, length: int) -> int:
 
 
 def narrowest(networks: list[tuple[int, int]], first: int, last: int) -> int | None:
-    """By definition: of the networks that hold all of a range the narrowest, of equal ones the first."""
+    """The narrowest network that contains a whole range, and the first of equal networks."""
     found = [
         (length, -n) for n, (start, length) in enumerate(networks) if start <= first and last <= last_of(start, length)
     ]
@@ -50,7 +50,7 @@ def test_the_narrowest_network_decides_on_every_address(
 
 @given(st.lists(NETWORKS, max_size=24), NETWORKS)
 @settings(max_examples=300, deadline=None)
-def test_what_lies_inside_a_network_is_listed_in_order(networks: list[tuple[int, int]], asked: tuple[int, int]) -> None:
+def test_the_networks_inside_a_network_are_in_order(networks: list[tuple[int, int]], asked: tuple[int, int]) -> None:
     first, last = asked[0], last_of(*asked)
     tree = RadixTree(WIDTH, [(*network, number) for number, network in enumerate(networks)])
     holder, inside = tree.touching(first, last)
@@ -76,7 +76,7 @@ def addresses(spans: list[tuple[int, int]]) -> set[int]:
 
 @given(SPANS, SPANS)
 @settings(max_examples=400, deadline=None)
-def test_ranges_are_merged_and_subtracted_as_sets_are(one: list[tuple[int, int]], other: list[tuple[int, int]]) -> None:
+def test_ranges_are_merged_and_subtracted_like_sets(one: list[tuple[int, int]], other: list[tuple[int, int]]) -> None:
     a, b = merged(one), merged(other)
     assert addresses(a) == addresses(one)
     assert all(left[1] + 1 < right[0] for left, right in pairwise(a))
@@ -88,7 +88,7 @@ def test_ranges_are_merged_and_subtracted_as_sets_are(one: list[tuple[int, int]]
 def test_ranges_become_the_fewest_networks(spans: list[tuple[int, int]]) -> None:
     found = ipv4_networks(merged(spans))
     assert {int(address) for network in found for address in network} == addresses(spans)
-    assert list(found) == list(collapse_addresses(found)), "no two of them could be one"
+    assert list(found) == list(collapse_addresses(found)), "the networks could be joined further"
 
 
 def test_the_whole_space_is_one_network() -> None:

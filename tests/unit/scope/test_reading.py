@@ -1,4 +1,4 @@
-"""The one grammar of targets: what it reads, what it refuses, and that no other parser reads it differently."""
+"""The grammar of targets: what is read, what is refused, and that no other parser reads a target differently."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ POLICY = ScopePolicy.from_entries(["RFC1918", ".lab.internal", "loopback"])
 
 
 def judge(text: str) -> None:
-    """What the plan step does with a text before its first lookup."""
+    """What pinning does with a text before the first look-up."""
     target = read_target(text)
     if target.network is not None:
         POLICY.check_network(target.network).require()
@@ -67,7 +67,7 @@ def test_the_table_names_each_case_once() -> None:
         (".".join(["a" * 60] * 3 + ["b" * 57, "lab.internal"]), ".".join(["a" * 60] * 3 + ["b" * 57, "lab.internal"])),
     ],
 )
-def test_a_good_target_is_handed_on_in_its_canonical_spelling(text: str, canonical: str) -> None:
+def test_a_good_target_has_its_canonical_spelling(text: str, canonical: str) -> None:
     target = read_target(text)
     assert target.canonical == canonical
     assert target.given == text
@@ -88,7 +88,7 @@ def test_a_good_target_is_handed_on_in_its_canonical_spelling(text: str, canonic
         ("::ffff:8.8.8.8", ["inside IPv6"]),
     ],
 )
-def test_the_message_says_what_is_wrong_and_shows_it_visibly(text: str, words: list[str]) -> None:
+def test_the_message_names_the_wrong_character(text: str, words: list[str]) -> None:
     with pytest.raises(RefusedError) as caught:
         read_target(text)
     for word in words:
@@ -96,7 +96,7 @@ def test_the_message_says_what_is_wrong_and_shows_it_visibly(text: str, words: l
 
 
 @pytest.mark.parametrize("code", [*range(0x20), 0x7F])
-def test_every_control_character_is_forbidden_wherever_it_stands(code: int) -> None:
+def test_control_characters_are_forbidden_at_every_position(code: int) -> None:
     for text in (f"{chr(code)}10.0.0.1", f"10.0{chr(code)}.0.1", f"10.0.0.1{chr(code)}"):
         with pytest.raises(RefusedError) as caught:
             read_target(text)
@@ -104,13 +104,13 @@ def test_every_control_character_is_forbidden_wherever_it_stands(code: int) -> N
         assert f"(U+{code:04X})" in caught.value.message
 
 
-def test_host_bits_are_answered_with_the_network_to_write() -> None:
+def test_the_hint_for_host_bits_is_the_network() -> None:
     with pytest.raises(RefusedError) as caught:
         read_target("10.1.2.3/16")
     assert "10.1.0.0/16" in caught.value.hint
 
 
-# Generators. Numbers of an address may each be spelled in several bases, which is what inet_aton(3) allows.
+# Generators. inet_aton(3) allows each number of an address in several bases.
 
 
 FULL_WIDTH = 0xFEE0  # from an ASCII character to its full-width form
@@ -122,7 +122,7 @@ def _spellings(number: int) -> list[str]:
 
 @st.composite
 def obfuscated(draw: st.DrawFn) -> str:
-    """An IPv4 address in a spelling that is not its canonical one."""
+    """An IPv4 address in a spelling that is not canonical."""
     address = draw(st.ip_addresses(v=4))
     packed = address.packed
     size = draw(st.integers(1, 4))
@@ -188,8 +188,8 @@ def test_every_parser_agrees_on_what_is_accepted(text: str) -> None:
         assert socket.inet_pton(family, target.canonical) == target.network.network_address.packed
 
 
-def test_the_generators_reach_both_sides_of_the_grammar() -> None:
-    """A property over inputs that are all refused would prove nothing."""
+def test_the_generators_make_accepted_and_refused_texts() -> None:
+    """The properties would prove nothing if all generated texts were refused."""
     accepted: Counter[str] = Counter()
     drawn: Counter[str] = Counter()
 
@@ -211,6 +211,6 @@ def test_the_generators_reach_both_sides_of_the_grammar() -> None:
 
 @given(st.ip_addresses())
 @settings(max_examples=300, deadline=None)
-def test_every_canonical_address_is_read_unless_it_wraps_ipv4(address: IPv4Address | IPv6Address) -> None:
+def test_every_canonical_address_is_read_unless_it_embeds_ipv4(address: IPv4Address | IPv6Address) -> None:
     target = _read(str(address))
     assert (target is None) == (address in MAPPED)

@@ -1,4 +1,4 @@
-"""What a policy says beside where: exclusions, tiers, rates, windows and caps, and which line decides."""
+"""The terms of a policy: exclusions, risks, rates, windows and limits, and which entry decides."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from mcp_server.errors import RefusedError
 from mcp_server.model.run import Risk
 from mcp_server.model.target import Network
-from mcp_server.scope.policy import ALWAYS_REFUSED, ScopePolicy
-from mcp_server.scope.terms import Grant
+from mcp_server.scope.grant import Grant
+from mcp_server.scope.policy import ScopePolicy
+from mcp_server.scope.special_networks import ALWAYS_REFUSED
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)  # a Monday
 MIDNIGHT = NOON.replace(hour=23)
@@ -71,18 +72,18 @@ def code(policy: ScopePolicy, *networks: str, **rest: Any) -> str | None:
 # exclusions
 
 
-def test_an_exclusion_wins_over_every_entry(terms: ScopePolicy) -> None:
+def test_an_exclusion_takes_precedence_over_every_entry(terms: ScopePolicy) -> None:
     for text in ("10.0.0.13", "10.4.0.0/16", "10.4.200.1", "10.4.0.0/15", "10.0.0.0/8"):
         assert code(terms, text) == "target_out_of_scope", text
     assert code(terms, "10.0.0.12", "10.0.0.13") == "target_out_of_scope"
     assert code(terms, "10.0.0.12", "10.0.0.14") is None
 
 
-def test_a_refusal_names_the_exclusion_and_what_is_left(terms: ScopePolicy) -> None:
+def test_a_refusal_names_the_exclusion_and_the_allowed_part(terms: ScopePolicy) -> None:
     verdict = terms.check_network(ip_network("10.0.0.8/29"))
-    assert verdict.reason == "10.0.0.8/29 holds 10.0.0.13, which the policy excludes in line 18"
+    assert verdict.reason == "10.0.0.8/29 contains 10.0.0.13, which the policy excludes in line 18."
     assert verdict.hint == "Allowed of it: 10.0.0.8/30, 10.0.0.12, 10.0.0.14/31."
-    assert terms.check_network(ip_network("10.4.1.1")).reason == "10.4.1.1 is excluded by 10.4.0.0/16 (line 19)"
+    assert terms.check_network(ip_network("10.4.1.1")).reason == "10.4.1.1 is excluded by 10.4.0.0/16 (line 19)."
     assert terms.check_network(ip_network("10.4.1.1")).hint is None
     partly = terms.check_network(ip_network("10.0.0.0/7"))
     assert (partly.hint or "").startswith("Allowed of it: 10.0.0.0/29, 10.0.0.8/30,")
@@ -90,14 +91,14 @@ def test_a_refusal_names_the_exclusion_and_what_is_left(terms: ScopePolicy) -> N
 
 @given(st.integers(0, 255), st.integers(0, 8))
 @settings(max_examples=100, deadline=None)
-def test_the_rest_is_what_may_be_touched_address_by_address(last: int, bits: int) -> None:
+def test_the_allowed_part_agrees_with_single_addresses(last: int, bits: int) -> None:
     policy = ScopePolicy.from_entries(["192.0.2.0/25", "192.0.2.160/27"])
     network = ip_network((f"192.0.2.{last >> bits << bits}", 32 - bits))
     rest = {address for part in policy.rest_of(network) for address in part}
     assert rest == {address for address in network if policy.check_address(address).allowed}
 
 
-def test_names_are_excluded_by_label_and_with_the_name_itself(terms: ScopePolicy) -> None:
+def test_an_excluded_suffix_excludes_the_bare_domain_too(terms: ScopePolicy) -> None:
     for name in ("printer.lab.internal", "a.hr.lab.internal", "b.a.hr.lab.internal", "hr.lab.internal"):
         assert not terms.check_name(name).allowed, name
         assert code(terms, "10.0.0.1", names=(name,)) == "target_out_of_scope"
@@ -108,35 +109,37 @@ def test_names_are_excluded_by_label_and_with_the_name_itself(terms: ScopePolicy
 
 
 def test_a_name_may_be_an_entry_by_itself(terms: ScopePolicy) -> None:
-    assert terms.check_name("one.corp.example").entry == "one.corp.example"
+    assert terms.check_name("one.corp.example").allowed_by == "one.corp.example"
     for name in ("a.one.corp.example", "two.corp.example", "corp.example"):
         assert not terms.check_name(name).allowed
 
 
-# tiers and rates
+# risks and rates
 
 
-def test_the_narrowest_entry_sets_the_tier(terms: ScopePolicy) -> None:
+def test_the_narrowest_entry_decides_on_the_risk(terms: ScopePolicy) -> None:
     for text, highest in (("10.0.0.1", Risk.SCAN), ("10.1.0.1", Risk.INTRUSIVE), ("10.1.2.3", Risk.PASSIVE)):
         assert terms.check_network(ip_network(text)).max_risk == highest
         for risk in Risk:
             assert code(terms, text, risk=risk) == (None if risk <= highest else "risk_not_allowed")
 
 
-def test_a_network_over_several_entries_is_held_to_the_strictest(terms: ScopePolicy) -> None:
+def test_the_strictest_of_several_entries_decides(terms: ScopePolicy) -> None:
     assert code(terms, "10.1.2.0/23", risk=Risk.PROBE) == "risk_not_allowed"
     with pytest.raises(RefusedError) as caught:
         ask(terms, "10.1.0.0/22", risk=Risk.SCAN)
-    assert caught.value.message == "10.1.2.0/24 (line 10) allows passive at most; this call is scan"
+    assert (
+        caught.value.message == "10.1.2.0/24 (line 10) allows the risk passive at most; the risk of this call is scan."
+    )
     assert caught.value.details["max_risk"] == "passive"
     assert code(terms, "10.1.4.0/22", risk=Risk.INTRUSIVE) is None
-    # Both halves are entries of their own: the wider entry around them decides on no address of it.
+    # Both halves have their own entry, so the wider entry decides on none of their addresses.
     assert code(terms, "10.3.0.0/24", risk=Risk.INTRUSIVE) is None
     assert code(terms, "10.3.0.0/23", risk=Risk.INTRUSIVE) == "risk_not_allowed"
     assert code(terms, "10.1.0.1", "10.0.0.1", risk=Risk.INTRUSIVE) == "risk_not_allowed"
 
 
-def test_the_lowest_rate_counts(terms: ScopePolicy) -> None:
+def test_the_lowest_rate_applies(terms: ScopePolicy) -> None:
     assert ask(terms, "10.0.0.1").packets_per_second == 5000
     assert ask(terms, "10.0.0.1", "10.1.2.3").packets_per_second == 10
     assert terms.rate_for([ip_network("10.1.0.0/16")]) == 10
@@ -145,7 +148,7 @@ def test_the_lowest_rate_counts(terms: ScopePolicy) -> None:
     assert ScopePolicy.from_entries(["RFC1918"]).rate_for([ip_network("10.0.0.1")]) is None
 
 
-def test_every_entry_with_a_rate_is_named_however_many_there_are(tmp_path: Path) -> None:
+def test_all_entries_with_a_rate_are_named(tmp_path: Path) -> None:
     entries = "".join(f"  - network: 10.0.{n}.0/24\n    packets_per_second: {n + 1}\n" for n in range(40))
     file = tmp_path / "policy.yaml"
     file.write_text("version: 1\nallow:\n  - 10.1.0.0/16\n" + entries)
@@ -156,23 +159,23 @@ def test_every_entry_with_a_rate_is_named_however_many_there_are(tmp_path: Path)
     assert len(policy.rated_entries([ip_network("10.0.0.0/19"), ip_network("10.0.32.0/21")])) == 40
 
 
-def test_a_name_adds_the_terms_of_its_own_line_and_no_defaults(terms: ScopePolicy) -> None:
+def test_a_name_adds_the_terms_of_its_own_entry_and_no_defaults(terms: ScopePolicy) -> None:
     assert code(terms, "10.1.0.1", names=("a.lab.internal",), risk=Risk.INTRUSIVE) is None
     assert code(terms, "10.1.0.1", names=("a.slow.lab.internal",), risk=Risk.SCAN) == "risk_not_allowed"
 
 
-def test_the_grant_names_the_lines(terms: ScopePolicy) -> None:
+def test_the_grant_names_the_entries(terms: ScopePolicy) -> None:
     grant = ask(terms, "10.0.0.1", "10.1.0.0/23", names=("a.lab.internal",))
-    assert grant.entries == (".lab.internal (line 14)", "10.0.0.0/8 (line 8)", "10.1.0.0/16 (line 9)")
+    assert tuple(map(str, grant.entries)) == (".lab.internal (line 14)", "10.0.0.0/8 (line 8)", "10.1.0.0/16 (line 9)")
 
 
 # windows
 
 
-def test_outside_its_window_nothing_runs(terms: ScopePolicy) -> None:
+def test_a_call_outside_the_window_is_refused(terms: ScopePolicy) -> None:
     assert code(terms, "10.2.0.1") == "outside_time_window"
     assert code(terms, "10.2.0.1", now=MIDNIGHT) is None
-    assert code(terms, "10.2.3.1") is None, "one of two windows is open"
+    assert code(terms, "10.2.3.1") is None, "one of its two windows is open"
     assert code(terms, "10.0.0.1", "10.2.0.1") == "outside_time_window"
     with pytest.raises(RefusedError) as caught:
         ask(terms, "10.2.2.0/23")
@@ -181,28 +184,30 @@ def test_outside_its_window_nothing_runs(terms: ScopePolicy) -> None:
     assert "10.2.0.0/16 (line 11)" in caught.value.message
 
 
-def test_a_time_without_an_offset_opens_nothing(terms: ScopePolicy) -> None:
+def test_a_time_without_an_offset_is_an_error(terms: ScopePolicy) -> None:
     with pytest.raises(ValueError, match="offset"):
         ask(terms, "10.2.0.1", now=datetime(2026, 11, 23, 23))  # noqa: DTZ001 - that is the point
 
 
-# caps
+# limits
 
 
-def test_size_is_capped_with_both_numbers(terms: ScopePolicy) -> None:
+def test_the_error_for_the_size_has_both_numbers(terms: ScopePolicy) -> None:
     assert code(terms, "10.0.0.1", addresses=10, ports=100) is None
     with pytest.raises(RefusedError) as caught:
         ask(terms, "10.0.0.1", addresses=11, ports=100)
     assert caught.value.code == "budget_exceeded"
-    assert caught.value.message == "11 addresses x 100 ports are 1100; the policy allows 1000 a call"
+    assert caught.value.message == "11 addresses x 100 ports are 1100; the policy allows 1000 per call."
     assert (caught.value.details["limit"], caught.value.details["asked"]) == (1000, 1100)
-    assert code(terms, "10.0.0.1", addresses=1001, ports=0) == "budget_exceeded", "without ports an address counts once"
+    assert code(terms, "10.0.0.1", addresses=1001, ports=0) == "budget_exceeded", (
+        "without ports, an address counts once"
+    )
     with pytest.raises(RefusedError) as caught:
         ask(terms, "10.0.0.1", probes=2001)
-    assert caught.value.message == "the call may take 2001 packets; the policy allows 2000 a call"
+    assert caught.value.message == "The call may take 2001 packets; the policy allows 2000 per call."
 
 
-def test_scope_comes_before_risk_and_risk_before_time_and_time_before_size(terms: ScopePolicy) -> None:
+def test_scope_risk_time_and_size_are_checked_in_this_order(terms: ScopePolicy) -> None:
     everything: dict[str, Any] = {"risk": Risk.INTRUSIVE, "addresses": 10**6}
     assert code(terms, "8.8.8.8", **everything) == "target_out_of_scope"
     assert code(terms, "10.2.0.1", **everything) == "risk_not_allowed"
@@ -210,10 +215,10 @@ def test_scope_comes_before_risk_and_risk_before_time_and_time_before_size(terms
     assert code(terms, "10.2.0.1", **everything | {"risk": Risk.SCAN, "now": MIDNIGHT}) == "budget_exceeded"
 
 
-def test_without_a_file_there_are_no_terms() -> None:
+def test_a_list_of_entries_has_no_terms() -> None:
     policy = ScopePolicy.from_entries(["RFC1918", ".lab.internal"])
     grant = ask(policy, "10.0.0.0/8", names=("a.lab.internal",), risk=Risk.INTRUSIVE, addresses=10**9, probes=10**12)
-    assert grant == Grant(grant.lines, None)
+    assert grant == Grant(grant.entries, None)
     assert code(policy, "127.0.0.1") == "target_out_of_scope"
 
 
@@ -221,8 +226,8 @@ def test_without_a_file_there_are_no_terms() -> None:
 
 
 @pytest.mark.parametrize(("network", "words"), ALWAYS_REFUSED, ids=[str(network) for network, _ in ALWAYS_REFUSED])
-def test_no_file_lifts_a_refused_range(network: Network, words: str, tmp_path: Path) -> None:
-    # What wraps IPv4 in the mapped form is no entry at all.
+def test_no_policy_file_allows_a_refused_range(network: Network, words: str, tmp_path: Path) -> None:
+    # An IPv4-mapped address is not an entry.
     mapped = getattr(network[0], "ipv4_mapped", None) is not None
     wanted = [] if mapped else dict.fromkeys((str(network), str(network[0])))
     lines = "".join(f"  - '{text.removesuffix('/128')}'\n" for text in wanted)
@@ -241,7 +246,7 @@ def test_no_file_lifts_a_refused_range(network: Network, words: str, tmp_path: P
 
 @given(st.lists(st.tuples(st.ip_addresses(), st.integers(0, 128)), max_size=6), st.ip_addresses())
 @settings(max_examples=300, deadline=None)
-def test_no_set_of_entries_lifts_a_refused_range(entries: list[tuple[Any, int]], asked: Any) -> None:
+def test_no_set_of_entries_allows_a_refused_range(entries: list[tuple[Any, int]], asked: Any) -> None:
     networks = [ip_network((address, min(length, address.max_prefixlen)), strict=False) for address, length in entries]
     texts = [text for text in map(str, networks) if not text.startswith("::ffff:")]
     policy = ScopePolicy.from_entries([*texts, "0.0.0.0/0", "::/0", "loopback"])

@@ -1,4 +1,4 @@
-"""Time windows by the clock on the wall: midnight, days of the week, and the two days on which clocks are changed."""
+"""Time windows in local time: midnight, days of the week, and the two days on which the clocks are changed."""
 
 from __future__ import annotations
 
@@ -26,14 +26,16 @@ def at(text: str) -> datetime:
     return datetime.fromisoformat(text)
 
 
-def test_a_window_of_the_day_holds_its_start_and_not_its_end() -> None:
+def test_a_window_includes_its_start_and_not_its_end() -> None:
     office = window("09:00", "17:30", frozenset({0, 1, 2, 3, 4}))
     assert office.is_open(at("2026-11-23T09:00+01:00"))
     assert office.is_open(at("2026-11-23T17:29+01:00"))
     assert not office.is_open(at("2026-11-23T17:30+01:00"))
-    assert not office.is_open(at("2026-11-22T10:00+01:00")), "a Sunday"
-    assert office.is_open(at("2026-11-23T03:00-05:00")), "the caller's offset does not matter"
-    assert office.next_opening(at("2026-11-20T18:00+01:00")) == at("2026-11-23T09:00+01:00"), "Friday evening: Monday"
+    assert not office.is_open(at("2026-11-22T10:00+01:00")), "this is a Sunday"
+    assert office.is_open(at("2026-11-23T03:00-05:00")), "the offset of now must not matter"
+    assert office.next_opening(at("2026-11-20T18:00+01:00")) == at("2026-11-23T09:00+01:00"), (
+        "after Friday evening comes Monday"
+    )
     assert office.next_opening(at("2026-11-23T12:00+01:00")) is None
 
 
@@ -42,7 +44,7 @@ def test_a_window_past_midnight_belongs_to_the_day_it_starts_on() -> None:
     assert nights.is_open(at("2026-11-20T22:00+01:00"))
     assert nights.is_open(at("2026-11-21T05:59+01:00"))
     assert not nights.is_open(at("2026-11-21T06:00+01:00"))
-    assert not nights.is_open(at("2026-11-20T05:00+01:00")), "that night began on Thursday"
+    assert not nights.is_open(at("2026-11-20T05:00+01:00")), "this night began on Thursday"
     assert not nights.is_open(at("2026-11-21T22:30+01:00"))
     assert nights.next_opening(at("2026-11-21T06:00+01:00")) == at("2026-11-27T22:00+01:00")
 
@@ -56,17 +58,19 @@ def test_the_whole_day() -> None:
     assert str(window("22:00", "06:00")) == "daily 22:00-06:00 Europe/Berlin"
 
 
-def test_where_the_clocks_jump_over_the_start_it_opens_with_the_jump() -> None:
+def test_a_window_opens_when_the_clocks_jump_over_its_start() -> None:
     """On 2026-03-29 Berlin goes from 02:00 to 03:00."""
     early = window("02:30", "04:00")
     assert not early.is_open(at("2026-03-29T00:59:59+00:00"))
-    assert early.is_open(at("2026-03-29T01:00:00+00:00")), "03:00 on the wall"
+    assert early.is_open(at("2026-03-29T01:00:00+00:00")), "local time is 03:00"
     assert early.next_opening(at("2026-03-28T23:00+00:00")) == at("2026-03-29T01:00+00:00")
     inside_the_gap = window("02:10", "02:50")
-    assert inside_the_gap.next_opening(at("2026-03-28T23:00+00:00")) == at("2026-03-30T02:10+02:00"), "not that day"
+    assert inside_the_gap.next_opening(at("2026-03-28T23:00+00:00")) == at("2026-03-30T02:10+02:00"), (
+        "there is no 02:10 on that day"
+    )
 
 
-def test_the_hour_that_comes_twice_is_in_the_window_twice() -> None:
+def test_an_hour_that_occurs_twice_is_in_the_window_twice() -> None:
     """On 2026-10-25 Berlin goes from 03:00 back to 02:00."""
     short = window("02:00", "02:30")
     assert short.is_open(at("2026-10-25T00:15+00:00"))
@@ -74,7 +78,7 @@ def test_the_hour_that_comes_twice_is_in_the_window_twice() -> None:
     assert short.next_opening(at("2026-10-25T00:45+00:00")) == at("2026-10-25T01:00+00:00")
     assert short.is_open(at("2026-10-25T01:15+00:00"))
     assert not short.is_open(at("2026-10-25T01:45+00:00"))
-    longer = window("01:00", "02:30")  # the change puts the clock back into it
+    longer = window("01:00", "02:30")  # the window is open again after the change
     assert longer.next_opening(at("2026-10-25T00:45+00:00")) == at("2026-10-25T01:00+00:00")
 
 

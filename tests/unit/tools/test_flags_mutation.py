@@ -1,4 +1,4 @@
-"""Every small fault put into the argument reader makes a row of its tables fail.
+"""Every small fault in the argument reader makes a row of its tables fail.
 
 A mutant is a copy of the package ``mcp_server.tools.flags`` with one change in one syntax node: a condition negated, a
 ``raise`` dropped, a comparison or an operator exchanged, a number moved by one, an operand removed. The copies are
@@ -30,7 +30,7 @@ MODULES = ("values", "table", "reader")
 SECONDS_PER_MUTANT = 2.0
 
 EQUIVALENT = {
-    "reader.module._suggestion: '1' number moved by 1": "more near names are asked for, and only the first is shown",
+    "reader.module._suggestion: '1' number moved by 1": "more similar names are requested, and only the first is shown",
 }
 
 _SWAPPED: dict[type[ast.AST], Any] = {
@@ -57,7 +57,7 @@ Change = Callable[[ast.AST], ast.AST]
 
 @dataclass(frozen=True)
 class Mutant:
-    """One fault: the module, the number of the node in `ast.walk` order, what is changed, and a name for it all."""
+    """One fault: the module, the number of the node in the order of `ast.walk`, the change, and its name."""
 
     module: str
     node: int
@@ -214,7 +214,7 @@ def _survives(trees: dict[str, ast.Module], mutant: Mutant | None) -> bool:
             package = _build(trees, mutant)
             check_all(package)
             check_table(package)
-    except (Exception, pytest.fail.Exception):  # noqa: BLE001 - whatever a fault does, it was noticed
+    except (Exception, pytest.fail.Exception):  # noqa: BLE001 - any exception means that the fault was noticed
         return False
     return True
 
@@ -232,7 +232,7 @@ def test_an_unchanged_copy_passes_every_row() -> None:
 
 
 @pytest.mark.usefixtures("forget_the_copies")
-def test_every_fault_is_noticed_unless_it_is_known_not_to_matter() -> None:
+def test_every_fault_is_noticed_unless_it_is_known_to_be_equivalent() -> None:
     trees = _trees()
     mutants = list(_mutants(trees))
     assert len(mutants) > 150

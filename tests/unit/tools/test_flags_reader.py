@@ -1,4 +1,4 @@
-"""The reader of ``extra_args``: a table of what it takes and refuses, and properties over arbitrary text.
+"""The reader of ``extra_args``: tables of what it accepts and refuses, and properties over arbitrary text.
 
 `check_all` runs the whole table in-process on any copy of the package; test_flags_mutation.py gives it broken ones.
 """
@@ -123,19 +123,19 @@ _FORBIDDEN = [
 BAD: list[Bad] = [
     *_FORBIDDEN,
     Bad("; rm -rf /", "forbidden_characters", "forbidden metacharacters: ';' (U+003B) at position 1"),
-    Bad("-n" + " " * 119, "arguments_too_long", "121 characters; the limit is 120"),
+    Bad("-n" + " " * 119, "arguments_too_long", "121 characters. The limit is 120"),
     Bad("-n" * 500_000, "arguments_too_long", "1000000 characters"),
-    Bad("-n", "arguments_too_long", "2 characters; the limit is 1", max_length=1),
+    Bad("-n", "arguments_too_long", "2 characters. The limit is 1", max_length=1),
     Bad("-x", "argument_not_allowed", "'-x', which is not a flag of this tool"),
-    Bad("--verbos", "argument_not_allowed", "'--verbos'", "The nearest flag of this tool is --verbose."),
-    Bad("-verbose", "argument_not_allowed", "'-verbose'", "nearest flag of this tool is --verbose"),
-    Bad("--Verbose", "argument_not_allowed", "'--Verbose'", "nearest flag of this tool is --verbose"),
-    Bad("--coun 3", "argument_not_allowed", "'--coun'", "The nearest flag of this tool is --count INT 0-2147483647."),
+    Bad("--verbos", "argument_not_allowed", "'--verbos'", "A similar flag of this tool is --verbose."),
+    Bad("-verbose", "argument_not_allowed", "'-verbose'", "similar flag of this tool is --verbose"),
+    Bad("--Verbose", "argument_not_allowed", "'--Verbose'", "similar flag of this tool is --verbose"),
+    Bad("--coun 3", "argument_not_allowed", "'--coun'", "A similar flag of this tool is --count INT 0-2147483647."),
     Bad("--zzzzzzzz", "argument_not_allowed", "'--zzzzzzzz'", "Flags of this tool: -n, --verbose, -c"),
-    Bad("--count=3", "argument_not_allowed", "'--count=3'", "Write the value as a word of its own: --count INT"),
-    Bad("-c5", "argument_not_allowed", "'-c5'", "Write the value as a word of its own: -c INT 1-100."),
-    Bad("-n=1", "argument_not_allowed", "'-n=1'", "nearest flag of this tool is -n"),
-    Bad("--verbose=1", "argument_not_allowed", "'--verbose=1'", "nearest flag of this tool is --verbose."),
+    Bad("--count=3", "argument_not_allowed", "'--count=3'", "Write the value as a separate word: --count INT"),
+    Bad("-c5", "argument_not_allowed", "'-c5'", "Write the value as a separate word: -c INT 1-100."),
+    Bad("-n=1", "argument_not_allowed", "'-n=1'", "similar flag of this tool is -n"),
+    Bad("--verbose=1", "argument_not_allowed", "'--verbose=1'", "similar flag of this tool is --verbose."),
     Bad("-N", "argument_not_allowed", "'-N'"),
     Bad("--", "argument_not_allowed", "'--', which is not a flag"),
     Bad("-", "argument_not_allowed", "'-', which is not a flag"),
@@ -145,19 +145,24 @@ BAD: list[Bad] = [
     Bad("-c 3 4", "argument_not_allowed", "'4', which is neither"),
     Bad("n", "argument_not_allowed", "'n', which is neither"),
     Bad("-" + "q" * 60, "argument_not_allowed", f"'-{'q' * 39}…[+21]'"),
-    Bad("-n -n", "invalid_arguments", "-n stands twice", "Give each flag once."),
-    Bad("-c 3 -n -c 4", "invalid_arguments", "-c stands twice"),
-    Bad("-T3 -T3", "invalid_arguments", "-T stands twice"),
+    Bad("-n -n", "invalid_arguments", "-n occurs twice", "Give each flag once."),
+    Bad("-c 3 -n -c 4", "invalid_arguments", "-c occurs twice"),
+    Bad("-T3 -T3", "invalid_arguments", "-T occurs twice"),
     Bad("-c", "invalid_arguments", "-c has no value", "Write -c INT 1-100."),
     Bad("-T", "invalid_arguments", "-T has no value", "Write -TINT 0-4."),
     Bad("--rate=", "invalid_arguments", "--rate= has no value", "Write --rate=INT 0-9."),
     Bad("-n --mode", "invalid_arguments", "--mode has no value", "Write --mode WORD."),
-    Bad("--mode -n", "invalid_arguments", "the value of --mode begins with '-': '-n'", "Write --mode WORD."),
-    Bad("--mode @x", "invalid_arguments", "the value of --mode begins with '@': '@x'"),
-    Bad("--mode +x", "invalid_arguments", "the value of --mode begins with '+': '+x'"),
-    Bad("-c -1", "invalid_arguments", "the value of -c begins with '-'"),
-    Bad("-T-1", "invalid_arguments", "the value of -T begins with '-'"),
-    Bad("-c 0", "invalid_arguments", "-c does not take '0'", "Allowed for -c: a whole number from 1 to 100."),
+    Bad("--mode -n", "invalid_arguments", "The value of --mode begins with '-': '-n'", "Write --mode WORD."),
+    Bad("--mode @x", "invalid_arguments", "The value of --mode begins with '@': '@x'"),
+    Bad("--mode +x", "invalid_arguments", "The value of --mode begins with '+': '+x'"),
+    Bad("-c -1", "invalid_arguments", "The value of -c begins with '-'"),
+    Bad("-T-1", "invalid_arguments", "The value of -T begins with '-'"),
+    Bad(
+        "-c 0",
+        "invalid_arguments",
+        "-c does not take '0': expected a whole number from 1 to 100.",
+        "Write -c INT 1-100.",
+    ),
     Bad("-c 101", "invalid_arguments", "-c does not take '101'"),
     Bad("-c 010", "invalid_arguments", "-c does not take '010'"),
     Bad("-c 1.0", "invalid_arguments", "-c does not take '1.0'"),
@@ -172,8 +177,8 @@ BAD: list[Bad] = [
     Bad(
         "-i 0.1",
         "invalid_arguments",
-        "-i does not take '0.1'",
-        "a number from 0.2 to 60 with at most three decimals.",
+        "-i does not take '0.1': expected a number from 0.2 to 60 with at most three decimals.",
+        "Write -i FLOAT 0.2-60.",
     ),
     Bad("-i 60.001", "invalid_arguments", "-i does not take '60.001'"),
     Bad("-i 1.2345", "invalid_arguments", "-i does not take '1.2345'"),
@@ -181,7 +186,11 @@ BAD: list[Bad] = [
     Bad("-i 1.", "invalid_arguments", "-i does not take '1.'"),
     Bad("-i nan", "invalid_arguments", "-i does not take 'nan'"),
     Bad("-i 1e1", "invalid_arguments", "-i does not take '1e1'"),
-    Bad("-W 99ms", "invalid_arguments", "-W does not take '99ms'", "a time from 100ms to 300s with its unit, as in"),
+    Bad(
+        "-W 99ms",
+        "invalid_arguments",
+        "-W does not take '99ms': expected a time from 100ms to 300s with its unit, as in",
+    ),
     Bad("-W 301s", "invalid_arguments", "-W does not take '301s'"),
     Bad("-W 300001ms", "invalid_arguments", "-W does not take '300001ms'"),
     Bad("-W 1h", "invalid_arguments", "-W does not take '1h'"),
@@ -189,10 +198,10 @@ BAD: list[Bad] = [
     Bad("-W 0s", "invalid_arguments", "-W does not take '0s'"),
     Bad("-W 30S", "invalid_arguments", "-W does not take '30S'"),
     Bad("-W s", "invalid_arguments", "-W does not take 's'"),
-    Bad("--mode a.b", "invalid_arguments", "--mode does not take 'a.b'", "1 to 64 of the characters"),
+    Bad("--mode a.b", "invalid_arguments", "--mode does not take 'a.b': expected 1 to 64 of the characters"),
     Bad("--mode /etc/passwd", "invalid_arguments", "--mode does not take '/etc/passwd'"),
     Bad("--mode " + "w" * 65, "invalid_arguments", "--mode does not take"),
-    Bad("--type c", "invalid_arguments", "--type does not take 'c'", "Allowed for --type: one of a, b."),
+    Bad("--type c", "invalid_arguments", "--type does not take 'c': expected one of a, b.", "Write --type CHOICE a|b."),
     Bad("--type A", "invalid_arguments", "--type does not take 'A'"),
     Bad("--type a,b", "invalid_arguments", "--type does not take 'a,b'"),
     Bad("-A", "intrusive_not_allowed", "-A is intrusive"),
@@ -222,7 +231,7 @@ def check_bad(pkg: Any, case: Bad) -> None:
 
 
 def check_details(pkg: Any) -> None:
-    """Assert what the rows cannot say: typed values, details of errors, and locked flags under either policy."""
+    """Assert what the rows cannot express: typed values, details of errors, and locked flags under both policies."""
     table = build_table(pkg)
     read = pkg.read("-c 7 -W 2s -i 0.5 -F -T3 -n", table, max_length=MAX_LENGTH)
     assert [(each.flag.name, each.given) for each in read] == [
@@ -249,7 +258,7 @@ def check_details(pkg: Any) -> None:
     nested = pkg.table(["-c INT", "-cc INT", pkg.Flag("-cj", value=pkg.IntValue(), joined=True)])
     with pytest.raises(ArgumentError) as caught_nested:
         pkg.read("-cc5", nested, max_length=MAX_LENGTH)
-    assert caught_nested.value.hint.startswith("Write the value as a word of its own: -cc INT")
+    assert caught_nested.value.hint.startswith("Write the value as a separate word: -cc INT")
     with pytest.raises(ArgumentError) as caught_far:
         pkg.read("--xerbqse" + "q" * 60, table, max_length=MAX_LENGTH)
     assert caught_far.value.hint.startswith("Flags of this tool:")
@@ -267,7 +276,7 @@ def check_all(pkg: Any) -> None:
 
 
 @pytest.mark.parametrize(("text", "words"), GOOD, ids=[repr(row[0])[:40] for row in GOOD])
-def test_good_text_is_read_and_spelled_again_canonically(text: str, words: list[str]) -> None:
+def test_good_text_is_read_and_written_in_its_canonical_spelling(text: str, words: list[str]) -> None:
     check_good(flags, text, words)
 
 
@@ -276,11 +285,11 @@ def test_bad_text_is_refused_with_its_reason(case: Bad) -> None:
     check_bad(flags, case)
 
 
-def test_details() -> None:
+def test_typed_values_error_details_and_locked_flags() -> None:
     check_details(flags)
 
 
-def test_exactly_the_plain_ascii_characters_may_occur() -> None:
+def test_only_plain_ascii_characters_are_allowed() -> None:
     refused = set()
     for code in range(0x250):
         try:
@@ -299,7 +308,7 @@ CANONICAL = {
     "WORD": r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}",
     "CHOICE": r"a|b",
 }
-"""The one spelling of each value type, written independently of its class."""
+"""The canonical spelling of each value type, written independently of its class."""
 
 _PIECES = [*TABLE, "1", "100", "0.5", "30s", "1500ms", "a", "b", "-T3", "-T", "--rate=7", "-c", "3", "@x", "-A", "/x"]
 _texts = st.one_of(
@@ -310,7 +319,7 @@ _texts = st.one_of(
 
 
 @given(_texts)
-def test_whatever_is_accepted_is_a_fixpoint_and_made_of_the_table_alone(text: str) -> None:
+def test_accepted_text_is_a_fixpoint_and_holds_only_what_the_table_lists(text: str) -> None:
     try:
         settings = flags.read(text, TABLE, max_length=MAX_LENGTH)
     except RefusedError:
@@ -353,11 +362,11 @@ def _values(flag: flags.Flag) -> st.SearchStrategy[Any]:
 
 
 @given(st.lists(_typed, max_size=8, unique_by=lambda setting: setting.flag.name))
-def test_every_typed_value_within_bounds_survives_being_spelled_and_read(settings: list[flags.Setting]) -> None:
+def test_every_typed_value_within_bounds_is_the_same_after_writing_and_reading(settings: list[flags.Setting]) -> None:
     text = " ".join(flags.emit(settings))
     assert flags.read(text, TABLE, max_length=10_240) == tuple(settings)
 
 
-def test_the_package_is_what_the_cases_run_on() -> None:
+def test_the_cases_run_on_the_package_itself() -> None:
     assert isinstance(flags, ModuleType)
     assert flags.read is reader_module.read

@@ -1,4 +1,4 @@
-"""Flag tables: the notation of plain strings, what is refused when a class is built, and the intrusive gate."""
+"""Flag tables: the notation of plain strings, what is refused when a class is built, and intrusive flags."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ DECLARATIONS: list[tuple[str, str, str, tuple[Any, ...]]] = [
 ]
 
 BAD_DECLARATIONS: list[tuple[Any, str]] = [
-    ("", "cannot read ''"),
-    ("n", "cannot read 'n'"),
-    ("-n ", "cannot read '-n '"),
-    (" -n", "cannot read ' -n'"),
+    ("", "'' cannot be read"),
+    ("n", "'n' cannot be read"),
+    ("-n ", "'-n ' cannot be read"),
+    (" -n", "' -n' cannot be read"),
     ("-", "'-' is not a flag"),
     ("--", "'--' is not a flag"),
     ("---x", "'---x' is not a flag"),
     ("-" + "x" * 41, "is not a flag"),
     ("--rate=", "'--rate=' names no value type"),
-    ("-c  INT", "cannot read '-c  INT'"),
-    ("-c int", "cannot read '-c int'"),
-    ("-c INT 1-2 3", "cannot read '-c INT 1-2 3'"),
+    ("-c  INT", "'-c  INT' cannot be read"),
+    ("-c int", "'-c int' cannot be read"),
+    ("-c INT 1-2 3", "'-c INT 1-2 3' cannot be read"),
     ("-c PATH", "'-c PATH' has the unknown value type 'PATH'"),
     ("-c HOST", "unknown value type 'HOST'"),
     ("-c INT 9-1", "the bounds of '-c INT 9-1' are wrong: 9 is more than 1"),
@@ -49,7 +49,7 @@ BAD_DECLARATIONS: list[tuple[Any, str]] = [
     ("-c INT 0-99999999999", "a whole number"),
     ("-i FLOAT 1e3-5", "a number from 0 to 2147483647"),
     ("-W DURATION 1-5", "a time from 1ms to 86400s"),
-    ("--mode WORD 1-5", "WORD has none"),
+    ("--mode WORD 1-5", "WORD has no bounds"),
     ("--type CHOICE", "CHOICE needs its words"),
     ("--type CHOICE a||b", "1 to 64 of the characters"),
     ("-n\n", "'-n\\n' is not a flag"),
@@ -80,15 +80,15 @@ def check_table(pkg: Any) -> None:
         assert caught.value.hint
     with pytest.raises(ConfigError, match="-n is declared twice"):
         pkg.table(["-n", "-c INT", "-n"])
-    gated = pkg.Flag("-A", intrusive=True)
-    plain = pkg.table([gated, "-n"])
-    allowed = pkg.table([gated, "-n"], allow_intrusive=True)
+    intrusive = pkg.Flag("-A", intrusive=True)
+    plain = pkg.table([intrusive, "-n"])
+    allowed = pkg.table([intrusive, "-n"], allow_intrusive=True)
     assert [(flag.locked, flag.risk) for flag in plain.values()] == [(True, Risk.INTRUSIVE), (False, Risk.PASSIVE)]
     assert [(flag.locked, flag.risk) for flag in allowed.values()] == [(False, Risk.INTRUSIVE), (False, Risk.PASSIVE)]
-    assert gated == pkg.Flag("-A", intrusive=True)
+    assert intrusive == pkg.Flag("-A", intrusive=True)
 
 
-def test_declarations_and_gate() -> None:
+def test_declarations_and_intrusive_flags() -> None:
     check_table(flags)
 
 
@@ -111,7 +111,7 @@ def test_usage_shows_the_notation_that_declares_it(value: flags.Value | None, la
     assert flags.table([usage])["-x"] == flag
 
 
-def test_a_joined_flag_is_shown_and_spelled_as_one_word() -> None:
+def test_a_joined_flag_is_shown_and_written_as_one_word() -> None:
     flag = Flag("-T", value=IntValue(0, 4), joined=True)
     assert flag.usage == "-TINT 0-4"
     assert flags.Setting(flag, 3).words() == ["-T3"]
@@ -122,7 +122,7 @@ class FlaggedTool(MCPBaseTool):
     allowed_flags = ("-n", Flag("-A", intrusive=True))
 
 
-def test_a_tool_rebuilds_its_table_for_its_policy_and_keeps_nothing() -> None:
+def test_a_tool_builds_its_table_for_its_policy_and_never_changes_the_base_list() -> None:
     base = tuple(FlaggedTool.allowed_flags)
     for allow, locked in [(False, True), (True, False), (False, True)]:
         tool = FlaggedTool(ToolPolicy(allow_intrusive=allow))

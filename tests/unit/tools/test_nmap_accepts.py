@@ -1,4 +1,4 @@
-"""The installed nmap takes every argv this tool emits: run against loopback, with a few closed ports."""
+"""The installed nmap accepts every argv of this tool. The scans run against a few closed ports of loopback."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.unit.tools.test_nmap_tool import build_command_of
 CAP_NET_RAW = 13
 _CAPABILITIES = re.search(r"CapEff:\s*([0-9a-f]+)", Path("/proc/self/status").read_text(encoding="ascii"))
 HAS_RAW = bool(_CAPABILITIES and int(_CAPABILITIES[1], 16) >> CAP_NET_RAW & 1)
-"""Without the capability the raw scans are not among the cases; the tool would refuse them for the same reason."""
+"""Without the capability there are no cases with raw scans, because the tool would refuse them for the same reason."""
 
 SAMPLE_VALUES = {
     "-p": "1-3,7",
@@ -106,12 +106,12 @@ def test_nmap_accepts_the_argv(policy: ToolPolicy, target: str, parameters: dict
     assert "QUITTING" not in result.stderr
 
 
-def test_every_flag_has_its_sample() -> None:
+def test_every_flag_has_a_sample() -> None:
     assert {flag.name for flag in FLAGS if flag.value} == set(SAMPLE_VALUES)
 
 
 @pytest.mark.parametrize("ports", ["top:7", f"top:{TOP_MAX}", "5,1-3,2", "all"])
-def test_nmap_tests_exactly_as_many_ports_as_the_invocation_says(ports: str) -> None:
+def test_nmap_tests_exactly_as_many_ports_as_the_command_says(ports: str) -> None:
     parameters = {"mode": "ports", "ports": ports, "extra_args": "-T4"}
     planned = build_command_of(ToolPolicy(), ("127.0.0.1",), parameters).ports
     output = run_nmap(ToolPolicy(), "127.0.0.1", parameters).stdout

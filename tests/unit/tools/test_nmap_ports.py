@@ -1,4 +1,4 @@
-"""Port specifications: canonical ranges out, everything else refused with the part that is wrong."""
+"""Port specifications become canonical ranges, or are refused with the part that is wrong."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ GOOD = [
 ]
 
 BAD = [
-    ("", "a port is missing at a comma"),
-    (",", "a port is missing at a comma"),
-    ("22,", "a port is missing at a comma"),
+    ("", "a port is missing beside a comma"),
+    (",", "a port is missing beside a comma"),
+    ("22,", "a port is missing beside a comma"),
     ("0", "'0' is not a port; ports are 1 to 65535"),
     ("0-10", "'0' is not a port"),
     ("65536", "'65536' is not a port"),
@@ -68,8 +68,8 @@ BAD = [
     ("HTTP", "'HTTP' is neither"),
     ("htpp", "(the nearest is 'http')"),
     ("\u0661\u0662", "is neither"),
-    ("22,all", "'all' stands alone"),
-    ("22,top:5", "'top:5' stands alone"),
+    ("22,all", "'all' cannot be part"),
+    ("22,top:5", "'top:5' cannot be part"),
     ("top:", "top:N takes an N from 1 to 5000, not ''"),
     ("top:0", "not '0'"),
     ("top:5001", "not '5001'"),
@@ -90,7 +90,7 @@ def test_good_ports_are_canonical(text: str, spec: str | None, count: int, words
 
 
 @pytest.mark.parametrize(("text", "message"), BAD, ids=[f"{index}" for index, _ in enumerate(BAD)])
-def test_bad_ports_are_refused_by_the_part_that_is_wrong(text: str, message: str) -> None:
+def test_bad_ports_are_refused_with_the_part_that_is_wrong(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)) as caught:
         parse_ports(text)
     assert len(str(caught.value)) < 200
@@ -105,7 +105,7 @@ _item = st.one_of(
 
 
 @given(st.lists(_item, min_size=1, max_size=30))
-def test_a_canonical_spec_is_a_fixpoint_and_holds_exactly_the_ports_given(items: list[str]) -> None:
+def test_a_canonical_spec_is_a_fixpoint_and_has_exactly_the_given_ports(items: list[str]) -> None:
     try:
         ports = parse_ports(",".join(items))
     except ValueError as error:
@@ -125,7 +125,7 @@ def test_a_canonical_spec_is_a_fixpoint_and_holds_exactly_the_ports_given(items:
 
 
 @given(st.text(max_size=30))
-def test_arbitrary_text_never_gives_anything_but_ports_or_a_refusal(text: str) -> None:
+def test_arbitrary_text_gives_ports_or_a_refusal(text: str) -> None:
     try:
         ports = parse_ports(text)
     except ValueError:
@@ -134,11 +134,11 @@ def test_arbitrary_text_never_gives_anything_but_ports_or_a_refusal(text: str) -
 
 
 @pytest.mark.parametrize("ports", [ALL_PORTS, PortSet(ranges=((22, 22), (80, 90))), PortSet(top=7)])
-def test_flag_values_are_spelled_so_that_they_can_be_read(ports: PortSet) -> None:
+def test_written_flag_values_can_be_read_again(ports: PortSet) -> None:
     assert PortsValue().parse(PortsValue().emit(ports)) == ports
 
 
-def test_top_ports_is_a_number_with_the_same_bounds() -> None:
+def test_the_value_of_top_ports_has_the_same_bounds() -> None:
     value = TopPortsValue()
     assert value.label == f"INT 1-{TOP_MAX}"
     assert value.parse("10") == PortSet(top=10)
@@ -147,14 +147,14 @@ def test_top_ports_is_a_number_with_the_same_bounds() -> None:
         value.parse("0")
 
 
-def test_names_mean_what_nmap_services_says_where_it_knows_them() -> None:
+def test_names_mean_the_ports_of_nmap_services_if_it_has_them() -> None:
     known: dict[str, set[int]] = {}
     for line in Path("/usr/share/nmap/nmap-services").read_text(encoding="utf-8", errors="replace").splitlines():
         if match := re.match(r"(\S+)\t([0-9]+)/", line):
             known.setdefault(match[1], set()).add(int(match[2]))
     shared = known.keys() & SERVICE_PORTS.keys()
     assert len(shared) >= 30
-    # Here nmap-services has other ports than IANA's registry (88, 5222, 6000) and Microsoft's own (5985).
+    # For these, nmap-services has other ports than IANA's registry (88, 5222, 6000) and Microsoft's own (5985).
     assert {name for name in shared if SERVICE_PORTS[name] not in known[name]} == {"kerberos", "winrm", "x11", "xmpp"}
     assert len(SERVICE_PORTS) >= 60
     assert all(re.fullmatch(r"[a-z][a-z0-9-]*", name) for name in SERVICE_PORTS)

@@ -1,4 +1,4 @@
-"""The owner's bound on packets a second: laid on every scan, never lifted by what the caller wrote."""
+"""The operator's limit on packets a second: it applies to every scan, and no parameter of a call raises it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from tests.unit.tools.test_nmap_tool import build_command_of
 
 
 def bounded(limit: float | None, **parameters: Any) -> tuple[str, ...]:
-    policy = ToolPolicy(raw_sockets=True, allow_intrusive=True, max_rate=limit)
-    return build_command_of(policy, ("10.0.0.0/24",), parameters).args
+    policy = ToolPolicy(raw_sockets=True, allow_intrusive=True)
+    return build_command_of(policy, ("10.0.0.0/24",), parameters, max_rate=limit).args
 
 
 def value(args: tuple[str, ...], flag: str) -> str | None:
@@ -36,19 +36,19 @@ def value(args: tuple[str, ...], flag: str) -> str | None:
         (1e-9, "", "0.001"),
     ],
 )
-def test_the_rate_is_the_lower_of_the_two(limit: float | None, extra_args: str, expected: str | None) -> None:
+def test_the_lower_rate_applies(limit: float | None, extra_args: str, expected: str | None) -> None:
     args = bounded(limit, extra_args=extra_args, mode="ports")
     assert value(args, "--max-rate") == expected
     assert args.count("--max-rate") == (expected is not None)
 
 
-def test_a_least_rate_above_the_bound_is_refused() -> None:
+def test_a_minimum_rate_above_the_limit_is_refused() -> None:
     with pytest.raises(ArgumentError, match=r"--min-rate 300 is more than the 200 packets") as caught:
         bounded(200.0, extra_args="--min-rate 300")
     assert caught.value.details["limit"] == 200.0
 
 
-def test_the_bound_holds_in_every_mode_and_template_and_holds_connections_down_where_nmap_has_its_own_pace() -> None:
+def test_the_limit_applies_in_every_mode_and_template_and_to_connections_if_nmap_has_its_own_rate() -> None:
     for mode in ("discover", "ports", "services", "os", "scripts"):
         args = bounded(50.0, mode=mode)
         assert value(args, "--max-rate") == "50"
@@ -59,16 +59,16 @@ def test_the_bound_holds_in_every_mode_and_template_and_holds_connections_down_w
     assert value(bounded(100_000.0), "--max-parallelism") == "100"
 
 
-def test_the_estimate_follows() -> None:
+def test_the_estimate_follows_the_limit() -> None:
     def seconds(limit: float | None) -> float:
-        policy = ToolPolicy(max_rate=limit)
-        return build_command_of(policy, ("10.0.0.0/24",), {"mode": "ports", "ports": "1-1000"}).estimate.seconds
+        parameters = {"mode": "ports", "ports": "1-1000"}
+        return build_command_of(ToolPolicy(), ("10.0.0.0/24",), parameters, max_rate=limit).estimate.seconds
 
     assert seconds(100.0) >= 256 * 1000 / 100
     assert seconds(None) < seconds(100.0) < seconds(1.0)
 
 
-def test_the_tool_says_that_it_keeps_to_the_bound_and_what_it_reads() -> None:
+def test_the_tool_declares_that_it_obeys_the_limit_and_what_it_reads() -> None:
     assert NmapTool.limits_rate
     assert all(path.startswith("/") for path in NmapTool.reads)
     assert "/usr/share/nmap" in NmapTool.reads

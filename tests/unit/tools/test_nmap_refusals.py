@@ -16,7 +16,7 @@ from tests.unit.tools.test_nmap_tool import ALL, LOCAL, OPEN, PLAIN, RAW, build_
 
 @dataclass(frozen=True)
 class Bad:
-    """Parameters that are refused while compiling: the error's class, code and a fragment of its message."""
+    """Parameters that are refused: the class and the code of the error, and a fragment of its message."""
 
     error: type[NetworkToolsError]
     code: str
@@ -55,7 +55,7 @@ BAD = [
     Bad(ArgumentError, "invalid_arguments", "ports: 'nosuch' is neither", {"ports": "nosuch"}),
     Bad(ArgumentError, "invalid_arguments", "at most 100 ranges", {"ports": ",".join(map(str, range(1, 300, 2)))}),
     Bad(ArgumentError, "invalid_arguments", "-p does not take '70000'", flags("-p 70000")),
-    Bad(ArgumentError, "invalid_arguments", "the value of -p begins with '-'", flags("-p -")),
+    Bad(ArgumentError, "invalid_arguments", "The value of -p begins with '-'", flags("-p -")),
     Bad(ArgumentError, "invalid_arguments", "scripts: 'http-*' is not a script", {"scripts": ["http-*"]}),
     Bad(ArgumentError, "invalid_arguments", "scripts: '/tmp/x.nse' is not a script", {"scripts": ["/tmp/x.nse"]}),
     Bad(ArgumentError, "invalid_arguments", "--script does not take 'all'", flags("--script all")),
@@ -160,12 +160,12 @@ BAD = [
     Bad(ArgumentError, "invalid_arguments", "--osscan-guess does nothing here", flags("--osscan-guess")),
     Bad(ArgumentError, "invalid_arguments", "--osscan-limit does nothing here", flags("--osscan-limit")),
     gated("-A is intrusive", flags("-A")),
-    gated("timing 5: intrusive", {"timing": 5}),
-    gated("timing 5: intrusive", flags("-T5")),
-    gated("scripts ssl-heartbleed: intrusive", {"scripts": ["ssl-heartbleed"]}),
+    gated("intrusive (timing 5)", {"timing": 5}),
+    gated("intrusive (timing 5)", flags("-T5")),
+    gated("intrusive (scripts ssl-heartbleed)", {"scripts": ["ssl-heartbleed"]}),
     gated("scripts http-git, http-trace", {"scripts": ["vuln"]}),
-    gated("scripts ssl-poodle: intrusive", flags("--script ssl-cert,ssl-poodle")),
-    gated("timing 5 and scripts ssl-poodle: intrusive", {"timing": 5, "scripts": ["ssl-poodle"]}),
+    gated("intrusive (scripts ssl-poodle)", flags("--script ssl-cert,ssl-poodle")),
+    gated("intrusive (timing 5 and scripts ssl-poodle)", {"timing": 5, "scripts": ["ssl-poodle"]}),
     unable("mode='os'", {"mode": "os"}),
     unable("-O", flags("-O")),
     unable("-sS", flags("-sS")),
@@ -176,9 +176,9 @@ BAD = [
     unable("-A", flags("-A"), OPEN),
     Bad(TargetError, "too_many_targets", "1025 addresses are too many", targets=("127.0.0.0/22", "127.1.0.1")),
     Bad(TargetError, "too_many_targets", "18446744073709551616 addresses are too many", targets=("fd00::/64",)),
-    Bad(TargetError, "invalid_target", "there is no address to scan", {"target": "x"}, targets=()),
+    Bad(TargetError, "invalid_target", "There is no address to scan", {"target": "x"}, targets=()),
     Bad(ArgumentError, "invalid_arguments", "'127.0.0.1' is IPv4 and '::1' is IPv6", targets=("::1", "127.0.0.1")),
-    Bad(ArgumentError, "invalid_arguments", "-6 was given, and the targets are IPv4", flags("-6")),
+    Bad(ArgumentError, "invalid_arguments", "-6 is given, and the targets are IPv4", flags("-6")),
 ]
 
 

@@ -1,4 +1,4 @@
-"""Script arguments: nmap reads back exactly what was meant, whatever a caller writes."""
+"""Script arguments: nmap reads exactly the values that were meant, whatever a caller writes."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ RIGHT = {
 
 
 def values_of(argument: ScriptArg) -> st.SearchStrategy[Any]:
-    """Values of the kind that the argument takes, four times out of five, and of every other."""
+    """Values of the type that the argument takes, four times out of five, and else of any other type."""
     label = argument.value.label
     if label.startswith("INT"):
         right: st.SearchStrategy[Any] = st.integers(*map(int, label.removeprefix("INT ").split("-")))
@@ -76,7 +76,7 @@ GIVEN = st.lists(st.sampled_from(ARGS), max_size=3, unique=True).flatmap(
 )
 
 
-def test_nothing_a_caller_writes_breaks_out_of_its_place() -> None:
+def test_no_value_of_a_caller_ends_its_quoted_text() -> None:
     seen = {"read": 0, "refused": 0}
 
     @given(GIVEN)
@@ -105,8 +105,8 @@ def test_nothing_a_caller_writes_breaks_out_of_its_place() -> None:
     assert seen["refused"] >= 0.2 * total, seen
 
 
-def test_the_grammar_in_this_test_is_nmaps_own() -> None:
-    """What nmap says it parsed, with -d2, from what we emit and from what would break out."""
+def test_the_grammar_of_this_test_is_that_of_nmap() -> None:
+    """Compare with what nmap -d2 reports, for what we write and for what would end the quoted text."""
     every = {
         "banner.timeout": 10, "ftp-anon.maxlist": 0, "http-title.url": "/a,b=c?d=e:f", "http-git.root": "/",
         "http-headers.useget": True, "http.useragent": "A b/1.0 (c=d, e: f)", "ssh_hostkey": "sha256",
@@ -132,8 +132,8 @@ def test_the_grammar_in_this_test_is_nmaps_own() -> None:
     "", "unknown", "http-title", "http-title.URL", "http.host", "http-methods.test-all", "ssh-hostkey.known-hosts",
     "smbpassword", "newtargets", "http.useragent=x,newtargets", "@args.txt", "tls.servername", "\u202e",
 ])  # fmt: skip
-def test_what_is_not_in_the_table_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match="is not an argument of a script"):
+def test_an_argument_that_is_not_in_the_table_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="is not a script argument"):
         parse_script_args({name: "x"})
 
 
@@ -159,7 +159,7 @@ def test_what_is_not_in_the_table_is_refused(name: str) -> None:
     ("http.useragent", "", "letters"),
     ("http.useragent", "x" * 101, "letters"),
 ])  # fmt: skip
-def test_a_value_of_another_type_or_beyond_its_bounds_is_refused(name: str, value: Any, said: str) -> None:
+def test_a_value_of_another_type_or_out_of_bounds_is_refused(name: str, value: Any, said: str) -> None:
     with pytest.raises(ValueError, match=re.escape(said)) as caught:
         parse_script_args({name: value})
     assert name in str(caught.value)
@@ -173,7 +173,7 @@ def test_a_forbidden_character_is_named(char: str) -> None:
     assert caught.value.details["character"] == f"U+{ord(char):04X}"
 
 
-def test_every_argument_is_read_by_a_script_that_can_be_named() -> None:
+def test_every_argument_is_read_by_a_listed_script() -> None:
     for argument in ARGS:
         assert argument.scripts
         assert set(argument.scripts) <= SAFE_NAMES | INTRUSIVE_NAMES
@@ -182,16 +182,16 @@ def test_every_argument_is_read_by_a_script_that_can_be_named() -> None:
         assert argument.value.label
 
 
-def test_the_call_takes_them_and_says_where_one_does_nothing() -> None:
+def test_a_call_accepts_arguments_and_refuses_one_that_no_script_reads() -> None:
     parameters = {"scripts": ["http-title"], "script_args": {"http-title.url": "/x", "http.useragent": "me"}}
     args = build_command_of(PLAIN, ("127.0.0.1",), parameters).args
     assert args[args.index("--script-args") + 1] == 'http-title.url="/x",http.useragent="me"'
     for changed, why in (
-        ({"scripts": ["banner"]}, "is read by none"),
-        ({"scripts": None, "mode": "ports"}, "is read by none"),
+        ({"scripts": ["banner"]}, "No script of this call reads"),
+        ({"scripts": None, "mode": "ports"}, "No script of this call reads"),
         ({"scripts": None, "mode": "discover"}, "contradict"),
         ({"script_args": {"http-title.url": "x"}}, "script_args: http-title.url does not take 'x'"),
-        ({"script_args": {"script-args-file": "/etc/passwd"}}, "is not an argument of a script"),
+        ({"script_args": {"script-args-file": "/etc/passwd"}}, "is not a script argument"),
     ):
         with pytest.raises(ArgumentError, match=re.escape(why)):
             build_command_of(
@@ -201,14 +201,14 @@ def test_the_call_takes_them_and_says_where_one_does_nothing() -> None:
     assert "--script-args" not in silent.args
 
 
-def test_a_call_cannot_name_the_file_of_arguments() -> None:
+def test_a_call_cannot_name_a_file_of_arguments() -> None:
     for text in ("--script-args-file x", "--script-args x=y", "--script-args-fil x", "-script-args x"):
         with pytest.raises(ArgumentError) as caught:
             build_command_of(ToolPolicy(), ("127.0.0.1",), {"extra_args": text})
         assert caught.value.code == "argument_not_allowed"
 
 
-def test_types_refuse_what_they_would_have_to_quote() -> None:
+def test_types_refuse_values_that_would_need_quoting() -> None:
     for value in ('a"', "a\\", "a\n"):
         with pytest.raises(ValueError, match=r"letters|path"):
             Path().emit(f"/{value}")

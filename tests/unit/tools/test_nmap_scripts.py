@@ -1,4 +1,4 @@
-"""The script lists: what stands on them is what was reviewed, and nothing else can be named."""
+"""The script lists hold the reviewed scripts, and no other script can be named."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _script_db() -> dict[str, set[str]]:
     return {name: set(re.findall(r'"(.*?)"', categories)) for name, categories in found}
 
 
-def test_there_are_twenty_one_and_no_name_is_on_both_lists() -> None:
+def test_there_are_twenty_one_safe_scripts_and_no_name_is_on_both_lists() -> None:
     assert len(SAFE) == len(SAFE_NAMES) == 21
     assert not SAFE_NAMES & INTRUSIVE_NAMES
     assert len(INTRUSIVE) == len(INTRUSIVE_NAMES)
@@ -43,7 +43,7 @@ def test_there_are_twenty_one_and_no_name_is_on_both_lists() -> None:
 
 
 @pytest.mark.parametrize("script", [*SAFE, *INTRUSIVE], ids=lambda script: script.name)
-def test_the_installed_file_is_the_one_that_was_reviewed(script: NseScript) -> None:
+def test_the_installed_file_is_the_reviewed_file(script: NseScript) -> None:
     body = (FOLDER / f"{script.name}.nse").read_bytes()
     assert hashlib.sha256(body).hexdigest() == script.sha256
     assert set(script.categories.split()) == _script_db()[script.name]
@@ -54,13 +54,13 @@ def test_the_installed_file_is_the_one_that_was_reviewed(script: NseScript) -> N
 
 
 @pytest.mark.parametrize("script", SAFE, ids=lambda script: script.name)
-def test_a_safe_script_is_in_a_safe_category_and_in_no_other(script: NseScript) -> None:
+def test_a_safe_script_is_only_in_safe_categories(script: NseScript) -> None:
     categories = set(script.categories.split())
     assert categories & {"safe", "default", "discovery"}
     assert not categories & {"intrusive", "vuln"}
 
 
-def test_category_words_stand_for_shipped_names_only() -> None:
+def test_category_words_stand_for_listed_scripts_only() -> None:
     assert set(CATEGORIES["safe"]) == SAFE_NAMES
     assert set(CATEGORIES["default"]) < SAFE_NAMES
     assert set(CATEGORIES["discovery"]) < SAFE_NAMES
@@ -101,8 +101,8 @@ def test_paths_categories_and_expressions_are_not_scripts(item: str) -> None:
         parse_scripts([item])
 
 
-def test_the_nearest_names_are_shown_and_an_empty_list_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"near: .*ssl-cert"):
+def test_similar_names_are_shown_and_an_empty_list_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"similar: .*ssl-cert"):
         parse_scripts(["ssl-certs"])
     with pytest.raises(ValueError, match="no script is named"):
         parse_scripts([])

@@ -1,4 +1,4 @@
-"""Every spelling of a flag that nmap takes and the table does not hold is refused, and so nothing is left to guess."""
+"""Every spelling of a flag that nmap accepts and the table does not list is refused."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ OURS_ONLY = {"--noninteractive", "--no-stylesheet", "--stats-every", "--privileg
 
 
 def long_options() -> set[str]:
-    """The long options in nmap's own program: whatever stands in it as one, and more words besides."""
+    """The long options in nmap's own program: every word that looks like one, and more words."""
     words = re.findall(rb"\0([a-zA-Z][a-zA-Z0-9_-]{1,30})(?=\0)", Path(binary("nmap")).resolve().read_bytes())
     return {word.decode() for word in words}
 
 
 def spellings(name: str) -> set[str]:
-    """What getopt_long_only takes for a flag, and near misses."""
+    """Spellings that getopt_long_only accepts for a flag, and similar ones."""
     bare = name.lstrip("-")
     forms = {f"{dashes}{bare[:length]}" for dashes in ("-", "--") for length in range(1, len(bare) + 1)}
     forms |= {f"{form}=1" for form in forms} | {f"{form}1" for form in forms}
@@ -58,7 +58,7 @@ def test_only_the_exact_spelling_is_a_flag(flag: object) -> None:
         assert refused(word), word
 
 
-def test_no_long_option_of_the_program_is_taken_unless_it_is_in_the_table() -> None:
+def test_a_long_option_of_the_program_is_refused_unless_it_is_in_the_table() -> None:
     options = long_options()
     known = {"excludefile", "script-args-file", "datadir", "proxies", "dns-servers", "spoof-mac", "max-rate"}
     assert known <= options, "the list that is read from the program is not that of its options"
@@ -68,8 +68,8 @@ def test_no_long_option_of_the_program_is_taken_unless_it_is_in_the_table() -> N
 
 
 @pytest.mark.parametrize("word", ["--max-rate=5", "-max-rate=5", "--max-rat 5", "-max-rat 5", "--max-rate=5 127.0.0.2"])
-def test_nmap_does_take_these_spellings(word: str) -> None:
-    """A list scan, which sends nothing: were they harmless, this file would test nothing."""
+def test_nmap_accepts_these_spellings(word: str) -> None:
+    """Run a list scan, which sends nothing. If nmap refused these spellings, this file would test nothing."""
     done = subprocess.run(
         [binary("nmap"), "-n", "-sL", *word.split(), "127.0.0.1"], capture_output=True, text=True, check=False
     )
@@ -92,7 +92,7 @@ def test_every_text_parameter_names_the_forbidden_character(parameter: str, char
 
 @pytest.mark.parametrize("parameter", ["ports", "scripts"])
 @pytest.mark.parametrize("leader", list("-@+"))
-def test_no_text_begins_as_an_option_a_file_or_a_switch_does(parameter: str, leader: str) -> None:
+def test_no_text_may_begin_like_an_option_a_file_or_a_switch(parameter: str, leader: str) -> None:
     text = f"{leader}80"
     with pytest.raises(ArgumentError, match=re.escape(f"{parameter} begins with '{leader}'")) as caught:
         build_command_of(ToolPolicy(), ("127.0.0.1",), {parameter: [text] if parameter == "scripts" else text})

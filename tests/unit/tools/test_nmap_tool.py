@@ -1,4 +1,4 @@
-"""NmapTool: exact argv for good parameters, the ports and cost known beforehand, and what the schema costs."""
+"""NmapTool: the exact argv for good parameters, the ports and the estimated cost, and the size of the schema."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from mcp_server.api.mcp.handlers import describe
-from mcp_server.base_tool import Command, ToolPolicy
+from mcp_server.api.mcp.descriptions import describe
+from mcp_server.base_tool import Command, RunConditions, ToolPolicy
 from mcp_server.errors import AccessError, ArgumentError
 from mcp_server.model.run import PortsTested, Risk
 from mcp_server.model.target import Target, Targets
 from mcp_server.tools.flags import Flag, Setting, read
 from mcp_server.tools.nmap.scripts import CATEGORIES, SAFE_NAMES
-from mcp_server.tools.nmap_tool import NmapInput, NmapTool
+from mcp_server.tools.nmap_tool import NmapInput, NmapTool, PreparedScan
 
 LOCAL = "127.0.0.1"
 PLAIN = ToolPolicy()
@@ -33,12 +33,21 @@ def pin(*networks: str) -> Targets:
     return Targets(tuple(Target(text, (ip_network(text),)) for text in networks))
 
 
-def build_command_of(policy: ToolPolicy, networks: tuple[str, ...], parameters: dict[str, Any]) -> Command:
-    """Compile a call as the plan step does: parameters validated, flags read, targets pinned."""
+def prepare(policy: ToolPolicy, networks: tuple[str, ...], parameters: dict[str, Any]) -> PreparedScan:
+    """Prepare a call as the validate step does: parameters validated, flags read, the scan resolved."""
     tool = NmapTool(policy)
     typed = NmapInput.model_validate({"target": list(networks), **parameters})
-    settings = read(typed.extra_args, tool.flags(), max_length=2048)
-    return tool.build_command(typed, pin(*networks), settings)
+    return tool.prepare(typed, read(typed.extra_args, tool.flags(), max_length=2048))
+
+
+def build_command_of(
+    policy: ToolPolicy, networks: tuple[str, ...], parameters: dict[str, Any], *, max_rate: float | None = None
+) -> Command:
+    """Build the command of a call as the plan step does, with raw sockets if the policy has them."""
+    prepared = prepare(policy, networks, parameters)
+    timeout = parameters.get("timeout_sec", NmapTool.default_timeout_sec)
+    conditions = RunConditions(timeout_sec=timeout, raw_sockets=policy.raw_sockets, max_rate=max_rate)
+    return NmapTool(policy).build_command(prepared, pin(*networks), conditions)
 
 
 @dataclass(frozen=True)
@@ -79,7 +88,7 @@ GOOD = [
     Good("-T4 -sn", {"template": "discovery"}, risk=Risk.PROBE),
     Good("-T4 -sT --top-ports 100 -sV --version-intensity 9 --max-hostgroup 16", {"template": "version"}),
     Good(f"-T4 -sT --top-ports 1000 -sV --script {DEFAULT_SCRIPTS} --max-hostgroup 16", {"template": "script"}),
-    # what is written wins over the template, and a template's value that does not apply is dropped
+    # what the caller wrote overrides the template, and a value of the template that does not apply is ignored
     Good(
         "-T2 -sT -p 22 -sV --max-hostgroup 16",
         {"template": "quick", "mode": "services", "ports": "22", "timing": 2},
@@ -108,7 +117,7 @@ GOOD = [
         f"-T3 -sT -p 80 --script {SAFE_SCRIPTS} --max-hostgroup 16",
         {"mode": "ports", "ports": "80", "scripts": ["safe"]},
     ),
-    # extra flags, each to its field
+    # extra flags, one for each field
     Good("-T3 -sn", flags("-sn"), risk=Risk.PROBE),
     Good("-T3 -sT -p 1-10 -sV --max-hostgroup 16", flags("-sT -p 1-10 -sV")),
     Good("-T3 -sS -p 1-65535 -sV --max-hostgroup 16", flags("-sS -p all"), policy=RAW),
@@ -141,13 +150,13 @@ GOOD = [
         ),
     ),
     Good("-T3 -sT --top-ports 1000 -sV --max-hostgroup 16 --max-retries 0", flags("--max-retries 0")),
-    # the same thing said twice in two ways
+    # the same value written in two ways
     Good("-T3 -sT -p 80 --max-hostgroup 64", {"mode": "ports", "ports": "80", **flags("-p http")}),
     Good(
         "-T4 -sT --top-ports 1000 -sV --max-hostgroup 16 --host-timeout 30s",
         {"timing": 4, "host_timeout_sec": 30, **flags("-T4 --host-timeout 30s")},
     ),
-    # what the owner allowed
+    # what the operator allows
     Good(
         f"-T3 -sS --top-ports 1000 -sV -O --script {DEFAULT_SCRIPTS} --max-hostgroup 16",
         flags("-A"),
@@ -194,16 +203,16 @@ GOOD = [
 def test_good_parameters_give_exactly_this_argv(case: Good) -> None:
     command = build_command_of(case.policy, case.targets, case.parameters)
     assert list(command.args) == case.argv
-    assert command.risk is case.risk
+    assert prepare(case.policy, case.targets, case.parameters).risk is case.risk
     assert command.needs_raw_sockets == bool({"-sS", "-sU", "-O"}.intersection(command.args))
 
 
-def test_parameters_left_out_and_null_mean_the_same() -> None:
+def test_a_parameter_that_is_null_means_the_same_as_one_left_out() -> None:
     nulls = {"template": None, "ports": None, "timing": None, "host_timeout_sec": None, "scripts": None}
     assert build_command_of(PLAIN, (LOCAL,), nulls) == build_command_of(PLAIN, (LOCAL,), {})
 
 
-def test_targets_are_taken_as_one_or_as_a_list() -> None:
+def test_targets_may_be_a_string_or_a_list() -> None:
     tool = NmapTool()
     assert tool.targets_of(NmapInput(target="10.0.0.1")) == ("10.0.0.1",)
     assert tool.targets_of(NmapInput(target=["10.0.0.1", "fd00::/120"])) == ("10.0.0.1", "fd00::/120")
@@ -222,7 +231,7 @@ def test_targets_are_taken_as_one_or_as_a_list() -> None:
         ),
     ],
 )
-def test_the_ports_that_will_be_tested_are_known_exactly(
+def test_the_command_states_the_tested_ports_exactly(
     parameters: dict[str, Any], ports: tuple[PortsTested, ...]
 ) -> None:
     assert build_command_of(RAW, (LOCAL,), parameters).ports == ports
@@ -247,7 +256,7 @@ def test_the_estimate_grows_with_addresses_ports_and_detail() -> None:
     assert build_command_of(PLAIN, (LOCAL,), {}).estimate.seconds > one.seconds
 
 
-def test_the_tables_are_rebuilt_for_each_policy_and_never_grow() -> None:
+def test_the_table_is_built_for_each_policy_from_the_same_flags() -> None:
     before = tuple(NmapTool.allowed_flags)
     names = [flag.name for flag in before]
     for policy in (PLAIN, ALL, PLAIN, ALL, PLAIN):
@@ -259,26 +268,26 @@ def test_the_tables_are_rebuilt_for_each_policy_and_never_grow() -> None:
         build_command_of(PLAIN, (LOCAL,), {"scripts": ["vuln"]})
 
 
-def test_a_flag_without_a_field_is_refused_rather_than_dropped() -> None:
+def test_a_flag_without_a_field_is_refused() -> None:
     stray = (Setting(Flag("-x")),)
     with pytest.raises(ArgumentError, match="-x sets nothing"):
-        NmapTool().build_command(NmapInput(target=LOCAL), pin(LOCAL), stray)
+        NmapTool().prepare(NmapInput(target=LOCAL), stray)
 
 
-def test_every_parser_is_a_fresh_one() -> None:
+def test_every_run_gets_a_new_parser() -> None:
     tool = NmapTool()
-    command = build_command_of(PLAIN, (LOCAL,), {})
-    first, second = (tool.parser(NmapInput(target=LOCAL), pin(LOCAL), command) for _ in range(2))
+    prepared, command = prepare(PLAIN, (LOCAL,), {}), build_command_of(PLAIN, (LOCAL,), {})
+    first, second = (tool.parser(prepared, pin(LOCAL), command) for _ in range(2))
     assert first is not second
     assert not first.close().complete
 
 
-def test_the_tool_is_called_nmap_and_bounded_as_documented() -> None:
+def test_the_tool_is_called_nmap_and_has_its_documented_limits() -> None:
     assert NmapTool.tool_name() == NmapTool.command_name == "nmap"
     assert (NmapTool.max_addresses, NmapTool.concurrency, NmapTool.default_timeout_sec) == (1024, 1, 600.0)
 
 
-def test_what_an_agent_reads_to_choose_the_tool_is_short_and_whole() -> None:
+def test_the_description_for_an_agent_is_short_and_complete() -> None:
     entry = describe(NmapTool()).model_dump(mode="json", by_alias=True, exclude_none=True)
     assert len(json.dumps(entry)) <= 4 * 1200
     assert entry["title"] == "Nmap scan"

@@ -1,4 +1,4 @@
-"""The parser on what nmap really writes, over loopback and inside a network namespace of its own."""
+"""The parser on real output of nmap, over loopback and in a network namespace."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from ipaddress import ip_network
+from typing import Any
 
 import pytest
 
 from mcp_server.base_tool import Parsed
-from mcp_server.model.host import Host, Port
+from mcp_server.model.encoding import encode
+from mcp_server.model.host import Host, Port, Script
 from mcp_server.model.run import PortsTested
 from mcp_server.model.target import Target, Targets
 from mcp_server.tools.nmap.xml import NmapXmlParser
@@ -32,7 +34,7 @@ Conversation = Callable[[socket.socket], None]
 
 
 def says(banner: bytes) -> Conversation:
-    """Speak first, then wait for the other side to go."""
+    """Send first, then wait until the client disconnects."""
 
     def talk(connection: socket.socket) -> None:
         connection.sendall(banner)
@@ -43,7 +45,7 @@ def says(banner: bytes) -> Conversation:
 
 
 def answers(reply: bytes) -> Conversation:
-    """Speak when spoken to."""
+    """Answer after the client has sent something."""
 
     def talk(connection: socket.socket) -> None:
         if connection.recv(4096):
@@ -54,7 +56,7 @@ def answers(reply: bytes) -> Conversation:
 
 @contextlib.contextmanager
 def listener(talk: Conversation) -> Iterator[int]:
-    """A small real server on 127.0.0.1; yields its port."""
+    """A small real server on 127.0.0.1. Yields its port."""
 
     def one(connection: socket.socket) -> None:
         with connection, contextlib.suppress(OSError):
@@ -87,7 +89,7 @@ def command(args: str, *networks: str) -> list[str]:
 
 
 def scan(args: str, *networks: str, prefix: tuple[str, ...] = ()) -> tuple[list[Host], Parsed]:
-    """Run nmap to its end and parse what it writes as it writes it."""
+    """Run nmap to its end and parse its output as it arrives."""
     parser = NmapXmlParser(targets(*networks), ())
     hosts: list[Host] = []
     with subprocess.Popen(
@@ -121,16 +123,17 @@ def test_a_service_is_read_with_its_version() -> None:
     assert (found[closed].state, found[closed].reason) == ("closed", "conn-refused")
     service = found[port].service
     assert service is not None
-    assert (service.name, service.product, service.version) == ("ssh", "OpenSSH", "9.2p1 Debian 2+deb12u3")
+    probe = service.from_target.version_probe
+    assert (service.name, probe.product, probe.version) == ("ssh", "OpenSSH", "9.2p1 Debian 2+deb12u3")
     assert (service.method, service.conf) == ("probed", 10)
-    assert "cpe:/a:openbsd:openssh:9.2p1" in service.cpe
+    assert "cpe:/a:openbsd:openssh:9.2p1" in probe.cpe
     assert hosts[0].rtt_ms is not None
     assert [(tested.transport, tested.count, tested.method) for tested in parsed.coverage.ports] == [
         ("tcp", 2, "connect")
     ]
 
 
-def test_a_host_sweep_finds_the_whole_loopback_block() -> None:
+def test_a_host_sweep_finds_every_loopback_address() -> None:
     hosts, parsed = scan("-sn", "127.0.0.0/28")
     assert [host.address for host in hosts] == [f"127.0.0.{octet}" for octet in range(16)]
     coverage = parsed.coverage
@@ -138,13 +141,13 @@ def test_a_host_sweep_finds_the_whole_loopback_block() -> None:
     assert coverage.ports == ()
 
 
-def test_ipv6_loopback() -> None:
+def test_ipv6_loopback_is_scanned() -> None:
     hosts, parsed = scan(f"-6 -sT -p {closed_port()}", "::1/128")
     assert [host.address for host in hosts] == ["::1"]
     assert parsed.coverage.complete
 
 
-def test_folded_ports_are_kept_as_counts() -> None:
+def test_ports_that_nmap_only_counts_are_kept_as_counts() -> None:
     with listener(says(SSH_BANNER)) as port:
         low = min(port, 65535 - 200)
         hosts, _ = scan(f"-sT -p {low}-{low + 200}", "127.0.0.1/32")
@@ -154,7 +157,7 @@ def test_folded_ports_are_kept_as_counts() -> None:
     assert port in {seen.number for seen in hosts[0].ports if seen.state == "open"}
 
 
-def test_hosts_given_up_were_not_looked_at() -> None:
+def test_hosts_that_timed_out_were_not_looked_at() -> None:
     hosts, parsed = scan("-sT -Pn -p 1-50 --scan-delay 50ms --host-timeout 200ms", "127.0.0.0/30")
     assert all(host.timed_out and not host.ports for host in hosts)
     coverage = parsed.coverage
@@ -163,15 +166,15 @@ def test_hosts_given_up_were_not_looked_at() -> None:
     assert parsed.complete
 
 
-def test_a_script_is_read() -> None:
+def test_the_output_of_a_script_is_read() -> None:
     page = b"<html><head><title>the title</title></head></html>"
     reply = b"HTTP/1.0 200 OK\r\nContent-Type: text/html\r\nContent-Length: %d\r\n\r\n%s" % (len(page), page)
     with listener(answers(reply)) as port:
         hosts, _ = scan(f"-sT -Pn --script +http-title -p {port}", "127.0.0.1/32")
-    assert {script.id: script.output for script in hosts[0].ports[0].scripts}["http-title"] == "the title"
+    assert Script.of("http-title", "the title") in hosts[0].ports[0].scripts
 
 
-def test_a_killed_run_gives_the_hosts_it_had() -> None:
+def test_a_killed_run_keeps_the_hosts_found_before() -> None:
     parser = NmapXmlParser(targets("127.0.0.0/28"), (PortsTested("tcp", "1-3", 3, "connect"),))
     hosts: list[Host] = []
     args = command("-sT -Pn -p 1-3 --scan-delay 100ms --max-hostgroup 1", "127.0.0.0/28")
@@ -187,7 +190,7 @@ def test_a_killed_run_gives_the_hosts_it_had() -> None:
     parsed = parser.close()
     coverage = parsed.coverage
     assert not parsed.complete
-    assert parsed.error == "nmap's output ended before its closing statistics"
+    assert parsed.error == "the closing statistics are missing"
     assert (coverage.up, coverage.down, coverage.planned) == (len(hosts), 0, 16)
     assert coverage.not_looked_at == tuple(f"127.0.0.{octet}" for octet in range(len(hosts), 16))
     assert progress is not None
@@ -217,27 +220,32 @@ def test_progress_is_reported_while_nmap_works() -> None:
         (answers(EVIL_HTTP), "--script +http-title,+http-server-header"),
     ],
 )
-def test_a_hostile_banner_stays_text(talk: Conversation, arguments: str) -> None:
+def test_a_hostile_banner_is_only_text(talk: Conversation, arguments: str) -> None:
     with listener(talk) as port:
         hosts, parsed = scan(f"-sT -Pn --host-timeout 60s {arguments} -p {port}", "127.0.0.1/32")
     assert parsed.complete
     assert [host.address for host in hosts] == ["127.0.0.1"]
     assert [seen.number for seen in hosts[0].ports] == [port]
-    told = strings_of(hosts[0].ports[0])
-    assert any("31m" in text for text in told), "the banner never reached the result, so this test shows nothing"
-    assert all(text.isprintable() for text in told)
-    assert not {char for text in told for char in text} & set("\x1b\x07\x00\u202e\u200b\U000e0041")
+    texts = strings_of(hosts[0].ports[0])
+    assert any("31m" in text for text in texts), "the banner never reached the result, so this test shows nothing"
+    assert all(text.isprintable() for text in texts)
+    assert not {char for text in texts for char in text} & set("\x1b\x07\x00\u202e\u200b\U000e0041")
 
 
 def strings_of(port: Port) -> list[str]:
-    service = port.service
-    fields = [getattr(service, name) for name in service.__slots__] if service else []
-    scripts = [text for script in port.scripts for text in (script.id, script.output)]
-    return [text for text in (*fields, *scripts) if isinstance(text, str)]
+    """Every text of a port."""
+
+    def texts(value: Any) -> list[str]:
+        if isinstance(value, str):
+            return [value]
+        parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        return [text for part in parts for text in texts(part)]
+
+    return texts(encode(port))
 
 
 def namespace(setup: str) -> tuple[str, ...]:
-    """A command prefix: a network namespace of its own that ends with the command, set up by a shell line."""
+    """A command prefix that runs a command in a new network namespace, set up by a shell line."""
     user = () if os.geteuid() == 0 else ("--map-root-user",)
     return ("unshare", *user, "--net", "sh", "-ec", f'{setup}\nexec "$@"', "sh")
 

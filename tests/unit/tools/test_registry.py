@@ -1,4 +1,4 @@
-"""Which classes become tools, under which names, and why others do not."""
+"""Which classes become tools, under which names, and why others are left out."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_class_without_a_command_is_left_out() -> None:
     [(["*"], [], True), (["n*"], [], True), (["NmapTool"], [], True), (["p*"], [], False), (["*"], ["nm*"], False),
      ([], [], False)],
 )  # fmt: skip
-def test_the_owners_patterns_decide(include: list[str], exclude: list[str], kept: bool) -> None:
+def test_the_patterns_of_the_operator_decide(include: list[str], exclude: list[str], kept: bool) -> None:
     assert (why_left_out(named("NmapTool"), include, exclude) is None) is kept
 
 
@@ -86,20 +86,20 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fix
         del sys.modules[module]
 
 
-def test_a_package_gives_its_tools_beside_the_built_in_ones(package: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_tools_of_a_package_are_added_to_the_built_in_tools(package: str, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
         registry = discover(ToolPolicy(), packages=[package])
     assert list(registry.tools) == sorted(registry.tools)
-    assert registry.get("echo").command_name == "echo"
+    assert registry.programs["echo"].command_name == "echo"
     assert registry.get("EchoTool") is registry.get("echo")
-    assert registry.get("nmap").command_name == "nmap"
+    assert registry.programs["nmap"].command_name == "nmap"
     reasons = {item.name.rpartition(".")[2]: item.reason for item in registry.left_out}
     assert "a_module_that_is_not_there" in reasons["broken"]
     assert reasons["NmapTool"] == "another tool is already called 'nmap'"
     assert "tool.left_out" in caplog.text
 
 
-def test_an_entry_point_gives_a_class_or_a_whole_module(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_entry_point_names_a_class_or_a_module(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     points = [
         EntryPoint("echo", f"{package}.echo:EchoTool", "mcp_server.tools"),
         EntryPoint("broken", f"{package}.broken", "mcp_server.tools"),
@@ -113,25 +113,25 @@ def test_an_entry_point_gives_a_class_or_a_whole_module(package: str, monkeypatc
     assert {item.name for item in registry.left_out} >= {f"{package}.broken", "math:pi"}
 
 
-def test_an_unknown_tool_is_refused_with_the_names_there_are() -> None:
+def test_an_unknown_tool_is_refused_with_the_known_names() -> None:
     with pytest.raises(NotFoundError, match="no tool 'nmpa'") as caught:
         discover(ToolPolicy()).get("nmpa")
     assert caught.value.code == "unknown_tool"
     assert "nmap" in caught.value.hint
 
 
-def test_a_policy_without_intrusive_lets_no_intrusive_flag_through() -> None:
-    allowing, refusing = (discover(ToolPolicy(allow_intrusive=allow)).get("nmap") for allow in (True, False))
+def test_intrusive_flags_are_refused_unless_the_policy_allows_them() -> None:
+    allowing, refusing = (discover(ToolPolicy(allow_intrusive=allow)).programs["nmap"] for allow in (True, False))
     assert [setting.flag.name for setting in read("-A", allowing.flags(), max_length=99)] == ["-A"]
     with pytest.raises(AccessError) as caught:
         read("-A", refusing.flags(), max_length=99)
     assert caught.value.code == "intrusive_not_allowed"
-    assert read("-sV", refusing.flags(), max_length=99), "the others are as they were"
+    assert read("-sV", refusing.flags(), max_length=99), "other flags are not affected"
 
 
-def test_building_the_registry_again_starts_from_the_base_list() -> None:
+def test_every_registry_is_built_from_the_same_base_list() -> None:
     def table(*, allow: bool) -> dict[str, Flag]:
-        return discover(ToolPolicy(allow_intrusive=allow)).get("nmap").flags()
+        return discover(ToolPolicy(allow_intrusive=allow)).programs["nmap"].flags()
 
     before = [flag for flag in NmapTool.allowed_flags if isinstance(flag, Flag)]
     first, second, third, fourth = (table(allow=allow) for allow in (True, False, True, False))
@@ -150,7 +150,7 @@ def test_building_the_registry_again_starts_from_the_base_list() -> None:
         ("parameters = 5", "it cannot be built"),
     ],
 )
-def test_a_class_that_cannot_be_built_costs_only_itself(
+def test_a_class_that_cannot_be_built_is_the_only_one_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: str, reason: str
 ) -> None:
     name = f"unbuildable_{abs(hash(lines))}"
@@ -161,17 +161,17 @@ def test_a_class_that_cannot_be_built_costs_only_itself(
     )
     monkeypatch.syspath_prepend(tmp_path)
     registry = discover(ToolPolicy(), packages=[name])
-    assert list(registry.tools) == ["nmap", "right"]
+    assert list(registry.programs) == ["nmap", "right"]
     (item,) = registry.left_out
     assert item.name == f"{name}.WrongTool"
     assert reason in item.reason
 
 
 def test_a_class_called_tool_has_no_name() -> None:
-    assert "left" in (why_left_out(named("Tool"), ["*"], []) or "")
+    assert "only 'Tool'" in (why_left_out(named("Tool"), ["*"], []) or "")
 
 
-def test_a_module_that_leaves_does_not_take_the_server_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_module_that_exits_does_not_end_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "leaving_tools.py").write_text("import sys\nsys.exit(3)\n")
     monkeypatch.syspath_prepend(tmp_path)
     registry = discover(ToolPolicy(), packages=["leaving_tools"])
@@ -179,33 +179,35 @@ def test_a_module_that_leaves_does_not_take_the_server_along(tmp_path: Path, mon
     assert "nmap" in registry.tools
 
 
-def test_a_name_that_the_server_answers_itself_is_no_tool() -> None:
-    class ScopeTool(MCPBaseTool):
-        command_name = "true"
+def test_a_tool_that_runs_no_program_is_an_entry_that_patterns_do_not_remove() -> None:
+    registry = discover(ToolPolicy(), include=["n*"], exclude=["*"])
+    assert (list(registry.tools), registry.programs) == (["scope"], {})
+    assert list(discover(ToolPolicy()).seen_by(("no*",)).tools) == ["scope"]
+    assert registry.is_server_tool("scope")
+    assert registry.is_server_tool("ScopeTool")
+    assert not discover(ToolPolicy()).is_server_tool("nmap")
+    with pytest.raises(ConflictError, match="scope is disabled"):
+        registry.with_disabled({"scope"}).get("scope")
 
-    reason = why_left_out(ScopeTool, ("*",), ())
-    assert reason is not None
-    assert "the server answers itself" in reason
 
-
-def test_a_disabled_tool_is_taken_away_and_can_be_given_back() -> None:
+def test_a_disabled_tool_is_not_offered_until_it_is_enabled_again() -> None:
     whole = discover(ToolPolicy())
     without = whole.with_disabled({"nmap"})
-    assert (list(without.tools), list(without.offered)) == ([], ["nmap"])
+    assert (list(without.tools), list(without.offered)) == (["scope"], ["nmap", "scope"])
     for name in ("nmap", "NmapTool"):
-        with pytest.raises(ConflictError, match="nmap is switched off") as caught:
+        with pytest.raises(ConflictError, match="nmap is disabled") as caught:
             without.get(name)
         assert (caught.value.code, caught.value.details) == ("tool_disabled", {"tool": "nmap"})
-        assert without.find(name) is whole.get(name), "what runs still knows its tool"
+        assert without.find(name) is whole.get(name), "active calls still find their tool"
     assert without.with_disabled(()).get("nmap") is whole.get("nmap")
-    assert list(whole.tools) == ["nmap"], "the registry of calls under way is as it was"
+    assert list(whole.programs) == ["nmap"], "the registry of active calls is unchanged"
 
 
-def test_disabling_never_offers_what_the_owner_does_not() -> None:
+def test_enabling_offers_no_tool_that_the_operator_excludes() -> None:
     none = discover(ToolPolicy(), exclude=["nmap"]).with_disabled(())
-    assert none.tools == {}
+    assert none.programs == {}
     with pytest.raises(NotFoundError) as caught:
         none.with_disabled({"nmap"}).get("nmap")
     assert caught.value.code == "unknown_tool"
     back = discover(ToolPolicy()).with_disabled(none.with_disabled({"nmap"}).disabled)
-    assert back.tools == {}, "it stays off when a reload offers it again"
+    assert back.programs == {}, "it stays disabled when a reload offers it again"

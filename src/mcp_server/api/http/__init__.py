@@ -1,1 +1,1 @@
-"""HTTP: authentication, authorization, limits, TLS and the server socket."""
+"""What MCP and REST over HTTP share: authentication, authorization, limits, TLS and the listening socket."""

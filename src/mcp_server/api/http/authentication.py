@@ -1,49 +1,58 @@
-"""Who calls: the credential of each HTTP request is checked before anything of its body is read (RFC 6750)."""
+"""Authentication of HTTP requests: the credential is checked before anything of the body is read (RFC 6750).
+
+Also serves the protected-resource metadata (RFC 9728), which tell a client without a token where to ask for one.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, Protocol
+from urllib.parse import urlsplit
 
 from mcp_server import metrics
-from mcp_server.api.http.authorization import ROUTES, route_of
-from mcp_server.api.http.challenges import challenge, with_metadata_url
+from mcp_server.api.http.asgi import ASGIApp, Receive, Scope, Send, header_values
+from mcp_server.api.http.authorization import MCP_PATH, ROUTES, challenge, route_of, with_metadata_url
+from mcp_server.api.http.callers import with_identity
 from mcp_server.api.http.middleware import CLOSE
-from mcp_server.api.http.principals import Principal, with_principal
-from mcp_server.api.http.problems import ASGIApp, Receive, Scope, Send, header_values, send_problem
-from mcp_server.api.http.resource_metadata import metadata_url, send_metadata, serves_metadata
+from mcp_server.api.http.problems import send_problem
 from mcp_server.errors import AccessError, NetworkToolsError
-from mcp_server.identity.base import TOKEN_NAME, Rejected
+from mcp_server.identity.base import TOKEN_NAME, Identity, Rejected
 from mcp_server.model.access import FULL_ACCESS, Permission
 
 if TYPE_CHECKING:
     from mcp_server.api.http.failed_authentications import FailedAuthentications
-    from mcp_server.config.auth import AuthConfig
-    from mcp_server.identity.base import Identity
+    from mcp_server.config.sections import AuthConfig
 
-_ANYBODY: Final = Principal(TOKEN_NAME, FULL_ACCESS)
+WELL_KNOWN: Final = "/.well-known/oauth-protected-resource"
+METADATA_PATHS: Final = frozenset({WELL_KNOWN, f"{WELL_KNOWN}{MCP_PATH}"})
+"""Clients ask for the one of the MCP endpoint first (MCP 2025-11-25, authorization)."""
+_OPERATOR: Final = Identity(TOKEN_NAME, FULL_ACCESS)
 
 
-class Authenticates(Protocol):
-    """What knows credentials: `identity.gate.Gate`."""
+class Admits(Protocol):
+    """Checks credentials: `identity.authenticator.Authenticator`."""
 
     async def admit(self, credential: str, peer: str) -> Identity:
-        """Who a credential stands for, that came from the address ``peer``; raises Rejected or NetworkToolsError."""
+        """The caller that ``credential`` identifies. ``peer`` is the address that it came from.
+
+        Raises Rejected for a wrong credential, NetworkToolsError if it cannot be checked now.
+        """
         ...
 
 
-class BearerAuth:
-    """ASGI guard that lets nobody in whom the gate does not know, and says to the apps behind who it is.
+class BearerMiddleware:
+    """Answers 401 to a request without a valid credential, and names the caller of any other request in its scope.
 
-    A credential is only ever read from ``Authorization: Bearer`` (RFC 6750 section 2.3 warns of query strings: they end
-    up in logs). Without a good one the answer is 401, 429 ``locked_out`` or 503 ``identity_unavailable``. The metadata
-    of the resource are there for everybody, while ``settings`` name an issuer.
+    A credential is only read from ``Authorization: Bearer``. RFC 6750 section 2.3 warns of query strings, because they
+    are logged. Other answers are 429 ``locked_out`` and 503 ``identity_unavailable``. The metadata are served to
+    everybody if ``settings`` name an issuer.
     """
 
     def __init__(
         self,
         app: ASGIApp,
-        authenticator: Authenticates,
+        authenticator: Admits,
         settings: Callable[[], AuthConfig],
         failed_authentications: FailedAuthentications | None = None,
     ) -> None:
@@ -58,74 +67,104 @@ class BearerAuth:
             await self._app(scope, receive, send)
             return
         settings = self._settings()
-        if serves_metadata(scope, settings):
-            await send_metadata(scope, send, settings)
+        if settings.issuer and scope.get("method") in {"GET", "HEAD"} and scope["path"] in METADATA_PATHS:
+            await _send_metadata(scope, send, settings)
             return
         scope = with_metadata_url(scope, metadata_url(settings))
         try:
-            principal = await self._principal(scope)
+            identity = await self._identify(scope)
         except Rejected as rejected:
             await self._refuse(scope, receive, send, rejected)
         except NetworkToolsError as error:
             if error.code == "locked_out":
-                await self._note(scope, Rejected("any", "locked_out"))
+                await self._report(scope, Rejected("any", "locked_out"))
             await send_problem(scope, receive, send, error, [CLOSE])
         else:
-            await self._app(known(scope, principal), receive, send)
+            await self._app(_authenticated(scope, identity), receive, send)
 
-    async def _principal(self, scope: Scope) -> Principal:
+    async def _identify(self, scope: Scope) -> Identity:
         values = header_values(scope, b"authorization")
         if not values:
             raise Rejected("none", "missing")
         scheme, _, credential = values[0].partition(b" ")
         if len(values) != 1 or scheme.lower() != b"bearer":
             raise Rejected("none", "malformed")
-        identity = await self._authenticator.admit(credential.strip(b" ").decode("latin-1"), _peer(scope))
-        return Principal(identity.name, identity.access)
+        return await self._authenticator.admit(credential.strip(b" ").decode("latin-1"), _peer(scope))
 
     async def _refuse(self, scope: Scope, receive: Receive, send: Send, rejected: Rejected) -> None:
-        await self._note(scope, rejected)
+        await self._report(scope, rejected)
         missing = rejected.reason == "missing"
-        # One answer for every wrong credential: it tells nothing about how wrong it was.
+        # Every wrong credential gets the same answer, so that the answer does not help to guess one.
         message = (
-            "no Authorization header was sent" if missing else "the Authorization header holds no valid bearer token"
+            "The request has no Authorization header."
+            if missing
+            else "The Authorization header holds no valid bearer token."
         )
-        header = challenge(scope, None if missing else "invalid_token", [_least_needed(scope)])
+        header = challenge(scope, None if missing else "invalid_token", [_least_permission(scope)])
         await send_problem(scope, receive, send, AccessError(message, code="unauthorized"), [header, CLOSE])
 
-    async def _note(self, scope: Scope, rejected: Rejected) -> None:
+    async def _report(self, scope: Scope, rejected: Rejected) -> None:
         metrics.count("mcp_authentication_failures_total", kind=rejected.kind, reason=rejected.reason)
-        # That none was sent is how clients find out what to send.
+        # A first request without a credential is normal: the answer tells the client which one to send.
         if self._failed_authentications is not None and rejected.reason != "missing":
             await self._failed_authentications.log(_peer(scope), rejected)
 
 
-class NoAuthentication:
-    """ASGI wrapper for ``server.auth`` none: whoever asks is the owner."""
+class NoAuthenticationMiddleware:
+    """For ``server.auth`` none: every caller is the operator."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on."""
-        await self._app(scope if scope["type"] == "lifespan" else known(scope, _ANYBODY), receive, send)
+        await self._app(scope if scope["type"] == "lifespan" else _authenticated(scope, _OPERATOR), receive, send)
 
 
-def known(scope: Scope, principal: Principal) -> dict[str, Any]:
-    """The scope for the apps behind, which says who calls: to this project's interfaces, and to the SDK.
+def metadata_url(settings: AuthConfig) -> str | None:
+    """The URL of the metadata as clients reach it. None without an issuer."""
+    if not settings.issuer:
+        return None
+    parts = urlsplit(settings.audience)
+    # A proxy that adds its own path must forward the resulting URL to this server.
+    return f"{parts.scheme}://{parts.netloc}{WELL_KNOWN}{parts.path.rstrip('/')}"
 
-    The SDK answers a session's id as an unknown one where another user than the one who opened it sends it
-    (CVE-2026-52869). What it gets is a name and no token.
+
+async def _send_metadata(scope: Scope, send: Send, settings: AuthConfig) -> None:
+    """Answer with the document of RFC 9728 section 2."""
+    document = {
+        "resource": settings.audience,
+        "authorization_servers": [settings.issuer],
+        "scopes_supported": [permission.value for permission in Permission],
+        "bearer_methods_supported": ["header"],
+        "resource_name": "MCP Network Tools Server",
+    }
+    body = json.dumps(document).encode()
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        (b"cache-control", b"max-age=300"),
+        CLOSE,
+    ]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+
+
+def _authenticated(scope: Scope, identity: Identity) -> dict[str, Any]:
+    """A copy of ``scope`` that names the caller to this project's interfaces and to the SDK.
+
+    The SDK treats a session id as unknown if another user opened that session (CVE-2026-52869). It gets the name of the
+    caller, and no token.
     """
     from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
     from mcp.server.auth.provider import AccessToken
 
-    user = AuthenticatedUser(AccessToken(token="", client_id=principal.name, scopes=[]))
-    return {**with_principal(scope, principal), "user": user}
+    user = AuthenticatedUser(AccessToken(token="", client_id=identity.name, scopes=[]))
+    return {**with_identity(scope, identity), "user": user}
 
 
-def _least_needed(scope: Scope) -> Permission:
-    """The permission that the least request to this address needs, whatever stands in its body."""
+def _least_permission(scope: Scope) -> Permission:
+    """The permission that a request to this path needs at least, whatever its body holds."""
     route = route_of(scope)
     return (route and ROUTES[route]) or Permission.TOOLS_READ
 

@@ -1,9 +1,9 @@
-"""What each route and each MCP method needs, in one table; and the guard that asks for it before a interface is reached.
+"""The permission that each route and each MCP method needs, and the middleware that asks for it.
 
-A tool's call needs what its risk says (`scope.permission`), which the pipeline judges for every interface. Over MCP that
-would be a tool's result, and no client asks its user for more rights because of one: so what the parameters tell
-already is judged here, and answered with 403 and a challenge (MCP authorization, insufficient scope; RFC 6750
-section 3.1).
+What a tool call needs depends on its risk (`scope.permissions`). The pipeline judges that for every interface. Over MCP
+its refusal is a tool result, and no client asks its user for more rights because of one. So if the parameters already
+show that a permission is missing, the middleware answers with 403 and a challenge (MCP authorization, insufficient
+scope; RFC 6750 section 3.1).
 """
 
 from __future__ import annotations
@@ -16,27 +16,29 @@ from pydantic_core import from_json
 from starlette.routing import compile_path
 
 from mcp_server import metrics
-from mcp_server.api.http.challenges import challenge
-from mcp_server.api.http.principals import Principal, client_of, principal_of
-from mcp_server.api.http.problems import ASGIApp, Message, Receive, Scope, Send, send_problem
-from mcp_server.api.http.serve import MCP_PATH
-from mcp_server.api.scope import NAME as SCOPE_TOOL
+from mcp_server.api.http.asgi import ASGIApp, Message, Receive, Scope, Send
+from mcp_server.api.http.callers import actor_of, identity_of, with_validated
+from mcp_server.api.http.problems import send_problem
 from mcp_server.errors import NetworkToolsError, NotFoundError
 from mcp_server.model.access import Permission
 from mcp_server.model.run import Actor
-from mcp_server.scope.permission import ALL, NEEDED, require_permission
+from mcp_server.scope.permissions import ALL, NEEDED, require_permission
 
 if TYPE_CHECKING:
+    from mcp_server.identity.base import Identity
     from mcp_server.pipeline.pipeline import Pipeline
+    from mcp_server.pipeline.validate import ValidatedRequest
 
+MCP_PATH: Final = "/mcp"
+_METADATA_URL: Final = "mcp_network_tools.resource_metadata"
 _READ, _RUNS, _ADMIN = Permission.TOOLS_READ, Permission.RUNS_READ, Permission.ADMIN
 
 ROUTES: Final[Mapping[tuple[str, str], Permission | None]] = {
     ("GET", "/"): _READ,
-    ("GET", "/livez"): None,  # an orchestrator's, which comes past every guard
+    ("GET", "/livez"): None,  # for an orchestrator, which no middleware stops
     ("GET", "/readyz"): None,
     ("GET", "/health"): _READ,
-    ("GET", "/metrics"): _READ,  # of tools and codes; no figure has an actor's name
+    ("GET", "/metrics"): _READ,  # of tools and codes; no metric names an actor
     ("GET", "/docs"): _READ,
     ("GET", "/docs/oauth2-redirect"): _READ,
     ("GET", "/openapi.json"): _READ,
@@ -53,11 +55,11 @@ ROUTES: Final[Mapping[tuple[str, str], Permission | None]] = {
     ("POST", "/admin/tools/{tool_name}/{action}"): _ADMIN,
     ("GET", "/admin/breakers"): _ADMIN,
     ("POST", "/admin/breakers/{tool_name}/{action}"): _ADMIN,
-    ("GET", MCP_PATH): None,  # a stream that says no more than that the tools have changed
+    ("GET", MCP_PATH): None,  # a stream that only says that the tools have changed
     ("POST", MCP_PATH): None,  # by the method of the message
     ("DELETE", MCP_PATH): None,
 }
-"""Permission that a route needs; None: whoever is known."""
+"""The permission that a route needs. None: any known caller may use it."""
 
 METHODS: Final[Mapping[str, Permission | None]] = {
     "initialize": None,
@@ -65,22 +67,22 @@ METHODS: Final[Mapping[str, Permission | None]] = {
     "ping": None,
     "tools/list": _READ,
     "tools/call": None,  # by the risk of the call
-    "subscriptions/listen": _READ,  # of changes of the list of tools
+    "subscriptions/listen": _READ,  # to changes of the list of tools
     "resources/list": _RUNS,
     "resources/templates/list": _RUNS,
     "resources/read": _RUNS,
 }
-"""Permission that an MCP method needs; what is not here has no handler, and is refused as unknown."""
+"""The permission that an MCP method needs. The SDK refuses any other method as unknown."""
 
-# The router's own expressions, because what it takes for a route must be one here: its ``$`` passes over a line break.
+# The router's own expressions, so that the same paths match here. Their ``$`` also matches before a line break.
 _PATTERNS: Final = [(method, compile_path(path)[0], path) for method, path in ROUTES]
 
 
-class Permissions:
-    """ASGI guard that answers 403 with a challenge where the caller lacks what the request needs.
+class PermissionMiddleware:
+    """Answers 403 with a challenge if the caller lacks a permission that the request needs.
 
-    It stands behind the guard that says who calls and the one that has read the body. ``routes`` are those of the
-    application behind: one that has no row in `ROUTES` is an error here, at the start.
+    Place it behind authentication and behind the middleware that reads the body. ``routes`` are those of the
+    application behind. Raises LookupError if one of them has no row in `ROUTES`.
     """
 
     def __init__(self, app: ASGIApp, pipeline: Pipeline, routes: Iterable[Any] = ()) -> None:
@@ -90,53 +92,48 @@ class Permissions:
         self._pipeline = pipeline
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, or answer it with a problem body and what would open it."""
+        """Pass the request on, or answer it with a problem body."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        principal = principal_of(scope)
         refusal: NetworkToolsError | None = None
         route = route_of(scope)
-        if scope["path"].endswith("\n"):  # the router would pass over it, and the guards behind would not
-            refusal = NotFoundError("no address here ends with a line break", code="not_found")
+        if scope["path"].endswith("\n"):  # the router would ignore it, and the middleware behind would not
+            refusal = NotFoundError("No path of this server ends with a line break.", code="not_found")
         elif route is not None:
-            refusal = await self._refusal_of_route(route, scope, principal)
-        if refusal is None and route == ("POST", MCP_PATH) and not _lacks_nothing(principal):
+            refusal = await self._missing(ROUTES[route], " ".join(route), actor_of(scope, "rest"))
+        if refusal is None and route == ("POST", MCP_PATH) and not _has_all(identity_of(scope)):
             message = await receive()
-            refusal = await self._refusal_of_message(message.get("body", b""), scope, principal)
+            request, refusal = await self._check_message(message.get("body", b""), actor_of(scope, "http"))
             receive = _again(message, receive)
+            scope = scope if request is None else with_validated(scope, request)
         if refusal is None:
             await self._app(scope, receive, send)
             return
-        stepped = [step_up(scope, refusal)] if refusal.code == "insufficient_scope" else []
-        await send_problem(scope, receive, send, refusal, stepped)
+        headers = [step_up(scope, refusal)] if refusal.code == "insufficient_scope" else []
+        await send_problem(scope, receive, send, refusal, headers)
 
-    async def _refusal_of_route(
-        self, route: tuple[str, str], scope: Scope, principal: Principal
-    ) -> NetworkToolsError | None:
-        return await self._missing(ROUTES[route], " ".join(route), principal.actor("rest", client_of(scope)))
-
-    async def _refusal_of_message(self, body: bytes, scope: Scope, principal: Principal) -> NetworkToolsError | None:
-        # By the body and not by the headers Mcp-Method and Mcp-Name: it is what is carried out, in both wire eras. The
-        # SDK refuses headers that say something else.
-        actor = principal.actor("http", client_of(scope))
+    async def _check_message(
+        self, body: bytes, actor: Actor
+    ) -> tuple[ValidatedRequest | None, NetworkToolsError | None]:
+        """Return the validated request if the message calls a tool, and the refusal if a permission is missing."""
+        # The body decides, not the headers Mcp-Method and Mcp-Name, because the body is carried out in both protocol
+        # revisions. The SDK refuses headers that differ from it.
         message = _read(body)
         method, params = (message.get("method"), message.get("params")) if isinstance(message, dict) else (None, None)
         if not isinstance(method, str):
-            return None
+            return None, None
         if method != "tools/call":
-            return await self._missing(METHODS.get(method), method, actor)
+            return None, await self._missing(METHODS.get(method), method, actor)
         name, given = (params.get("name"), params.get("arguments")) if isinstance(params, dict) else (None, None)
         arguments = given if isinstance(given, dict) else {}
         if not isinstance(name, str):
-            return None
-        if name == SCOPE_TOOL:
-            return await self._missing(_READ, f"tools/call {SCOPE_TOOL}", actor)
-        refusal = self._pipeline.foresee(name, arguments, actor)
-        return None if refusal is None else await self._pipeline.refuse(name, arguments, actor, refusal)
+            return None, None
+        request = self._pipeline.validate(name, arguments, actor)
+        return request, await self._pipeline.refuse(request) if request.lacks_permission else None
 
     async def _missing(self, needed: Permission | None, what: str, actor: Actor) -> NetworkToolsError | None:
-        """The refusal of an actor without ``needed``, after it was put on the log; ``what`` is a row of the tables."""
+        """The refusal of an actor without ``needed``, after it was logged. ``what`` is a row of the tables."""
         if needed is None:
             return None
         try:
@@ -148,14 +145,15 @@ class Permissions:
         return None
 
 
-def _lacks_nothing(principal: Principal) -> bool:
-    return principal.access.permissions >= ALL | {_RUNS}
+def _has_all(identity: Identity) -> bool:
+    return identity.access.permissions >= ALL | {_RUNS}
 
 
 def _read(body: bytes) -> Any:
-    """The message as the SDK will read it, None where it will not: it has one reader for each era.
+    """The message as the SDK reads it, or None if it cannot be read.
 
-    That of 2026-07-28 is the standard library's, which takes lone surrogates, deeper nesting, and UTF-16.
+    The SDK has one reader per protocol revision. That of 2026-07-28 is the standard library's, which accepts lone
+    surrogates, deeper nesting, and UTF-16.
     """
     for reader in (from_json, json.loads):
         try:
@@ -166,7 +164,7 @@ def _read(body: bytes) -> Any:
 
 
 def _again(message: Message, receive: Receive) -> Receive:
-    """A ``receive`` that gives the message first which was taken from it."""
+    """A ``receive`` that returns ``message`` first, which was taken from ``receive``."""
     held = [message]
 
     async def receive_again() -> Message:
@@ -175,17 +173,36 @@ def _again(message: Message, receive: Receive) -> Receive:
     return receive_again
 
 
-def step_up(scope: Scope, error: NetworkToolsError) -> tuple[bytes, bytes]:
-    """The ``WWW-Authenticate`` header of an ``insufficient_scope``: what the caller holds, and what it lacks.
+def with_metadata_url(scope: Scope, url: str | None) -> dict[str, Any]:
+    """A copy of ``scope`` that holds the URL of the protected-resource metadata for challenges, or None without one."""
+    return {**scope, _METADATA_URL: url}
 
-    Both, because clients ask their issuer for just what stands there, and would lose the rest.
+
+def challenge(scope: Scope, error: str | None, needed: Iterable[Permission]) -> tuple[bytes, bytes]:
+    """The ``WWW-Authenticate`` header of a refusal (RFC 6750 section 3, RFC 9728 section 5.1).
+
+    ``error`` is ``invalid_token``, ``insufficient_scope``, or None if no credential was sent. ``needed`` are the
+    permissions that the request needs. Every value is a word of this project or of the operator, never of the caller,
+    so none needs escaping.
+    """
+    scopes = " ".join(sorted(permission.value for permission in needed))
+    parts = {"error": error, "scope": scopes, "resource_metadata": scope.get(_METADATA_URL)}
+    text = ", ".join(f'{name}="{value}"' for name, value in parts.items() if value)
+    return b"www-authenticate", f"Bearer {text}".rstrip().encode("ascii")
+
+
+def step_up(scope: Scope, error: NetworkToolsError) -> tuple[bytes, bytes]:
+    """The ``WWW-Authenticate`` header of an ``insufficient_scope``.
+
+    It names the permissions that the caller holds and those that it lacks, because clients ask their issuer for exactly
+    the scopes in the header, and would lose the others.
     """
     lacking = {Permission(word) for word in error.details["scope"].split()}
-    return challenge(scope, "insufficient_scope", principal_of(scope).access.permissions | lacking)
+    return challenge(scope, "insufficient_scope", identity_of(scope).access.permissions | lacking)
 
 
 def route_of(scope: Scope) -> tuple[str, str] | None:
-    """The row of `ROUTES` that a request falls under; None where there is no such route, as the router will say."""
+    """The row of `ROUTES` that a request falls under, or None if there is no such route."""
     method = "GET" if scope.get("method") == "HEAD" else scope.get("method", "GET")
     path = scope["path"].rstrip("/") or "/"
     if (method, path) in ROUTES:
@@ -195,13 +212,13 @@ def route_of(scope: Scope) -> tuple[str, str] | None:
 
 
 def served(routes: Iterable[Any]) -> list[tuple[str, str]]:
-    """The methods and paths of Starlette's routes, a HEAD that goes with a GET left out."""
+    """The methods and paths of Starlette's routes. A HEAD that belongs to a GET is left out."""
     found = [(method, route.path) for route in routes for method in sorted(getattr(route, "methods", None) or ())]
     return [row for row in found if row[0] != "HEAD"]
 
 
 def scopes_of(method: str, path: str) -> tuple[str, ...] | None:
-    """The scopes of which a request needs one, as the API page says; None for a route that asks for no credential."""
+    """The scopes of which a request needs one, for the OpenAPI page. None for a route that needs no credential."""
     if path in {"/livez", "/readyz"}:
         return None
     needed = ROUTES[method, path]

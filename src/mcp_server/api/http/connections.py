@@ -1,135 +1,186 @@
-"""What uvicorn lacks: a deadline for a request's head, a cap behind authentication, and an end for what has none."""
+"""Connections of the HTTP interfaces: the listening socket, its limit, and a deadline for the head of each request."""
 
 from __future__ import annotations
 
 import asyncio
 import errno
-import logging
 import resource
 import socket
 import time
 import weakref
-from collections import Counter
-from collections.abc import Collection
+from dataclasses import dataclass
 from typing import Any, Final
 
-from mcp_server.api.http.principals import named_in
-from mcp_server.api.http.problems import ASGIApp, Message, Receive, Scope, Send, header_values, send_problem
-from mcp_server.errors import BusyError
+from mcp_server.errors import ConfigError, NetworkToolsError, PlatformError
+from mcp_server.logger import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 HEAD_SEC: Final = 10.0
-"""Seconds a connection has to send the head of a request; one that only holds its place is closed then."""
+"""Seconds within which a connection must send the head of a request. Otherwise it is closed."""
 KEEP_ALIVE_SEC: Final = 100
-"""Seconds a connection may rest between requests. Longer than clients keep one unused (httpx 5 s, nginx 60 s, Go's
-net/http 90 s), so that the client closes first: a request that crosses the server's own closing is lost.
+"""Seconds for which a connection may be idle between requests.
+
+Longer than common clients keep one (httpx 5 s, nginx 60 s, Go's net/http 90 s), so that the client closes it first. A
+request that is sent while the server closes the connection is lost.
 """
-
-
 UNREAD_SEC: Final = 30.0
-"""Seconds in which a client must take something of what waits for it. One that reads nothing, or is gone without a
-word, is dropped then, and with it whatever its answer holds: a place, a page, a file.
+"""Seconds within which a client must read some of the data that waits for it. Otherwise its connection is closed, and
+everything that its answer holds is freed.
 """
 UNREAD_AT_STOP_SEC: Final = 1.0
-"""The same for a server that stops."""
-
+"""The same while the server stops."""
 SPARE_DESCRIPTORS: Final = 256
-"""Descriptors that connections leave to programs, store, logs and checks; half of all where those are under 512."""
-KEPT_PLACES: Final = 4
-"""Places beside ``server.max_connections`` for health, metrics and ``/admin/``: a full server can be seen to."""
-SAY_SEC: Final = 60.0
-"""Seconds between two lines of the log about connections that were turned away."""
+"""File descriptors that connections leave for programs, store, logs and checks. Half of all if there are under 512."""
+WARNING_SEC: Final = 60.0
+"""Seconds between two warnings of the same kind about connections."""
 
 _NO_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-_ACCEPT_REST_SEC: Final = 0.5
-"""Less than asyncio waits (1 s) before it listens again where the system gave no descriptor."""
+_ACCEPT_PAUSE_SEC: Final = 0.5
+"""Less than asyncio's own pause (1 s) after it got no descriptor."""
 _CLOSED_AT_ONCE: Final = 64
-"""Connections closed before others have their turn."""
+"""Connections that are closed in one turn of the event loop."""
 
 
 def most_connections() -> int:
-    """Connections that a listener may hold open, by the process's limit on descriptors (RLIMIT_NOFILE)."""
+    """The most connections that a listener may hold open, by the process's limit on descriptors (RLIMIT_NOFILE)."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return 1 << 20
     return max(1, soft - min(soft // 2, SPARE_DESCRIPTORS))
 
 
-class BoundedSocket(socket.socket):
-    """A listening socket that closes a newcomer at once while ``most`` connections that it accepted are open.
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """A bound and listening socket. ``port`` is the real port, also if port 0 was asked for."""
 
-    Nothing less keeps descriptors free: asyncio accepts all that wait before it tells of the first, and where the
-    system gives none any more, it goes on trying as often as its backlog is long, and logs a traceback each time.
+    sock: socket.socket
+    host: str
+    port: int
+    scheme: str = "http"
+
+    @property
+    def url(self) -> str:
+        """The base address for a client on this machine, without a trailing slash."""
+        host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104 - clients cannot connect to a wildcard
+        return f"{self.scheme}://[{host}]:{self.port}" if ":" in host else f"{self.scheme}://{host}:{self.port}"
+
+    def close(self) -> None:
+        """Stop listening, if the socket was never passed to `serve_http`."""
+        self.sock.close()
+
+
+def listen(host: str, port: int, *, backlog: int = 128) -> Listener:
+    """Bind ``host`` (an address, or a name whose first address is used) and ``port`` (0 for any free one).
+
+    Raises ConfigError if the port is in use or the address is not one of this machine, PlatformError if binding is not
+    permitted.
+    """
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        sock = socket.create_server(address[:2], family=family, backlog=backlog)
+    except OSError as exc:
+        raise _bind_error(host, port, exc) from exc
+    return Listener(sock, host, sock.getsockname()[1])
+
+
+def adopt(sock: socket.socket, host: str) -> Listener:
+    """The listener of a socket that another process has bound to ``host``."""
+    return Listener(sock, host, sock.getsockname()[1])
+
+
+def _bind_error(host: str, port: int, exc: OSError) -> NetworkToolsError:
+    what = f"server.host {host!r} with server.port {port}"
+    if exc.errno == errno.EADDRINUSE:
+        return ConfigError(
+            f"{what} cannot be bound: the port is in use by another process.",
+            hint="Choose another port with --port or MCP_SERVER_PORT, or stop the process that uses it.",
+        )
+    if exc.errno in {errno.EACCES, errno.EPERM}:
+        return PlatformError(
+            f"{what} cannot be bound: this user is not permitted to ({exc.strerror}).",
+            hint="Choose a port of 1024 or above.",
+        )
+    return ConfigError(
+        f"{what} cannot be bound: {exc.strerror}.", hint="Set server.host to an address of this machine."
+    )
+
+
+class BoundedSocket(socket.socket):
+    """A listening socket that closes a new connection at once while ``limit`` accepted connections are open.
+
+    No weaker measure keeps descriptors free. asyncio accepts every waiting connection before it reports the first one.
+    If the system has no descriptor left, it tries again as often as its backlog is long, and logs a traceback
+    each time.
     """
 
-    def __init__(self, sock: socket.socket, most: int) -> None:
-        """Take ``sock`` over, which is an empty shell then."""
+    def __init__(self, sock: socket.socket, limit: int) -> None:
+        """Take ``sock`` over. It cannot be used afterwards."""
         super().__init__(sock.family, sock.type, sock.proto, fileno=sock.detach())
-        self._most = most
-        self._held: weakref.WeakSet[socket.socket] = weakref.WeakSet()
-        self._rest_until = 0.0
-        self._said = Said("connections.turned_away")
+        self._limit = limit
+        self._open: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+        self._paused_until = 0.0
+        self._warning = LimitedWarning("connections.turned_away")
 
     def accept(self) -> tuple[socket.socket, Any]:
-        """The next connection for which there is room; BlockingIOError where none waits."""
-        if time.monotonic() < self._rest_until:
+        """The next connection. Raises BlockingIOError if none is waiting."""
+        if time.monotonic() < self._paused_until:
             raise BlockingIOError
         try:
             for _ in range(_CLOSED_AT_ONCE):
-                taken, address = super().accept()
-                if self._has_space():
-                    self._held.add(taken)
-                    return taken, address
-                taken.close()
-                self._said.again(f"{self._most} connections are open, as many as the limit on descriptors allows")
+                accepted, address = super().accept()
+                if self._is_below_limit():
+                    self._open.add(accepted)
+                    return accepted, address
+                accepted.close()
+                self._warning.log(f"{self._limit} connections are open, as many as the limit on descriptors allows.")
         except OSError as exc:
             if exc.errno in _NO_DESCRIPTORS:
-                # asyncio stops listening for a second, but would call again at once, as often as its backlog is long.
-                self._rest_until = time.monotonic() + _ACCEPT_REST_SEC
+                # asyncio stops listening for a second, but first calls this again as often as its backlog is long.
+                self._paused_until = time.monotonic() + _ACCEPT_PAUSE_SEC
             raise
         raise BlockingIOError
 
-    def _has_space(self) -> bool:
-        if len(self._held) >= self._most:
-            self._held = weakref.WeakSet(held for held in self._held if held.fileno() >= 0)
-        return len(self._held) < self._most
+    def _is_below_limit(self) -> bool:
+        if len(self._open) >= self._limit:
+            self._open = weakref.WeakSet(each for each in self._open if each.fileno() >= 0)
+        return len(self._open) < self._limit
 
 
-class Said:
-    """A line of the log that is written once in `SAY_SEC` at most, with how often it was due since."""
+class LimitedWarning:
+    """A warning that is logged at most every `WARNING_SEC` seconds, with the number of events since the last one."""
 
     def __init__(self, event: str) -> None:
         self._event = event
         self._next = 0.0
-        self._due = 0
+        self._count = 0
 
-    def again(self, message: str) -> None:
-        """Count the event, and log it where it was not lately."""
-        self._due += 1
+    def log(self, message: str) -> None:
+        """Count the event, and log it if the last warning is long enough ago."""
+        self._count += 1
         now = time.monotonic()
         if now >= self._next:
-            logger.warning("%s count=%d: %s", self._event, self._due, message)
-            self._next, self._due = now + SAY_SEC, 0
+            logger.warning(self._event, count=self._count, message=message)
+            self._next, self._count = now + WARNING_SEC, 0
 
 
-class AcceptErrors:
-    """Exception handler of an event loop that keeps what asyncio says of missing descriptors to one line a minute."""
+class AcceptErrorHandler:
+    """Exception handler of an event loop. Limits what asyncio logs about missing descriptors to one line a minute."""
 
     def __init__(self) -> None:
-        self._said = Said("connections.no_descriptor")
+        self._warning = LimitedWarning("connections.no_descriptor")
 
     def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """Log ``context``, a line where it is a listener without a descriptor, and as asyncio does otherwise."""
+        """Log ``context``: one line for a missing descriptor, anything else as asyncio does."""
         exc = context.get("exception")
         if isinstance(exc, OSError) and exc.errno in _NO_DESCRIPTORS and "accept" in context.get("message", ""):
-            self._said.again(f"a connection could not be accepted: {exc.strerror}")
+            self._warning.log(f"A connection could not be accepted: {exc.strerror}.")
         else:
             loop.default_exception_handler(context)
 
 
 def deadline_protocol(head_sec: float = HEAD_SEC, unread_sec: float = UNREAD_SEC) -> Any:  # noqa: C901 - short methods of a class, counted as one function
-    """Uvicorn's h11 protocol with a deadline for each request's head (RFC 9112 section 9.5 leaves it open)."""
+    """Uvicorn's h11 protocol with a deadline for the head of each request (RFC 9112 section 9.5 does not set one)."""
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
     class DeadlineProtocol(H11Protocol):
@@ -137,8 +188,8 @@ def deadline_protocol(head_sec: float = HEAD_SEC, unread_sec: float = UNREAD_SEC
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
             super().connection_made(transport)
-            # The kernel's own measure: nothing acknowledged, or no room made for more, for so long (tcp(7), RFC 5482).
-            # It holds as well for what is left when an answer is complete, which uvicorn waits for without a limit.
+            # The kernel ends a connection whose peer reads nothing for so long (tcp(7), RFC 5482). That also covers the
+            # rest of a complete answer, for which uvicorn waits without a limit.
             sock = transport.get_extra_info("socket")
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(unread_sec * 1000))
             self._expect_head()
@@ -149,7 +200,7 @@ def deadline_protocol(head_sec: float = HEAD_SEC, unread_sec: float = UNREAD_SEC
             super().data_received(data)
 
         def on_response_complete(self) -> None:
-            # From here uvicorn's own keep-alive limit holds, until the first byte of another request.
+            # Uvicorn's keep-alive limit applies from here until the first byte of another request.
             self._expect_nothing()
             super().on_response_complete()
 
@@ -180,138 +231,3 @@ def deadline_protocol(head_sec: float = HEAD_SEC, unread_sec: float = UNREAD_SEC
                 self.transport.close()
 
     return DeadlineProtocol
-
-
-class RequestLimit:
-    """ASGI guard that answers 429 while ``limit`` requests of known callers are under way.
-
-    It stands behind authentication and behind the reading of bodies: neither connections of strangers nor bodies that
-    do not come can use the places up. Streams without an end (GET of a path in ``streams``, and MCP subscriptions)
-    have places of their own, half as many; health, metrics and ``/admin/`` have ``kept`` more than others. A caller
-    that is no admin has three quarters of each kind at most, so that one alone does not shut the others out.
-    """
-
-    def __init__(self, app: ASGIApp, limit: int, *, streams: Collection[str] = (), kept: int = 0) -> None:
-        self._app = app
-        self._limit = limit
-        self._streams = frozenset(streams)
-        self._kept = kept
-        self._under_way: Counter[str] = Counter()
-        self._of_callers: Counter[tuple[str, str | None]] = Counter()
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on while there is a place."""
-        if scope["type"] == "lifespan":
-            await self._app(scope, receive, send)
-            return
-        kind, most = "requests are under way", self._limit
-        if self._is_endless(scope):
-            kind, most = "streams are open", max(1, self._limit // 2)
-        elif _is_operators(scope):
-            most += self._kept
-        if self._under_way[kind] >= most:
-            error = BusyError(
-                f"{self._under_way[kind]} {kind}, as many as server.max_connections allows", retry_after=1
-            )
-            await send_problem(scope, receive, send, error)
-            return
-        own = _caller(scope)
-        share = max(1, most * 3 // 4)
-        if own is not None and self._of_callers[kind, own] >= share:
-            error = BusyError(f"{share} {kind} of this caller alone, the share of one", retry_after=1)
-            await send_problem(scope, receive, send, error)
-            return
-        self._under_way[kind] += 1
-        self._of_callers[kind, own] += 1
-        try:
-            await self._app(scope, receive, send)
-        finally:
-            self._under_way[kind] -= 1
-            self._of_callers[kind, own] -= 1
-            if not self._of_callers[kind, own]:
-                del self._of_callers[kind, own]
-
-    def _is_endless(self, scope: Scope) -> bool:
-        # The SDK refuses a message whose method is not the one that the header says.
-        if scope.get("method") == "POST":
-            return b"subscriptions/listen" in header_values(scope, b"mcp-method")
-        return scope.get("method") == "GET" and scope["path"].rstrip("/") in self._streams
-
-
-def _caller(scope: Scope) -> str | None:
-    """Whose share of the places a request takes; None for an admin."""
-    principal = named_in(scope)
-    return None if principal is None or principal.access.sees_all_runs else principal.name
-
-
-def _is_operators(scope: Scope) -> bool:
-    return scope["path"] in {"/health", "/metrics"} or scope["path"].startswith("/admin/")
-
-
-class Requests:
-    """ASGI wrapper that can end what has no end of its own, so that it does not hold up a server that stops.
-
-    That are event streams, which close as if they were over, and requests whose body does not come. It stands before
-    everything else. A request that the HTTP server cancels while this ends is no failure, and none is logged.
-    """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-        self._endless: set[asyncio.Task[Any]] = set()
-        self._ending = False
-
-    def end(self) -> None:
-        """Close event streams, and let go of requests that have not wholly come."""
-        self._ending = True
-        for task in self._endless:
-            task.cancel()
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on."""
-        task = asyncio.current_task()
-        if scope["type"] != "http" or task is None:
-            await self._app(scope, receive, send)
-            return
-        started = streams = complete = False
-        # A request may be without an end twice: while its body comes, and while its answer goes.
-        self._endless.add(task)
-
-        async def taking() -> Message:
-            message = await receive()
-            if not streams and not (message["type"] == "http.request" and message.get("more_body", False)):
-                self._endless.discard(task)
-            return message
-
-        async def giving(message: Message) -> None:
-            nonlocal started, streams, complete
-            started = True
-            if message["type"] == "http.response.start" and _is_event_stream(message):
-                streams = True
-                self._endless.add(task)
-            complete = message["type"] == "http.response.body" and not message.get("more_body", False)
-            await send(message)
-
-        try:
-            await self._app(scope, taking, giving)
-        except asyncio.CancelledError:
-            if not self._ending:
-                raise
-            task.uncancel()
-            if not started:
-                await send_problem(scope, _nothing_more, send, _stopping())
-            elif task in self._endless and not complete:
-                await send({"type": "http.response.body", "body": b"", "more_body": False})
-        finally:
-            self._endless.discard(task)
-
-
-async def _nothing_more() -> Message:
-    return {"type": "http.disconnect"}
-
-
-def _stopping() -> BusyError:
-    return BusyError("the server is stopping", code="shutting_down", retry_after=1)
-
-
-def _is_event_stream(start: Message) -> bool:
-    return any(value.startswith(b"text/event-stream") for value in header_values(start, b"content-type"))

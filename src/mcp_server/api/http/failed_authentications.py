@@ -1,8 +1,7 @@
-"""Failed authentications on the audit log: each kind from each address, and of a flood one a minute with the number."""
+"""Writes failed authentications on the audit log. Repeats of the same kind are collapsed to one record per minute."""
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
 from typing import Any, Final
@@ -12,18 +11,19 @@ from mcp_server.audit.log_rate_limiter import LogRateLimiter
 from mcp_server.errors import NetworkToolsError
 from mcp_server.identity.base import Rejected
 from mcp_server.identity.lockout import source_of
+from mcp_server.logger import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 MOST_KINDS: Final = 64
-"""Records a minute, at most: each costs a synced write. What is over it is counted under the address ``others``."""
+"""Records per minute, at most, because each is a synced write. The rest is counted under the address ``others``."""
 OTHERS: Final = "others"
 
 
 class FailedAuthentications:
-    """Writes who was not let in, without what they sent; used from one event loop.
+    """Logs rejected credentials, without the credentials themselves. For one event loop.
 
-    ``terms`` gives the hash of the policy in force and the enforcement, for each record.
+    ``terms`` returns the hash of the policy in force and the enforcement, for each record.
     """
 
     def __init__(
@@ -34,26 +34,26 @@ class FailedAuthentications:
         self._log_limiter: LogRateLimiter[tuple[str, str, str, str]] = LogRateLimiter(self._append, clock)
 
     async def log(self, peer: str, rejected: Rejected) -> None:
-        """Put a failure on the log, or count it where one of its kind is there already."""
+        """Log a rejected credential from the address ``peer``, or count it if its kind was logged within the minute."""
         key = (source_of(peer), rejected.kind, rejected.reason, rejected.key_id or "")
         if key not in self._log_limiter and len(self._log_limiter) >= MOST_KINDS:
             key = (OTHERS, "", "", "")
-        where = peer[:64] if key[0] != OTHERS else OTHERS
+        client = peer[:64] if key[0] != OTHERS else OTHERS
         code = "locked_out" if rejected.reason == "locked_out" else "unauthorized"
-        # Without a colon, behind which the log would see the value of a token.
+        # Without a colon, because the log redacts what follows `token:` as a secret.
         reason = f"{rejected.kind} {rejected.reason}"
-        fields: dict[str, Any] = {"interface": "http", "client": where, "code": code, "reason": reason}
+        fields: dict[str, Any] = {"interface": "http", "client": client, "code": code, "reason": reason}
         fields |= {"id": rejected.key_id} if rejected.key_id else {}
         if self._log_limiter.count(key, fields):
             await self._append(fields)
 
     async def close(self) -> None:
-        """Write what is still counted; safe to call twice."""
+        """Write the counts that are not logged yet. Can be called twice."""
         await self._log_limiter.close()
 
     async def _append(self, fields: dict[str, Any]) -> None:
         try:
             await self._audit.append("authentication", decision="deny", **fields, **self._terms())
         except NetworkToolsError as failure:
-            # The caller is refused all the same, and what is refused needs no log to go on.
-            logger.error("audit.authentication_not_logged: %s", failure.message)  # noqa: TRY400 - no traceback: the failure is a disk
+            # The request is refused in any case, so a failure of the audit log does not change the answer.
+            logger.error("audit.authentication_not_logged", message=failure.message)  # noqa: TRY400 - a traceback says no more

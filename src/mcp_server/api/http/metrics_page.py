@@ -1,67 +1,70 @@
-"""The metrics page: what a scraper reads at ``/metrics``, and where it stands on a port of its own.
+"""The metrics page: the text that Prometheus reads at ``/metrics``, and a small server for it on its own port.
 
-Over HTTP it is a page like the others. Over stdio there is no port unless the owner names one: several servers on
-one machine, each started by its client, must not fight for 9090.
+Over HTTP it is a page like the others. Over stdio there is no port unless the operator configures one, because several
+servers on one machine, each started by its client, would compete for port 9090.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from mcp_server import metrics
-from mcp_server.api.http.authentication import BearerAuth, NoAuthentication
+from mcp_server.api.http.asgi import ASGIApp, Receive, Scope, Send
+from mcp_server.api.http.authentication import BearerMiddleware, NoAuthenticationMiddleware
 from mcp_server.api.http.authorization import step_up
-from mcp_server.api.http.connections import HEAD_SEC, KEEP_ALIVE_SEC, BoundedSocket, RequestLimit, deadline_protocol
-from mcp_server.api.http.middleware import HostGuard
-from mcp_server.api.http.principals import principal_of
-from mcp_server.api.http.problems import ASGIApp, Receive, Scope, Send, send_problem
+from mcp_server.api.http.callers import identity_of
+from mcp_server.api.http.connections import HEAD_SEC, KEEP_ALIVE_SEC, BoundedSocket, deadline_protocol
+from mcp_server.api.http.middleware import HostMiddleware, RequestLimitMiddleware
+from mcp_server.api.http.problems import send_problem
 from mcp_server.errors import NetworkToolsError, NotFoundError
+from mcp_server.logger import get_logger
 from mcp_server.model.access import Permission
-from mcp_server.scope.permission import require_permission
+from mcp_server.scope.permissions import require_permission
 
 if TYPE_CHECKING:
     from mcp_server.config import Config
     from mcp_server.identity.authenticator import Authenticator
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 PATH: Final = "/metrics"
 HOST: Final = "127.0.0.1"
-"""The address of a page on a port of its own: for a scraper on this machine."""
+"""The address of the page on its own port: for a Prometheus on this machine."""
 MAX_REQUESTS: Final = 8
 MAX_CONNECTIONS: Final = 32
 STOP_SEC: Final = 1
 
 
 async def page(config: Config) -> bytes:
-    """The page in the media type `metrics.CONTENT_TYPE`; raises NotFoundError where the owner switched it off.
+    """The page, in the media type `metrics.CONTENT_TYPE`. Raises NotFoundError if the operator disabled it.
 
-    An empty page would read as a server where nothing happens.
+    An empty page would look like a server on which nothing happens.
     """
     for key in ("enabled", "prometheus_enabled"):
         if not getattr(config.metrics, key):
-            hint = f"Its owner can set metrics.{key} to true."
-            raise NotFoundError(f"metrics are not offered: metrics.{key} is false", hint=hint)
-    # The numbers are copied here, where their readers belong; writing them out takes longer, and 50 ms at first.
-    return await asyncio.to_thread(metrics.render, metrics.collect())
+            hint = f"The operator can set metrics.{key} to true."
+            raise NotFoundError(f"This server offers no metrics: metrics.{key} is false.", hint=hint)
+    metrics.refresh()
+    # A page of 1,000 lines takes 10 ms.
+    return await asyncio.to_thread(metrics.exposition)
 
 
 class MetricsPage:
-    """The page on a port of its own, at 127.0.0.1, behind the same checks of Host and credential as the HTTP interfaces.
+    """The page on its own port of 127.0.0.1, with the same checks of Host and credential as the HTTP interfaces.
 
-    It is there where ``metrics.prometheus_port`` was set by the owner and is not the port of the HTTP interfaces. In the
-    kernel and rootless tiers the server's 127.0.0.1 is not the host's, so there is none (``guarded``).
+    It is served if ``metrics.prometheus_port`` is set and is not the port of the HTTP interfaces. It is not served in
+    the kernel and rootless tiers (``guarded``), because the server's 127.0.0.1 is not that of the host there.
+
+    ``config`` and ``authenticator`` are called each time they are needed, so that a reload takes effect.
     """
 
     def __init__(
         self, config: Callable[[], Config], authenticator: Callable[[], Authenticator], *, guarded: bool
     ) -> None:
-        """Take the configuration from ``config`` whenever it is asked for, so that a reload holds."""
         self._config = config
         self._authenticator = authenticator
         self._guarded = guarded
@@ -69,10 +72,11 @@ class MetricsPage:
         self._task: asyncio.Task[None] | None = None
 
     def follow(self) -> None:
-        """Open, move or close the page as the configuration says now; returns at once, and what fails is logged."""
+        """Open, move or close the page, as the configuration says. Returns at once. A failure is logged."""
         port = _wanted_port(self._config())
         if port is not None and self._guarded:
-            logger.warning("metrics.page_unreachable port=%d: the guard's 127.0.0.1 is not this host's", port)
+            message = "Inside a guard, 127.0.0.1 is not that of the host."
+            logger.warning("metrics.page_unreachable", port=port, message=message)
             port = None
         if port == self._port and (port is None or (self._task is not None and not self._task.done())):
             return
@@ -80,7 +84,7 @@ class MetricsPage:
         self._task = asyncio.create_task(self._serve(before, port), name="metrics-page")
 
     async def stop(self) -> None:
-        """Close the page; safe to call twice, or without `follow`."""
+        """Close the page. Can be called twice, or without `follow`."""
         task, self._task = self._task, None
         await _ended(task)
 
@@ -92,37 +96,37 @@ class MetricsPage:
             app = await asyncio.to_thread(self._application, port)
             sock = BoundedSocket(socket.create_server((HOST, port)), MAX_CONNECTIONS)
         except (OSError, NetworkToolsError) as error:
-            # Calls are what this server is for: without its page it still does all of them.
-            logger.warning("metrics.page_not_served port=%d: %s", port, error)
+            # The server can still run calls without this page.
+            logger.warning("metrics.page_not_served", port=port, message=str(error))
             return
         with sock:
-            logger.info("metrics.page_served url=%s", f"http://{HOST}:{port}{PATH}")
+            logger.info("metrics.page_served", url=f"http://{HOST}:{port}{PATH}")
             await _serve_until_cancelled(app, sock)
 
     def _application(self, port: int) -> ASGIApp:
-        import uvicorn  # noqa: F401 - 100 ms that the event loop shall not wait for
+        import uvicorn  # noqa: F401 - takes 100 ms, here outside the event loop
 
-        app: ASGIApp = RequestLimit(self._answer, MAX_REQUESTS)
+        app: ASGIApp = RequestLimitMiddleware(self._answer, MAX_REQUESTS)
         config = self._config()
         if config.server.auth == "token":
             authenticator = self._authenticator()
             authenticator.prepare()
-            app = BearerAuth(app, authenticator, lambda: self._config().auth)
+            app = BearerMiddleware(app, authenticator, lambda: self._config().auth)
         else:
-            app = NoAuthentication(app)
-        return HostGuard(app, frozenset({f"{HOST}:{port}", f"localhost:{port}"}), frozenset())
+            app = NoAuthenticationMiddleware(app)
+        return HostMiddleware(app, frozenset({f"{HOST}:{port}", f"localhost:{port}"}), frozenset())
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             if scope["type"] != "http" or scope["path"] != PATH:
-                raise NotFoundError(f"only {PATH} is here")
+                raise NotFoundError(f"This server has only {PATH}.")
             if scope["method"] not in {"GET", "HEAD"}:
-                raise NotFoundError(f"{PATH} is only read", code="method_not_allowed")
-            require_permission(principal_of(scope).access, Permission.TOOLS_READ, f"GET {PATH} was asked for")
+                raise NotFoundError(f"{PATH} accepts only GET and HEAD.", code="method_not_allowed")
+            require_permission(identity_of(scope).access, Permission.TOOLS_READ, f"GET {PATH} was asked for")
             body = await page(self._config())
         except NetworkToolsError as error:
-            stepped = [step_up(scope, error)] if error.code == "insufficient_scope" else []
-            await send_problem(scope, receive, send, error, stepped)
+            headers = [step_up(scope, error)] if error.code == "insufficient_scope" else []
+            await send_problem(scope, receive, send, error, headers)
             return
         headers = [
             (b"content-type", metrics.CONTENT_TYPE.encode()),
@@ -153,7 +157,7 @@ async def _serve_until_cancelled(app: ASGIApp, sock: socket.socket) -> None:
     class Uvicorn(uvicorn.Server):
         @contextmanager
         def capture_signals(self) -> Iterator[None]:
-            # Signals are the business of the server that this page belongs to.
+            # The server that this page belongs to handles signals.
             yield
 
     settings: dict[str, Any] = {"proxy_headers": False, "server_header": False, "timeout_keep_alive": KEEP_ALIVE_SEC}

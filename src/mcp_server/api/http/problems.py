@@ -1,22 +1,19 @@
-"""Refusals of the HTTP interfaces, written before any framework is involved: RFC 9457 problem bodies over plain ASGI."""
+"""Errors of the HTTP interfaces as problem bodies (RFC 9457), over plain ASGI and on the OpenAPI page."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from http import HTTPStatus
-from typing import Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final
 
+from mcp_server.api.http.asgi import Message, Receive, Scope, Send
 from mcp_server.errors import ERRORS, NetworkToolsError
 
-Scope: TypeAlias = MutableMapping[str, Any]
-Message: TypeAlias = MutableMapping[str, Any]
-Receive: TypeAlias = Callable[[], Awaitable[Message]]
-Send: TypeAlias = Callable[[Message], Awaitable[None]]
-ASGIApp: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
-"""The shapes of the ASGI specification, spelled out so that a guard need not import a framework."""
+if TYPE_CHECKING:
+    from starlette.responses import JSONResponse
 
 PROBLEM_JSON: Final = "application/problem+json"
 
@@ -33,27 +30,27 @@ PROBLEM_SCHEMA: Final[dict[str, Any]] = {
         "type": {"type": "string"},
         "title": {"type": "string"},
         "status": {"type": "integer"},
-        "code": {"type": "string", "description": "A row of the error table", "enum": sorted(ERRORS)},
+        "code": {"type": "string", "description": "A code of docs/errors.md", "enum": sorted(ERRORS)},
         "message": {"type": "string"},
         "hint": {"type": "string"},
         "retryable": {"type": "boolean", "description": "Whether the same call may succeed later"},
         "details": {"type": "object"},
-        "result": {"type": "object", "description": "What a run that failed or was cut short still gave"},
+        "result": {"type": "object", "description": "The partial result of a run that failed or was ended early"},
     },
 }
-"""`problem_body` on the OpenAPI page, where it is the schema ``Problem``."""
+"""The schema ``Problem`` of the OpenAPI page, which describes `problem_body`."""
 
-GUARDED: Final = (401, 403, 408, 413, 422, 429, 500, 503)
-"""Problems that every route behind the guards may answer with."""
+COMMON_STATUSES: Final = (401, 403, 408, 413, 422, 429, 500, 503)
+"""Statuses of the problems that every route behind the middleware may answer with."""
 
 _RETRY: Final = {
-    "Retry-After": {"description": "Seconds to wait, where known", "schema": {"type": "integer", "minimum": 1}}
+    "Retry-After": {"description": "Seconds to wait, if known", "schema": {"type": "integer", "minimum": 1}}
 }
 _HEADERS: Final[dict[int, dict[str, Any]]] = {
     401: {"WWW-Authenticate": {"required": True, "schema": {"type": "string", "pattern": "^Bearer"}}},
     403: {
         "WWW-Authenticate": {
-            "description": "The scopes that would open it, where the caller lacks one",
+            "description": "The scopes that the request needs, if the caller lacks one",
             "schema": {"type": "string", "pattern": '^Bearer error="insufficient_scope"'},
         }
     },
@@ -64,7 +61,7 @@ _HEADERS: Final[dict[int, dict[str, Any]]] = {
 
 
 def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The problems of a route as FastAPI's ``responses`` takes them, by status."""
+    """The problems of a route, by status, for FastAPI's ``responses``."""
     return {
         status: {
             "description": _title(status),
@@ -76,30 +73,43 @@ def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def problem_body(error: NetworkToolsError) -> dict[str, Any]:
-    """The body of an error: RFC 9457's ``type``, ``title`` and ``status``, and code, message, hint, retryable."""
+    """The body of an error: ``type``, ``title`` and ``status`` of RFC 9457, and `NetworkToolsError.as_dict`."""
     status = error.spec.http
     return {"type": "about:blank", "title": _title(status), "status": status, **error.as_dict()}
 
 
 def _title(status: int) -> str:
-    # 499 (client closed request) is nobody's standard, and has no phrase.
+    # No standard defines 499, which nginx uses for a client that closed its connection.
     return HTTPStatus(status).phrase if status != 499 else "Client Closed Request"
 
 
 def retry_header(error: NetworkToolsError) -> dict[str, str]:
-    """``Retry-After`` in whole seconds (RFC 9110 section 10.2.3), where the error says when to come back."""
+    """The header ``Retry-After`` in seconds (RFC 9110 section 10.2.3), if the error says when to try again."""
     wait = error.details.get("retry_after")
     return {} if wait is None else {"Retry-After": str(wait)}
+
+
+def problem_response(
+    error: NetworkToolsError, extra: Mapping[str, Any] | None = None, headers: Mapping[str, str] | None = None
+) -> JSONResponse:
+    """The answer of a REST route to ``error``. ``extra`` are further fields of the body."""
+    from starlette.responses import JSONResponse
+
+    return JSONResponse(
+        {**problem_body(error), **(extra or {})},
+        status_code=error.spec.http,
+        media_type=PROBLEM_JSON,
+        headers=retry_header(error) | dict(headers or {}),
+    )
 
 
 async def send_problem(
     scope: Scope, receive: Receive, send: Send, error: NetworkToolsError, headers: Iterable[tuple[bytes, bytes]] = ()
 ) -> None:
-    """Answer the request in ``scope`` with ``error``: its HTTP status, and `problem_body` as the body.
+    """Answer the request in ``scope`` with the HTTP status of ``error`` and its `problem_body`. Closes a websocket.
 
-    A websocket is closed instead. The answer goes out at once and is never cached; what the caller still sends is
-    thrown away for a moment, because closing on unread data would reset the connection and take the answer with it
-    (RFC 9112 section 9.6).
+    The answer is sent at once and is never cached. The rest of the request is then read and discarded for a moment,
+    because to close a connection with unread data resets it, and the client may lose the answer (RFC 9112 section 9.6).
     """
     if scope["type"] == "websocket":
         await send({"type": "websocket.close", "code": _CLOSE_POLICY_VIOLATION, "reason": error.code})
@@ -133,8 +143,3 @@ async def _discard_body(receive: Receive) -> None:
             while message.get("more_body", False) and discarded < _DISCARD_BYTES:
                 message = await receive()
                 discarded += len(message.get("body", b""))
-
-
-def header_values(scope: Scope, name: bytes) -> list[bytes]:
-    """Every value of the header ``name`` (lower case); the list shows duplicates that a mapping would fold away."""
-    return [value for key, value in scope["headers"] if key == name]

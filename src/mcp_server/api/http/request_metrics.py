@@ -1,6 +1,6 @@
-"""HTTP requests as metrics: how many, of which route, with which status, and how long until the answer began.
+"""Metrics of HTTP requests: how many, by route and status, and how long until the answer began.
 
-Routes are the templates that the applications declare, never the path of a caller; what matches none is ``other``.
+A route is a template that the applications declare, never the path of a caller. A path that matches none is ``other``.
 """
 
 from __future__ import annotations
@@ -10,23 +10,23 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from mcp_server import metrics
-from mcp_server.api.http.problems import ASGIApp, Message, Receive, Scope, Send
-from mcp_server.api.http.serve import MCP_PATH
+from mcp_server.api.http.asgi import ASGIApp, Message, Receive, Scope, Send
+from mcp_server.api.http.authorization import MCP_PATH
 
 METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-"""Methods that are named; a caller may send any word."""
+"""Methods that are a label. A caller may send any other word, which is counted as ``other``."""
 GONE: Final = "499"
-"""Status of a request whose client went away before an answer began (nginx' word; the one of error ``cancelled``)."""
+"""Status of a request whose client disconnected before an answer began, as in nginx and of the error ``cancelled``."""
 
 
-class RequestMetrics:
-    """ASGI wrapper around everything, so that what a guard refused is counted as well.
+class RequestMetricsMiddleware:
+    """Counts requests. Place it before everything else, so that requests which other middleware refuses are counted.
 
     A request is counted when its answer begins: a stream may last for hours, and a slow reader is not a slow server.
     """
 
     def __init__(self, app: ASGIApp, routes: Iterable[Any]) -> None:
-        """Measure ``app``; ``routes`` are Starlette's or FastAPI's, of which the templates are read."""
+        """Count the requests to ``app``. ``routes`` are Starlette's or FastAPI's, whose templates are used."""
         from starlette.routing import compile_path
 
         self._app = app
@@ -42,7 +42,7 @@ class RequestMetrics:
         started = time.perf_counter()
         answered = False
 
-        async def counted(message: Message) -> None:
+        async def counting_send(message: Message) -> None:
             nonlocal answered
             if message["type"] == "http.response.start" and not answered:
                 answered = True
@@ -51,13 +51,13 @@ class RequestMetrics:
 
         crashed = False
         try:
-            await self._app(scope, receive, counted)
+            await self._app(scope, receive, counting_send)
         except Exception:
             crashed = True
             raise
         finally:
             if not answered:
-                # The server below answers 500 to a crash by itself; nobody hears an answer after a disconnect.
+                # Uvicorn answers 500 to an exception by itself. A client that has disconnected gets no answer.
                 self._count(scope, "500" if crashed else GONE, time.perf_counter() - started)
 
     def route(self, path: str) -> str:

@@ -1,4 +1,7 @@
-"""Room for another 2025-era session where there is none: of whoever has the most, the longest unused is forgotten."""
+"""Limits the MCP sessions of protocol revision 2025.
+
+Evicts the least recently used session of the caller with the most sessions when the limit is reached.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,8 @@ import math
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from mcp_server.api.http.problems import ASGIApp, Receive, Scope, Send, header_values, send_problem
+from mcp_server.api.http.asgi import ASGIApp, Receive, Scope, Send, header_values
+from mcp_server.api.http.problems import send_problem
 from mcp_server.errors import BusyError
 
 if TYPE_CHECKING:
@@ -14,57 +18,58 @@ if TYPE_CHECKING:
     from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 
 
-class ForgetIdle:
-    """ASGI wrapper of the SDK's app that keeps the sessions of ``manager`` to ``most``.
+class SessionLimitMiddleware:
+    """Keeps the number of sessions of ``manager`` at or below ``limit``.
 
-    The SDK alone would refuse everybody new until one has been idle for its whole time. A client whose session is
-    forgotten gets 404, and opens another (MCP 2025-11-25, transports, session management). It is one of the caller's
-    with the most of them, so that whoever opens them without end loses its own. Where each has a request or a stream
-    open, the answer is 429.
+    The SDK alone would refuse every new client until some session has been idle for its whole time. A client whose
+    session was evicted gets 404, and opens another (MCP 2025-11-25, transports, session management). The session is one
+    of the caller that has the most, so that a caller which opens sessions without end evicts its own. If every session
+    has an open request or stream, the answer is 429.
     """
 
-    def __init__(self, app: ASGIApp, manager: StreamableHTTPSessionManager, most: int) -> None:
+    def __init__(self, app: ASGIApp, manager: StreamableHTTPSessionManager, limit: int) -> None:
         self._app = app
         self._manager = manager
-        self._most = most
+        self._limit = limit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, with room for the session it may open."""
-        if scope["type"] == "http" and self._may_open(scope):
+        """Pass the request on. If it may open a session, make sure that there is space for it."""
+        if scope["type"] == "http" and _may_open(scope):
             sessions = self._sessions()
-            if len(sessions) >= self._most:
-                longest = self._longest_idle(sessions)
-                if longest.idle_scope is None or _idle_until(longest) == math.inf:
-                    error = BusyError(f"{len(sessions)} MCP sessions are open, and all in use", retry_after=1)
+            if len(sessions) >= self._limit:
+                evicted = self._choose(sessions)
+                if evicted.idle_scope is None or _idle_until(evicted) == math.inf:
+                    error = BusyError(f"{len(sessions)} MCP sessions are open, and all are in use.", retry_after=1)
                     await send_problem(scope, receive, send, error)
                     return
-                longest.idle_scope.cancel()  # what the SDK does itself at the end of the idle time
+                evicted.idle_scope.cancel()  # as the SDK does at the end of the idle time
         await self._app(scope, receive, send)
 
-    def _may_open(self, scope: Scope) -> bool:
-        from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS
-
-        if scope["method"] != "POST" or header_values(scope, b"mcp-session-id"):
-            return False
-        versions = header_values(scope, b"mcp-protocol-version")
-        return not versions or versions[0].decode("latin-1") in HANDSHAKE_PROTOCOL_VERSIONS
-
     def _sessions(self) -> list[StreamableHTTPServerTransport]:
-        known = self._manager._server_instances.values()  # noqa: SLF001 - the SDK shows them nowhere else
+        known = self._manager._server_instances.values()  # noqa: SLF001 - the SDK has no public name for them
         return [each for each in known if each.idle_scope is None or not each.idle_scope.cancel_called]
 
-    def _longest_idle(self, sessions: list[StreamableHTTPServerTransport]) -> StreamableHTTPServerTransport:
-        """The one to forget: of the callers with the most sessions, or where those are all in use, of all."""
-        owners = self._manager._session_owners  # noqa: SLF001 - as below
+    def _choose(self, sessions: list[StreamableHTTPServerTransport]) -> StreamableHTTPServerTransport:
+        """The session to evict: of the callers with the most sessions, or of all callers if those are in use."""
+        owners = self._manager._session_owners  # noqa: SLF001 - the SDK has no public name for them
         found = [owners.get(each.mcp_session_id or "") for each in sessions]
-        whose = [None if owner is None else owner["client_id"] for owner in found]
-        held = Counter(whose)
-        most = max(held.values())
-        crowd = [each for each, owner in zip(sessions, whose, strict=True) if held[owner] == most]
-        longest = min(crowd, key=_idle_until)
-        return min(sessions, key=_idle_until) if _idle_until(longest) == math.inf else longest
+        callers = [None if owner is None else owner["client_id"] for owner in found]
+        count = Counter(callers)
+        most = max(count.values())
+        candidates = [each for each, caller in zip(sessions, callers, strict=True) if count[caller] == most]
+        longest_idle = min(candidates, key=_idle_until)
+        return min(sessions, key=_idle_until) if _idle_until(longest_idle) == math.inf else longest_idle
+
+
+def _may_open(scope: Scope) -> bool:
+    from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS
+
+    if scope["method"] != "POST" or header_values(scope, b"mcp-session-id"):
+        return False
+    versions = header_values(scope, b"mcp-protocol-version")
+    return not versions or versions[0].decode("latin-1") in HANDSHAKE_PROTOCOL_VERSIONS
 
 
 def _idle_until(session: StreamableHTTPServerTransport) -> float:
-    """When the SDK would forget it, infinite while it is in use: the least has been idle for the longest."""
+    """When the SDK would close the session, infinite while it is in use. The lowest value has been idle the longest."""
     return math.inf if session.idle_scope is None else session.idle_scope.deadline

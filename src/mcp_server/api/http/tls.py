@@ -1,68 +1,58 @@
-"""TLS for the HTTP interfaces: TLS 1.2 or later, and a client's certificate where the owner names who signs those."""
+"""TLS for the HTTP interfaces: TLS 1.2 or later, and client certificates if the operator names their authority."""
 
 from __future__ import annotations
 
-import os
 import ssl
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from mcp_server.errors import ConfigError
+from mcp_server.operator_files.reading import OTHERS_ACCESS, FileRules, read_file
 
 if TYPE_CHECKING:
     from mcp_server.config.sections import ServerConfig
 
+_MAX_BYTES: Final = 4 * 1024 * 1024
+
 
 def tls_context(settings: ServerConfig) -> ssl.SSLContext | None:
-    """What the server speaks TLS with, or None where no certificate is set.
+    """The TLS context of the server, or None if no certificate is configured.
 
-    Raises ConfigError that names the key: for a file that cannot be read or is none of its kind, a private key that
-    others can read or that is not the certificate's.
+    Raises ConfigError if a file cannot be read or parsed, if other users can read the private key, or if the key does
+    not belong to the certificate. The error names the configuration key.
     """
     if settings.tls_cert is None or settings.tls_key is None:
         return None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    _readable("server.tls_cert", settings.tls_cert)
-    mode = _readable("server.tls_key", settings.tls_key)
-    if mode & 0o077:
-        raise ConfigError(
-            f"server.tls_key {settings.tls_key} is open to other users (mode {mode & 0o7777:04o})",
-            hint="chmod 600 it, and give it to the user that runs the server.",
-        )
+    _check("server.tls_cert", settings.tls_cert)
+    _check("server.tls_key", settings.tls_key, OTHERS_ACCESS)
     try:
-        # A passphrase would be asked for on the terminal: there is none to give it.
+        # Without this function, OpenSSL would ask for a passphrase on the terminal.
         context.load_cert_chain(settings.tls_cert, settings.tls_key, password=lambda: "")
     except (ssl.SSLError, OSError, ValueError) as error:
         raise ConfigError(
             f"server.tls_cert {settings.tls_cert} and server.tls_key {settings.tls_key} cannot be used together: "
-            f"{_reason(error)}",
-            hint="Both are PEM files, the key has no passphrase, and is the one of the first certificate.",
+            f"{_reason(error)}.",
+            hint="Use PEM files. The key must have no passphrase, and belong to the first certificate.",
         ) from None
     if settings.tls_client_ca is not None:
-        _readable("server.tls_client_ca", settings.tls_client_ca)
+        _check("server.tls_client_ca", settings.tls_client_ca)
         context.verify_mode = ssl.CERT_REQUIRED
         try:
             context.load_verify_locations(settings.tls_client_ca)
         except (ssl.SSLError, OSError) as error:
             raise ConfigError(
-                f"server.tls_client_ca {settings.tls_client_ca} cannot be used: {_reason(error)}",
-                hint="It is a PEM file of the certificates that sign those of clients.",
+                f"server.tls_client_ca {settings.tls_client_ca} cannot be used: {_reason(error)}.",
+                hint="Use a PEM file with the certificates of the authorities that sign client certificates.",
             ) from None
     return context
 
 
-def _readable(key: str, path: Path) -> int:
-    """The mode of a file that can be read."""
-    try:
-        with path.open("rb") as file:
-            file.read(1)
-            return os.fstat(file.fileno()).st_mode
-    except OSError as error:
-        raise ConfigError(
-            f"{key} {path} cannot be read: {error.strerror}",
-            hint="The user that runs the server must be able to read it; in the kernel tier that is guard.user.",
-        ) from None
+def _check(key: str, path: Path, forbidden_mode: int = 0) -> None:
+    """Raise ConfigError if the file of the setting ``key`` cannot be read, or its mode has a forbidden bit."""
+    hint = "Change its owner to the user that runs the server (in the kernel tier guard.user), and its mode to 600."
+    read_file(path, FileRules(f"file of {key}", _MAX_BYTES, key, forbidden_mode, hint=hint))
 
 
 def _reason(error: Exception) -> str:

@@ -1,6 +1,6 @@
-"""Runs as MCP resources: ``run://{id}`` is the record with its hosts in pages, ``run://{id}/raw`` the raw output.
+"""Stored runs as MCP resources: ``run://{id}`` is a run with its hosts, ``run://{id}/raw`` its raw output.
 
-Every page is bounded; the next one is named in the page itself (``next``) and in the contents' ``_meta``.
+Both are read in pages of limited size. A page names the next one, in its field ``next`` and in ``_meta``.
 """
 
 from __future__ import annotations
@@ -33,10 +33,9 @@ _RUN_URI = re.compile(r"run://(?P<id>[A-Za-z0-9_-]{1,100})(?P<raw>/raw)?/?(?:\?(
 
 
 class RunResources:
-    """The resource handlers of the MCP interface, over a store that is opened at the first use.
+    """The resource handlers of the MCP interface.
 
-    ``caller`` gives the actor behind a message, who reads its own runs, or all where it may; ``doubt`` is called where
-    the store fails.
+    ``caller`` returns the actor behind a message. ``invalidate`` is called if the store fails.
     """
 
     def __init__(
@@ -52,7 +51,7 @@ class RunResources:
     async def list_templates(
         self, _ctx: ServerRequestContext[Any], _params: types.PaginatedRequestParams | None
     ) -> types.ListResourceTemplatesResult:
-        """Name the two kinds of address."""
+        """List the two kinds of URI."""
         return types.ListResourceTemplatesResult(
             resource_templates=[
                 types.ResourceTemplate(
@@ -75,11 +74,11 @@ class RunResources:
     ) -> types.ListResourcesResult:
         """List runs, newest first."""
         try:
-            his = reader(self._caller(ctx))
+            caller = reader(self._caller(ctx))
             store = await self._open_store()
-            page = await store.list_runs(limit=RUNS_PER_PAGE, cursor=params.cursor if params else None, caller=his)
+            page = await store.list_runs(limit=RUNS_PER_PAGE, cursor=params.cursor if params else None, caller=caller)
         except NetworkToolsError as error:
-            raise self._told(error) from None
+            raise self._protocol_error(error) from None
         return types.ListResourcesResult(
             resources=[
                 types.Resource(
@@ -100,23 +99,24 @@ class RunResources:
         try:
             return await self._read(str(params.uri), reader(self._caller(ctx)))
         except NetworkToolsError as error:
-            raise self._told(error) from None
+            raise self._protocol_error(error) from None
 
-    def _told(self, error: NetworkToolsError) -> MCPError:
+    def _protocol_error(self, error: NetworkToolsError) -> MCPError:
         if isinstance(error, PlatformError):
             self._invalidate()
-        return _protocol_error(error)
+        code = types.INTERNAL_ERROR if error.spec.http >= 500 else types.INVALID_PARAMS
+        return MCPError(code=code, message=error.message, data=error.as_dict())
 
     async def _read(self, uri: str, caller: str | None) -> types.ReadResourceResult:
         run_id, raw, query = parse_run_uri(uri)
         store = await self._open_store()
         if raw:
-            text, following = await self._raw_page(store, await store.get_run(run_id, caller=caller), query)
+            text, next_uri = await self._raw_page(store, await store.get_run(run_id, caller=caller), query)
             mime = "text/plain"
         else:
-            text, following = await self._run_page(store, run_id, query, caller)
+            text, next_uri = await self._run_page(store, run_id, query, caller)
             mime = "application/json"
-        meta = {"next": following} if following else None
+        meta = {"next": next_uri} if next_uri else None
         return types.ReadResourceResult(
             contents=[types.TextResourceContents(uri=uri, mime_type=mime, text=text, _meta=meta)]
         )
@@ -125,10 +125,10 @@ class RunResources:
     async def _run_page(store: Store, run_id: str, query: dict[str, str], caller: str | None) -> tuple[str, str | None]:
         body = await run_page(store, run_id, limit=HOSTS_PER_PAGE, cursor=query.get("cursor"), caller=caller)
         cursor = body.pop("next_cursor")
-        following = f"run://{run_id}?cursor={quote(cursor, safe='')}" if cursor else None
-        if following:
-            body["next"] = following
-        return json.dumps(body, separators=(",", ":"), ensure_ascii=False), following
+        next_uri = f"run://{run_id}?cursor={quote(cursor, safe='')}" if cursor else None
+        if next_uri:
+            body["next"] = next_uri
+        return json.dumps(body, separators=(",", ":"), ensure_ascii=False), next_uri
 
     @staticmethod
     async def _raw_page(store: Store, run: Run, query: dict[str, str]) -> tuple[str, str | None]:
@@ -136,36 +136,31 @@ class RunResources:
         offset = _offset(query.get("offset", "0"))
         data = whole_characters(await store.read_raw(kept, offset, RAW_PAGE_BYTES))
         end = offset + len(data)
-        following = f"run://{run.id}/raw?offset={end}" if end < kept.size else None
-        return sanitize_lines(data), following
+        next_uri = f"run://{run.id}/raw?offset={end}" if end < kept.size else None
+        return sanitize_lines(data), next_uri
 
 
 def parse_run_uri(uri: str) -> tuple[str, bool, dict[str, str]]:
     """Split ``run://{id}[/raw][?query]`` into id, whether it is raw, and the query.
 
-    Raises NotFoundError for another address and ArgumentError for a query it does not take.
+    Raises NotFoundError for any other URI, ArgumentError for an unknown query parameter.
     """
     match = _RUN_URI.fullmatch(uri)
     if match is None:
         raise NotFoundError(
-            f"there is no resource {sanitize(uri, 80)!r}",
+            f"There is no resource {sanitize(uri, 80)!r}.",
             code="unknown_run",
-            hint="Write run://RUN_ID or run://RUN_ID/raw; the list of resources names the runs.",
+            hint="Use run://RUN_ID or run://RUN_ID/raw. The list of resources names the runs.",
         )
     query = parse_qsl(match["query"] or "", keep_blank_values=True)
     known = "offset" if match["raw"] else "cursor"
     for name, _ in query:
         if name != known:
-            raise ArgumentError(f"query parameter {sanitize(name, 32)!r} is unknown", hint=f"Known here: {known}.")
+            raise ArgumentError(f"The query parameter {sanitize(name, 32)!r} is unknown.", hint=f"Use {known}.")
     return match["id"], match["raw"] is not None, dict(query)
 
 
 def _offset(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= 15):
-        raise ArgumentError(f"offset {sanitize(text, 32)!r} is not a number of bytes")
+        raise ArgumentError(f"The offset {sanitize(text, 32)!r} is not a number of bytes.")
     return int(text)
-
-
-def _protocol_error(error: NetworkToolsError) -> MCPError:
-    code = types.INTERNAL_ERROR if error.spec.http >= 500 else types.INVALID_PARAMS
-    return MCPError(code=code, message=error.message, data=error.as_dict())

@@ -1,15 +1,14 @@
-"""MCP over standard input and output, in both wire eras.
+"""MCP over standard input and output, in all protocol revisions.
 
-The 2026-07-28 wire has no handshake; older clients open with ``initialize``. The SDK lets the first
-request decide, which locks out clients in the field that probe with ``server/discover`` and then open
-with ``initialize`` all the same (anthropics/claude-code#96183, github/copilot-cli#4888). Here a probe is
-answered beside the conversation, and the first other request decides.
+Revision 2026-07-28 has no handshake. Clients of older revisions begin with ``initialize``. The SDK chooses the
+revision by the first request. That locks out clients that first probe with ``server/discover`` and then send
+``initialize`` (anthropics/claude-code#96183, github/copilot-cli#4888). Here a probe is answered separately, and the
+first other request chooses the revision.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import anyio
@@ -35,17 +34,18 @@ from pydantic import ValidationError
 
 from mcp_server.api.mcp.stdio_streams import private_stdio, read_lines, write_all
 from mcp_server.errors import ArgumentError, NetworkToolsError
+from mcp_server.logger import get_logger
 
 if TYPE_CHECKING:
     from mcp.server.lowlevel import Server
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 MAX_LINE: Final = 4 * 1024 * 1024
-"""Bytes of the longest line that is read, its newline not counted. The same bound as an HTTP body."""
+"""Bytes of the longest line that is read, without its newline. An HTTP body has the same limit."""
 
 _OUTGOING_BUFFER: Final = 256
-"""Messages that may wait for a client which does not read. Past it, handlers wait and refusals are dropped."""
+"""Messages that wait for a client that does not read. If there are more, handlers wait and refusals are dropped."""
 
 _Inbox: TypeAlias = MemoryObjectSendStream[SessionMessage | Exception]
 _Outbox: TypeAlias = MemoryObjectSendStream[SessionMessage]
@@ -60,24 +60,25 @@ async def serve_stdio(
     drain: float = 0.2,
     ended: asyncio.Event | None = None,
 ) -> None:
-    """Serve ``server`` on a pair of descriptors until the client closes either of them, or ``ended`` is set.
+    """Serve ``server`` on a pair of descriptors until the client closes one of them, or ``ended`` is set.
 
-    At the end, requests that were already read get ``drain`` seconds to be answered (a client that
-    is a shell one-liner closes its end right after asking); then whatever still runs is cancelled and this
-    returns. A line over ``max_line`` bytes, or one that is no JSON-RPC message, is answered with an error
-    and the service goes on. Raises `PlatformError` where a descriptor is not open.
+    Then requests that were already read have ``drain`` seconds to be answered, because a client that is a shell
+    one-liner closes its end right after the request. After that they are cancelled. A line of more than ``max_line``
+    bytes, or one that is not a JSON-RPC message, is answered with an error, and serving goes on.
+
+    Raises PlatformError if a descriptor is not open.
     """
     with private_stdio(stdin_fd, stdout_fd) as (source, sink):
         async with server.lifespan(server) as state:
             await _Conversation(server, state, sink).run(source, max_line, drain, ended)
 
 
-class _Malformed(Exception):  # noqa: N818 - it carries the answer to a bad line; it is not a failure of ours
-    """A line that is no JSON-RPC message, with the answer it is owed."""
+class _Malformed(Exception):  # noqa: N818 - carries the answer to a bad line, not a failure of the server
+    """A line that is not a JSON-RPC message, with the answer to it."""
 
     def __init__(self, rpc_code: int, message: str, request_id: RequestId | None = None) -> None:
         super().__init__(message)
-        hint = "Send one JSON-RPC 2.0 object per line, in UTF-8, without a batch."
+        hint = "Send one JSON-RPC 2.0 object per line, in UTF-8. Batches are not supported."
         self.answer = _refusal(rpc_code, ArgumentError(message, hint=hint), request_id)
 
 
@@ -88,12 +89,14 @@ def _refusal(rpc_code: int, error: NetworkToolsError, request_id: RequestId | No
 
 def _too_long(max_line: int) -> NetworkToolsError:
     return ArgumentError(
-        f"a line is longer than {max_line} bytes", code="body_too_large", hint=f"Send at most {max_line} bytes a line."
+        f"A line is longer than {max_line} bytes.",
+        code="body_too_large",
+        hint=f"Send at most {max_line} bytes per line.",
     )
 
 
 class _Conversation:
-    """One client: its lines in, the answers out, and the serving loops between them."""
+    """One client: reads its lines, writes the answers, and runs the serving loops between them."""
 
     def __init__(self, server: Server[Any], state: Any, sink: int) -> None:
         self._server = server
@@ -104,7 +107,7 @@ class _Conversation:
         self._probe: _Inbox | None = None
         self._main: _Inbox | None = None
         self._revision_decided = False
-        self._owed: set[RequestId] = set()
+        self._unanswered: set[RequestId] = set()
         self._input_ended = False
         self._all_answered = anyio.Event()
 
@@ -117,7 +120,7 @@ class _Conversation:
                         self._tasks.start_soon(self._stop, ended, reading)
                     await self._read(source, max_line)
                 self._input_ended = True
-                if self._owed:
+                if self._unanswered:
                     with anyio.move_on_after(drain):
                         await self._all_answered.wait()
                 self._tasks.cancel_scope.cancel()
@@ -131,7 +134,7 @@ class _Conversation:
             async for line in read_lines(source, max_line):
                 await self._take(line, max_line)
         except OSError as exc:
-            logger.warning("standard input failed, ending: %s", exc)
+            logger.warning("stdio.input_failed", message=str(exc))
 
     @staticmethod
     async def _stop(ended: asyncio.Event, reading: anyio.CancelScope) -> None:
@@ -150,16 +153,16 @@ class _Conversation:
             await self._refuse(exc.answer)
             return
         if isinstance(message, JSONRPCRequest):
-            self._owed.add(message.id)
+            self._unanswered.add(message.id)
         elif isinstance(message, JSONRPCNotification) and message.method == "notifications/cancelled":
-            # A cancelled request is never answered.
+            # A cancelled request gets no answer.
             cancelled = (message.params or {}).get("requestId")
             if isinstance(cancelled, str | int):
-                self._owed.discard(cancelled)
+                self._unanswered.discard(cancelled)
         await self._inbox_for(message).send(SessionMessage(message))
 
     def _inbox_for(self, message: JSONRPCMessage) -> _Inbox:
-        """The serving loop that takes this message; probes go beside the conversation until it has begun."""
+        """The serving loop for this message. Probes get their own until another request has chosen the revision."""
         if isinstance(message, JSONRPCRequest) and not self._revision_decided:
             if message.method == "server/discover":
                 self._probe = self._probe or self._start_loop()
@@ -183,12 +186,12 @@ class _Conversation:
         )
 
     async def _refuse(self, answer: JSONRPCError) -> None:
-        # The reader never waits for the writer: it must notice end of input although the client reads nothing.
+        # Reading never waits for writing, so that the end of input is noticed even if the client reads nothing.
         await anyio.lowlevel.checkpoint()
         try:
             self._outbox.send_nowait(SessionMessage(answer))
         except anyio.WouldBlock:
-            logger.warning("dropped a refusal that the client does not read: %s", answer.error.message)
+            logger.warning("stdio.refusal_dropped", message=f"The client does not read: {answer.error.message}")
 
     async def _write(self) -> None:
         async with self._outgoing:
@@ -198,20 +201,20 @@ class _Conversation:
                 try:
                     await write_all(self._sink, line)
                 except OSError as exc:
-                    logger.info("the client closed our standard output, ending: %s", exc)
+                    logger.info("stdio.output_closed", message=str(exc))
                     self._tasks.cancel_scope.cancel()
                     return
                 if isinstance(message, JSONRPCResponse | JSONRPCError) and message.id is not None:
-                    self._owed.discard(message.id)
-                    if self._input_ended and not self._owed:
+                    self._unanswered.discard(message.id)
+                    if self._input_ended and not self._unanswered:
                         self._all_answered.set()
 
 
 def decode_line(line: bytes) -> JSONRPCMessage:
-    """Read one line as a JSON-RPC message; raises an internal error that carries the answer to a bad one.
+    """Read one line as a JSON-RPC message. For a bad line, raises an internal error that carries the answer.
 
-    Stricter than the SDK's adapter, which reads a request with an unusable id as a notification and then
-    answers nothing (JSON-RPC 2.0 section 4.1: whether ``id`` is there decides what it is).
+    Stricter than the SDK's adapter, which takes a request with an invalid id for a notification and never answers it.
+    By JSON-RPC 2.0 section 4.1, any message with an ``id`` is a request.
     """
     try:
         message = jsonrpc_message_adapter.validate_json(line, by_name=False)
@@ -227,14 +230,14 @@ def _diagnose(line: bytes) -> _Malformed:
         line.decode()
         value = pydantic_core.from_json(line)
     except UnicodeDecodeError as exc:
-        return _Malformed(PARSE_ERROR, f"Parse error: byte {exc.start} is not valid UTF-8")
+        return _Malformed(PARSE_ERROR, f"Parse error: byte {exc.start} is not valid UTF-8.")
     except ValueError as exc:
-        return _Malformed(PARSE_ERROR, f"Parse error: {exc}")
+        return _Malformed(PARSE_ERROR, f"Parse error: {exc}.")
     if isinstance(value, list):
-        return _Malformed(INVALID_REQUEST, "Invalid Request: batches are not part of MCP since 2025-06-18")
+        return _Malformed(INVALID_REQUEST, "Invalid Request: MCP has no batches since 2025-06-18.")
     if not isinstance(value, dict):
-        return _Malformed(INVALID_REQUEST, f"Invalid Request: a {type(value).__name__} is not a JSON-RPC object")
+        return _Malformed(INVALID_REQUEST, f"Invalid Request: a {type(value).__name__} is not a JSON-RPC object.")
     request_id = value.get("id")
     if "id" in value and (not isinstance(request_id, str | int) or isinstance(request_id, bool)):
-        return _Malformed(INVALID_REQUEST, "Invalid Request: id must be a string or an integer")
-    return _Malformed(INVALID_REQUEST, "Invalid Request: not a JSON-RPC 2.0 message", request_id)
+        return _Malformed(INVALID_REQUEST, "Invalid Request: id must be a string or an integer.")
+    return _Malformed(INVALID_REQUEST, "Invalid Request: this is not a JSON-RPC 2.0 message.", request_id)

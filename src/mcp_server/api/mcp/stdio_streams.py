@@ -1,9 +1,8 @@
-"""The byte level of the stdio interface: private descriptors, bounded lines in, whole lines out.
+"""The bytes of the stdio interface: private descriptors, reading lines of limited length, writing whole lines.
 
-Reading and writing never block the event loop and need no thread, so a silent or a stuck client can
-neither hold up other work nor keep the process from ending. Descriptors are polled and then read or
-written once; the blocking mode is left alone, because it belongs to the open file that the parent
-process (often a terminal) shares.
+Reading and writing never block the event loop and need no thread. So a client that sends or reads nothing delays no
+other work, and does not keep the process from ending. A descriptor is polled and then read or written once. Its
+blocking mode is not changed, because the parent process (often a terminal) shares the open file, and so its mode.
 """
 
 from __future__ import annotations
@@ -23,16 +22,17 @@ from mcp_server.errors import PlatformError
 
 _READ_SIZE: Final = 64 * 1024
 _SAFE_WRITE: Final = select.PIPE_BUF
-"""POSIX: a pipe that polls writable takes this many bytes without blocking (pipe(7)); sockets take more."""
+"""A pipe that polls writable accepts so many bytes without blocking (pipe(7)). Sockets accept more."""
 
 
 @contextmanager
 def private_stdio(stdin_fd: int = 0, stdout_fd: int = 1) -> Iterator[tuple[int, int]]:
-    """Move the wire to two private descriptors, and restore it afterwards.
+    """Duplicate both descriptors to private ones, yield these, and restore the originals afterwards.
 
-    Inside, ``stdin_fd`` reads as empty and ``stdout_fd`` leads to standard error, so a child process
-    or a stray ``print`` can neither eat a message nor corrupt one. The private pair is close-on-exec.
-    Raises `PlatformError` where a descriptor is not open.
+    Inside, ``stdin_fd`` is empty and ``stdout_fd`` is standard error, so that a child process or a stray ``print`` can
+    neither take nor corrupt a message. The private descriptors are close-on-exec.
+
+    Raises PlatformError if a descriptor is not open.
     """
     private: list[int] = []
     try:
@@ -41,15 +41,15 @@ def private_stdio(stdin_fd: int = 0, stdout_fd: int = 1) -> Iterator[tuple[int, 
                 private.append(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3))
         except OSError as exc:
             raise PlatformError(
-                f"descriptor {fd} is not open, so MCP cannot be spoken on it ({exc.strerror})",
+                f"Descriptor {fd} is not open, so it cannot be used for MCP ({exc.strerror}).",
                 hint="Start the server with its standard input and output connected to the client.",
             ) from exc
-        _divert(os.open(os.devnull, os.O_RDONLY), stdin_fd)
-        _divert(_open_stray_output(), stdout_fd)
+        _redirect(os.open(os.devnull, os.O_RDONLY), stdin_fd)
+        _redirect(_open_standard_error(), stdout_fd)
         try:
             yield private[0], private[1]
         finally:
-            # What was printed and is still buffered belongs to the diversion, not to the wire.
+            # Text that was printed and is still buffered belongs on standard error, not between the messages.
             with suppress(OSError, ValueError, AttributeError):
                 sys.stdout.flush()
             os.dup2(private[0], stdin_fd)
@@ -59,12 +59,12 @@ def private_stdio(stdin_fd: int = 0, stdout_fd: int = 1) -> Iterator[tuple[int, 
             os.close(fd)
 
 
-def _divert(source: int, target: int) -> None:
+def _redirect(source: int, target: int) -> None:
     os.dup2(source, target)
     os.close(source)
 
 
-def _open_stray_output() -> int:
+def _open_standard_error() -> int:
     try:
         return os.dup(2)
     except OSError:  # standard error is closed
@@ -72,10 +72,10 @@ def _open_stray_output() -> int:
 
 
 async def read_lines(fd: int, max_line: int) -> AsyncIterator[bytes | None]:
-    """Yield each line of ``fd`` without its newline, and None in place of one longer than ``max_line`` bytes.
+    """Yield each line of ``fd`` without its newline, and None instead of a line of more than ``max_line`` bytes.
 
-    A line that is too long is reported as soon as it is known to be, and thrown away as it arrives: memory
-    holds at most ``max_line`` bytes and one read. The last line may lack its newline. Ends at end of input.
+    None is yielded as soon as a line is too long. The rest of that line is discarded as it arrives, so that memory
+    holds at most ``max_line`` bytes and one read. The last line may lack its newline. Ends at the end of input.
     """
     poll = select.poll()
     poll.register(fd, select.POLLIN)
@@ -108,9 +108,9 @@ async def read_lines(fd: int, max_line: int) -> AsyncIterator[bytes | None]:
 
 
 async def write_all(fd: int, data: bytes) -> None:
-    """Write all of ``data`` to ``fd`` without ever blocking the event loop.
+    """Write all of ``data`` to ``fd`` without blocking the event loop.
 
-    Raises `OSError` (usually `BrokenPipeError`) once the reader is gone.
+    Raises OSError (usually BrokenPipeError) if the reader is gone.
     """
     poll = select.poll()
     poll.register(fd, select.POLLOUT)

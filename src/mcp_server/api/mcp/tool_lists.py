@@ -1,7 +1,8 @@
-"""Telling MCP clients that ``tools/list`` would answer otherwise now, in both wire eras.
+"""Tells MCP clients that the list of tools has changed, in all protocol revisions.
 
-Since 2026-07-28 a client asks for it with ``subscriptions/listen``, which the SDK serves. Before, the server says it on
-the connection itself: on the wire of stdio, and over HTTP on the stream that the client may have opened with GET.
+Since 2026-07-28 a client subscribes with ``subscriptions/listen``, which the SDK serves. In earlier revisions the
+server sends a notification: over stdio on the connection, over HTTP on the stream that the client may have opened with
+GET.
 """
 
 from __future__ import annotations
@@ -17,22 +18,22 @@ from mcp.server.subscriptions import InMemorySubscriptionBus, ListenHandler, Too
 from mcp.shared.exceptions import MCPError
 from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS
 
-from mcp_server.api.http.principals import named_in
+from mcp_server.api.http.callers import find_identity
 
 if TYPE_CHECKING:
     from mcp.server.connection import Connection
     from mcp.server.context import ServerRequestContext
 
 MAX_STREAMS: Final = 32
-"""Clients of one interface that may listen at once; each holds a request."""
+"""Clients of one interface that may listen at the same time. Each one is a request in progress."""
 MOST_OF_ONE: Final = MAX_STREAMS * 3 // 4
-"""Streams of one caller over HTTP that is no admin."""
+"""The most streams of one caller over HTTP that is not an admin."""
 NOTIFY_SEC: Final = 5.0
-"""Seconds that one client gets to take the notice. One that does not read finds out when it calls."""
+"""Seconds for which a notification may take. A client that does not read learns of the change when it calls."""
 
 
 class ToolLists:
-    """The clients of one interface that have a list of the tools; for one event loop."""
+    """The clients of one interface that have asked for the list of tools. For one event loop."""
 
     def __init__(self) -> None:
         self._listen = ListenHandler(bus := InMemorySubscriptionBus(), max_subscriptions=MAX_STREAMS)
@@ -44,12 +45,14 @@ class ToolLists:
     async def listen(
         self, ctx: ServerRequestContext[Any], params: types.SubscriptionsListenRequestParams
     ) -> types.SubscriptionsListenResult:
-        """Serve ``subscriptions/listen``; one caller alone does not get all the places."""
-        caller = None if ctx.request is None else named_in(ctx.request.scope)
+        """Serve ``subscriptions/listen``. One caller cannot use all the streams."""
+        caller = None if ctx.request is None else find_identity(ctx.request.scope)
         if caller is None or caller.access.sees_all_runs:
             return await self._listen(ctx, params)
         if self._listening[caller.name] >= MOST_OF_ONE:
-            raise MCPError(types.INTERNAL_ERROR, f"{MOST_OF_ONE} streams of this caller listen, the share of one")
+            raise MCPError(
+                types.INTERNAL_ERROR, f"This caller has {MOST_OF_ONE} streams, as many as one caller may have."
+            )
         self._listening[caller.name] += 1
         try:
             return await self._listen(ctx, params)
@@ -58,22 +61,18 @@ class ToolLists:
             if not self._listening[caller.name]:
                 del self._listening[caller.name]
 
-    def given_to(self, ctx: ServerRequestContext[Any]) -> None:
-        """Note that the client of this request has a list now."""
+    def note_client(self, ctx: ServerRequestContext[Any]) -> None:
+        """Remember the client of this request, which gets a list now."""
         if ctx.protocol_version in HANDSHAKE_PROTOCOL_VERSIONS:
-            self._connections.add(ctx.session._connection)  # noqa: SLF001 - what outlives the request has no other name
+            self._connections.add(ctx.session._connection)  # noqa: SLF001 - the SDK has no public name for what outlives the request
 
     def changed(self) -> None:
-        """Tell every one of them, without waiting for any."""
+        """Notify every client, without waiting for any."""
         waiting = [self._bus.publish(ToolsListChanged()), *map(_notify, list(self._connections))]
         for each in waiting:
             task = asyncio.create_task(each)
             self._notifying.add(task)
             task.add_done_callback(self._notifying.discard)
-
-    def close(self) -> None:
-        """End the streams of ``subscriptions/listen``, each with its last answer."""
-        self._listen.close()
 
 
 async def _notify(connection: Connection) -> None:

@@ -1,9 +1,9 @@
-"""``GET /events``: what happens on the server, as a stream of server-sent events (WHATWG HTML, section 9.2)."""
+"""``GET /events``: the events of the server, as a stream of server-sent events (WHATWG HTML, section 9.2)."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from fastapi import FastAPI, Header, Query, Request
@@ -12,36 +12,34 @@ from fastapi.sse import format_sse_event
 from pydantic import Field
 
 from mcp_server import metrics
-from mcp_server.api.http.principals import caller
-from mcp_server.api.http.problems import GUARDED, problem_responses
+from mcp_server.api.http.callers import rest_actor
+from mcp_server.api.http.problems import COMMON_STATUSES, problem_responses
 from mcp_server.api.runs import reader
-from mcp_server.observability.events import KINDS, LAGGED, MAX_SUBSCRIBERS, Event, Subscription, read_kinds
+from mcp_server.observability.events import KINDS, LAGGED, MAX_SUBSCRIBERS, Event, EventBus, Subscription, read_kinds
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
-    from mcp_server.server.enhanced import EnhancedMCPServer
-
 HEARTBEAT_SEC: Final = 15.0
-"""Seconds without an event after which a comment is sent: proxies close what is silent for a minute."""
+"""Seconds without an event after which a comment is sent. Proxies close a connection that is idle for a minute."""
 LONGEST_SEC: Final = 3600.0
-"""Seconds after which a stream is ended, so that a reader which is not there any more keeps no place for ever.
+"""Seconds after which a stream is ended, so that a reader that has vanished does not count as one for ever.
 
-A browser comes back by itself with the id of the last event, and misses none.
+A browser reconnects by itself with the id of the last event, and misses none.
 """
 RETRY_MS: Final = 3000
-"""Milliseconds a browser waits before it comes back."""
+"""Milliseconds that a browser waits before it reconnects."""
 
 _HEADERS: Final = {
     "Cache-Control": "no-store",
-    "X-Accel-Buffering": "no",  # nginx would hold events back until it has a buffer full of them
+    "X-Accel-Buffering": "no",  # otherwise nginx collects events until its buffer is full
     "X-Content-Type-Options": "nosniff",
 }
 _STREAM: Final[dict[str, Any]] = {
-    "description": "A stream without an end of server-sent events; the data of each is one JSON object",
+    "description": "An endless stream of server-sent events. The data of each is one JSON object",
     "content": {
         "text/event-stream": {
-            # OpenAPI 3.2's word for what each item of a stream is, which readers of 3.1 pass over.
+            # The key of OpenAPI 3.2 for the items of a stream. Readers of 3.1 ignore it.
             "itemSchema": {
                 "type": "object",
                 "required": ["event", "data"],
@@ -64,42 +62,50 @@ _NAMES: Final = "|".join(sorted({name for kind in KINDS for name in (kind, kind.
 )
 _Kinds = Annotated[
     str,
-    # Said, not checked here: what reads them says more about a wrong one.
+    # Only documented here. `read_kinds` checks it, and its error says more.
     Field(json_schema_extra={"pattern": f"^({_NAMES})( *, *({_NAMES}))*$"}),
 ]
 
 
 def add_event_routes(
-    app: FastAPI, server: EnhancedMCPServer, *, heartbeat_sec: float = HEARTBEAT_SEC, longest_sec: float = LONGEST_SEC
+    app: FastAPI,
+    events: EventBus,
+    max_connections: Callable[[], int],
+    *,
+    heartbeat_sec: float = HEARTBEAT_SEC,
+    longest_sec: float = LONGEST_SEC,
 ) -> None:
-    """Add the stream of ``server.pipeline.events`` to the REST application, and count its readers."""
-    metrics.gauge_function("mcp_event_subscribers", lambda: server.pipeline.events.subscribers)
+    """Add ``GET /events``, and a metric of its readers."""
+    metrics.gauge_function("mcp_event_subscribers", lambda: events.subscribers)
 
     @app.get(
         "/events",
-        summary="What happens, as server-sent events: runs, refusals, health, alarms",
+        summary="Events as they happen: runs, refusals, health, alarms (server-sent events)",
         response_class=StreamingResponse,
-        responses={200: _STREAM, **problem_responses(*GUARDED)},
+        responses={200: _STREAM, **problem_responses(*COMMON_STATUSES)},
     )
-    async def events(
+    async def stream(
         request: Request,
         kind: Annotated[
             list[_Kinds] | None,
-            Query(description="Only these: run, call, health, alarm, config, tool, server, or a kind; commas between"),
+            Query(
+                description="Only these: run, call, health, alarm, config, tool, server, or one kind. Separate several "
+                "by commas"
+            ),
         ] = None,
         last_event_id: Annotated[
-            str | None, Header(description="The id of the last event the reader has had; those since then come first")
+            str | None, Header(description="The id of the last event that was received. Later events are sent first")
         ] = None,
     ) -> StreamingResponse:
-        his, kinds = reader(caller(request)), read_kinds(kind or ())
-        # Streams count as requests under way: half of those places stay for everything else.
-        limit = max(1, min(MAX_SUBSCRIBERS, server.config.server.max_connections // 2))
-        subscription = server.pipeline.events.subscribe(kinds, after=last_event_id, limit=limit, reader=his)
+        caller, kinds = reader(rest_actor(request)), read_kinds(kind or ())
+        # Streams are requests in progress. Half of the allowed requests stay free for all others.
+        limit = max(1, min(MAX_SUBSCRIBERS, max_connections() // 2))
+        subscription = events.subscribe(kinds, after=last_event_id, limit=limit, reader=caller)
         return _Stream(subscription, heartbeat_sec, longest_sec)
 
 
 class _Stream(StreamingResponse):
-    """The answer that sends a subscription's events until either side ends it."""
+    """Sends the events of a subscription until either side ends the connection."""
 
     media_type = "text/event-stream"
 
@@ -111,12 +117,12 @@ class _Stream(StreamingResponse):
         try:
             await super().__call__(scope, receive, send)
         finally:
-            # However it ends: a reader that went away in the middle of a send must not keep its place.
+            # Also if the reader disconnects in the middle of a send.
             self._subscription.close()
 
 
 async def _pieces(subscription: Subscription, heartbeat_sec: float, longest_sec: float) -> AsyncIterator[bytes]:
-    # An id without data is no event, but a reader that loses the connection now comes back with it.
+    # An id without data is no event. A reader that loses the connection now reconnects with this id.
     yield format_sse_event(id=subscription.position, retry=RETRY_MS)
     loop = asyncio.get_running_loop()
     end = loop.time() + longest_sec
@@ -125,7 +131,7 @@ async def _pieces(subscription: Subscription, heartbeat_sec: float, longest_sec:
             async with asyncio.timeout(min(heartbeat_sec, left)):
                 events = await subscription.take()
         except TimeoutError:
-            # The id as well: a reader of few kinds would come back with one that is not kept any more.
+            # With an id, because a reader of few kinds would reconnect with one that is no longer kept.
             yield format_sse_event(comment="", id=subscription.position)
             continue
         if not events:

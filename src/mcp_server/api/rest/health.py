@@ -1,4 +1,4 @@
-"""How the server is, over HTTP: is it alive, is it ready, and check by check what it can do."""
+"""REST routes about the health of the server: alive, ready, and the result of each check."""
 
 from __future__ import annotations
 
@@ -10,23 +10,22 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
 from mcp_server import __version__
-from mcp_server.api.http.problems import GUARDED, problem_responses
+from mcp_server.api.http.problems import COMMON_STATUSES, problem_responses
 from mcp_server.health import HISTORY, HealthStatus, changes
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-    from mcp_server.health import SystemHealth
-    from mcp_server.server.enhanced import EnhancedMCPServer
+    from mcp_server.health import HealthCheckManager, SystemHealth
 
 _NOT_KEPT: Final = {"Cache-Control": "no-store"}
-"""A probe's answer is about now."""
+"""The answer to a probe is valid only for this moment."""
 _OPEN: Final[dict[str, Any]] = {"security": []}
-"""On the OpenAPI page: asks for no token."""
+"""On the OpenAPI page: no token is needed."""
 
 
 class Probe(BaseModel):
-    """The answer to a probe, which needs no token and says nothing else."""
+    """The answer to a probe."""
 
     status: Literal["alive", "ready", "not ready"]
 
@@ -38,15 +37,15 @@ class CheckReport(BaseModel):
     state: Literal["ok", "degraded", "failed"]
     detail: str
     works: str = Field("", description="What still works.")
-    remedy: str = Field("", description="What mends it.")
+    remedy: str = Field("", description="How to fix it.")
     priority: Literal["critical", "important", "informational"]
     duration_ms: float
-    checked_at: str = Field(description="When it was looked at, RFC 3339, UTC.")
+    checked_at: str = Field(description="When the check ran, RFC 3339, UTC.")
     age_sec: float
 
 
 class RoundReport(BaseModel):
-    """A round of checks that is over: what was another status in it than in the round before."""
+    """A finished round of checks, with the findings whose state changed since the round before."""
 
     status: HealthStatus
     checked_at: str
@@ -59,18 +58,21 @@ class HealthReport(BaseModel):
     status: HealthStatus
     version: str
     uptime_sec: float
-    message: str = Field("", description="Why this is not the full or the present truth; left out where it is.")
+    message: str = Field("", description="Why this may be outdated or incomplete. Left out if it is neither.")
     checks: list[CheckReport]
-    history: list[RoundReport] = Field([], description="The last rounds, newest first, where they were asked for.")
+    history: list[RoundReport] = Field([], description="The last rounds, newest first, if they were asked for.")
 
 
-def add_health_routes(app: FastAPI, server: EnhancedMCPServer) -> None:
-    """Add ``/livez``, ``/readyz`` and ``/health``; the first two are for anybody, and say yes or no."""
+def add_health_routes(app: FastAPI, health: Callable[[], HealthCheckManager], ready: Callable[[], bool]) -> None:
+    """Add ``/livez``, ``/readyz`` and ``/health``. The first two need no token, and answer only yes or no.
+
+    ``ready`` returns whether the server takes calls.
+    """
     started = time.monotonic()
 
     @app.get(
         "/livez",
-        summary="Whether the server's event loop turns",
+        summary="Whether the server answers",
         response_model=Probe,
         responses=problem_responses(422, 500),
         openapi_extra=_OPEN,
@@ -80,43 +82,43 @@ def add_health_routes(app: FastAPI, server: EnhancedMCPServer) -> None:
 
     @app.get(
         "/readyz",
-        summary="Whether calls can be sent here: started, not stopping, log, store, guard and a tool usable",
+        summary="Whether the server can run calls",
         response_model=Probe,
         responses=problem_responses(422, 500)
-        | {503: {"model": Probe, "description": "Not ready: starting, stopping, or unhealthy"}},
+        | {503: {"model": Probe, "description": "Not ready: the server is starting, stopping, or unhealthy"}},
         openapi_extra=_OPEN,
     )
     async def readyz() -> JSONResponse:
-        return _probe("ready" if await is_ready(server) else "not ready")
+        return _probe("ready" if await is_ready(health, ready) else "not ready")
 
     @app.get(
         "/health",
-        summary="Whether the server can do its work, check by check",
+        summary="Whether the server can do its work, with the result of each check",
         response_model=HealthReport,
-        responses=problem_responses(*GUARDED)
-        | {503: {"model": HealthReport, "description": "Unhealthy: something without which nothing runs"}},
+        responses=problem_responses(*COMMON_STATUSES)
+        | {503: {"model": HealthReport, "description": "Unhealthy: a part is missing without which no call runs"}},
     )
-    async def health(
-        history: Annotated[int, Query(ge=0, le=HISTORY, description="How many of the last rounds to show")] = 0,
+    async def health_report(
+        history: Annotated[int, Query(ge=0, le=HISTORY, description="The number of the last rounds to show")] = 0,
     ) -> JSONResponse:
-        found = await server.health.current()
+        found = await health().current()
         report: dict[str, Any] = {
             "status": found.status.value,
             "version": __version__,
             "uptime_sec": round(time.monotonic() - started, 1),
         } | found.as_dict()
         if history:
-            report["history"] = _rounds(tuple(server.health.history), history)
+            report["history"] = _rounds(tuple(health().history), history)
         return JSONResponse(report, _status(found.status is not HealthStatus.UNHEALTHY), _NOT_KEPT)
 
 
-async def is_ready(server: EnhancedMCPServer) -> bool:
-    """Whether calls can be sent to this server."""
-    if not server.ready:  # what it can do does not matter where it takes nothing
+async def is_ready(health: Callable[[], HealthCheckManager], ready: Callable[[], bool]) -> bool:
+    """Whether the server takes calls, and its checks found nothing that would make every call fail."""
+    if not ready():
         return False
-    found = await server.health.current()
-    # Without one finding nothing is known yet.
-    return server.ready and bool(found.results) and found.status is not HealthStatus.UNHEALTHY
+    found = await health().current()
+    # Without a single result, nothing is known yet.
+    return ready() and bool(found.results) and found.status is not HealthStatus.UNHEALTHY
 
 
 def _probe(status: str) -> JSONResponse:

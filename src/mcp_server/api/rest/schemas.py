@@ -1,26 +1,28 @@
-"""What REST answers, as the OpenAPI page shows it: the shapes of the documents that the routes put together.
+"""The documents of the REST interface, as the OpenAPI page shows them.
 
-The routes answer with plain dictionaries, which every interface shares; nothing passes through these models, and a test
-holds real answers against them. New fields may come: a reader passes over those it does not know. Text that targets
-wrote stands under ``from_target`` only.
+The routes answer with plain dictionaries, which all interfaces share. They are not converted to these models. A test
+checks real answers against them. New fields may be added, so a client ignores fields that it does not know. Text from
+targets is only under ``from_target``.
 """
 
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, GetJsonSchemaHandler
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
-from mcp_server.api.scope import RiskName
 from mcp_server.config.pending import Pending
 from mcp_server.limits.circuit_breaker import BreakerView
-from mcp_server.model.host import ExtraPorts, OsMatch
-from mcp_server.model.run import Actor, Coverage, Outcome, Raw
+from mcp_server.model.digest import HOST_COUNTS
+from mcp_server.model.host import Host
+from mcp_server.model.run import RiskName, Run
 
 
 class Index(BaseModel):
-    """What this server is, and the paths of its parts."""
+    """What this server is, and its paths."""
 
     name: str
     version: str
@@ -35,7 +37,7 @@ class Index(BaseModel):
 
 
 class ErrorReport(BaseModel):
-    """An error inside an answer; docs/errors.md has a line for each code."""
+    """An error inside a document. docs/errors.md lists the codes."""
 
     code: str
     message: str
@@ -45,52 +47,57 @@ class ErrorReport(BaseModel):
 
 
 class ReloadReport(BaseModel):
-    """How a reload ended: the new configuration is used whole, or the old one kept."""
+    """The result of a reload: the new configuration is in force, or the old one was kept."""
 
     result: Literal["applied", "kept"]
     by: Literal["file", "signal", "request"]
     at: datetime
     scope_hash: str
-    changed: list[str] = Field(description="Keys whose values are others now.")
+    changed: list[str] = Field(description="Keys whose values changed.")
     restart_needed: list[Pending]
-    error: ErrorReport | None = Field(None, description="Why the old was kept; left out where the new is used.")
+    error: ErrorReport | None = Field(
+        None, description="Why the old configuration was kept. Left out if the new one is in force."
+    )
 
 
 class ConfigReport(BaseModel):
-    """The configuration in force, and what of the files is not."""
+    """The configuration in force, and the configured values that are not in force."""
 
-    config: dict[str, dict[str, Any] | str] = Field(description="By section and key; secrets are redacted.")
-    not_used_yet: list[str] = Field(description="Keys that nothing reads yet.")
+    config: dict[str, dict[str, Any] | str] = Field(description="By section and key. Secrets are redacted.")
     restart_needed: list[Pending]
     last_reload: ReloadReport | None
 
 
 class ToolReport(BaseModel):
-    """A tool, as MCP lists it, with its program and the flags that extra_args may have."""
+    """A tool as MCP lists it, with its program and the flags that extra_args may contain."""
 
     name: str
     title: str
     description: str
-    input_schema: dict[str, Any] = Field(alias="inputSchema", description="What execute takes, as a JSON Schema.")
-    output_schema: dict[str, Any] = Field(alias="outputSchema", description="What MCP answers; REST: ToolOutput.")
+    input_schema: dict[str, Any] = Field(
+        alias="inputSchema", description="The parameters of execute, as a JSON Schema."
+    )
+    output_schema: dict[str, Any] = Field(
+        alias="outputSchema", description="The schema of results over MCP. REST answers with ToolOutput."
+    )
     annotations: dict[str, Any]
     class_name: str = Field(alias="class")
-    command: str
+    command: str | None = Field(description="Its program. None if it runs no program.")
     flags: list[str]
 
 
 class ToolList(BaseModel):
-    """The tools that may be called now."""
+    """The tools that can be called now."""
 
     tools: list[ToolReport]
 
 
 class AdminTool(BaseModel):
-    """A tool that the owner offers, and its load."""
+    """A tool that the configuration offers, and its load."""
 
     name: str
     class_name: str = Field(alias="class")
-    command: str
+    command: str | None
     enabled: bool
     running: int = Field(ge=0)
     waiting: int = Field(ge=0)
@@ -104,14 +111,14 @@ class LeftOutTool(BaseModel):
 
 
 class AdminTools(BaseModel):
-    """Every tool, and whether it may be called."""
+    """Every tool, and whether it can be called."""
 
     tools: list[AdminTool]
     left_out: list[LeftOutTool]
 
 
-class Switched(BaseModel):
-    """A tool after it was switched; ``changed`` is false where it was so before."""
+class ToolSwitch(BaseModel):
+    """A tool after it was enabled or disabled. ``changed`` is false if it already was."""
 
     name: str
     enabled: bool
@@ -119,37 +126,24 @@ class Switched(BaseModel):
 
 
 class BreakerList(BaseModel):
-    """The breakers of the tools that were called."""
+    """The circuit breakers of the tools that were called."""
 
     breakers: list[BreakerView]
 
 
-class RunRecord(BaseModel):
-    """One call that was allowed; what is empty or not known yet is left out."""
+class _HostCounts:
+    """Describes the counts of a run as fields of the run itself, as `mcp_server.api.runs.run_record` shows them."""
 
-    id: str
-    tool: str
-    tool_version: str = ""
-    outcome: Outcome
-    parameters: dict[str, Any] = {}
-    actor: Actor
-    correlation_id: str = ""
-    scope_hash: str = ""
-    risk: RiskName
-    argv: list[str] = []
-    vantage: str
-    enforcement: str
-    started: datetime
-    ended: datetime | None = None
-    returncode: int | None = None
-    error_code: str | None = None
-    error_message: str | None = None
-    coverage: Coverage | None = None
-    raw: Raw | None = None
-    hosts_up: int = Field(ge=0)
-    open_ports: int = Field(ge=0)
-    metadata: dict[str, Any] = {}
-    from_target: dict[str, str] = Field({}, description="By source (stderr): untrusted, never instructions.")
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        reference = handler(schema)
+        run = handler.resolve_ref_schema(reference)
+        if run["properties"].pop("counts", None):
+            run["properties"] |= {name: {"type": "integer", "minimum": 0} for name in HOST_COUNTS}
+            run["required"] = [*run["required"], *HOST_COUNTS]
+        return reference
+
+
+RunRecord = Annotated[Run, _HostCounts()]
 
 
 class RunList(BaseModel):
@@ -160,63 +154,17 @@ class RunList(BaseModel):
     next_cursor: str | None
 
 
-class ScriptRecord(BaseModel):
-    """What one script said."""
-
-    id: str
-    from_target: dict[str, str]
-
-
-class ServiceRecord(BaseModel):
-    """What listens on a port; a name that is not the tool's own word stands under ``from_target``."""
-
-    name: str = ""
-    tunnel: str = ""
-    method: str = ""
-    conf: int = Field(0, ge=0, le=10)
-    from_target: dict[str, dict[str, Any]] = Field({}, description="By source: untrusted, never instructions.")
-
-
-class PortRecord(BaseModel):
-    """One tested port, in nmap's words."""
-
-    transport: str
-    number: int = Field(ge=0, le=65535)
-    state: str
-    reason: str = ""
-    service: ServiceRecord | None = None
-    scripts: list[ScriptRecord] = []
-
-
-class HostRecord(BaseModel):
-    """What one run saw of one address; what is empty is left out."""
-
-    address: str
-    state: str
-    reason: str = ""
-    names: list[str] = []
-    mac: str = ""
-    vendor: str = ""
-    ports: list[PortRecord] = []
-    extra_ports: list[ExtraPorts] = []
-    os: list[OsMatch] = []
-    scripts: list[ScriptRecord] = []
-    timed_out: bool = False
-    distance: int | None = None
-    rtt_ms: float | None = None
-
-
 class RunPage(BaseModel):
-    """A run with a page of the hosts it saw."""
+    """A run with a page of the hosts that it saw."""
 
     run: RunRecord
-    hosts: list[HostRecord]
+    hosts: list[Host]
     hosts_total: int = Field(ge=0)
     next_cursor: str | None
 
 
 class ScopeEntry(BaseModel):
-    """A line of the policy; ``line`` is its number in the file, null where there is none."""
+    """An entry of the policy. ``line`` is its line number in the file, null without a file."""
 
     entry: str
     line: int | None
@@ -226,7 +174,7 @@ class ScopeEntry(BaseModel):
 
 
 class ScopeWindow(BaseModel):
-    """A time window of the policy; times are ISO 8601, local."""
+    """A time window of the policy. Times are local, in ISO 8601."""
 
     name: str
     when: str
@@ -235,7 +183,7 @@ class ScopeWindow(BaseModel):
 
 
 class Resolved(BaseModel):
-    """How a name came to its addresses; ``ttl`` is in seconds."""
+    """How a name was resolved. ``ttl`` is in seconds."""
 
     name: str
     addresses: list[str]
@@ -245,7 +193,7 @@ class Resolved(BaseModel):
 
 
 class TargetReport(BaseModel):
-    """Whether one target may be touched, and why."""
+    """Whether one target is allowed, and why."""
 
     target: str
     allowed: bool
@@ -259,12 +207,12 @@ class TargetReport(BaseModel):
     resolved: Resolved | None
     max_risk: RiskName | None
     packets_per_second: float | None
-    lines: list[ScopeEntry]
+    policy_entries: list[ScopeEntry]
     windows: list[ScopeWindow]
 
 
 class PlanReport(BaseModel):
-    """What a call would cost, as far as it could be planned; code, hint and reason where it would be refused."""
+    """What a call would cost, as far as it can be planned. If it would be refused: code, hint and reason."""
 
     tool: str
     allowed: bool
@@ -280,7 +228,7 @@ class PlanReport(BaseModel):
 
 
 class PolicyReport(BaseModel):
-    """The policy itself: the first 100 lines and exclusions of ``allow_total`` and ``exclude_total``."""
+    """The policy: its first 100 entries and exclusions. ``allow_total`` and ``exclude_total`` count all of them."""
 
     source: str
     name: str
@@ -294,7 +242,7 @@ class PolicyReport(BaseModel):
 
 
 class CallerReport(BaseModel):
-    """What the caller may do; null: nothing bounds it besides the policy and the server's limits."""
+    """What the caller may do. null: only the policy and the limits of the server apply."""
 
     name: str
     scopes: list[str]
@@ -305,8 +253,9 @@ class CallerReport(BaseModel):
 
 
 class ScopeReport(BaseModel):
-    """Targets explained, with the plan of a call where a tool was named; where nothing was asked the policy, and what
-    the caller may do of it where that is not all.
+    """The explanation of targets, and of the plan of a call if a tool was named.
+
+    Without a target: the policy, and what the caller may do if it has limits of its own.
     """
 
     scope_hash: str

@@ -1,19 +1,19 @@
-"""Traces: spans of a call's steps, sent to the OTLP/HTTP collector that ``tracing.endpoint`` names (docs/tracing.md).
+"""Traces: spans of the steps of a call, sent to the OTLP/HTTP collector at ``tracing.endpoint`` (docs/tracing.md).
 
-Without an endpoint a span is one shared object that does nothing, and nothing of OpenTelemetry's SDK is imported. What
-leaves this process is what `ATTRIBUTES` lists: never a target, an argument, or what a program wrote.
+Without an endpoint, every span is one shared object that does nothing, and OpenTelemetry's SDK is not imported. Only
+the attributes in `ATTRIBUTES` leave this process: never a target, an argument, or output of a program.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from mcp_server.errors import ConfigError, NetworkToolsError
+from mcp_server.logger import get_logger
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -22,63 +22,63 @@ if TYPE_CHECKING:
     from opentelemetry.trace import SpanKind, Tracer
 
     from mcp_server.config.sections import TracingConfig
-    from mcp_server.observability.tracing.export import Exporting
+    from mcp_server.observability.tracing.export import SpanExport
     from mcp_server.scope.policy import ScopePolicy
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 FLUSH_SEC: Final = 1.0
-"""How long a server that stops waits for its last spans to be taken."""
+"""How long a stopping server waits until its last spans are sent."""
 OTHER: Final = "_OTHER"
-"""Stands for a method that MCP does not have, as the semantic conventions name such a value."""
+"""The value for a method that MCP does not have, as in the semantic conventions of OpenTelemetry."""
 
 ATTRIBUTES: Final[dict[str, str]] = {
     "mcp.method.name": "MCP method; `_OTHER` for one that MCP does not have",
-    "mcp.protocol.version": "version of MCP that was agreed on",
-    "mcp.session.id": "session over HTTP, up to version 2025-11-25; later versions have none",
-    "jsonrpc.request.id": "the request's id, the first 128 characters",
+    "mcp.protocol.version": "negotiated revision of MCP",
+    "mcp.session.id": "session over HTTP, up to revision 2025-11-25; later revisions have none",
+    "jsonrpc.request.id": "id of the request, at most 128 characters",
     "rpc.response.status_code": "code of a JSON-RPC error",
-    "gen_ai.operation.name": "`execute_tool` for a call of a tool",
-    "gen_ai.tool.name": "name of the tool; `unknown` for one that there is not",
+    "gen_ai.operation.name": "`execute_tool` for a tool call",
+    "gen_ai.tool.name": "name of the tool, or `unknown` if there is no such tool",
     "network.transport": "`pipe` for stdio, `tcp` for HTTP",
-    "network.protocol.name": "`http`, where it is HTTP",
+    "network.protocol.name": "`http` for HTTP",
     "network.protocol.version": "version of HTTP",
     "http.request.method": "HTTP method of a REST request",
-    "http.route": "route of a REST request, with the names of its parameters in place of their values",
-    "http.response.status_code": "HTTP status of a REST answer",
-    "error.type": "what went wrong: a code of docs/errors.md; on MCP's own span `tool_error` or the JSON-RPC code",
-    "mcp_network_tools.run_id": "the run, as in the store, the logs and the audit log",
-    "mcp_network_tools.outcome": "completed, partial, failed or cancelled",
-    "mcp_network_tools.error_code": "on MCP's own span: the code of docs/errors.md where a call was refused or failed",
+    "http.route": "route of a REST request, with the names of its parameters instead of their values",
+    "http.response.status_code": "HTTP status of a REST response",
+    "error.type": "the error: a code of docs/errors.md, or on MCP's own span `tool_error` or the JSON-RPC code",
+    "mcp_network_tools.run_id": "id of the run, as in the store, the logs and the audit log",
+    "mcp_network_tools.outcome": "`completed`, `partial`, `failed` or `cancelled`",
+    "mcp_network_tools.error_code": "on MCP's own span: the code of docs/errors.md if the call was refused or failed",
     "mcp_network_tools.risk": "risk tier of the planned call",
-    "mcp_network_tools.enforcement": "argument, rootless or kernel",
-    "mcp_network_tools.addresses": "number of addresses that were planned",
-    "mcp_network_tools.probes": "number of probes that were estimated",
+    "mcp_network_tools.enforcement": "`argument`, `rootless` or `kernel`",
+    "mcp_network_tools.addresses": "number of planned addresses",
+    "mcp_network_tools.probes": "estimated number of probes",
     "mcp_network_tools.waited_sec": "seconds in the queue",
-    "mcp_network_tools.bytes": "bytes of output that the program wrote",
+    "mcp_network_tools.bytes": "bytes of output of the program",
     "mcp_network_tools.parse_sec": "seconds spent in the parser",
-    "mcp_network_tools.hosts_up": "number of hosts that were up",
+    "mcp_network_tools.hosts_up": "number of hosts that are up",
     "mcp_network_tools.open_ports": "number of open ports",
 }
-"""Every attribute that is sent, and what it says; one that is missing here is dropped before it is sent."""
+"""Maps every attribute that may be sent to its meaning. Other attributes are dropped before spans are sent."""
 
 _tracer: Tracer | None = None
-_exporting: Exporting | None = None
+_export: SpanExport | None = None
 
 
 class Span:
-    """A span that is not recorded: everything about it does nothing. Also the interface of one that is."""
+    """A span that is not recorded: its methods do nothing. It is also the interface of recorded spans."""
 
     __slots__ = ()
 
     def set(self, **attributes: Any) -> None:
-        """Give the span attributes, by their names in `ATTRIBUTES`; each a text, a number or a truth value."""
+        """Set attributes by their names in `ATTRIBUTES`. Values are strings, numbers or booleans."""
 
     def error(self, code: str) -> None:
-        """Say that what the span stands for failed, with a code of docs/errors.md."""
+        """Mark the span as failed with a code of docs/errors.md."""
 
     def rename(self, name: str) -> None:
-        """Give the span another name; from a bounded set, nothing a caller chose."""
+        """Change the name of the span. The name must come from a fixed set, never from a caller."""
 
     def __enter__(self) -> Self:
         return self
@@ -89,11 +89,11 @@ class Span:
         return None
 
 
-_NOTHING: Final = Span()
+_NO_SPAN: Final = Span()
 
 
 class _Recorded(Span):
-    """A span that is sent, current while its block runs; an error that leaves the block is the span's."""
+    """A span that is sent. It is current inside its block, and is marked as failed if the block raises."""
 
     __slots__ = ("_failed", "_span", "_token")
 
@@ -140,34 +140,34 @@ def _code_of(error: BaseException) -> str:
 
 
 def enabled() -> bool:
-    """Whether spans are sent anywhere."""
+    """Return whether spans are sent."""
     return _tracer is not None
 
 
 def span(name: str, /, **attributes: Any) -> Span:
-    """A span of one step, for a ``with`` block; ``name`` and attributes as docs/tracing.md lists them.
+    """Return a span for a ``with`` block. docs/tracing.md lists the names and attributes.
 
-    It is a child of the span around it, and begins a trace where there is none.
+    It is a child of the current span, or starts a trace if there is none.
     """
-    return _NOTHING if _tracer is None else _start(name, attributes)
+    return _NO_SPAN if _tracer is None else _start(name, attributes)
 
 
 def _start(name: str, attributes: Mapping[str, Any], kind: SpanKind | None = None) -> Span:
     from opentelemetry.trace import SpanKind
 
     if _tracer is None:
-        return _NOTHING
+        return _NO_SPAN
     return _Recorded(_tracer.start_span(name, kind=kind or SpanKind.INTERNAL, attributes=attributes))
 
 
 @contextmanager
 def request(method: str, route: str, headers: Mapping[str, str], /, **attributes: Any) -> Iterator[Span]:
-    """The span of one REST request, in its caller's trace where the headers name one.
+    """Run the block in the span of one REST request, which belongs to the trace that ``headers`` name, if any.
 
-    ``route`` is the path with the names of its parameters, as ``/runs/{run_id}``. The MCP SDK makes such a span itself.
+    ``route`` is the path with the names of its parameters, such as ``/runs/{run_id}``. For MCP the SDK makes this span.
     """
     if _tracer is None:
-        yield _NOTHING
+        yield _NO_SPAN
         return
     from opentelemetry.trace import SpanKind
 
@@ -178,7 +178,7 @@ def request(method: str, route: str, headers: Mapping[str, str], /, **attributes
 
 @contextmanager
 def context_from(headers: Mapping[str, str]) -> Iterator[None]:
-    """Make spans inside the block children of the caller's span (W3C traceparent and tracestate), if it named one."""
+    """Make spans in the block children of the span that ``headers`` name (W3C traceparent and tracestate), if any."""
     if _tracer is None:
         yield
         return
@@ -193,17 +193,17 @@ def context_from(headers: Mapping[str, str]) -> Iterator[None]:
 
 
 def current() -> Span:
-    """The innermost span around this point, also one of the MCP SDK's; not for a ``with`` block."""
+    """Return the current span, which may be one of the MCP SDK. Do not use it in a ``with`` statement."""
     if _tracer is None:
-        return _NOTHING
+        return _NO_SPAN
     from opentelemetry.trace import get_current_span
 
     innermost = get_current_span()
-    return _Recorded(innermost) if innermost.is_recording() else _NOTHING
+    return _Recorded(innermost) if innermost.is_recording() else _NO_SPAN
 
 
 def trace_id() -> str | None:
-    """The trace that is being recorded, as 32 hexadecimal digits; None where none is."""
+    """Return the id of the trace that is being recorded, as 32 hexadecimal digits, or None."""
     if _tracer is None:
         return None
     from opentelemetry.trace import get_current_span
@@ -213,41 +213,44 @@ def trace_id() -> str | None:
 
 
 def configure(settings: TracingConfig, *, inside: ScopePolicy | None = None) -> None:
-    """Send spans to ``settings.endpoint`` from here on; where it is empty, nothing is recorded.
+    """Send spans to ``settings.endpoint`` from now on. If it is empty, nothing is recorded.
 
-    ``inside`` is the policy of a server that lives inside the guard: a collector that the guard would not let it reach
-    gets nothing, which is logged. It may be called again with other settings, and then first sends what is queued, as
-    `shutdown` does. Raises ConfigError where the extra ``tracing`` is not installed.
+    ``inside`` is the policy of a server that runs inside the guard. If the guard would drop packets to the collector,
+    no span is sent, and that is logged. If tracing was configured before, queued spans are sent first, as by
+    `shutdown`.
+
+    Raises ConfigError if the extra ``tracing`` is not installed or an OTEL_ variable is invalid.
     """
-    global _tracer, _exporting  # noqa: PLW0603 - the API's tracer provider is the process's too
+    global _tracer, _export  # noqa: PLW0603 - OpenTelemetry's tracer provider belongs to the process too
     if settings.endpoint and not _installed():
         raise ConfigError(
-            "tracing.endpoint is set, and what sends spans is not installed",
-            hint="Install the extra: pip install 'mcp-network-tools[tracing]', or leave tracing.endpoint empty.",
+            "tracing.endpoint is set, but the packages that send spans are not installed.",
+            hint="Install the extra with pip install 'mcp-network-tools[tracing]', or leave tracing.endpoint empty.",
         )
     shutdown()
     if not settings.endpoint:
         return
     if inside is not None and (reason := _out_of_reach(settings.endpoint, inside)):
-        logger.warning("tracing.off: spans are not sent, because %s", reason)
+        logger.warning("tracing.off", message=f"Spans are not sent: {reason}.")
         return
-    from mcp_server.observability.tracing.export import Exporting
+    from mcp_server.observability.tracing.export import SpanExport
 
     try:
-        _exporting = Exporting(settings.endpoint, settings.sample_ratio, direct=inside is not None)
+        _export = SpanExport(settings.endpoint, settings.sample_ratio, direct=inside is not None)
     except ValueError as error:
         raise ConfigError(
-            f"tracing cannot be set up: {error}", hint="Correct or remove the variables OTEL_BSP_* and OTEL_SPAN_*."
+            f"Tracing cannot be configured: {error}.",
+            hint="Correct or remove the variables OTEL_BSP_* and OTEL_SPAN_*.",
         ) from error
-    _tracer = _exporting.tracer
+    _tracer = _export.tracer
 
 
 def shutdown(seconds: float = FLUSH_SEC) -> None:
-    """Send the last spans and stop; gives up after ``seconds``. Blocks for as long; safe to call twice."""
-    global _tracer, _exporting
-    exporting, _exporting, _tracer = _exporting, None, None
-    if exporting is not None:
-        exporting.close(seconds)
+    """Send the queued spans and stop. Blocks for at most ``seconds``. Safe to call twice."""
+    global _tracer, _export
+    export, _export, _tracer = _export, None, None
+    if export is not None:
+        export.close(seconds)
 
 
 def _installed() -> bool:
@@ -255,14 +258,14 @@ def _installed() -> bool:
 
     try:
         return all(find_spec(name) for name in ("opentelemetry.sdk.trace", "opentelemetry.exporter.otlp.proto.http"))
-    except ModuleNotFoundError:  # a package above it is missing
+    except ModuleNotFoundError:  # a parent package is missing
         return False
 
 
 def _out_of_reach(endpoint: str, policy: ScopePolicy) -> str | None:
-    """Why a server in the guard's network namespace cannot reach its collector; None where it can.
+    """Return why a server inside the guard cannot reach its collector, or None if it can.
 
-    Trying would not do: what the guard drops is counted, and is an alarm.
+    It must not simply try, because a packet that the guard drops raises an alarm.
     """
     from urllib.parse import urlsplit
 
@@ -272,9 +275,9 @@ def _out_of_reach(endpoint: str, policy: ScopePolicy) -> str | None:
     try:
         address = ip_address(host)
     except ValueError:
-        return "tracing.endpoint has a name, which a server inside the guard cannot look up: write its address"
+        return "tracing.endpoint has a name, which a server inside the guard cannot look up; use its address"
     if address.is_loopback:
         return "tracing.endpoint is on the host's loopback, which a server inside the guard cannot reach"
     if not policy.check_address(address).allowed:
-        return "tracing.endpoint is outside the scope, and the guard lets nothing out to it"
+        return "tracing.endpoint is outside the scope, so the guard drops packets to it"
     return None

@@ -1,7 +1,7 @@
-"""Sending spans: OpenTelemetry's SDK and OTLP exporter, imported where an endpoint is set.
+"""Sends spans with OpenTelemetry's SDK and OTLP exporter. Imported only if an endpoint is set.
 
-The provider of the process can be set once, so ours stays, and what is behind it is exchanged: the sampler and the
-queue of one endpoint. The exporter, whose import takes longest, is made by the queue's own thread.
+A process can set its tracer provider only once. So the provider stays, and a reload replaces the sampler and the queue
+behind it. The exporter takes longest to import, so the thread of the queue makes it.
 """
 
 from __future__ import annotations
@@ -21,46 +21,47 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased, Sampler, S
 from opentelemetry.trace import Status
 
 from mcp_server import __version__
+from mcp_server.logger import get_logger
 from mcp_server.observability.tracing import ATTRIBUTES
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Tracer
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 MAX_TEXT: Final = 128
-"""Characters of a span's name and of an attribute."""
+"""Characters of the name of a span and of an attribute; longer text is cut."""
 _EXPORTER: Final = "opentelemetry.exporter.otlp.proto.http.trace_exporter"
 _QUEUE: Final = "opentelemetry.sdk._shared_internal"
 
 
-class Exporting:
-    """One endpoint that spans go to, from now until `close`; of two at the same time, the later one gets them."""
+class SpanExport:
+    """Sends spans to one endpoint until `close`. If there are two at the same time, the later one gets the spans."""
 
     def __init__(self, endpoint: str, ratio: float, *, direct: bool) -> None:
         self._exporter = _Exporter(endpoint, direct=direct)
         self._queue = BatchSpanProcessor(self._exporter)
-        exchange = _exchange()
-        exchange.queue, exchange.sampler = self._queue, ParentBased(TraceIdRatioBased(ratio))
-        self.tracer: Tracer = trace.get_tracer("mcp_server", __version__, exchange.provider)
+        backend = _backend()
+        backend.queue, backend.sampler = self._queue, ParentBased(TraceIdRatioBased(ratio))
+        self.tracer: Tracer = trace.get_tracer("mcp_server", __version__, backend.provider)
 
     def close(self, seconds: float) -> None:
-        """Send what is queued, and wait up to ``seconds`` for it; spans that end later are dropped."""
-        _exchange().let_go(self._queue)
-        # Whatever the SDK's time limits are, a collector that does not answer must not hold up the stop.
+        """Send the queued spans, and wait up to ``seconds`` for that. Spans that end later are dropped."""
+        _backend().detach(self._queue)
+        # Whatever the time limits of the SDK are, a collector that does not answer must not delay the stop.
         flushing = threading.Thread(target=self._queue.shutdown, name="tracing-flush", daemon=True)
         flushing.start()
         flushing.join(seconds)
         self._exporter.give_up(unfinished=flushing.is_alive())
 
 
-class _Exchange(Sampler, SpanProcessor):
-    """What stands behind the process's provider: the sampler and the queue in force, or none."""
+class _Backend(Sampler, SpanProcessor):
+    """The sampler and the queue behind the provider of the process, or none if nothing is sent."""
 
     def __init__(self) -> None:
         self.sampler: Sampler = ALWAYS_OFF
         self.queue: SpanProcessor | None = None
-        # No events: what an exception says may hold a target's text. Attributes are cut where they are set.
+        # No events, because the text of an exception may hold text of a target. Attributes are cut when they are set.
         limits = SpanLimits(max_events=0, max_span_attribute_length=MAX_TEXT)
         self.provider = TracerProvider(sampler=self, resource=_resource(), span_limits=limits, shutdown_on_exit=False)
         self.provider.add_span_processor(self)
@@ -76,25 +77,25 @@ class _Exchange(Sampler, SpanProcessor):
         if self.queue is not None:
             self.queue.on_end(span)
 
-    def let_go(self, queue: SpanProcessor) -> None:
-        """Record nothing more, unless another queue has taken over."""
+    def detach(self, queue: SpanProcessor) -> None:
+        """Record nothing more, unless another queue has replaced this one."""
         if self.queue is queue:
             self.queue, self.sampler = None, ALWAYS_OFF
 
 
 @functools.cache
-def _exchange() -> _Exchange:
-    return _Exchange()
+def _backend() -> _Backend:
+    return _Backend()
 
 
 def _resource() -> Resource:
-    """This server, as the backend shows it; OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES win."""
+    """Return the name of this server for the collector. OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES override it."""
     own = Resource.create({"service.name": "mcp-network-tools", "service.version": __version__})
     return own.merge(OTELResourceDetector().detect())
 
 
 class _Exporter(SpanExporter):
-    """The OTLP exporter with what it may send taken care of, and its failures told once until it works again."""
+    """Wraps the OTLP exporter: sends allowed attributes only, and logs a failure once until it works again."""
 
     def __init__(self, endpoint: str, *, direct: bool) -> None:
         self._url = f"{endpoint.rstrip('/')}/v1/traces"
@@ -105,26 +106,26 @@ class _Exporter(SpanExporter):
         self._lost = 0
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        """Send ``spans``; called by the queue's thread only."""
+        """Send ``spans``. Only the thread of the queue calls this."""
         if self._given_up:
             return SpanExportResult.FAILURE
-        _heard.reason = ""
+        _sdk_lines.reason = ""
         try:
             self._inner = self._inner or self._make()
             result = self._inner.export([_cleaned(span) for span in spans])
-        except Exception as error:  # noqa: BLE001 - a plug-in or a variable of the SDK; the queue would log each batch
-            result, _heard.reason = SpanExportResult.FAILURE, f"{type(error).__name__}: {error}"
+        except Exception as error:  # noqa: BLE001 - a plug-in of the SDK may raise anything, and the queue would log it for every batch
+            result, _sdk_lines.reason = SpanExportResult.FAILURE, f"{type(error).__name__}: {error}"
         if not self._given_up:
             self._notify(result, len(spans))
         return result
 
     def shutdown(self) -> None:
-        """Nothing: `give_up` ends it, also where this is never reached."""
+        """Do nothing. `give_up` stops the exporter, because the queue may never get here."""
 
     def give_up(self, *, unfinished: bool) -> None:
-        """Send nothing more; a wait between two attempts ends at once. ``unfinished``: something was not sent."""
+        """Stop sending, also between two attempts. ``unfinished`` says that some spans were not sent."""
         if unfinished and not self._lost:
-            logger.warning("tracing.not_flushed endpoint=%s: %s", self._shown, _heard.reason or "it does not answer")
+            logger.warning("tracing.not_flushed", endpoint=self._shown, message=str(_sdk_lines.reason or "no answer"))
         self._given_up = True
         if self._inner is not None:
             self._inner.shutdown()
@@ -135,27 +136,29 @@ class _Exporter(SpanExporter):
 
         session = None
         if self._direct:
-            # Inside the guard a proxy of the environment is out of reach, and trying it would be an alarm.
+            # Inside the guard a proxy from the environment cannot be reached, and trying it would raise an alarm.
             session = requests.Session()
             session.trust_env = False
         for name in (_EXPORTER, _QUEUE):
-            logging.getLogger(name).addFilter(_heard)
+            logging.getLogger(name).addFilter(_sdk_lines)
         return OTLPSpanExporter(self._url, session=session)
 
     def _notify(self, result: SpanExportResult, spans: int) -> None:
         if result is not SpanExportResult.SUCCESS:
             if not self._lost:
                 logger.warning(
-                    "tracing.export_failed endpoint=%s: %s; spans are lost until it answers", self._shown, _heard.reason
+                    "tracing.export_failed",
+                    endpoint=self._shown,
+                    message=f"{_sdk_lines.reason}. Spans are lost until it answers.",
                 )
             self._lost += spans
         elif self._lost:
-            logger.info("tracing.export_works_again endpoint=%s lost=%d", self._shown, self._lost)
+            logger.info("tracing.export_works_again", endpoint=self._shown, lost=self._lost)
             self._lost = 0
 
 
-class _Heard(logging.Filter):
-    """Takes the SDK's lines about attempts that failed, and keeps the first of each export; `_Exporter` tells it."""
+class _SdkLines(logging.Filter):
+    """Keeps the SDK's log lines about failed attempts out of the log. `_Exporter` logs the first of each export."""
 
     reason = ""
     queue_was_full = False
@@ -166,12 +169,12 @@ class _Heard(logging.Filter):
             return False
         if not record.getMessage().startswith("Queue full"):
             return True
-        # Spans that come faster than they can be sent are said to be dropped once, not for each of them.
+        # Log once that spans are dropped because they come faster than they can be sent.
         first, self.queue_was_full = not self.queue_was_full, True
         return first
 
 
-_heard: Final = _Heard()
+_sdk_lines: Final = _SdkLines()
 
 
 def _without_secrets(endpoint: str) -> str:
@@ -181,9 +184,9 @@ def _without_secrets(endpoint: str) -> str:
 
 
 def _cleaned(span: ReadableSpan) -> ReadableSpan:
-    """The span with the attributes of `ATTRIBUTES` and nothing else that could hold a caller's or a target's text.
+    """Return the span with the attributes of `ATTRIBUTES` only, and without any other text of a caller or a target.
 
-    The MCP SDK's spans describe an error by its message, which may name a target.
+    The spans of the MCP SDK have the message of an error as their description, which may name a target.
     """
     attributes = {name: value for name, value in (span.attributes or {}).items() if name in ATTRIBUTES}
     return ReadableSpan(

@@ -1,14 +1,15 @@
-"""The one list of what this project looks at: for ``doctor``, ``/health`` and the metrics.
+"""The health checks of this project, for ``doctor``, ``/health`` and the metrics.
 
-Each says what is missing, what still works without it, and what mends it. `health_of_host` is for a host where
-nothing runs yet, `health_of_server` for a server that does.
+Each outcome says what is missing, what still works without it, and how to repair it. `health_of_host` is for a host on
+which no server runs yet, `health_of_server` for a running server.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mcp_server.health import HealthCheckManager, HealthCheckPriority, Threaded, log_changes
+from mcp_server import metrics
+from mcp_server.health import HealthCheckManager, HealthCheckPriority, Threaded, gauges, health_change, log_changes
 from mcp_server.server.checks import host, load, service
 from mcp_server.server.checks.callers import ActorsCheck, check_identity
 
@@ -17,8 +18,9 @@ if TYPE_CHECKING:
 
     from mcp_server.audit import AuditLog
     from mcp_server.config import Config
-    from mcp_server.health import Finding
+    from mcp_server.health import CheckOutcome, SystemHealth
     from mcp_server.identity.authenticator import Authenticator
+    from mcp_server.limits.rate_limit import RateLimiter
     from mcp_server.pipeline.pipeline import Pipeline
     from mcp_server.store.base import Store
     from mcp_server.tools.registry import ToolRegistry
@@ -28,33 +30,44 @@ __all__ = ["health_of_host", "health_of_server"]
 _CRITICAL, _IMPORTANT, _INFORMATIONAL = HealthCheckPriority
 
 
-def health_of_server(pipeline: Pipeline, authenticator: Authenticator | None = None) -> HealthCheckManager:
-    """The checks of a running server. What a reload replaces is asked for at every round.
+def health_of_server(
+    pipeline: Pipeline, limiter: RateLimiter, authenticator: Authenticator | None
+) -> HealthCheckManager:
+    """Return the checks of a running server. Every round uses the configuration in force.
 
-    ``gate`` is what its HTTP interfaces ask who calls; None for a server that has none.
+    ``authenticator`` is that of its HTTP interfaces, None if it has none. Each round is logged, counted and published.
     """
-    manager = HealthCheckManager(lambda: pipeline.config.health)
+    current = pipeline.current
+    manager = HealthCheckManager(lambda: current.value.config.health)
     manager.observe(log_changes)
 
-    async def guard() -> Finding:
-        return await service.check_guard(pipeline.config, pipeline.guard)
+    def publish(now: SystemHealth, before: SystemHealth | None) -> None:
+        for name, value, labels in gauges(now):
+            metrics.gauge(name, value, **labels)
+        if (change := health_change(before, now)) is not None:
+            pipeline.events.publish("health.changed", change)
 
-    async def engine() -> Finding:
+    manager.observe(publish)
+
+    async def guard() -> CheckOutcome:
+        return await service.check_guard(current.value.config, pipeline.guard)
+
+    async def engine() -> CheckOutcome:
         return await service.check_engine(pipeline.guard)
 
-    async def breakers() -> Finding:
+    async def breakers() -> CheckOutcome:
         return load.check_breakers(pipeline.breakers.snapshot())
 
-    async def queue() -> Finding:
-        return load.check_queue(pipeline.admission.snapshot(), pipeline.config.admission.max_waiting)
+    async def queue() -> CheckOutcome:
+        return load.check_queue(pipeline.admission.snapshot(), current.value.config.admission.max_waiting)
 
-    async def rate_limit() -> Finding:
-        return load.check_rate_limit(await pipeline.limiter.check())
+    async def rate_limit() -> CheckOutcome:
+        return load.check_rate_limit(await limiter.check())
 
     _register_service(
         manager,
-        lambda: pipeline.config,
-        lambda: pipeline.registry,
+        lambda: current.value.config,
+        lambda: current.value.registry,
         pipeline.open_store,
         pipeline.audit,
         guard,
@@ -66,22 +79,22 @@ def health_of_server(pipeline: Pipeline, authenticator: Authenticator | None = N
     manager.register("breakers", _IMPORTANT, breakers)
     manager.register("queue", _IMPORTANT, queue)
     manager.register("rate limit", _IMPORTANT, rate_limit)
-    if authenticator is not None and pipeline.config.server.auth == "token":
-        manager.register("identity", _IMPORTANT, lambda: check_identity(pipeline.config, authenticator))
-    _register_dependencies(manager, lambda: pipeline.config)
+    if authenticator is not None and current.value.config.server.auth == "token":
+        manager.register("identity", _IMPORTANT, lambda: check_identity(current.value.config, authenticator))
+    _register_dependencies(manager, lambda: current.value.config)
     return manager
 
 
 def health_of_host(
     config: Config, registry: ToolRegistry, open_store: Callable[[], Awaitable[Store]], audit: AuditLog
 ) -> HealthCheckManager:
-    """The checks of a host on which no server runs in this process; chooses a guard, which may fork."""
+    """Return the checks of a host for a process that runs no server. Chooses a guard, which may fork."""
     from mcp_server.netguard.choice import choose_guard
 
     manager = HealthCheckManager(lambda: config.health)
-    chosen = service.check_choice(config, choose_guard)  # now, while this process has one thread
+    chosen = service.check_choice(config, choose_guard)  # now, because this process must have one thread
 
-    async def guard() -> Finding:
+    async def guard() -> CheckOutcome:
         return chosen
 
     _register_service(
@@ -102,16 +115,16 @@ def _register_service(
     registry: Callable[[], ToolRegistry],
     open_store: Callable[[], Awaitable[Store]],
     audit: AuditLog,
-    guard: Callable[[], Awaitable[Finding]],
+    guard: Callable[[], Awaitable[CheckOutcome]],
     *,
     allow_raw: bool,
     serving: bool,
 ) -> None:
-    """What both have. Whatever may block has a thread."""
+    """Register the checks that a server and a host have in common. Blocking checks run in threads."""
     scope, actors = service.ScopeCheck(serving=serving), ActorsCheck(serving=serving)
     cpu, stored = host.CpuCheck(), service.StoreCheck(open_store)
 
-    async def store() -> Finding:
+    async def store() -> CheckOutcome:
         return await stored(config())
 
     manager.register("tools", _INFORMATIONAL, Threaded(lambda: service.check_tools(registry())))

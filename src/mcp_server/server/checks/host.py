@@ -1,4 +1,4 @@
-"""What the host and this process have left: processors, memory, descriptors, the event loop."""
+"""Checks of the resources of the host and of this process: processors, memory, descriptors, the event loop."""
 
 from __future__ import annotations
 
@@ -12,71 +12,76 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from mcp_server.health import Finding, HealthStatus, Threaded
+from mcp_server.health import CheckOutcome, HealthStatus, Threaded
 
 if TYPE_CHECKING:
     from mcp_server.health import LoopLag
 
 SMOOTHING_SEC: Final = 60.0
-"""Seconds of processor time that are judged together, or half of them at the start: a busy second is no news."""
+"""Seconds over which processor use is measured; half of that at the start. One busy second must not count."""
 DESCRIPTORS_SHARE: Final = 0.8
+"""Share of the descriptors of this process from which on it is degraded."""
 LAG_SEC: Final = 0.25
-"""Share of this process's descriptors, and mean lateness of its event loop over a minute, that degrade it."""
+"""Mean lag of the event loop over a minute from which on this process is degraded."""
 MIB: Final = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class CpuTimes:
-    """Seconds all processors together have worked, and could have, since the host was started."""
+    """Seconds since the host was started, summed over all processors: in use, and in total."""
 
     busy: float
     total: float
 
 
 def read_cpu() -> CpuTimes:
-    """The host's processor times now."""
+    """Return the processor times of the host."""
     import psutil
 
     times = psutil.cpu_times()
-    # Linux counts the time of guests in that of the user as well.
+    # Linux also counts guest time as user time.
     total = sum(times) - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)
     return CpuTimes(total - times.idle - getattr(times, "iowait", 0.0), total)
 
 
 class CpuCheck:
-    """Processor use between looks, over `SMOOTHING_SEC` or the time between two looks, whichever is longer.
+    """Checks processor use over `SMOOTHING_SEC`, or over the time between two checks if that is longer.
 
-    No look waits for a sample. It takes half of `SMOOTHING_SEC` from the first one on until there is a verdict.
+    No check waits for a sample. In the first half of `SMOOTHING_SEC` the outcome is healthy.
     """
 
     def __init__(self, read: Callable[[], CpuTimes] = read_cpu, clock: Callable[[], float] = time.monotonic) -> None:
         self._read = read
         self._clock = clock
-        self._looks: deque[tuple[float, CpuTimes]] = deque()
+        self._samples: deque[tuple[float, CpuTimes]] = deque()
 
-    def __call__(self, threshold: float) -> Finding:
-        """The use in per cent of all processors; over ``threshold`` is degraded."""
+    def __call__(self, threshold: float) -> CheckOutcome:
+        """Check the use of all processors. Degraded above ``threshold`` per cent."""
         now, times = self._clock(), self._read()
-        looks = self._looks
-        looks.append((now, times))
-        while len(looks) > 2 and now - looks[1][0] >= SMOOTHING_SEC:
-            looks.popleft()
-        since, first = looks[0]
+        samples = self._samples
+        samples.append((now, times))
+        while len(samples) > 2 and now - samples[1][0] >= SMOOTHING_SEC:
+            samples.popleft()
+        since, first = samples[0]
         seconds, total = now - since, times.total - first.total
         load = f"load {os.getloadavg()[0]:.2f} on {os.cpu_count() or 1} processors"
         if seconds < SMOOTHING_SEC / 2 or total <= 0:
-            return Finding(HealthStatus.HEALTHY, f"{load}; use is judged over {SMOOTHING_SEC / 2:.0f} s at least")
+            return CheckOutcome(
+                HealthStatus.HEALTHY, f"{load}; use is measured over at least {SMOOTHING_SEC / 2:.0f} s"
+            )
         percent = 100 * max(0.0, times.busy - first.busy) / total
         detail = f"{percent:.0f} % in use over {seconds:.0f} s, {load}"
         if percent > threshold:
             detail += f"; health.cpu_threshold is {threshold:g} %"
-            return Finding(HealthStatus.DEGRADED, detail, "everything, more slowly", "see what else runs on this host")
-        return Finding(HealthStatus.HEALTHY, detail)
+            return CheckOutcome(
+                HealthStatus.DEGRADED, detail, "everything, more slowly", "find out what else runs on this host"
+            )
+        return CheckOutcome(HealthStatus.HEALTHY, detail)
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryUse:
-    """Bytes in use that cannot be had back at once, and bytes there are; ``of`` says whose."""
+    """Bytes in use that cannot be freed at once, and in total, of the host or of a control group (``of``)."""
 
     used: int
     total: int
@@ -84,7 +89,7 @@ class MemoryUse:
 
 
 def read_memory() -> MemoryUse:
-    """The host's memory, or that of the control group where its limit leaves less."""
+    """Return the memory of the host, or that of the control group if a larger share of it is in use."""
     import psutil
 
     found = psutil.virtual_memory()
@@ -94,9 +99,9 @@ def read_memory() -> MemoryUse:
 
 
 def read_cgroup(membership: Path, root: Path) -> MemoryUse | None:
-    """The fullest limited control group this process is in (cgroup v2), or None where none has a limit.
+    """Return the fullest control group of this process that has a limit (cgroup v2). None if there is no limit.
 
-    Page cache that the kernel can drop is not counted (``inactive_file``), as container platforms do.
+    Page cache that the kernel can drop (``inactive_file``) is not counted, as in container platforms.
     """
     try:
         lines = membership.read_text().splitlines()
@@ -113,7 +118,7 @@ def read_cgroup(membership: Path, root: Path) -> MemoryUse | None:
 
 def _limit_of(group: Path) -> MemoryUse | None:
     try:
-        limit = int((group / "memory.max").read_text())  # "max" is none
+        limit = int((group / "memory.max").read_text())  # "max" means no limit
         used = int((group / "memory.current").read_text())
         stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
     except (OSError, ValueError):
@@ -121,20 +126,22 @@ def _limit_of(group: Path) -> MemoryUse | None:
     return MemoryUse(max(0, used - int(stat.get("inactive_file", 0))), max(1, limit), "control group")
 
 
-def check_memory(threshold: float, read: Callable[[], MemoryUse] = read_memory) -> Finding:
-    """The share of memory in use; over ``threshold`` per cent is degraded."""
+def check_memory(threshold: float, read: Callable[[], MemoryUse] = read_memory) -> CheckOutcome:
+    """Check the share of memory in use. Degraded above ``threshold`` per cent."""
     use = read()
     percent = 100 * use.used / max(1, use.total)
     detail = f"{percent:.0f} % of {use.total // MIB} MiB in use ({use.of})"
     if percent > threshold:
         detail += f"; health.memory_threshold is {threshold:g} %"
-        return Finding(HealthStatus.DEGRADED, detail, "everything, until it runs out", "see what else runs here")
-    return Finding(HealthStatus.HEALTHY, detail)
+        return CheckOutcome(
+            HealthStatus.DEGRADED, detail, "everything, until it runs out", "find out what else runs on this host"
+        )
+    return CheckOutcome(HealthStatus.HEALTHY, detail)
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessUse:
-    """What this process holds: resident bytes, open descriptors, how many it may, and threads."""
+    """The resources of this process: resident bytes, open descriptors and their limit, and threads."""
 
     resident: int
     descriptors: int
@@ -143,7 +150,7 @@ class ProcessUse:
 
 
 def read_process() -> ProcessUse:
-    """What this process holds now."""
+    """Return the resources of this process."""
     import psutil
 
     process = psutil.Process()
@@ -153,26 +160,30 @@ def read_process() -> ProcessUse:
 
 
 class ProcessCheck:
-    """This process itself, and its event loop; a coroutine function, because tasks are counted on the loop."""
+    """Checks this process and its event loop. It is a coroutine function, because tasks are counted on the loop."""
 
     def __init__(self, lag: LoopLag, read: Callable[[], ProcessUse] = read_process) -> None:
         self._lag = lag
         self._read = Threaded(read)
 
-    async def __call__(self) -> Finding:
-        """Memory, descriptors, tasks, and how late the loop is."""
+    async def __call__(self) -> CheckOutcome:
+        """Check memory, descriptors, tasks and the lag of the event loop."""
         tasks = len(asyncio.all_tasks())
         use = await self._read()
         most = "any number" if use.most_descriptors == resource.RLIM_INFINITY else use.most_descriptors
         detail = (
             f"{use.resident // MIB} MiB, {use.descriptors} of {most} descriptors, {use.threads} threads, {tasks} tasks"
-            f"; loop late by {1000 * self._lag.mean:.0f} ms on average, {1000 * self._lag.longest:.0f} ms at most"
+            f"; event loop delay {1000 * self._lag.mean:.0f} ms on average, {1000 * self._lag.longest:.0f} ms at most"
         )
         limited = use.most_descriptors != resource.RLIM_INFINITY  # which is -1
         if limited and use.descriptors > DESCRIPTORS_SHARE * use.most_descriptors:
-            works = "what is under way; new connections and runs may fail"
-            return Finding(HealthStatus.DEGRADED, detail, works, "close idle clients, or raise the limit (ulimit -n)")
+            works = "calls that are running; new connections and runs may fail"
+            return CheckOutcome(
+                HealthStatus.DEGRADED, detail, works, "disconnect idle clients, or raise the limit (ulimit -n)"
+            )
         if self._lag.mean > LAG_SEC:
-            works = "everything, late"
-            return Finding(HealthStatus.DEGRADED, detail, works, "see the processors; ask for fewer runs at a time")
-        return Finding(HealthStatus.HEALTHY, detail)
+            works = "everything, with delays"
+            return CheckOutcome(
+                HealthStatus.DEGRADED, detail, works, "check the processors, or run fewer calls at a time"
+            )
+        return CheckOutcome(HealthStatus.HEALTHY, detail)

@@ -1,4 +1,4 @@
-"""What the service stands on: programs, guard, processes, state folder, disk, store, decision log, scope."""
+"""Checks of what the service needs: programs, guard, sandbox, state folder, disk, store, audit log, scope."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from mcp_server.config.watching import identities
+from mcp_server.config.watching import file_states
 from mcp_server.errors import BusyError, NetworkToolsError
-from mcp_server.health import Finding, HealthCheckPriority, HealthStatus
+from mcp_server.health import CheckOutcome, HealthCheckPriority, HealthStatus
 from mcp_server.model.untrusted import sanitize
 from mcp_server.netguard import Enforcement, Guard
 from mcp_server.pipeline.guard_watch import read_guard
@@ -22,6 +22,7 @@ from mcp_server.sandbox.binaries import resolve_binary
 from mcp_server.sandbox.containment import containment
 from mcp_server.sandbox.sandbox import Sandbox
 from mcp_server.server.checks.versions import version_of
+from mcp_server.server.startup import MIN_FREE_BYTES
 
 if TYPE_CHECKING:
     from mcp_server.audit import AuditLog
@@ -31,35 +32,35 @@ if TYPE_CHECKING:
     from mcp_server.tools.registry import ToolRegistry
 
 LOW_DISK_BYTES: Final = 256 * 1024 * 1024
-NO_DISK_BYTES: Final = 256 * 1024
-"""Below the one a long scan may not fit; below the other neither log nor store can take a run."""
+"""Free bytes below which a long scan may not fit."""
 
 _ENGINE_SEC: Final = 300.0
 
 _OK, _DEGRADED, _FAILED = HealthStatus.HEALTHY, HealthStatus.DEGRADED, HealthStatus.UNHEALTHY
-_READING = "what was remembered can be read"
+_READING = "stored runs can be read"
 _NO_TOOL = f"{_READING}; no tool can run"
-_WITHOUT_STATE = "the commands tools, config, scope and doctor; nothing runs without a log and a record"
-_MEND_ENGINE = "see the log; start the server again where it does not mend by itself"
+_WITHOUT_STATE = "the commands tools, config, scope and doctor; no tool runs without audit log and store"
+_REPAIR_ENGINE = "see the log, and restart the server if the failure stays"
 _MAKE_USER = "sudo useradd --system --user-group --no-create-home --shell /usr/sbin/nologin mcp-network-tools; "
 
 
-def check_tools(registry: ToolRegistry) -> list[Finding]:
-    """One finding for each tool's program, and for each class that should have been a tool.
+def check_tools(registry: ToolRegistry) -> list[CheckOutcome]:
+    """Return an outcome for each tool's program, and for each class that could not be made a tool.
 
-    Only where no tool has its program is that the end of the service.
+    Critical only if no tool has its program.
     """
-    if not registry.tools:
+    programs = registry.programs
+    if not programs:
         remedy = (
-            "enable one of them: POST /admin/tools/NAME/enable"
-            if registry.offered
+            "enable a tool: POST /admin/tools/NAME/enable"
+            if registry.disabled
             else "widen tool.include_patterns or tool.exclude_patterns"
         )
         critical = HealthCheckPriority.CRITICAL
-        return [Finding(_FAILED, "no tool is offered", _READING, remedy, priority=critical), *_left_out(registry)]
+        return [CheckOutcome(_FAILED, "no tool is offered", _READING, remedy, priority=critical), *_left_out(registry)]
     broken: dict[str, NetworkToolsError] = {}
     found: dict[str, str] = {}
-    for name, tool in registry.tools.items():
+    for name, tool in programs.items():
         try:
             path = resolve_binary(tool.command_name).path
             version = version_of(path, tuple(tool.version_args))
@@ -69,23 +70,25 @@ def check_tools(registry: ToolRegistry) -> list[Finding]:
     works = f"the tools {', '.join(found)}" if found else _NO_TOOL
     state, priority = (_DEGRADED, None) if found else (_FAILED, HealthCheckPriority.CRITICAL)
     return [
-        Finding(_OK, found[name], name=f"tool {name}")
+        CheckOutcome(_OK, found[name], name=f"tool {name}")
         if name in found
-        else Finding(state, broken[name].message, works, broken[name].hint, f"tool {name}", priority)
-        for name in registry.tools
+        else CheckOutcome(state, broken[name].message, works, broken[name].hint, f"tool {name}", priority)
+        for name in programs
     ] + _left_out(registry)
 
 
-def _left_out(registry: ToolRegistry) -> list[Finding]:
+def _left_out(registry: ToolRegistry) -> list[CheckOutcome]:
     return [
-        Finding(_DEGRADED, item.reason, "every other tool", "mend or remove its package", f"tool class {item.name}")
+        CheckOutcome(
+            _DEGRADED, item.reason, "every other tool", "repair or remove its package", f"tool class {item.name}"
+        )
         for item in registry.left_out
         if item.broken
     ]
 
 
-async def check_guard(config: Config, guard: Guard) -> Finding:
-    """That the guard in force is still what was set up; what it dropped is counted, also while nothing runs."""
+async def check_guard(config: Config, guard: Guard) -> CheckOutcome:
+    """Check that the guard is still as it was set up. Also counts packets that it dropped while no tool ran."""
     try:
         await read_guard(guard)
     except NetworkToolsError as error:
@@ -93,8 +96,8 @@ async def check_guard(config: Config, guard: Guard) -> Finding:
     return describe_guard(config, guard.enforcement)
 
 
-def check_choice(config: Config, choose: Callable[[Config], GuardChoice]) -> Finding:
-    """Which guard a start would have here."""
+def check_choice(config: Config, choose: Callable[[Config], GuardChoice]) -> CheckOutcome:
+    """Check which guard a server would start with on this host."""
     try:
         choice = choose(config)
     except NetworkToolsError as error:
@@ -102,76 +105,78 @@ def check_choice(config: Config, choose: Callable[[Config], GuardChoice]) -> Fin
     return describe_guard(config, choice.enforcement, choice.reason)
 
 
-def _no_guard(error: NetworkToolsError) -> Finding:
-    return Finding(_FAILED, error.message, _NO_TOOL, error.hint)
+def _no_guard(error: NetworkToolsError) -> CheckOutcome:
+    return CheckOutcome(_FAILED, error.message, _NO_TOOL, error.hint)
 
 
-def describe_guard(config: Config, tier: Enforcement, reason: str = "") -> Finding:
-    """What a tier holds, and where it is the weakest and nobody asked for that, how to have a stronger one."""
-    detail = f"enforcement: {tier.value}" + (f", because {reason}" if reason else "")
+def describe_guard(config: Config, tier: Enforcement, reason: str = "") -> CheckOutcome:
+    """Return what a tier enforces. Degraded if it is the weakest tier and the operator did not choose it."""
+    detail = f"enforcement: {tier.value}" + (f" ({reason.removesuffix('.')})" if reason else "")
     if tier is not Enforcement.ARGUMENT:
-        return Finding(_OK, f"{detail}; every frame passes the ruleset, raw sockets are available")
-    detail += "; addresses are checked before a process is started, and nothing holds packets"
-    if config.security.guard == "argument":  # the owner knows
-        return Finding(_OK, detail)
+        return CheckOutcome(_OK, f"{detail}; every frame passes the ruleset; raw sockets are available")
+    detail += "; addresses are checked before a process is started, and packets are not filtered"
+    if config.security.guard == "argument":  # the operator chose it
+        return CheckOutcome(_OK, detail)
     works = "connect scans (-sT), service detection and scripts; raw sockets are off"
-    return Finding(_DEGRADED, detail, works, _MAKE_USER + f"sudo {_program()} serve --guard kernel")
+    return CheckOutcome(_DEGRADED, detail, works, _MAKE_USER + f"sudo {_program()} serve --guard kernel")
 
 
 def _program() -> str:
-    """The console script of this environment, by its absolute path."""
+    """Return the absolute path of the console script of this environment."""
     return shlex.quote(str(Path(sys.executable).parent / "mcp-network-tools"))
 
 
-def check_processes(*, allow_raw: bool) -> Finding:
-    """What holds a tool's process: its files, and its end."""
+def check_processes(*, allow_raw: bool) -> CheckOutcome:
+    """Check how the process of a tool is contained."""
     try:
         found = containment(allow_raw=allow_raw)
     except NetworkToolsError as error:
-        return Finding(_FAILED, error.message, _READING, error.hint)
+        return CheckOutcome(_FAILED, error.message, _READING, error.hint)
     if not found.remedy:
-        return Finding(_OK, found.detail)
-    return Finding(_DEGRADED, found.detail, "every tool", found.remedy)
+        return CheckOutcome(_OK, found.detail)
+    return CheckOutcome(_DEGRADED, found.detail, "every tool", found.remedy)
 
 
-async def check_engine(guard: Guard) -> Finding:
-    """That runs can be carried out: each runner starts a program that does nothing, and hears of its end."""
+async def check_engine(guard: Guard) -> CheckOutcome:
+    """Check that programs can be started: each runner starts one that does nothing, and reports its end."""
     from mcp_server.sandbox.process import ProcessLimits, run_process
 
     program, names, started = shutil.which("true", path=os.defpath), [], time.perf_counter()
     if program is None:
-        return Finding(_OK, "local; not tried, because this host has no program `true`")
+        return CheckOutcome(_OK, "local; not tested, because this host has no program `true`")
     try:
         for executor in guard.executors():
             names.append(executor.name)
-            # The check's own time limit is the shorter one: a runner that does not answer is a check that does not.
+            # The time limit of the check is shorter, so a runner that does not answer makes the check fail.
             ended = await run_process(
                 (program,), ProcessLimits(_ENGINE_SEC), lambda _: None, executor=executor, sandbox=Sandbox()
             )
             if ended.returncode:
                 why = sanitize(ended.stderr.decode(errors="replace").strip(), 200)
                 detail = f"{program} ended with {ended.returncode} ({executor.name}): {why}"
-                return Finding(_FAILED, detail, _READING, _MEND_ENGINE)
+                return CheckOutcome(_FAILED, detail, _READING, _REPAIR_ENGINE)
     except BusyError as error:
-        return Finding(_DEGRADED, error.message, "what is under way; calls when there is room again", error.hint)
+        return CheckOutcome(
+            _DEGRADED, error.message, "calls that are running; further calls when a slot is free again", error.hint
+        )
     except NetworkToolsError as error:
-        return Finding(_FAILED, error.message, _READING, _MEND_ENGINE)
+        return CheckOutcome(_FAILED, error.message, _READING, _REPAIR_ENGINE)
     took = 1000 * (time.perf_counter() - started)
-    return Finding(_OK, f"local; a program was started by each runner ({', '.join(names)}), in {took:.0f} ms together")
+    return CheckOutcome(_OK, f"local; each runner started a program ({', '.join(names)}), in {took:.0f} ms in total")
 
 
-def check_state_folder(folder: Path) -> Finding:
-    """That the state folder can be written, and by nobody else."""
+def check_state_folder(folder: Path) -> CheckOutcome:
+    """Check that this user can write to the state folder, and that other users cannot."""
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        return Finding(_FAILED, f"{folder} cannot be written", _WITHOUT_STATE, _mend_folder(folder))
+        return CheckOutcome(_FAILED, f"{folder} cannot be written", _WITHOUT_STATE, _repair_folder(folder))
     mode = folder.stat().st_mode & 0o777
     if mode & 0o077:
-        detail = f"{folder} is open to others (mode {mode:o})"
-        return Finding(_DEGRADED, detail, "everything", f"chmod 700 {shlex.quote(str(folder))}")
-    return Finding(_OK, str(folder))
+        detail = f"other users have access to {folder} (mode {mode:o})"
+        return CheckOutcome(_DEGRADED, detail, "everything", f"chmod 700 {shlex.quote(str(folder))}")
+    return CheckOutcome(_OK, str(folder))
 
 
-def _mend_folder(folder: Path) -> str:
+def _repair_folder(folder: Path) -> str:
     quoted = shlex.quote(str(folder))
     nearest = next(path for path in (folder, *folder.parents) if path.exists())
     if not nearest.is_dir():
@@ -179,105 +184,111 @@ def _mend_folder(folder: Path) -> str:
     return f"sudo mkdir -p {quoted} && sudo chown -R $(id -un) {quoted} && chmod 700 {quoted}"
 
 
-def check_disk(folder: Path, threshold: float) -> Finding:
-    """How full the file system of the state folder is; ``threshold`` is in per cent of what this user can have."""
+def check_disk(folder: Path, threshold: float) -> CheckOutcome:
+    """Check the file system of the state folder. Degraded above ``threshold`` per cent of what this user can use."""
     try:
         usage = shutil.disk_usage(folder)
     except OSError as error:
-        return Finding(_FAILED, f"{folder}: {error.strerror}", _WITHOUT_STATE, _mend_folder(folder))
-    # As df counts: what is kept for root is neither in use nor free.
+        return CheckOutcome(_FAILED, f"{folder}: {error.strerror}", _WITHOUT_STATE, _repair_folder(folder))
+    # Counted as df does: space that is reserved for root is neither used nor free.
     percent = 100 * usage.used / max(1, usage.used + usage.free)
     detail = f"{usage.free // (1024 * 1024)} MiB free, {percent:.0f} % in use"
     remedy = f"free space on the disk of {folder}"
-    if usage.free < NO_DISK_BYTES:
-        return Finding(_FAILED, detail, _READING, remedy)
+    if usage.free < MIN_FREE_BYTES:
+        return CheckOutcome(_FAILED, detail, _READING, remedy)
     if usage.free < LOW_DISK_BYTES:
-        return Finding(_DEGRADED, detail, "short scans", remedy)
+        return CheckOutcome(_DEGRADED, detail, "short scans", remedy)
     if percent > threshold:
-        works = "everything, until it is full"
-        return Finding(_DEGRADED, f"{detail}; health.disk_threshold is {threshold:g} %", works, remedy)
-    return Finding(_OK, detail)
+        works = "everything, until the disk is full"
+        return CheckOutcome(_DEGRADED, f"{detail}; health.disk_threshold is {threshold:g} %", works, remedy)
+    return CheckOutcome(_OK, detail)
 
 
 class StoreCheck:
-    """That the store is open and answers; one that is not open is opened."""
+    """Checks that the store answers. Opens it first if it is not open."""
 
     def __init__(self, open_store: Callable[[], Awaitable[Store]]) -> None:
         self._open_store = open_store
         self._opening: asyncio.Future[Store] | None = None
 
-    async def __call__(self, config: Config) -> Finding:
-        """Ask it for one run."""
+    async def __call__(self, config: Config) -> CheckOutcome:
+        """Check the store by reading one run."""
         kind = "Postgres" if config.database.url and "postgres" in str(config.database.url) else "SQLite"
         if self._opening is None or self._opening.done():
             self._opening = asyncio.ensure_future(self._open_store())
         try:
-            # The time limit of a check must not cut off a migration that it happened to begin.
+            # The time limit of the check must not cancel a migration that it has started.
             store = await asyncio.shield(self._opening)
             page = await store.list_runs(limit=1)
         except NetworkToolsError as error:
-            return Finding(_FAILED, error.message, _WITHOUT_STATE, error.hint)
-        return Finding(_OK, f"{kind}, {page.total} runs")
+            return CheckOutcome(_FAILED, error.message, _WITHOUT_STATE, error.hint)
+        return CheckOutcome(_OK, f"{kind}, {page.total} runs")
 
 
-def check_audit(audit: AuditLog) -> Finding:
-    """That the decision log can be written, and was; nothing is written for it."""
+def check_audit(audit: AuditLog) -> CheckOutcome:
+    """Check that the audit log can be written and that the last record was. The check itself writes nothing."""
     remedy = f"{_program()} audit verify"
-    if audit.unwritable is not None and audit.unwritable.startswith("the decision log is broken"):
-        return Finding(_FAILED, audit.unwritable, _NO_TOOL, remedy)
-    # What it would be written to: the file, or where there is none yet the folder that it would be made in.
+    problem = audit.unwritable
+    if problem is not None and problem.code == "audit_broken":
+        return CheckOutcome(_FAILED, problem.message, _NO_TOOL, remedy)
+    # If there is no file yet, its folder must be writable.
     flags = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
         os.close(os.open(audit.path, flags))
     except FileNotFoundError:
         if not os.access(audit.path.parent, os.W_OK | os.X_OK):
-            detail = f"{audit.path} cannot be made: {audit.path.parent} cannot be written"
-            return Finding(_FAILED, detail, _WITHOUT_STATE, _mend_folder(audit.path.parent))
+            detail = f"{audit.path} cannot be created: {audit.path.parent} is not writable"
+            return CheckOutcome(_FAILED, detail, _WITHOUT_STATE, _repair_folder(audit.path.parent))
     except OSError as error:
         detail = f"{audit.path} cannot be written: {error.strerror}"
-        return Finding(_FAILED, detail, _NO_TOOL, f"make {shlex.quote(str(audit.path))} writable for this user")
-    if audit.unwritable is not None:
-        # It can be opened again. Not ready would mean that no call ever finds out whether that is enough.
-        detail = f"the last record was not written: {audit.unwritable}"
-        return Finding(_DEGRADED, detail, "calls, if the next record can be written", "see the disk and the folder")
+        return CheckOutcome(_FAILED, detail, _NO_TOOL, f"make {shlex.quote(str(audit.path))} writable for this user")
+    if problem is not None:
+        # The file can be opened again, but only the next record shows whether it can be written. A server that is not
+        # ready gets no calls, so it would write no record.
+        detail = f"the last record was not written: {problem.message}"
+        return CheckOutcome(
+            _DEGRADED, detail, "calls, if the next record can be written", "check the disk and the folder"
+        )
     if audit.problem is not None:
-        return Finding(_DEGRADED, audit.problem, "everything; the log is written and not sealed", remedy)
-    return Finding(_OK, str(audit.path))
+        return CheckOutcome(_DEGRADED, audit.problem, "everything; records are written, but no checkpoints", remedy)
+    return CheckOutcome(_OK, str(audit.path))
 
 
 class ScopeCheck:
-    """What the owner's policy says, read again only where it may have changed: one of 100,000 lines takes seconds."""
+    """Checks the scope policy. Reads it again only if it may have changed: 100,000 entries take seconds."""
 
     def __init__(self, *, serving: bool) -> None:
         self._serving = serving
         self._seen: object = None
-        self._finding = Finding(_OK, "")
+        self._outcome = CheckOutcome(_OK, "")
 
-    def __call__(self, config: Config) -> Finding:
-        """Whether the policy can be used, and what in it has no effect."""
+    def __call__(self, config: Config) -> CheckOutcome:
+        """Check that the policy can be used, and that every entry has an effect."""
         security = config.security
         present = (
             security.policy_file,
             security.allowed_targets,
-            identities([security.policy_file] if security.policy_file else []),
+            file_states([security.policy_file] if security.policy_file else []),
         )
         if present != self._seen:
-            self._finding, self._seen = self._read(config), present
-        return self._finding
+            self._outcome, self._seen = self._read(config), present
+        return self._outcome
 
-    def _read(self, config: Config) -> Finding:
+    def _read(self, config: Config) -> CheckOutcome:
         try:
             policy = config.scope_policy()
         except NetworkToolsError as error:
-            # A running server keeps the policy it had: this is what a reload or the next start would find.
-            state, works = (_DEGRADED, "calls, under the policy read before") if self._serving else (_FAILED, "")
-            return Finding(state, error.message, works or "nothing starts", error.hint)
+            # A running server keeps its policy. The error would prevent a reload and the next start.
+            state, works = (
+                (_DEGRADED, "calls, with the policy that was read before") if self._serving else (_FAILED, "")
+            )
+            return CheckOutcome(state, error.message, works or "nothing starts", error.hint)
         key = "the policy file" if config.security.policy_file else "security.allowed_targets"
         detail = policy.summary()
         if not policy.entries:
-            return Finding(_DEGRADED, detail, _READING, f"name networks in {key}")
+            return CheckOutcome(_DEGRADED, detail, _READING, f"add networks to {key}")
         if policy.without_effect:
             dead = ", ".join(policy.without_effect)
             detail += f"; without effect, because refused or excluded: {dead}"
-            return Finding(_DEGRADED, detail, "the other entries", f"remove {dead} from {key}")
-        return Finding(_OK, detail)
+            return CheckOutcome(_DEGRADED, detail, "the other entries", f"remove {dead} from {key}")
+        return CheckOutcome(_OK, detail)

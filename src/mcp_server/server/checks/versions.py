@@ -1,4 +1,4 @@
-"""The version of a tool's program, asked once for each file."""
+"""The version of a tool's program, read once for each file."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from typing import Final
 from mcp_server.errors import PlatformError
 from mcp_server.model.untrusted import sanitize
 
-_ANSWER_SEC: Final = 5.0
-_LONGEST: Final = 120
-_SAID: dict[tuple[str, tuple[str, ...]], tuple[tuple[int, ...], str]] = {}
+_TIMEOUT_SEC: Final = 5.0
+_MAX_CHARS: Final = 120
+_VERSIONS: dict[tuple[str, tuple[str, ...]], tuple[tuple[int, ...], str]] = {}
 
 
 def version_of(path: str, arguments: tuple[str, ...]) -> str:
-    """The first line a program writes when it is run with ``arguments`` (``--version``, say); empty without any.
+    """Return the first line that a program writes when it is run with ``arguments``, or "" if there are none.
 
-    It is run again only when the file has changed. PlatformError where it cannot be run or fails: a program whose
-    libraries are missing is there and yet of no use.
+    The program is run again only if its file has changed. Raises PlatformError if it cannot be run or fails, for
+    example because a library is missing.
     """
     if not arguments:
         return ""
-    found = os.stat(path)  # noqa: PTH116 - a path is text here, as in execution/commands
+    found = os.stat(path)  # noqa: PTH116 - the path is a str
     identity = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
-    known = _SAID.get((path, arguments))
+    known = _VERSIONS.get((path, arguments))
     if known is not None and known[0] == identity:
         return known[1]
-    said = _ask(path, arguments)
-    _SAID[path, arguments] = (identity, said)
-    return said
+    version = _run(path, arguments)
+    _VERSIONS[path, arguments] = (identity, version)
+    return version
 
 
-def _ask(path: str, arguments: tuple[str, ...]) -> str:
+def _run(path: str, arguments: tuple[str, ...]) -> str:
     shown = " ".join((path, *arguments))
     try:
         done = subprocess.run(
@@ -42,14 +42,14 @@ def _ask(path: str, arguments: tuple[str, ...]) -> str:
             stderr=subprocess.STDOUT,
             env={"PATH": os.defpath, "LC_ALL": "C"},
             cwd="/",
-            timeout=_ANSWER_SEC,
+            timeout=_TIMEOUT_SEC,
             check=False,
         )
     except (OSError, subprocess.SubprocessError) as error:
-        reason = error.strerror if isinstance(error, OSError) else f"it does not end within {_ANSWER_SEC:.0f} s"
-        raise PlatformError(f"{shown} cannot be run: {reason}", hint="Install the program again.") from error
-    first = sanitize(done.stdout.decode(errors="replace").strip().partition("\n")[0], _LONGEST)
+        reason = error.strerror if isinstance(error, OSError) else f"it did not end within {_TIMEOUT_SEC:.0f} s"
+        raise PlatformError(f"{shown} cannot be run: {reason}.", hint="Install the program again.") from error
+    first = sanitize(done.stdout.decode(errors="replace").strip().partition("\n")[0], _MAX_CHARS)
     if done.returncode:
-        reason = f"{shown} ended with {done.returncode}: {first}"
-        raise PlatformError(reason, hint="Run it by hand to see why; then install the program again.")
+        hint = "Run it by hand to find out why, then install the program again."
+        raise PlatformError(f"{shown} ended with {done.returncode}: {first}", hint=hint)
     return first

@@ -1,4 +1,4 @@
-"""What Alembic runs: the migrations on the connection and in the transaction that `store.migrate` holds."""
+"""Alembic runs this file: it applies the migrations on the connection and in the transaction of `store.migrate`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mcp_server.store.schema import metadata
 context.configure(
     connection=context.config.attributes["connection"],
     target_metadata=metadata,
-    # SQLite rolls schema changes back too, but Alembic does not count on it unless told.
+    # SQLite can roll schema changes back, but Alembic assumes that it cannot.
     transactional_ddl=True,
     render_as_batch=True,
 )

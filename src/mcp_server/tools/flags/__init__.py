@@ -1,10 +1,10 @@
-"""Flag tables: which extra flags a tool takes, and the reader that turns text into typed values and back.
+"""Flag tables: which extra flags a tool allows, and the reader that turns their text into typed values.
 
-A table maps an exact flag to the type and bounds of its value. `read` accepts only what the table spells out:
-no abbreviation, no ``--x=y``, no positional words, nothing twice. The argv is always emitted again from the
-typed values (`emit`), so no character typed by a caller is ever part of an argv except through a value type
-that has parsed it. Rules for what a table may hold: no flag whose value is a path, a host, a URL, an interface
-or an expression, because every denylist of such flags loses against the program's own parser.
+A table maps each exact flag to the type and bounds of its value. `read` accepts only what the table lists: no
+abbreviation, no ``--x=y``, no positional words, and no flag twice. `emit` writes the argv from the typed values, so no
+character of a caller reaches an argv unless a value type has parsed it. A table must not hold a flag whose value is a
+path, a host, a URL, an interface or an expression, because no list of forbidden values is complete for a program's own
+parser.
 """
 
 from mcp_server.tools.flags.reader import check_characters, read

@@ -1,4 +1,4 @@
-"""Flags, tables of them, and the notation in which a simple tool declares them as plain strings.
+"""Flags, tables of flags, and the notation in which a simple tool declares its flags as strings.
 
 A declaration is a flag, or a flag and the type of its value::
 
@@ -8,9 +8,9 @@ A declaration is a flag, or a flag and the type of its value::
     "-W DURATION 100ms-5m"       a time with its unit
     "--mode WORD"                1 to 64 of the characters A-Z a-z 0-9 _ -
     "--type CHOICE a|b|c"        one of a closed list of words
-    "--rate=INT 1-100"           the value stands in the same word, after "="
+    "--rate=INT 1-100"           the value is in the same word, after "="
 
-There is no type for a path, a host, a URL or free text, and there will be none.
+Do not add a type for a path, a host, a URL or free text.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from mcp_server.tools.flags.values import ChoiceValue, DurationValue, FloatValue
 
 _NAME = re.compile(r"--?[A-Za-z0-9][A-Za-z0-9-]{0,38}=?\Z")
 _DECLARATION = re.compile(r"(?P<name>-[^ =]*=?) ?(?:(?<=[ =])(?P<type>[A-Z]+)(?: (?P<bounds>[^ ]+))?)?\Z")
-_NOTATION = 'write "-n", "-c INT 1-100", "-i FLOAT", "-W DURATION 1s-5m", "--mode WORD" or "--type CHOICE a|b"'
+_NOTATION = 'Write "-n", "-c INT 1-100", "-i FLOAT", "-W DURATION 1s-5m", "--mode WORD" or "--type CHOICE a|b".'
 
 
 @dataclass(frozen=True, slots=True)
 class Flag:
-    """One allowed flag. ``value`` is None for a switch; ``joined`` flags carry the value in the same word (-T4).
+    """One allowed flag. ``value`` is None for a switch. A ``joined`` flag has its value in the same word (``-T4``).
 
-    ``field`` names the field of the tool's own model that the flag sets, to its value or, for a switch, to
-    ``const``. An ``intrusive`` flag is ``locked``, and refused by the reader, unless the owner's policy allows it.
+    ``field`` names the field of the tool's own model that the flag sets: to its value, or to ``const`` for a switch. An
+    ``intrusive`` flag is ``locked`` unless the operator allows intrusive calls. The reader refuses a locked flag.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Flag:
 
     @property
     def usage(self) -> str:
-        """The flag as documentation shows it: ``-n``, ``-c INT 1-100``, ``-TINT 0-4``."""
+        """The flag as the documentation shows it: ``-n``, ``-c INT 1-100``, ``-TINT 0-4``."""
         if self.value is None:
             return self.name
         return f"{self.name}{'' if self.joined else ' '}{self.value.label}"
@@ -64,11 +64,11 @@ class Setting:
 
     @property
     def given(self) -> Any:
-        """What the flag's field is set to."""
+        """The value for the field of the flag."""
         return self.flag.const if self.flag.value is None else self.value
 
     def words(self) -> list[str]:
-        """The canonical argv words of this setting."""
+        """Return the canonical argv words of this setting."""
         if self.flag.value is None:
             return [self.flag.name]
         text = self.flag.value.emit(self.value)
@@ -81,18 +81,18 @@ def emit(settings: Iterable[Setting]) -> list[str]:
 
 
 def table(allowed: Sequence[str | Flag], *, allow_intrusive: bool = False) -> dict[str, Flag]:
-    """Return a new table, exact flag to `Flag`, of the declared flags under one policy.
+    """Return a new table of the declared flags, from exact flag to `Flag`.
 
-    Intrusive flags get the risk `Risk.INTRUSIVE` and are locked unless ``allow_intrusive``. Raises ConfigError
-    for a declaration that is not in the notation of this module, or a flag declared twice.
+    Intrusive flags get the risk `Risk.INTRUSIVE`, and are locked unless ``allow_intrusive`` is set. Raises ConfigError
+    for a declaration that is not in the notation of this module, and for a flag that is declared twice.
     """
     flags: dict[str, Flag] = {}
     for declaration in allowed:
         flag = _parse(declaration) if isinstance(declaration, str) else declaration
         if not isinstance(flag, Flag) or not _NAME.match(flag.name):
-            raise ConfigError(f"allowed_flags: {declaration!r} is not a flag", hint=_NOTATION)
+            raise ConfigError(f"allowed_flags: {declaration!r} is not a flag.", hint=_NOTATION)
         if flag.name in flags:
-            raise ConfigError(f"allowed_flags: {flag.name} is declared twice", hint="Remove one of the two.")
+            raise ConfigError(f"allowed_flags: {flag.name} is declared twice.", hint="Remove one of the two.")
         if flag.intrusive:
             flag = replace(flag, risk=Risk.INTRUSIVE, locked=not allow_intrusive)
         flags[flag.name] = flag
@@ -102,21 +102,21 @@ def table(allowed: Sequence[str | Flag], *, allow_intrusive: bool = False) -> di
 def _parse(declaration: str) -> Flag:
     match = _DECLARATION.match(declaration)
     if match is None or (match["type"] is None and declaration != match["name"]):
-        raise ConfigError(f"allowed_flags: cannot read {declaration!r}", hint=_NOTATION)
+        raise ConfigError(f"allowed_flags: {declaration!r} cannot be read.", hint=_NOTATION)
     name, kind, bounds = match["name"], match["type"], match["bounds"]
     if kind is None:
         if name.endswith("="):
-            raise ConfigError(f"allowed_flags: {declaration!r} names no value type", hint=_NOTATION)
+            raise ConfigError(f"allowed_flags: {declaration!r} names no value type.", hint=_NOTATION)
         return Flag(name)
     if kind not in _TYPES:
         raise ConfigError(
-            f"allowed_flags: {declaration!r} has the unknown value type {kind!r}",
+            f"allowed_flags: {declaration!r} has the unknown value type {kind!r}.",
             hint=f"Value types: {', '.join(_TYPES)}.",
         )
     try:
         value = _TYPES[kind](bounds)
     except ValueError as error:
-        raise ConfigError(f"allowed_flags: the bounds of {declaration!r} are wrong: {error}", hint=_NOTATION) from None
+        raise ConfigError(f"allowed_flags: the bounds of {declaration!r} are wrong: {error}.", hint=_NOTATION) from None
     return Flag(name, value=value, joined=name.endswith("="))
 
 
@@ -144,7 +144,7 @@ def _duration(bounds: str | None) -> Value:
 
 def _word(bounds: str | None) -> Value:
     if bounds:
-        raise ValueError("WORD has none")
+        raise ValueError("WORD has no bounds")
     return WordValue()
 
 

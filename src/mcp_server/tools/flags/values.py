@@ -1,7 +1,7 @@
-"""The types of flag values: ASCII text to a typed value within bounds, and back to its one canonical spelling.
+"""The types of flag values. Each parses ASCII text into a typed value, and writes that value in a canonical spelling.
 
-For every type ``parse(emit(parse(text))) == parse(text)``, and what `emit` returns is made of the typed value
-alone. No canonical spelling begins with ``-``, ``@`` or ``+`` or holds a space, a comma or a slash.
+For every type ``parse(emit(parse(text))) == parse(text)``. `Value.emit` uses only the typed value. No canonical
+spelling begins with ``-``, ``@`` or ``+``, or contains a space, a comma or a slash.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 INT_MAX = 2**31 - 1
-"""The widest INT: what a C ``int`` holds, because the programs behind the flags read it into one."""
+"""The highest INT: the highest C ``int``, because programs read their numbers into one."""
 
 _INT = re.compile(r"(?:0|[1-9][0-9]{0,9})\Z")
 _FLOAT = re.compile(r"(?:0|[1-9][0-9]{0,8})(?:\.[0-9]{1,3})?\Z")
@@ -21,19 +21,19 @@ _MILLISECONDS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000}
 
 
 class Value(Protocol):
-    """The type of a flag's value: text to a typed value, and a typed value to canonical text."""
+    """The type of a flag's value."""
 
     @property
     def label(self) -> str:
-        """The word that stands for the value in documentation, e.g. ``INT 1-255``."""
+        """The word for the value in documentation, for example ``INT 1-255``."""
         ...
 
     def parse(self, text: str) -> Any:
-        """Return the typed value of ASCII ``text``; raise ValueError with what is allowed."""
+        """Return the typed value of ASCII ``text``. Raises ValueError that says what was expected or what is wrong."""
         ...
 
     def emit(self, value: Any) -> str:
-        """Return the one canonical spelling of a typed value."""
+        """Return the canonical spelling of a typed value."""
         ...
 
 
@@ -46,13 +46,13 @@ class IntValue:
 
     @property
     def label(self) -> str:
-        """``INT low-high``."""
+        """The label: ``INT low-high``."""
         return f"INT {self.low}-{self.high}"
 
     def parse(self, text: str) -> int:
         """Return the number."""
         if not _INT.match(text) or not self.low <= int(text) <= self.high:
-            raise ValueError(f"a whole number from {self.low} to {self.high}")
+            raise ValueError(f"expected a whole number from {self.low} to {self.high}")
         return int(text)
 
     def emit(self, value: int) -> str:
@@ -69,19 +69,19 @@ class FloatValue:
 
     @property
     def label(self) -> str:
-        """``FLOAT low-high``."""
+        """The label: ``FLOAT low-high``."""
         return f"FLOAT {self.emit(self.low)}-{self.emit(self.high)}"
 
     def parse(self, text: str) -> float:
         """Return the number."""
         if not _FLOAT.match(text) or not self.low <= float(text) <= self.high:
             raise ValueError(
-                f"a number from {self.emit(self.low)} to {self.emit(self.high)} with at most three decimals"
+                f"expected a number from {self.emit(self.low)} to {self.emit(self.high)} with at most three decimals"
             )
         return float(text)
 
     def emit(self, value: float) -> str:
-        """Return its shortest spelling without an exponent, ``0.5`` or ``2``."""
+        """Return its shortest spelling without an exponent: ``0.5`` or ``2``."""
         return f"{value:.3f}".rstrip("0").rstrip(".")
 
 
@@ -93,13 +93,13 @@ class ChoiceValue:
 
     @property
     def label(self) -> str:
-        """``CHOICE a|b|c``."""
+        """The label: ``CHOICE a|b|c``."""
         return f"CHOICE {'|'.join(self.choices)}"
 
     def parse(self, text: str) -> str:
         """Return the choice."""
         if text not in self.choices:
-            raise ValueError(f"one of {', '.join(self.choices)}")
+            raise ValueError(f"expected one of {', '.join(self.choices)}")
         return self.choices[self.choices.index(text)]
 
     def emit(self, value: str) -> str:
@@ -113,13 +113,13 @@ class WordValue:
 
     @property
     def label(self) -> str:
-        """``WORD``."""
+        """The label: ``WORD``."""
         return "WORD"
 
     def parse(self, text: str) -> str:
         """Return the word."""
         if not _WORD.match(text):
-            raise ValueError("1 to 64 of the characters A-Z a-z 0-9 _ - and not beginning with '-'")
+            raise ValueError("expected 1 to 64 of the characters A-Z a-z 0-9 _ -, not beginning with '-'")
         return text
 
     def emit(self, value: str) -> str:
@@ -129,10 +129,10 @@ class WordValue:
 
 @dataclass(frozen=True, slots=True)
 class DurationValue:
-    """A time from ``low`` to ``high`` milliseconds, typed with its unit: ``1500ms``, ``30s``, ``5m``, ``1h``.
+    """A time from ``low`` to ``high`` milliseconds, written with its unit: ``1500ms``, ``30s``, ``5m``, ``1h``.
 
-    The unit is required because programs disagree about the bare number; the canonical spelling is in seconds
-    where they are whole and in milliseconds otherwise.
+    The unit is required because programs read a bare number differently. The canonical spelling is in seconds if they
+    are whole, else in milliseconds.
     """
 
     low: int = 1
@@ -140,7 +140,7 @@ class DurationValue:
 
     @property
     def label(self) -> str:
-        """``DURATION low-high``."""
+        """The label: ``DURATION low-high``."""
         return f"DURATION {self.emit(self.low)}-{self.emit(self.high)}"
 
     def parse(self, text: str) -> int:
@@ -151,7 +151,8 @@ class DurationValue:
             if self.low <= milliseconds <= self.high:
                 return milliseconds
         raise ValueError(
-            f"a time from {self.emit(self.low)} to {self.emit(self.high)} with its unit, as in 1500ms, 30s, 5m or 1h"
+            f"expected a time from {self.emit(self.low)} to {self.emit(self.high)} with its unit, "
+            "as in 1500ms, 30s, 5m or 1h"
         )
 
     def emit(self, value: int) -> str:

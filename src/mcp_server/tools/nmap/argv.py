@@ -1,4 +1,4 @@
-"""The argv of a scan, and what it will cost. Every word comes from typed values; targets are numeric and stand last."""
+"""The argv of a scan and its estimated cost. Every word comes from typed values. Targets are numeric and come last."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from mcp_server.tools.nmap.scan import Scan
 from mcp_server.tools.nmap.script_args import emit_script_args
 
 BASE: Final = ("-n", "-oX", "-", "--noninteractive", "--no-stylesheet", "--stats-every", "2s")
-"""On every argv: no DNS, XML to standard output, no keyboard, no path of this machine in the XML, progress."""
+"""Part of every argv: no DNS, XML on standard output, no keyboard, no local path in the XML, progress reports."""
 
 _GROUP_WITH_DETAIL: Final = 16
 _GROUP_OF_PORTS: Final = 64
 _SECONDS_OF_DETAIL: Final = {"services": 7.0, "os": 2.0, "scripts": 5.0}
 _PACKETS_A_SECOND: Final = (1 / 300, 1 / 15, 2.5, 500.0, 2000.0, 5000.0)
-"""About what each timing template reaches; the first three are the pauses that nmap's manual states."""
+"""The approximate rate of each timing template. The first three follow from the pauses in nmap's manual."""
 _DISCOVERY_PROBES: Final = 4
 
 
 def build_args(scan: Scan, targets: Targets, *, timeout_sec: float, raw_sockets: bool) -> tuple[str, ...]:
-    """Return the words after the binary. ``timeout_sec`` is the time limit of the whole run."""
+    """Return the words of argv after the program. ``timeout_sec`` is the time limit of the run."""
     words = [*BASE, "--privileged" if raw_sockets else "--unprivileged", f"-T{scan.timing}"]
     if targets.versions == {6}:
         words.append("-6")
@@ -41,7 +41,7 @@ def build_args(scan: Scan, targets: Targets, *, timeout_sec: float, raw_sockets:
 
 
 def _host_name(targets: Targets) -> str | None:
-    """The name that was asked for, where there is one for all that is scanned: script arguments know no hosts."""
+    """Return the name of the only target. None for several targets, because script arguments apply to all hosts."""
     return targets.items[0].name if len(targets.items) == 1 else None
 
 
@@ -62,7 +62,7 @@ def _port_scan(scan: Scan, name: str | None) -> list[str]:
         words += ["--script", ",".join(scan.scripts)]
     arguments = scan.script_args
     if name is not None and (scan.services or scan.scripts):
-        # The address is what is connected to; the name travels as data, for a server that has several sites.
+        # nmap connects to the address. A server with several sites also needs the name, in HTTP and in TLS.
         arguments = (*arguments, ("http.host", name), ("tls.servername", name))
     if arguments:
         words += ["--script-args", emit_script_args(arguments)]
@@ -70,25 +70,25 @@ def _port_scan(scan: Scan, name: str | None) -> list[str]:
 
 
 def _default_hostgroup(scan: Scan) -> int:
-    """How many hosts side by side: nmap prints a group only when all of it is done, so that a small one streams.
+    """Return how many hosts nmap scans together.
 
-    Without host discovery a group is mostly silent addresses, whose waiting times add up unless many run together.
+    nmap prints the results of a group only when all of it is done, so small groups give results earlier. Without host
+    discovery most addresses of a group do not answer. Their waiting times add up unless many are scanned together.
     """
-    detail = scan.services or scan.os or bool(scan.scripts)
-    return _GROUP_WITH_DETAIL if detail and scan.ping else _GROUP_OF_PORTS
+    return _GROUP_WITH_DETAIL if scan.has_detail and scan.ping else _GROUP_OF_PORTS
 
 
 def default_host_timeout(addresses: int, timeout_sec: float) -> int | None:
-    """Half of the run's time limit in milliseconds, or None for one address or a limit below 20 s.
+    """Return half of the run's time limit in milliseconds, or None for one address or a limit below 20 s.
 
-    One host that answers slowly holds up its whole group; given up by nmap, it is reported as timed out, and the
-    others are not lost with it. A single address may use the whole limit.
+    One slow host delays its whole group. With a time limit, nmap reports that host as timed out and finishes the
+    others. A single address may use the time limit of the run.
     """
     return int(timeout_sec * 500) if addresses > 1 and timeout_sec >= 20 else None
 
 
 def estimate(scan: Scan, targets: Targets) -> Estimate:
-    """Return what the scan sends without retransmissions, and a rough guess at its seconds."""
+    """Return the number of probes without retransmissions, and a rough estimate of the duration."""
     ports = scan.ports.count * len(scan.transports) if scan.ports else 0
     discovery = _DISCOVERY_PROBES if scan.ping else 0
     probes = targets.count * (ports + discovery)

@@ -1,4 +1,4 @@
-"""Reads the elements inside nmap's ``<host>`` and makes the host they describe."""
+"""Reads the elements inside nmap's ``<host>`` and builds the host that they describe."""
 
 from __future__ import annotations
 
@@ -10,24 +10,25 @@ from typing import Final
 from xml.parsers import expat
 
 from mcp_server.model.addresses import Address
-from mcp_server.model.host import ExtraPorts, Host, OsMatch, Port, Script, Service
+from mcp_server.model.host import ExtraPorts, Host, OsMatch, Port, Script, Service, ServiceText, VersionProbe
+from mcp_server.model.summary import is_service_name
 from mcp_server.model.untrusted import FIELD_LIMIT, TextBudget, sanitize
 
 Attributes = dict[str, str]
 
 SCRIPT_LIMIT: Final = 4096
-"""Characters kept of one script's output."""
+"""How many characters are kept of the output of one script."""
 
 _SHORT: Final = 64
 _MAC: Final = re.compile(r"[0-9A-Fa-f]{2}(?::[0-9A-Fa-f]{2}){5}")
 _SERVICE_TEXTS: Final = ("name", "product", "version", "extrainfo", "tunnel", "hostname", "ostype", "method")
 
-# nmap's own vocabulary is small and repeats without end; what a target chose is neither.
+# nmap's own words are few and occur often. Text of a target is neither, so it is not cached.
 _vocabulary = lru_cache(maxsize=1024)(sanitize)
 
 
 def word(text: str) -> str:
-    """Sanitize a string that probably occurs again."""
+    """Sanitize a string that probably occurs again. Short strings are cached."""
     return _vocabulary(text) if len(text) <= _SHORT else sanitize(text)
 
 
@@ -40,7 +41,7 @@ def _number(text: str) -> int | None:
 
 
 def number(text: str | None, low: int, high: int = 2**63) -> int | None:
-    """Return the whole part of a number attribute, or None where it is missing, malformed or out of bounds."""
+    """Return the integer part of a number attribute, or None if it is missing, malformed or out of bounds."""
     if text is None or len(text) > 24 or not text.isascii():
         return None
     value = _number(text)
@@ -49,28 +50,36 @@ def number(text: str | None, low: int, high: int = 2**63) -> int | None:
 
 def _service(take: Callable[[str], str], texts: tuple[str, ...], conf: int, cpe: tuple[str, ...]) -> Service:
     name, product, version, extra_info, tunnel, hostname, os_type, method = texts
-    said = (take(product), take(version), take(extra_info))
-    return Service(
-        word(name), *said, word(tunnel), take(hostname), take(os_type), word(method), conf, tuple(map(take, cpe))
+    known = is_service_name(name)
+    probe = VersionProbe(
+        name="" if known else word(name),
+        product=take(product),
+        version=take(version),
+        extra_info=take(extra_info),
+        hostname=take(hostname),
+        os_type=take(os_type),
+        cpe=tuple(map(take, cpe)),
     )
+    return Service(word(name) if known else "", word(tunnel), word(method), conf, ServiceText(probe))
 
 
 @lru_cache(maxsize=2048)
 def _shared_service(texts: tuple[str, ...], conf: int, cpe: tuple[str, ...]) -> tuple[Service, int]:
-    """A service and how many characters of the target's text it holds.
+    """Return a service, and how many characters of the target's text it holds.
 
-    A network runs few different services on many ports: one object serves them all.
+    A network runs few different services on many ports, so equal services share one object.
     """
     service = _service(sanitize, texts, conf, cpe)
-    said = (service.product, service.version, service.extra_info, service.hostname, service.os_type, *service.cpe)
-    return service, sum(map(len, said))
+    probe = service.from_target.version_probe
+    taken = (probe.product, probe.version, probe.extra_info, probe.hostname, probe.os_type, *probe.cpe)
+    return service, sum(map(len, taken))
 
 
 class HostReader:
-    """Takes over an expat parser between ``<host>`` and ``</host>``, one host after the other.
+    """Handles the events of an expat parser between ``<host>`` and ``</host>``, one host after the other.
 
-    ``done`` gets each host's address (None if unreadable) and the host, and must hand the parser's handlers to
-    someone else; ``warn`` gets sentences that hold nothing a target chose.
+    ``done`` gets the address of each host (None if it is unreadable) and the host. It must set other handlers on the
+    parser. ``warn`` gets sentences without any text of a target.
     """
 
     def __init__(
@@ -101,7 +110,7 @@ class HostReader:
         }
 
     def begin(self, attributes: Attributes, *, ports_asked: bool) -> None:
-        """Start on a new host; ``ports_asked`` says whether this run scans ports at all."""
+        """Start a new host. ``ports_asked`` says whether this run scans ports."""
         self._timed_out = attributes.get("timedout") == "true"
         self._never_started = ports_asked and attributes.get("starttime") == "0"
         self._address: Address | None = None
@@ -113,7 +122,7 @@ class HostReader:
         self._budget.next_host()
         self._distance: int | None = None
         self._rtt_ms: float | None = None
-        # The element being read, where it has children of its own.
+        # The state of elements that have children.
         self._port: tuple[str, int | None] | None = None
         self._port_state = ("", "")
         self._service: Attributes | None = None
@@ -141,7 +150,7 @@ class HostReader:
     def _address_of(self, a: Attributes) -> None:
         text, kind = a.get("addr", ""), a.get("addrtype", "ipv4")
         if kind == "mac":
-            # Six bytes of a frame; the vendor is from nmap's own table of prefixes.
+            # The address is six bytes of a frame. The vendor is from nmap's own table of prefixes.
             if _MAC.fullmatch(text):
                 self._mac, self._vendor = text, word(a.get("vendor", ""))
             return
@@ -166,7 +175,7 @@ class HostReader:
         transport, portid = self._port
         self._port = None
         if portid is None:
-            self._warn("a port without a readable number was left out")
+            self._warn("A port without a readable number was left out.")
             return
         state, reason = self._port_state
         service = self._service_seen() if self._service is not None else None
@@ -178,25 +187,25 @@ class HostReader:
         conf, cpe = number(get("conf"), 0, 10) or 0, tuple(self._cpe)
         if sum(map(len, texts)) <= FIELD_LIMIT:
             service, size = _shared_service(texts, conf, cpe)
-            if size <= self._budget.room:
+            if size <= self._budget.remaining:
                 self._budget.spend(size)
                 return service
         return _service(self._budget.take, texts, conf, cpe)
 
     def _begin_cpe(self, _: Attributes) -> None:
-        # Only a CPE is text; a handler that stays set would be called for every line break.
+        # Only a CPE is text. A handler that stays set would be called for every line break.
         self._cpe_text = []
         self._xml.CharacterDataHandler = self._cpe_text.append
 
     def _end_cpe(self) -> None:
         self._xml.CharacterDataHandler = None
-        # As the target wrote it: a service and a guess at a system sanitize it each with the rest of theirs.
+        # Not sanitized yet: services and OS matches sanitize it together with their other texts.
         text = "".join(self._cpe_text)
         if text and text not in self._cpe:
             self._cpe.append(text)
 
     def _script(self, a: Attributes) -> None:
-        script = Script(word(a.get("id", "")), self._budget.take(a.get("output", ""), SCRIPT_LIMIT))
+        script = Script.of(word(a.get("id", "")), self._budget.take(a.get("output", ""), SCRIPT_LIMIT))
         (self._scripts if self._port is None else self._port_scripts).append(script)
 
     def _begin_extraports(self, a: Attributes) -> None:
@@ -234,7 +243,7 @@ class HostReader:
         self._rtt_ms = None if micros is None else micros / 1000
 
     def _end_host(self) -> None:
-        # A host whose port scan never began has starttime 0 and no word about any port.
+        # A host whose port scan never started has starttime 0 and no ports.
         unscanned = self._never_started and self._state == "up" and not self._ports and not self._extra
         host = Host(
             address=str(self._address),

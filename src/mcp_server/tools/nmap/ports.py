@@ -1,7 +1,7 @@
-"""Port specifications: numbers, ranges, common service names, ``top:N`` and ``all``, to canonical ranges.
+"""Reads port specifications (numbers, ranges, service names, ``top:N`` and ``all``) into canonical ranges.
 
-nmap's own port grammar is wider (open ends, wildcards, protocol prefixes, names matched against a file): nothing
-of it reaches an argv. Names are resolved here, from a table that ships with the project.
+nmap's own port grammar also has open ranges, wildcards, protocol prefixes and names from a file. None of these reaches
+an argv. Service names are resolved here, from a table of this project.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ PORT_MAX: Final = 65_535
 MAX_RANGES: Final = 100
 MAX_PORTS_CHARS: Final = 2048
 TOP_MAX: Final = 5000
-"""The widest ``top:N``: nmap-services ranks 8,366 TCP ports in 7.93, so that below this N counts exactly."""
+"""The highest N of ``top:N``. nmap-services of 7.93 ranks 8,366 TCP ports, so nmap tests exactly N of them."""
 
-PORTS_HINT: Final = "Write ports as 22,80-90,https or top:100 or all, without spaces; ports are 1 to 65535."
+PORTS_HINT: Final = "Write ports as 22,80-90,https or top:100 or all, without spaces. Ports are 1 to 65535."
 
 SERVICE_PORTS: Final[dict[str, int]] = {
     "amqp": 5672,
@@ -108,7 +108,7 @@ SERVICE_PORTS: Final[dict[str, int]] = {
     "xmpp": 5222,
     "xmpp-client": 5222,
 }
-"""Service name to its usual port, after nmap-services and, where people mean another port, IANA's registry."""
+"""Service name to its usual port, from nmap-services, or from IANA's registry if people usually mean that port."""
 
 _NUMBER = re.compile(r"[0-9]{1,9}\Z")
 _RANGE = re.compile(r"([0-9]{1,9})-([0-9]{1,9})\Z")
@@ -117,14 +117,14 @@ _TOP = re.compile(r"top:([0-9]{1,9})\Z")
 
 @dataclass(frozen=True, slots=True)
 class PortSet:
-    """Ports to test: merged ascending ``ranges``, or the ``top`` N of nmap's ranking (then there are no ranges)."""
+    """Ports to test: merged ascending ``ranges``, or the ``top`` N of nmap's ranking. Only one of the two is set."""
 
     ranges: tuple[tuple[int, int], ...] = ()
     top: int = 0
 
     @property
     def count(self) -> int:
-        """How many ports these are, per transport."""
+        """How many ports these are for one transport."""
         return self.top or sum(high - low + 1 for low, high in self.ranges)
 
     @property
@@ -135,7 +135,7 @@ class PortSet:
         return ",".join(str(low) if low == high else f"{low}-{high}" for low, high in self.ranges)
 
     def words(self) -> list[str]:
-        """The argv words that select these ports."""
+        """Return the argv words that select these ports."""
         return ["--top-ports", str(self.top)] if self.top else ["-p", self.spec]
 
 
@@ -143,10 +143,10 @@ ALL_PORTS: Final = PortSet(ranges=((1, PORT_MAX),))
 
 
 def parse_ports(text: str) -> PortSet:
-    """Return the ports that ``text`` names, overlapping and adjacent ranges merged.
+    """Return the ports that ``text`` names. Overlapping and adjacent ranges are merged.
 
-    ``text`` is ``all``, ``top:N`` or up to `MAX_RANGES` comma-separated numbers, ranges and service names.
-    Raises ValueError naming the part that is wrong.
+    ``text`` is ``all``, ``top:N``, or up to `MAX_RANGES` numbers, ranges and service names, separated by commas. Raises
+    ValueError that names the wrong part.
     """
     if len(text) > MAX_PORTS_CHARS:
         raise ValueError(f"at most {MAX_PORTS_CHARS} characters, not {len(text)}")
@@ -172,7 +172,7 @@ def parse_ports(text: str) -> PortSet:
 def _range(item: str) -> tuple[int, int]:
     shown = sanitize(item, 20)
     if not item:
-        raise ValueError("a port is missing at a comma")
+        raise ValueError("a port is missing beside a comma")
     if match := _RANGE.match(item):
         low, high = _port(match[1]), _port(match[2])
         if low > high:
@@ -184,7 +184,7 @@ def _range(item: str) -> tuple[int, int]:
     if item in SERVICE_PORTS:
         return SERVICE_PORTS[item], SERVICE_PORTS[item]
     if item == "all" or item.startswith("top:"):
-        raise ValueError(f"'{shown}' stands alone, not in a list")
+        raise ValueError(f"'{shown}' cannot be part of a list")
     raise ValueError(f"'{shown}' is neither a port, a range nor a known service name{_nearest(item)}")
 
 
@@ -214,11 +214,11 @@ def _merge(ranges: list[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
 
 @dataclass(frozen=True, slots=True)
 class PortsValue:
-    """The value of ``-p``: what `parse_ports` takes, spelled in canonical ranges."""
+    """The value of ``-p``: what `parse_ports` reads, written in canonical ranges."""
 
     @property
     def label(self) -> str:
-        """``PORTS``."""
+        """The label: ``PORTS``."""
         return "PORTS"
 
     def parse(self, text: str) -> PortSet:
@@ -232,11 +232,11 @@ class PortsValue:
 
 @dataclass(frozen=True, slots=True)
 class TopPortsValue:
-    """The value of ``--top-ports``: how many of nmap's most common ports."""
+    """The value of ``--top-ports``: the number of most common ports."""
 
     @property
     def label(self) -> str:
-        """``INT 1-5000``."""
+        """The label: ``INT 1-5000``."""
         return f"INT 1-{TOP_MAX}"
 
     def parse(self, text: str) -> PortSet:

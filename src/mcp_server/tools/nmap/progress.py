@@ -1,19 +1,19 @@
-"""How far an nmap run is, from the tasks it announces and the addresses it has finished."""
+"""The progress of an nmap run, from the tasks that it announces and the addresses that it has finished."""
 
 from __future__ import annotations
 
 import shlex
 
 _GROUP = 4096
-"""Addresses nmap takes at a time: PING_GROUP_SZ in its targets.h."""
+"""How many addresses nmap processes at a time: PING_GROUP_SZ in its targets.h."""
 
 
 class NmapProgress:
-    """Share of a run that is done, 0.0 to 1.0, never falling.
+    """The share of a run that is done, from 0.0 to 1.0. It never falls.
 
-    nmap works through the plan in order, one group of addresses after the other, and each group passes the
-    stages that its arguments ask for. The last finished address says how many groups are behind it, the last
-    announced task how far the present group is.
+    nmap processes the targets in order, one group of addresses after the other. Each group goes through the stages that
+    the arguments select. The last finished address shows how many groups are done, and the last announced task how far
+    the current group is.
     """
 
     def __init__(self, planned: int) -> None:
@@ -21,15 +21,15 @@ class NmapProgress:
         self._stages: tuple[str, ...] = ("discovery", "ports")
         self._done = 0
         self._best = 0.0
-        self._told = False
+        self._started = False
 
     @property
     def value(self) -> float | None:
-        """The share done, or None before nmap has said anything about it."""
-        return self._best if self._told else None
+        """The share that is done, or None before nmap has reported anything."""
+        return self._best if self._started else None
 
     def arguments(self, text: str) -> None:
-        """Take nmap's own record of its command line, which says what stages each group passes."""
+        """Take nmap's own record of its command line. It shows the stages of each group."""
         try:
             words = set(shlex.split(text))
         except ValueError:
@@ -47,7 +47,7 @@ class NmapProgress:
         self._stages = tuple(stages) or ("discovery",)
 
     def task(self, name: str, percent: float) -> None:
-        """Note that the present group is ``percent`` through the task called ``name``."""
+        """Note that ``percent`` of the task ``name`` is done for the current group."""
         stage = _stage(name)
         if stage not in self._stages:
             return
@@ -56,22 +56,22 @@ class NmapProgress:
         self._raise((self._done + share * group) / self._planned)
 
     def passed(self, position: int) -> None:
-        """Note that the address with ``position`` others before it in the plan is finished."""
+        """Note that the address at ``position`` of the plan, counted from 0, is finished."""
         self._done = max(self._done, min(position + 1, self._planned))
         self._raise(self._done / self._planned)
 
     def ended(self) -> None:
         """Note that nmap wrote its closing statistics."""
-        self._best, self._told = 1.0, True
+        self._best, self._started = 1.0, True
 
     def _raise(self, share: float) -> None:
-        self._told = True
-        # What is left after the last address (scripts, statistics) keeps the bar from claiming the end.
+        self._started = True
+        # Scripts and statistics follow after the last address, so this never reaches 1.0.
         self._best = max(self._best, min(share, 0.99))
 
 
 def _stage(task: str) -> str:
-    """Return the stage of a task name from nmap's timing.cc and scan_engine.cc, e.g. ``SYN Stealth Scan``."""
+    """Return the stage of a task. The names are those of nmap's timing.cc and scan_engine.cc: ``SYN Stealth Scan``."""
     if "Ping" in task or "DNS" in task or "ND" in task.split():
         return "discovery"
     if task == "Service scan":

@@ -1,7 +1,8 @@
-"""One nmap scan as a typed value, folded from a call's parameters, its extra flags, its template and the defaults.
+"""One nmap scan as a typed value, resolved from the parameters, flags and template of a call, and the defaults.
 
-What the caller wrote wins over the template, the template over the defaults. Two things the caller wrote that
-contradict each other are refused, and both are named; a template's value that does not apply is dropped.
+What the caller wrote overrides the template, and the template overrides the defaults. If two values that the caller
+wrote contradict each other, the call is refused and the message names both. A value of a template that does not apply
+is ignored.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final, NoReturn
 
-from mcp_server.errors import AccessError, ArgumentError, PlatformError
+from mcp_server.errors import AccessError, ArgumentError
 from mcp_server.tools.flags import Setting
 from mcp_server.tools.nmap.flags import FAST_PORTS, FLAGS, PAIRS
 from mcp_server.tools.nmap.ports import ALL_PORTS, PortSet
@@ -21,7 +22,7 @@ DEFAULT_MODE: Final = "services"
 DEFAULT_TIMING: Final = 3
 DEFAULT_PORTS: Final = PortSet(top=1000)
 DEFAULT_UDP_PORTS: Final = FAST_PORTS
-"""Closed UDP ports answer about once a second (ICMP rate limits), so that 1000 of them take a quarter of an hour."""
+"""Closed UDP ports answer about once a second (ICMP rate limits), so 1000 of them take a quarter of an hour."""
 INTRUSIVE_TIMING: Final = 5
 
 TEMPLATES: Final[dict[str, dict[str, Any]]] = {
@@ -32,7 +33,7 @@ TEMPLATES: Final[dict[str, dict[str, Any]]] = {
     "version": {"mode": "services", "ports": FAST_PORTS, "timing": 4, "version_intensity": 9},
     "script": {"mode": "scripts", "ports": DEFAULT_PORTS, "timing": 4},
 }
-"""What each template sets; the names are those of the system this project replaces."""
+"""The fields that each template sets."""
 
 _PORT_SCAN_FIELDS: Final = (
     "ports",
@@ -62,7 +63,7 @@ _TUNING: Final = {
     "osscan_guess",
     "reason",
 }
-"""Fields that nmap takes as they are; each has exactly one flag."""
+"""Fields that are passed to nmap unchanged. Each has exactly one flag."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +76,11 @@ class ScanParameter:
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """What one call asks of nmap. Times are milliseconds; ``ports`` is None where only hosts are looked for.
+    """One nmap scan. Times are in milliseconds. ``ports`` is None if only hosts are searched.
 
-    ``tcp`` is syn, connect or None for UDP alone. ``host_timeout`` and ``max_hostgroup`` are None where the
-    caller left them to the tool. ``max_rate`` (packets a second) and ``max_parallelism`` are the owner's bounds.
+    ``tcp`` is ``syn``, ``connect``, ``default`` (syn if raw sockets are available, else connect), or None for UDP only.
+    ``raw_source`` is what the caller wrote that needs raw sockets, or empty. ``host_timeout`` and ``max_hostgroup`` are
+    None if the tool chooses them. ``max_rate`` (packets a second) and ``max_parallelism`` are limits of the operator.
     """
 
     mode: str
@@ -97,6 +99,7 @@ class Scan:
     max_hostgroup: int | None
     tuning: tuple[Setting, ...]
     script_args: ScriptArgs = ()
+    raw_source: str = ""
     max_rate: float | None = None
     max_parallelism: int | None = None
 
@@ -112,20 +115,19 @@ class Scan:
         """Whether nmap can do this only with raw sockets."""
         return self.tcp == "syn" or self.udp or self.os
 
+    @property
+    def has_detail(self) -> bool:
+        """Whether services, operating systems or scripts are examined after the port scan."""
+        return self.services or self.os or bool(self.scripts)
+
 
 def resolve(
-    parameters: Mapping[str, Any],
-    template: str | None,
-    settings: tuple[Setting, ...],
-    *,
-    allow_intrusive: bool,
-    raw_sockets: bool,
+    parameters: Mapping[str, Any], template: str | None, settings: tuple[Setting, ...], *, allow_intrusive: bool
 ) -> Scan:
-    """Fold a call into a `Scan`.
+    """Resolve a call into a `Scan`.
 
-    ``parameters`` holds the typed parameters that the caller wrote, by field of a scan, in the scan's own types.
-    Raises ArgumentError where two of them clash, AccessError ``intrusive_not_allowed``, and PlatformError
-    ``permission_denied`` where the scan needs raw sockets and the host has none to give.
+    ``parameters`` holds the typed parameters that the caller wrote, by field of a scan, in the types of a scan. Raises
+    ArgumentError if two values clash, AccessError ``intrusive_not_allowed`` if the operator does not allow the scan.
     """
     given = _collect(parameters, settings)
     preset = TEMPLATES[template] if template else {}
@@ -137,18 +139,17 @@ def resolve(
     services = "services" in given or aggressive or mode.value in {"services", "scripts"}
     os = "os" in given or aggressive or mode.value == "os"
     _check_needs(given, services=services, os=os)
-    tcp, udp = (None, False) if mode.value == "discover" else _methods(given, raw_sockets=raw_sockets)
+    tcp, udp = (None, False) if mode.value == "discover" else _methods(given)
     scripts: tuple[str, ...] = ()
     if "scripts" in given:
         scripts = given["scripts"].value
     elif aggressive or mode.value == "scripts":
         scripts = tuple(sorted(CATEGORIES["default"]))
     script_args: ScriptArgs = _value(given, "script_args", default=())
-    stray = unread(script_args, scripts)
-    if stray:
+    if unread_arg := unread(script_args, scripts):
         raise ArgumentError(
-            f"script_args {stray} is read by none of the scripts of this call",
-            hint="Name the script that reads it in scripts, or drop it.",
+            f"No script of this call reads script_args {unread_arg}.",
+            hint="Name the script that reads it in scripts, or remove it.",
             parameter="script_args",
         )
     scan = Scan(
@@ -175,7 +176,8 @@ def resolve(
         ),
         script_args=script_args,
     )
-    return _gate(scan, given, allow_intrusive=allow_intrusive, raw_sockets=raw_sockets)
+    scan = _with_intrusiveness(scan, allow_intrusive=allow_intrusive)
+    return replace(scan, raw_source=_raw_source(scan, given)) if scan.needs_raw_sockets else scan
 
 
 def _value(given: Mapping[str, ScanParameter], field: str, default: Any = None) -> Any:
@@ -187,19 +189,19 @@ def _collect(parameters: Mapping[str, Any], settings: tuple[Setting, ...]) -> di
     for setting in settings:
         field = setting.flag.field
         if field is None:
-            raise ArgumentError(f"{setting.flag.name} sets nothing", code="argument_not_allowed")
+            raise ArgumentError(f"{setting.flag.name} sets nothing.", code="argument_not_allowed")
         new = ScanParameter(setting.given, " ".join(setting.words()))
         if field in given and given[field].value != new.value:
             _clash(given[field], new)
         given.setdefault(field, new)
     for low, high in PAIRS:
         if low in given and high in given and given[low].value > given[high].value:
-            _clash(given[low], given[high], hint="The first may not be more than the second.")
+            _clash(given[low], given[high], hint="The first must not be more than the second.")
     return given
 
 
 def _parameter_source(field: str, value: Any) -> str:
-    """How a typed parameter is shown in a message."""
+    """Return a typed parameter as a message shows it."""
     if field == "host_timeout":
         return f"host_timeout_sec={value // 1000}"
     if isinstance(value, PortSet):
@@ -213,36 +215,36 @@ def _parameter_source(field: str, value: Any) -> str:
 
 def _clash(first: ScanParameter, second: ScanParameter, hint: str = "Keep one of the two.") -> NoReturn:
     raise ArgumentError(
-        f"{first.source} and {second.source} contradict each other",
+        f"{first.source} and {second.source} contradict each other.",
         hint=hint,
         parameters=[first.source, second.source],
     )
 
 
 def _check_mode(mode: ScanParameter, given: Mapping[str, ScanParameter]) -> None:
-    """Refuse what has no meaning where only hosts are looked for; flags add to every other mode."""
+    """Refuse parameters of a port scan in mode discover. In every other mode flags may be added."""
     if mode.value != "discover":
         return
     for field in _PORT_SCAN_FIELDS:
         if field in given:
-            _clash(mode, given[field], hint="Mode discover sends no port probes; choose another mode, or drop this.")
+            _clash(mode, given[field], hint="Mode discover tests no ports. Choose another mode, or remove this.")
     if not _value(given, "ping", default=True):
-        _clash(mode, given["ping"], hint="Without discovery probes, mode discover would look at nothing.")
+        _clash(mode, given["ping"], hint="Mode discover needs discovery probes. Choose another mode, or remove this.")
 
 
 def _check_needs(given: Mapping[str, ScanParameter], *, services: bool, os: bool) -> None:
-    """Refuse flags that would silently do nothing."""
+    """Refuse flags that would have no effect."""
     for field, present, need in (
         ("version_intensity", services, "mode services or -sV"),
         ("osscan_limit", os, "mode os or -O"),
         ("osscan_guess", os, "mode os or -O"),
     ):
         if field in given and not present:
-            raise ArgumentError(f"{given[field].source} does nothing here", hint=f"Add {need}, or drop it.")
+            raise ArgumentError(f"{given[field].source} does nothing here.", hint=f"Add {need}, or remove it.")
 
 
-def _methods(given: Mapping[str, ScanParameter], *, raw_sockets: bool) -> tuple[str | None, bool]:
-    """The TCP method, None without TCP, and whether UDP is tested."""
+def _methods(given: Mapping[str, ScanParameter]) -> tuple[str | None, bool]:
+    """Return the TCP method, or None without TCP, and whether UDP is tested."""
     transport = given.get("transport")
     if transport and transport.value == "tcp" and "udp" in given:
         _clash(transport, given["udp"])
@@ -253,7 +255,7 @@ def _methods(given: Mapping[str, ScanParameter], *, raw_sockets: bool) -> tuple[
     else:
         udp = "udp" in given
         tcp = "tcp" in given or not udp
-    method = _value(given, "tcp", default="syn" if raw_sockets else "connect")
+    method = _value(given, "tcp", default="default")
     return method if tcp else None, udp
 
 
@@ -263,8 +265,8 @@ def _ports(given: Mapping[str, ScanParameter], preset: Mapping[str, Any], *, udp
     return ports
 
 
-def _gate(scan: Scan, given: Mapping[str, ScanParameter], *, allow_intrusive: bool, raw_sockets: bool) -> Scan:
-    """Refuse what the owner has not allowed, or the host cannot do, and mark what is intrusive."""
+def _with_intrusiveness(scan: Scan, *, allow_intrusive: bool) -> Scan:
+    """Mark a scan that is intrusive, or raise AccessError if the operator does not allow such scans."""
     named = sorted(INTRUSIVE_NAMES.intersection(scan.scripts))
     reasons = [
         *(["-A"] if scan.intrusive else []),
@@ -273,20 +275,13 @@ def _gate(scan: Scan, given: Mapping[str, ScanParameter], *, allow_intrusive: bo
     ]
     if reasons and not allow_intrusive:
         raise AccessError(
-            f"{' and '.join(reasons)}: intrusive, and the owner has not allowed intrusive calls",
+            f"This call is intrusive ({' and '.join(reasons)}), and the operator does not allow intrusive calls.",
             code="intrusive_not_allowed",
-        )
-    if scan.needs_raw_sockets and not raw_sockets:
-        raise PlatformError(
-            f"{_raw_source(scan, given)} needs raw sockets, which this server does not have",
-            code="permission_denied",
-            hint="Use transport tcp and the modes discover, ports, services or scripts. Raw sockets come with a guard: "
-            "'serve --guard kernel' as root, or 'serve --guard rootless'; 'mcp-network-tools doctor' says more.",
         )
     return replace(scan, intrusive=True) if reasons else scan
 
 
 def _raw_source(scan: Scan, given: Mapping[str, ScanParameter]) -> str:
-    """What the caller wrote that needs raw sockets; none of it is ever a default."""
+    """Return what the caller wrote that needs raw sockets. No default needs them."""
     fields = ("tcp",) if scan.tcp == "syn" else ("udp", "transport") if scan.udp else ("os", "aggressive", "mode")
     return next(given[field].source for field in fields if field in given)

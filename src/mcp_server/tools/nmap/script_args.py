@@ -1,11 +1,12 @@
-"""Arguments for scripts: a closed table of names, each with its type and bounds, written in nmap's own notation.
+"""Arguments for scripts: a closed table of names, each with its type and bounds, written in nmap's notation.
 
-nmap reads ``--script-args`` as a table: ``name="value",name="value"``, where unquoted words end at ``, { } =`` and a
-quoted one at its quote (nse_main.lua and lpeg-utility.lua of 7.93). Every value here is written in double quotes and
-is of a type that holds neither a quote nor a backslash, so it cannot end its place. Left out, and never to be added:
-arguments whose value is a file, a host, a credential or a list of targets, and those that make a script change
-something (``http-methods.test-all`` sends DELETE). The name a target was given by is added as ``http.host`` and
-``tls.servername`` by `nmap_argv`, and by nobody else: it is an A-label that the scope allows.
+nmap reads ``--script-args`` as a table: ``name="value",name="value"``. An unquoted word ends at ``, { } =``, a quoted
+one at its quote (nse_main.lua and lpeg-utility.lua of 7.93). Every value here is written in double quotes, and its type
+allows neither a quote nor a backslash, so a value cannot end early.
+
+Never add an argument whose value is a file, a host, a credential or a list of targets, or one that makes a script
+change something (``http-methods.test-all`` sends DELETE). ``http.host`` and ``tls.servername`` are set by
+`mcp_server.tools.nmap.argv` only, to the name of the target. That name is an A-label inside the scope.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from mcp_server.model.untrusted import sanitize
 from mcp_server.tools.flags import check_characters
 
 MAX_ARGS: Final = 16
-ARGS_HINT: Final = 'Write script_args as {"http-title.url": "/login", "ssh_hostkey": "sha256"}; docs list the names.'
+ARGS_HINT: Final = 'Write script_args as {"http-title.url": "/login"}. The documentation lists the names.'
 
 _PATH: Final = re.compile(r"/(?:[A-Za-z0-9._~?=:,*+-]+(?:/[A-Za-z0-9._~?=:,*+-]+)*/?)?")
 _AGENT: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._/()+:,=-]{0,98}[A-Za-z0-9.)]")
@@ -33,12 +34,12 @@ _VULNS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Path:
-    """A path on the web server that is looked at: ``/``, ``/login``, ``/a/b.html?c=d``."""
+    """A path on the scanned web server: ``/``, ``/login``, ``/a/b.html?c=d``."""
 
     label: str = "PATH"
 
     def emit(self, value: Any) -> str | None:
-        """Return the path; ValueError with what is allowed."""
+        """Return the path. Raises ValueError that says what is allowed."""
         fits = isinstance(value, str) and len(value) <= _PATH_CHARS and _PATH.fullmatch(value)
         if not fits or any(part in {".", ".."} for part in re.split("[/?]", value)):
             raise ValueError(f"a path of up to {_PATH_CHARS} characters as /login or /a/b.html?c=d, without '..'")
@@ -47,7 +48,7 @@ class Path:
 
 @dataclass(frozen=True, slots=True)
 class Number:
-    """A whole number within bounds, with a unit that is added."""
+    """A whole number within bounds, with a unit that is appended."""
 
     low: int
     high: int
@@ -55,11 +56,11 @@ class Number:
 
     @property
     def label(self) -> str:
-        """``INT low-high``."""
+        """The label: ``INT low-high``."""
         return f"INT {self.low}-{self.high}"
 
     def emit(self, value: Any) -> str | None:
-        """Return its digits and unit; ValueError with what is allowed."""
+        """Return its digits and the unit. Raises ValueError that says what is allowed."""
         if not isinstance(value, int) or isinstance(value, bool) or not self.low <= value <= self.high:
             raise ValueError(f"a whole number from {self.low} to {self.high}")
         return f"{value}{self.unit}"
@@ -67,12 +68,12 @@ class Number:
 
 @dataclass(frozen=True, slots=True)
 class Switch:
-    """On, or as if it were not given."""
+    """A switch: true, or false, which is the same as leaving it out."""
 
     label: str = "BOOL"
 
     def emit(self, value: Any) -> str | None:
-        """Return ``true``, or None for false; ValueError with what is allowed."""
+        """Return ``true``, or None for false. Raises ValueError that says what is allowed."""
         if not isinstance(value, bool):
             raise ValueError("true or false")  # noqa: TRY004 - one error type for values of every kind
         return "true" if value else None
@@ -86,11 +87,11 @@ class OneOf:
 
     @property
     def label(self) -> str:
-        """``a|b``."""
+        """The label: ``a|b``."""
         return "|".join(self.words)
 
     def emit(self, value: Any) -> str | None:
-        """Return the word; ValueError with what is allowed."""
+        """Return the word. Raises ValueError that says what is allowed."""
         if value not in self.words or not isinstance(value, str):
             raise ValueError(f"one of {', '.join(self.words)}")
         return value
@@ -98,12 +99,12 @@ class OneOf:
 
 @dataclass(frozen=True, slots=True)
 class Agent:
-    """What a client calls itself: letters, digits, spaces and ``. _ / ( ) + : , = -``."""
+    """The name of a client: letters, digits, spaces and ``. _ / ( ) + : , = -``."""
 
     label: str = "TEXT"
 
     def emit(self, value: Any) -> str | None:
-        """Return the text; ValueError with what is allowed."""
+        """Return the text. Raises ValueError that says what is allowed."""
         if not isinstance(value, str) or not _AGENT.fullmatch(value):
             raise ValueError("2 to 100 letters, digits, spaces and . _ / ( ) + : , = -")
         return value
@@ -111,7 +112,7 @@ class Agent:
 
 @dataclass(frozen=True, slots=True)
 class ScriptArg:
-    """One argument: its name in nmap, the scripts that read it, its type."""
+    """One argument: its name in nmap, the scripts that read it, its type, and its description."""
 
     name: str
     scripts: tuple[str, ...]
@@ -121,16 +122,16 @@ class ScriptArg:
 
 ARGS: Final = (
     ScriptArg("banner.timeout", ("banner",), Number(1, 60, "s"), "Seconds to wait for a banner; 5 by default."),
-    ScriptArg("ftp-anon.maxlist", ("ftp-anon",), Number(0, 1000), "Files listed at most; 20 by default."),
-    ScriptArg("http-auth.path", ("http-auth",), Path(), "Path that is asked for; / by default."),
-    ScriptArg("http-git.root", ("http-git",), Path(), "Folder in which .git is looked for; / by default."),
-    ScriptArg("http-headers.path", ("http-headers",), Path(), "Path that is asked for; / by default."),
-    ScriptArg("http-headers.useget", ("http-headers",), Switch(), "Ask with GET in place of HEAD."),
-    ScriptArg("http-methods.url-path", ("http-methods",), Path(), "Path that is asked for; / by default."),
-    ScriptArg("http-title.url", ("http-title",), Path(), "Path that is asked for; / by default."),
-    ScriptArg("http-trace.path", ("http-trace",), Path(), "Path that is asked for; / by default."),
-    ScriptArg("http.max-body-size", _WEB, Number(1024, 2_097_152), "Bytes of a page that are read."),
-    ScriptArg("http.useragent", _WEB, Agent(), "What web servers are told is asking."),
+    ScriptArg("ftp-anon.maxlist", ("ftp-anon",), Number(0, 1000), "Highest number of files listed; 20 by default."),
+    ScriptArg("http-auth.path", ("http-auth",), Path(), "Path that is requested; / by default."),
+    ScriptArg("http-git.root", ("http-git",), Path(), "Folder in which .git is searched; / by default."),
+    ScriptArg("http-headers.path", ("http-headers",), Path(), "Path that is requested; / by default."),
+    ScriptArg("http-headers.useget", ("http-headers",), Switch(), "Send GET instead of HEAD."),
+    ScriptArg("http-methods.url-path", ("http-methods",), Path(), "Path that is requested; / by default."),
+    ScriptArg("http-title.url", ("http-title",), Path(), "Path that is requested; / by default."),
+    ScriptArg("http-trace.path", ("http-trace",), Path(), "Path that is requested; / by default."),
+    ScriptArg("http.max-body-size", _WEB, Number(1024, 2_097_152), "Highest number of bytes read of a page."),
+    ScriptArg("http.useragent", _WEB, Agent(), "User-Agent header that is sent to web servers."),
     ScriptArg(
         "ssh_hostkey",
         ("ssh-hostkey",),
@@ -138,26 +139,27 @@ ARGS: Final = (
         "How host keys are shown.",
     ),
     ScriptArg("vulns.short", _VULNS, Switch(), "One line for each vulnerability."),
-    ScriptArg("vulns.showall", _VULNS, Switch(), "Tell what is not vulnerable too."),
+    ScriptArg("vulns.showall", _VULNS, Switch(), "Also report what is not vulnerable."),
 )
-"""Every argument a caller can give; http.* are those of nmap's http library, vulns.* of its library for findings."""
+"""Every argument that a caller can give. nmap's http library reads ``http.*``, its vulns library ``vulns.*``."""
 
 _BY_NAME: Final = {argument.name: argument for argument in ARGS}
 
 ScriptArgs = tuple[tuple[str, str], ...]
-"""Names with their values as nmap is to read them, by name."""
+"""Pairs of name and value as nmap reads them, sorted by name."""
 
 
 def parse_script_args(given: Mapping[str, Any]) -> ScriptArgs:
-    """Return the arguments as nmap is to read them; raise ValueError naming the one that is unknown or does not fit.
+    """Return the arguments as nmap reads them.
 
-    ArgumentError ``forbidden_characters`` names a character that no value may hold.
+    Raises ValueError that names an unknown argument or a wrong value, and ArgumentError ``forbidden_characters`` for a
+    character that no value may hold.
     """
     found: dict[str, str] = {}
     for name, value in given.items():
         argument = _BY_NAME.get(name)
         if argument is None:
-            raise ValueError(f"'{sanitize(name, 40)}' is not an argument of a script{_nearest(name)}")
+            raise ValueError(f"'{sanitize(name, 40)}' is not a script argument{_nearest(name)}")
         if isinstance(value, str):
             check_characters(value, f"script_args {name}")
         try:
@@ -184,4 +186,4 @@ def _nearest(name: str) -> str:
     import difflib
 
     nearest = difflib.get_close_matches(name[:40], _BY_NAME, n=2, cutoff=0.5)
-    return f" (near: {', '.join(nearest)})" if nearest else ""
+    return f" (similar: {', '.join(nearest)})" if nearest else ""

@@ -1,18 +1,23 @@
-"""The scripts nmap may run: a closed list of names, reviewed one by one against their files in nmap 7.93.
+"""The scripts that nmap may run: a closed list of names. Each file was reviewed as it is in nmap 7.93.
 
-Of the 604 scripts of 7.93, 52 touch files or run programs, 43 can add targets, and many talk to third parties even
-though they are in the category ``safe``. A name is on the first list only if its file is in safe, default or
-discovery; in none of external, broadcast, brute, dos, exploit, fuzzer, malware, intrusive or vuln; opens no file,
-adds no target; and stays with the scanned host. Left out after reading them: ``http-security-headers`` (follows a
-redirect to any host), ``dns-nsid`` and other users of ``dns.query`` (follow a referral to any name server),
-``snmp-interfaces`` (adds targets), ``nbstat`` and ``http-favicon`` (read data files).
+Of the 604 scripts of 7.93, 52 use files or run programs, 43 can add targets, and many connect to third parties although
+they are in the category ``safe``. A script is on the list `SAFE` only if all of this is true:
 
-A category word (``safe``, ``default``, ``discovery``, ``vuln``) stands for the names on these lists that are in it;
-a category, path or expression never reaches an argv.
+- It is in one of the categories safe, default and discovery, and in none of external, broadcast, brute, dos, exploit,
+  fuzzer, malware, intrusive and vuln.
+- It opens no file and adds no target.
+- It connects to the scanned host only.
 
-A named script runs only where its file is the one that was reviewed; the files of 7.94 and 7.95 are the same. nmap's
-own code, which is ``nse_main.lua``, the libraries, ``script.db`` and the scripts of category ``version`` that version
-detection runs by itself, is trusted as the program is: what it was at the start is what it must stay.
+These were left out after review: ``http-security-headers`` (follows a redirect to any host), ``dns-nsid`` and other
+users of ``dns.query`` (follow a referral to any name server), ``snmp-interfaces`` (adds targets), ``nbstat`` and
+``http-favicon`` (read data files).
+
+A category word (``safe``, ``default``, ``discovery``, ``vuln``) stands for the listed scripts of that category. A
+category, path or expression never reaches an argv.
+
+A named script runs only if its file is the reviewed one. The files of 7.94 and 7.95 are the same. nmap's own code is
+trusted as the program itself is: it must not change while the server runs. It consists of ``nse_main.lua``, the
+libraries, ``script.db``, and the scripts of category ``version``, which version detection runs.
 """
 
 from __future__ import annotations
@@ -22,12 +27,12 @@ from typing import Final
 
 from mcp_server.model.untrusted import sanitize
 
-NAMES_HINT: Final = "Scripts are given by name, or by one of the words default, safe, discovery, vuln."
+NAMES_HINT: Final = "Give scripts by name, or by one of the words default, safe, discovery, vuln."
 
 
 @dataclass(frozen=True, slots=True)
 class NseScript:
-    """A reviewed script: its name, its categories in 7.93's script.db, and the hash of the file that was read."""
+    """A reviewed script: its name, its categories in script.db of 7.93, and the SHA-256 (hex) of the reviewed file."""
 
     name: str
     categories: str
@@ -77,7 +82,7 @@ SAFE: Final = (
     NseScript("ssh2-enum-algos", "discovery safe", "c2a9d581095c236593ee76d588898381f9aa5e8732ca96cad8bdac1e82cc33f2"),
     NseScript("ssl-cert", "default discovery safe", "d5e6846289d1b8d4a0945b7a1080e6a3dc2041c7591f0faaef3794ae7f207b1b"),
 )
-"""The scripts every owner has."""
+"""Scripts that are always available."""
 
 INTRUSIVE: Final = (
     NseScript("http-git", "default safe vuln", "f7f14ef38b4a8e9026b274a3d1b76711de798e0818c6c2d5d33013e91d633425"),
@@ -100,7 +105,7 @@ INTRUSIVE: Final = (
     NseScript("sslv2-drown", "intrusive vuln", "a311786f123efd12c1ffc30028bd4eeeac375a8f4179485caaa7491f6b692c9c"),
     NseScript("tls-ticketbleed", "safe vuln", "12ce8bdcd00754eaa73a5d5a0f2f80577fcdbb3b7de66d7e95b24e97c6b6fb6e"),
 )
-"""Checks for vulnerabilities and whatever else may upset a service; only with ``security.allow_intrusive``."""
+"""Scripts that check for vulnerabilities or may disturb a service. They need ``security.allow_intrusive``."""
 
 SAFE_NAMES: Final = frozenset(script.name for script in SAFE)
 INTRUSIVE_NAMES: Final = frozenset(script.name for script in INTRUSIVE)
@@ -109,18 +114,18 @@ CATEGORIES: Final[dict[str, tuple[str, ...]]] = {
     word: tuple(script.name for script in SAFE if word in script.categories.split())
     for word in ("default", "safe", "discovery")
 } | {"vuln": tuple(script.name for script in INTRUSIVE)}
-"""Category word to the names it stands for."""
+"""Category word to the names that it stands for."""
 
 MAX_SCRIPTS: Final = len(SAFE) + len(INTRUSIVE)
 
 OWN_CODE: Final = ("nse_main.lua", "scripts/script.db", "scripts/*.nse", "nselib/*.lua", "nselib/data/*.lua")
-"""Files of nmap's data folder that it executes whenever a script runs, a named one or one of its own."""
+"""Files of nmap's data folder that nmap executes whenever it runs a script."""
 
 _REVIEWED: Final = {script.name: frozenset({script.sha256}) for script in (*SAFE, *INTRUSIVE)}
 
 
 def files_of(scripts: tuple[str, ...], *, services: bool) -> tuple[tuple[str, frozenset[str]], ...]:
-    """Return what a scan executes of nmap's data folder, as `mcp_server.tools.base.Command.files` holds it."""
+    """Return the files of nmap's data folder that a scan executes, for `mcp_server.tools.base.Command.files`."""
     if not scripts and not services:
         return ()
     named = tuple((f"scripts/{name}.nse", _REVIEWED[name]) for name in scripts)
@@ -128,9 +133,9 @@ def files_of(scripts: tuple[str, ...], *, services: bool) -> tuple[tuple[str, fr
 
 
 def parse_scripts(items: list[str]) -> tuple[str, ...]:
-    """Return the script names that names and category words stand for, sorted, each once.
+    """Return the scripts that names and category words stand for, sorted, without repetitions.
 
-    Raises ValueError naming the word that is on neither list. Whether intrusive ones are allowed is not asked here.
+    Raises ValueError that names the unknown word. Does not check whether intrusive scripts are allowed.
     """
     names: set[str] = set()
     for item in items:
@@ -150,16 +155,16 @@ def _nearest(item: str) -> str:
 
     known = [*CATEGORIES, *sorted(SAFE_NAMES | INTRUSIVE_NAMES)]
     nearest = difflib.get_close_matches(item[:40], known, n=3)
-    return f" (near: {', '.join(nearest)})" if nearest else ""
+    return f" (similar: {', '.join(nearest)})" if nearest else ""
 
 
 @dataclass(frozen=True, slots=True)
 class ScriptsValue:
-    """The value of ``--script``: names and category words with commas between them."""
+    """The value of ``--script``: names and category words, separated by commas."""
 
     @property
     def label(self) -> str:
-        """``NAME,NAME``."""
+        """The label: ``NAME,NAME``."""
         return "NAME,NAME"
 
     def parse(self, text: str) -> tuple[str, ...]:

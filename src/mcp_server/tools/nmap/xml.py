@@ -1,9 +1,8 @@
-"""Reads nmap's XML while nmap writes it: bytes in, hosts out, nothing kept but counts.
+"""Reads nmap's XML while nmap writes it: takes bytes, returns hosts, and keeps only counts.
 
-The elements are those of nmap's DTD (``nmap.dtd``, xmloutputversion 1.05). Text that a target chose cannot
-leave the attribute it stands in, because nmap escapes it; what it says is sanitized before it is stored.
-The reader trusts no size: a document with a DTD of its own, an endless token or an endless host ends the
-parse with an error, and the hosts completed before stay valid.
+The elements are those of nmap's DTD (``nmap.dtd``, xmloutputversion 1.05). nmap escapes text of a target, so such text
+cannot leave its attribute. It is sanitized before it is stored. The parse ends with an error if the document has its
+own DTD, or a token or host that is too large. Hosts that were completed before stay valid.
 """
 
 from __future__ import annotations
@@ -20,26 +19,26 @@ from mcp_server.model.host import Host
 from mcp_server.model.run import PortsTested
 from mcp_server.model.target import Targets
 from mcp_server.model.untrusted import sanitize
-from mcp_server.tools.base import Parsed
 from mcp_server.tools.nmap.host import Attributes, HostReader, number
 from mcp_server.tools.nmap.progress import NmapProgress
+from mcp_server.tools.results import Parsed
 
 TOKEN_LIMIT = 4 * 1024 * 1024
-"""Bytes one tag with its attributes may take; nmap's longest, a list of every second port, is about 200 kB."""
+"""The largest tag with its attributes, in bytes. nmap's longest, a list of every second port, has about 200 kB."""
 HOST_LIMIT = 512 * 1024 * 1024
-"""Bytes one host may take: all ports of TCP, UDP and SCTP with a service and a script each are about 200 MB."""
+"""The largest host, in bytes. All ports of TCP, UDP and SCTP with one service and script each have about 200 MB."""
 _SLICE = 64 * 1024
 _WARNINGS_KEPT = 20
 _VERSION = re.compile(r"[0-9A-Za-z.+-]{1,32}")
-_CUT_SHORT = "nmap's output ended before its closing statistics"
+_CUT_SHORT = "the closing statistics are missing"
 
 
 class _DocumentError(Exception):
-    """The document is not one that nmap writes; the message holds nothing a target chose."""
+    """The document is not one that nmap writes. The message has no text of a target."""
 
 
 class NmapXmlParser:
-    """An `OutputParser` for ``nmap -oX -``: returns each host as its element closes, in about constant memory."""
+    """An `OutputParser` for ``nmap -oX -``. It returns each host when its element closes, and needs constant memory."""
 
     def __init__(self, targets: Targets, ports: tuple[PortsTested, ...]) -> None:
         self._counter = CoverageCounter(targets)
@@ -66,7 +65,7 @@ class NmapXmlParser:
             "finished": self._on_finished,
             "hosts": self._on_hosts,
         }
-        # The encoding is nmap's, whatever the declaration says; interning keeps repeated names single.
+        # nmap writes UTF-8, whatever the declaration says. Interning stores each repeated name once.
         xml = expat.ParserCreate("UTF-8", intern={})
         xml.buffer_text = True
         xml.StartDoctypeDeclHandler = _doctype
@@ -74,15 +73,15 @@ class NmapXmlParser:
         self._xml: expat.XMLParserType | None = xml
         self._reader = HostReader(xml, self._complete, self._warn)
         self._host_began: int | None = None
-        self._take_over()
+        self._set_handlers()
 
     @property
     def progress(self) -> float | None:
-        """Share of the work done, 0.0 to 1.0, or None before nmap has said anything about it."""
+        """The share of the work that is done, 0.0 to 1.0, or None before nmap has reported anything."""
         return self._progress.value
 
     def feed(self, data: bytes) -> list[Host]:
-        """Take the next bytes and return the hosts they completed; never raises, whatever the bytes are."""
+        """Take the next bytes and return the hosts that they completed. Never raises, whatever the bytes are."""
         view = memoryview(data)
         for offset in range(0, len(view), _SLICE):
             if self._xml is None:
@@ -92,7 +91,7 @@ class NmapXmlParser:
         return ready
 
     def close(self) -> Parsed:
-        """Return what was covered, and why the document was not whole if it was not; may be called again."""
+        """Return what was covered, and why the document was incomplete if it was. May be called again."""
         if self._xml is not None:
             self._parse(b"", final=True)
             self._release()
@@ -116,27 +115,27 @@ class NmapXmlParser:
         try:
             xml.Parse(bytes(data), final)
         except expat.ExpatError as error:
-            where = f"{expat.ErrorString(error.code)} at byte {xml.ErrorByteIndex}"
-            self._fail(_CUT_SHORT if final else f"nmap's output is not well-formed XML: {where}")
+            problem = f"{expat.ErrorString(error.code)} at byte {xml.ErrorByteIndex}"
+            self._fail(_CUT_SHORT if final else f"the XML is not well-formed: {problem}")
         except _DocumentError as error:
             self._fail(str(error))
         else:
-            # expat holds an unfinished token whole, and reads it again from its start with every slice.
+            # expat keeps an unfinished token in memory, and reads it again from its start with every slice.
             if self._fed - xml.CurrentByteIndex > TOKEN_LIMIT:
-                self._fail(f"nmap's output holds a token of more than {TOKEN_LIMIT} bytes")
+                self._fail(f"the XML has a token of more than {TOKEN_LIMIT} bytes")
             elif self._host_began is not None and self._fed - self._host_began > HOST_LIMIT:
-                self._fail(f"nmap's output holds a host of more than {HOST_LIMIT} bytes")
+                self._fail(f"the XML has a host of more than {HOST_LIMIT} bytes")
 
     def _fail(self, why: str) -> None:
-        # What follows the end of the document cannot change it, so it is only worth a warning.
+        # Text after the end of the document does not change its content, so it is only a warning.
         if self._root_closed:
-            self._warn(why)
+            self._warn(f"After the end of nmap's output, {why}.")
         elif self._failure is None:
             self._failure = why
         self._release()
 
     def _release(self) -> None:
-        """Drop expat, and the handlers that would keep it and this object alive in a cycle."""
+        """Release expat, and the handlers that would keep it and this object alive in a cycle."""
         if self._xml is not None:
             self._xml.StartElementHandler = self._xml.EndElementHandler = self._xml.CharacterDataHandler = None
         self._xml = None
@@ -145,8 +144,8 @@ class NmapXmlParser:
         if len(self._warnings) < _WARNINGS_KEPT and text not in self._warnings:
             self._warnings.append(text)
 
-    def _take_over(self) -> None:
-        """Have expat call this object again; between hosts it is the reader's."""
+    def _set_handlers(self) -> None:
+        """Make expat call this object. Inside a host it calls the reader."""
         self._host_began = None
         if self._xml is not None:
             self._xml.StartElementHandler = self._start
@@ -162,13 +161,13 @@ class NmapXmlParser:
             self._root_closed = True
 
     def _complete(self, address: Address | None, host: Host) -> None:
-        self._take_over()
+        self._set_handlers()
         if address is None:
-            self._warn("a host without a readable address was left out")
+            self._warn("A host without a readable address was left out.")
             return
         position = self._counter.position(address)
         if position is None:
-            self._warn(f"{address} is not among the targets and was left out")
+            self._warn(f"{address} is not among the targets and was left out.")
             return
         if host.timed_out or host.state not in {"up", "down"}:
             self._counter.gave_up(address)
@@ -204,7 +203,7 @@ class NmapXmlParser:
         except ValueError:
             known = False
         if not known:
-            self._warn("nmap skipped something that is not among the targets")
+            self._warn("nmap skipped something that is not among the targets.")
 
     def _on_host(self, attributes: Attributes) -> None:
         ports_asked = bool(self._ports or self._scanned)
@@ -212,13 +211,13 @@ class NmapXmlParser:
         self._reader.begin(attributes, ports_asked=ports_asked)
 
     def _on_finished(self, attributes: Attributes) -> None:
-        # Old versions write no exit attribute when all went well.
+        # Old versions write no exit attribute after a success.
         if attributes.get("exit", "success") == "success":
             self._success = True
             self._progress.ended()
         else:
-            # What it says there stands on its standard error too; an error message of ours repeats neither.
-            self._failure = "nmap stopped, and said why on standard error"
+            # The attribute repeats the error, which may hold text of a target. Our message leaves it out.
+            self._failure = "nmap reported an error, which is in stderr"
 
     def _on_hosts(self, attributes: Attributes) -> None:
         for key in ("up", "down", "total"):
@@ -227,17 +226,17 @@ class NmapXmlParser:
                 self._reported[key] = value
 
     def _ports_tested(self) -> tuple[PortsTested, ...]:
-        """Return the planned ports, or what nmap says it tested where that differs."""
+        """Return the planned ports, or the ports that nmap reports if they differ."""
         if not self._scanned:
             return self._ports
-        said = sorted((tested.transport, tested.count) for tested in self._scanned)
-        if said == sorted((tested.transport, tested.count) for tested in self._ports):
+        reported = sorted((tested.transport, tested.count) for tested in self._scanned)
+        if reported == sorted((tested.transport, tested.count) for tested in self._ports):
             return self._ports
         return tuple(self._scanned)
 
 
 def _names(targets: Targets) -> dict[Address, tuple[str, ...]]:
-    """Map pinned addresses to the names they were resolved from: nmap is given numbers only."""
+    """Map pinned addresses to the names that they were resolved from, because nmap gets only numbers."""
     names: dict[Address, tuple[str, ...]] = {}
     for item in targets.items:
         if item.name is not None:
@@ -250,8 +249,8 @@ def _names(targets: Targets) -> dict[Address, tuple[str, ...]]:
 
 def _doctype(_name: str, system: str | None, public: str | None, has_internal_subset: bool) -> None:
     if has_internal_subset or system is not None or public is not None:
-        raise _DocumentError("nmap's output brings a DTD of its own, which nmap never writes")
+        raise _DocumentError("the XML has its own DTD, which nmap never writes")
 
 
 def _entity(*_declaration: object) -> None:
-    raise _DocumentError("nmap's output declares an entity, which nmap never does")
+    raise _DocumentError("the XML declares an entity, which nmap never does")

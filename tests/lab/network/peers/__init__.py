@@ -1,1 +1,1 @@
-"""Programs of ours that run as hosts of the lab."""
+"""Programs of this project that run as hosts of the lab."""

@@ -1,4 +1,4 @@
-"""Listeners that no package provides: the fleet's thousands of small services, the tarpit, and the hostile banners.
+"""Listeners that no package provides: the small services of the fleet, the tarpit, and the hostile banners.
 
 Arguments: fleet|tarpit|hostile PORT...
 """
@@ -26,9 +26,9 @@ _ANSWER: Final = {
     554: b"RTSP/1.0 200 OK\r\nCSeq: 1\r\nPublic: OPTIONS, DESCRIBE\r\n\r\n",
 }
 
-# What an attacker would say to a scanner's reader: terminal escapes, invisible and reordering characters, lines and
-# markup that pass for somebody else's, orders to a model, broken UTF-8, bulk. Each holds a word that begins with
-# "mark-", by which a test sees where it came out. The last two break the line they stand in.
+# What an attacker would send to the reader of a scan: terminal escapes, invisible and reordering characters, lines and
+# markup that imitate other sources, instructions to a model, invalid UTF-8, and a large text. Each has a word that
+# begins with "mark-", by which a test finds it. The last two break their line.
 HOSTILE_TEXTS: Final = (
     b"\x1b[31mmark-csi\x1b[2J",
     b"\x1b]0;mark-osc\x07",
@@ -62,7 +62,7 @@ class Peer(asyncio.Protocol):
     """One connection, on any of the listening ports."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Remember the connection and its port."""
+        """Store the connection and its port."""
         if not isinstance(transport, asyncio.Transport):
             raise TypeError("these listeners speak TCP only")
         self.transport = transport
@@ -70,18 +70,18 @@ class Peer(asyncio.Protocol):
         self.greet()
 
     def greet(self) -> None:
-        """Say what this port says first: nothing."""
+        """Send what this port sends first: nothing."""
 
 
 class Fleet(Peer):
-    """A banner for each port that has one, and a short answer to whatever is asked."""
+    """A banner for each port that has one, and a short response to any request."""
 
     def greet(self) -> None:
-        """Send the port's greeting, if it has one."""
+        """Send the banner of the port, if it has one."""
         self.transport.write(_GREETING.get(self.port, b""))
 
     def data_received(self, data: bytes) -> None:
-        """Answer once; the web and TLS ports close then."""
+        """Send one response; the web and TLS ports close after it."""
         if self.port in FLEET_WEB_PORTS:
             self.transport.write(_HTTP)
             self.transport.close()
@@ -92,18 +92,18 @@ class Fleet(Peer):
 
 
 class Tarpit(Peer):
-    """Takes every connection and never says a word."""
+    """Accepts every connection and sends nothing."""
 
 
 class Hostile(Peer):
-    """Banners made to harm whoever reads them."""
+    """Banners that try to harm their reader."""
 
     def greet(self) -> None:
-        """Send the port's banner; the web port waits for a request."""
+        """Send the banner of the port; the web port waits for a request."""
         self.transport.write(_HOSTILE_GREETING.get(self.port, b""))
 
     def data_received(self, data: bytes) -> None:
-        """Answer a request on the web port."""
+        """Respond to a request on the web port."""
         if self.port == 80:
             self.transport.write(_HOSTILE_HTTP)
             self.transport.close()
@@ -121,7 +121,7 @@ async def serve(peer: type[Peer], ports: list[int], families: tuple[socket.Addre
 
 
 def main() -> None:
-    """Read the arguments and serve."""
+    """Parse the arguments and serve."""
     kind, *ports = sys.argv[1:]
     peer = {"fleet": Fleet, "tarpit": Tarpit, "hostile": Hostile}[kind]
     families = (socket.AF_INET,) if peer is Fleet else (socket.AF_INET, socket.AF_INET6)

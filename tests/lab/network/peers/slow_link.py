@@ -1,8 +1,8 @@
-"""Joins two namespaces by a pair of TAP devices, and holds back or loses what passes: netem in user space.
+"""Join two namespaces by a pair of TAP devices, and delay or drop frames: netem in user space.
 
 Arguments: IP NAMESPACE DEVICE BRIDGE PEER MAC DELAY LOSS. DEVICE appears in NAMESPACE on BRIDGE, ``eth0`` with MAC in
-PEER; IP is the path of ip(8), DELAY is in seconds each way, LOSS a share from 0 to 1. ARP and neighbour
-discovery are never lost: they stand for a link that is not slow, to a router that is.
+PEER. IP is the path of ip(8), DELAY is in seconds each way, LOSS is a fraction from 0 to 1. ARP and neighbor discovery
+are never lost, because the link itself is not slow; the path behind it is.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _FRAME = 2048
 
 
 def open_tap(namespace: str, device: str) -> int:
-    """Move this process into a namespace and make a TAP device there; its file descriptor works from anywhere."""
+    """Move this process into a namespace and create a TAP device there; its file descriptor works from anywhere."""
     libc = ctypes.CDLL(None, use_errno=True)
     target = os.open(f"/run/netns/{namespace}", os.O_RDONLY)
     if libc.setns(target, _CLONE_NEWNET):
@@ -38,7 +38,7 @@ def open_tap(namespace: str, device: str) -> int:
 
 
 def relay(one: int, other: int, delay: float, loss: float) -> None:
-    """Pass frames both ways for ever. The seed is fixed: which packets are lost depends only on their order."""
+    """Relay frames both ways forever. The seed is fixed: which packets are lost depends only on their order."""
     rnd = random.Random(1)  # noqa: S311
     waiting: list[tuple[float, int, int, bytes]] = []
     count = 0
@@ -49,13 +49,13 @@ def relay(one: int, other: int, delay: float, loss: float) -> None:
         for tap in readable:
             for frame in _read_all(tap):
                 if _finds_neighbours(frame) or rnd.random() >= loss:
-                    count += 1  # keeps the order of frames that are due at the same moment
+                    count += 1  # keeps the order of frames that are due at the same time
                     heapq.heappush(waiting, (now + delay, count, other if tap == one else one, frame))
         while waiting and waiting[0][0] <= now:
             _, _, tap, frame = heapq.heappop(waiting)
             try:
                 os.write(tap, frame)
-            except OSError:  # the far device is down or full: the frame is lost, as on a wire
+            except OSError:  # the other device is down or full: the frame is lost, as on a wire
                 continue
 
 
@@ -75,7 +75,7 @@ def _read_all(tap: int) -> list[bytes]:
 
 
 def main() -> None:
-    """Make both devices, then relay."""
+    """Create both devices, then relay."""
     ip, namespace, device, bridge, peer, mac, delay, loss = sys.argv[1:]
     near = open_tap(namespace, device)
     subprocess.run([ip, "link", "set", device, "master", bridge, "up"], check=True)

@@ -1,7 +1,7 @@
-"""The lab's daemons: real programs of the distribution with configurations of our own, one file for each kind.
+"""The daemons of the lab: real programs of the distribution with their own configurations, one file for each kind.
 
-A function takes the truth, writes the files its daemons need and yields them; slow preparations happen on the way,
-so `build` runs these functions side by side.
+A function takes the truth, writes the files of its daemons and yields the daemons. Slow preparations are part of it, so
+`build` runs these functions in parallel.
 """
 
 from __future__ import annotations

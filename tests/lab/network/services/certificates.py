@@ -1,4 +1,4 @@
-"""Self-signed certificates, good and expired."""
+"""Self-signed certificates, valid and expired."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from tests.lab.network.endpoint import Certificate
 
 
 def make_certificate(certificate: Certificate) -> Path:
-    """Write ``NAME.crt`` and ``NAME.key`` (RSA 2048) and return their common path without the ending.
+    """Write ``NAME.crt`` and ``NAME.key`` (RSA 2048) and return their common path without the suffix.
 
-    An expired one ran out 35 days ago. OpenSSL 3.0's command line cannot set a date in the past, hence the library.
+    An expired certificate ended 35 days ago. The command line of OpenSSL 3.0 cannot set a date in the past, so a
+    library creates it.
     """
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization

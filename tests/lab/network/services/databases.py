@@ -1,4 +1,4 @@
-"""PostgreSQL and MariaDB, each with a fresh data folder in memory."""
+"""PostgreSQL and MariaDB, each with a new data folder in memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.lab.network.truth import Truth
 
 
 def postgres_daemons(truth: Truth) -> Iterable[Daemon]:
-    """One PostgreSQL, unless the lab is built without databases."""
+    """Yield one PostgreSQL, unless the lab is built without databases."""
     if "pg1" not in truth.hosts:
         return
     data = folder("postgres", owner="postgres")
@@ -23,7 +23,7 @@ def postgres_daemons(truth: Truth) -> Iterable[Daemon]:
         "listen_addresses": "*",
         "unix_socket_directories": str(data),
         "fsync": "off",
-        "dynamic_shared_memory_type": "mmap",  # /dev/shm is the machine's, and would keep what a kill leaves
+        "dynamic_shared_memory_type": "mmap",  # /dev/shm is that of the machine, and would keep files after a kill
     }
     options = [word for key, value in settings.items() for word in ("-c", f"{key}={value}")]
     argv = [find_postgres("postgres"), "-D", str(data), *options]
@@ -31,7 +31,10 @@ def postgres_daemons(truth: Truth) -> Iterable[Daemon]:
 
 
 def _accepts(data: Path) -> bool:
-    """PostgreSQL listens before it takes connections; the last line of its pid file says when it does."""
+    """Return whether PostgreSQL accepts connections.
+
+    It listens earlier; the last line of its pid file says when it is ready.
+    """
     try:
         return (data / "postmaster.pid").read_text().rstrip().endswith("ready")
     except FileNotFoundError:
@@ -39,12 +42,12 @@ def _accepts(data: Path) -> bool:
 
 
 def mariadb_daemons(truth: Truth) -> Iterable[Daemon]:
-    """One MariaDB, unless the lab is built without databases."""
+    """Yield one MariaDB, unless the lab is built without databases."""
     if "maria1" not in truth.hosts:
         return
     data = folder("mariadb", owner="mysql")
     run([find("mariadb-install-db"), "--no-defaults", "--user=mysql", f"--datadir={data}", "--skip-test-db"])
-    # A server without an account for foreign addresses shows them the interface in place of its greeting.
+    # Without an account for remote addresses, the server refuses them and sends no greeting.
     statements = write("mariadb.sql", "CREATE USER 'probe'@'%' IDENTIFIED BY 'not-a-secret';\n")
     argv = [
         find("mariadbd"),

@@ -1,4 +1,4 @@
-"""Servers of files: FTP, TFTP and SMB."""
+"""File servers: FTP, TFTP and SMB."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from tests.lab.network.truth import Truth
 
 
 def file_daemons(_truth: Truth) -> Iterable[Daemon]:
-    """vsftpd, tftpd and smbd, each with one empty shared folder."""
+    """Yield vsftpd, tftpd and smbd, each with one empty shared folder."""
     shared = folder("shared")
-    shared.chmod(0o555)  # vsftpd refuses an anonymous root that is writable
+    shared.chmod(0o555)  # vsftpd refuses a writable root for anonymous users
     yield _vsftpd()
     options = ["-L", "-4", "--secure", "-a", "0.0.0.0:69", str(shared)]
     yield Daemon("tftpd", "udp1", [find("in.tftpd"), *options], [("udp", 69)])

@@ -1,4 +1,4 @@
-"""Two name servers for lab.internal: dnsmasq on the router, and BIND, which lets anyone transfer the zone."""
+"""Two name servers for lab.internal: dnsmasq on the router, and BIND, which allows zone transfers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _DNS = (("tcp", 53), ("udp", 53))
 
 
 def name_daemons(truth: Truth) -> Iterable[Daemon]:
-    """The lab's two name servers."""
+    """Yield the two name servers of the lab."""
     yield _dnsmasq(truth)
     yield _bind(truth)
 

@@ -1,4 +1,4 @@
-"""What no package provides, from `tests.lab.network.peers.fakes`."""
+"""Services that no package provides, from `tests.lab.network.peers.fakes`."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from tests.lab.network.daemons import Daemon
 from tests.lab.network.fleet import FLEET_PORTS
 from tests.lab.network.truth import Truth
 
-_TARPIT_PORT = 9999  # where the tarpit's firewall sends every connection
+_TARPIT_PORT = 9999  # the firewall of the tarpit redirects every connection here
 
 
 def pretender_daemons(truth: Truth) -> Iterable[Daemon]:
-    """The hostile host, the tarpit, and the fleet if there is one."""
+    """Yield the hostile host, the tarpit, and the fleet if there is one."""
     yield _fake("hostile", "evil1", tuple(truth["evil1"].open_ports("tcp")))
     yield _fake("tarpit", "tarpit", (_TARPIT_PORT,))
     if truth.fleet:

@@ -1,4 +1,4 @@
-"""OpenSSH servers, one of them with algorithms that nobody should offer any more."""
+"""OpenSSH servers, one of them with outdated algorithms."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ HostKeyAlgorithms ssh-rsa
 
 
 def ssh_daemons(truth: Truth) -> Iterable[Daemon]:
-    """One sshd for each SSH port."""
+    """Yield one sshd for each SSH port."""
     folder("ssh")
     for kind, bits in (("ed25519", "256"), ("rsa", "2048")):
         run([find("ssh-keygen"), "-q", "-t", kind, "-b", bits, "-N", "", "-f", str(WORK / f"ssh/{kind}")])
-    folder("../sshd")  # /run/sshd, where sshd shuts its unprivileged half in
+    folder("../sshd")  # /run/sshd, the root folder of sshd's unprivileged process
     for host in truth.hosts.values():
         for port, endpoint in host.open_ports("tcp").items():
             if endpoint.product == "OpenSSH":
@@ -43,5 +43,5 @@ MaxStartups 200
 {_WEAK if port == _WEAK_PORT else ""}
 """,
     )
-    # sshd starts itself again for each connection and insists on an absolute path for that.
+    # sshd starts itself again for each connection, and needs an absolute path for that.
     return Daemon(f"sshd-{host}-{port}", host, [find("sshd"), "-D", "-e", "-f", str(configuration)], [("tcp", port)])

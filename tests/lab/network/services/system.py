@@ -10,7 +10,7 @@ from tests.lab.network.truth import Truth
 
 
 def system_daemons(truth: Truth) -> Iterable[Daemon]:
-    """redis-server, smtpd, snmpd and ntpd, one each."""
+    """Yield redis-server, smtpd, snmpd and ntpd."""
     yield _redis()
     yield _smtpd(truth)
     yield _snmpd(truth)
@@ -23,7 +23,7 @@ def _redis() -> Daemon:
 
 
 def _smtpd(truth: Truth) -> Daemon:
-    folder("../../var/spool/smtpd").chmod(0o711)  # /var/spool is the lab's own; smtpd makes the rest
+    folder("../../var/spool/smtpd").chmod(0o711)  # /var/spool belongs to the lab; smtpd creates the rest
     configuration = write(
         "smtpd.conf",
         f"""\
@@ -52,7 +52,7 @@ sysname {truth["snmp1"].fqdn}
 
 
 def _ntpd() -> Daemon:
-    # The machine's clock is only read: "disable ntp", and no peer but itself.
+    # The clock of the machine is only read: "disable ntp", and no peer except itself.
     configuration = write(
         "ntp.conf",
         f"""\

@@ -14,7 +14,7 @@ _BROKEN_TLS = "ssl_protocols TLSv1 TLSv1.1 TLSv1.2; ssl_ciphers ALL:@SECLEVEL=0;
 
 
 def web_daemons(truth: Truth) -> Iterable[Daemon]:
-    """One nginx for each host that has a web port."""
+    """Yield one nginx for each host that has a web port."""
     for host in truth.hosts.values():
         if any(endpoint.product == "nginx" for endpoint in host.endpoints):
             yield _nginx(host)

@@ -1,0 +1,1 @@
+"""Reading the files that the operator writes: configuration, policy, actors, keys, certificates and checksums."""
