@@ -1,4 +1,4 @@
-"""Letting go of everything: twice, after a failed start, while starting, and with a part that hangs."""
+"""`cleanup` releases everything: called twice, after a failed start, during a start, and if a part hangs."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def make(tmp_path: Path, **extra: str) -> EnhancedMCPServer:
 
 
 def descriptors() -> set[str]:
-    """What this process has open of its own: sockets, pipes, files of a state folder."""
+    """Return the sockets, pipes and files of state folders that this process has open."""
     found = set()
     for entry in Path("/proc/self/fd").iterdir():
         try:
             found.add(f"{entry.name} {entry.readlink()}")
-        except FileNotFoundError:  # that of the listing
+        except FileNotFoundError:  # the descriptor of the listing itself
             continue
     return found
 

@@ -1,4 +1,4 @@
-"""What breaks under a running server: each time a typed error, and it works again without a restart."""
+"""Failures while the server runs: each gives a typed error, and the server recovers without a restart."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ async def test_a_server_that_starts_before_its_database(tmp_path: Path, postgres
 
 @pytest.mark.parametrize("end", ["put back", "replaced"])
 async def test_a_database_file_that_is_gone_for_a_while(tmp_path: Path, end: str) -> None:
-    """A connection goes on in a file without a name; what it took from there on would be lost without a word."""
+    """An open connection would continue to write to the deleted file, and these writes would be lost silently."""
     env = environment(tmp_path / "state")
     database = tmp_path / "state" / "store.db"
     async with one_interface("rest", env) as interface:
@@ -160,7 +160,7 @@ async def test_a_process_that_is_out_of_descriptors_for_a_while(tmp_path: Path, 
         used = {int(entry.name) for entry in Path(f"/proc/{pid}/fd").iterdir()}
         free = next(number for number in itertools.count() if number not in used)
         soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-        # The limit is on the number of a new descriptor (getrlimit(2)): those above it that are open stay so.
+        # The limit applies to new descriptors (getrlimit(2)). Open ones above it stay open.
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (free, hard))
         try:
             for _ in range(3):
@@ -200,7 +200,7 @@ FAKETIME = next(iter(Path("/usr/lib").glob("*/faketime/libfaketime.so.1")), Path
 
 
 async def test_a_clock_that_jumps(tmp_path: Path) -> None:
-    """The wall clock goes a day forward and two days back; time limits and intervals go by the monotonic one."""
+    """The wall clock jumps a day forward and two days back. Limits and intervals use the monotonic clock."""
     assert FAKETIME.exists(), "apt-get install faketime"
     offset = tmp_path / "offset"
 

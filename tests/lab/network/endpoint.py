@@ -1,4 +1,4 @@
-"""One open port of the truth."""
+"""One port that a scan of the lab must find open (see `truth`)."""
 
 from __future__ import annotations
 
