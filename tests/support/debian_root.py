@@ -78,7 +78,7 @@ def base_system(suite: str) -> Path:
     CACHE.mkdir(parents=True, exist_ok=True)
     made = CACHE / f"{suite}.tar"
     with (CACHE / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # several test workers may need one
+        fcntl.flock(lock, fcntl.LOCK_EX)  # several test workers may need this file at the same time
         if made.exists():
             return made
         draft = CACHE / f"{suite}.draft"
@@ -182,7 +182,9 @@ def _checked(argv: Iterable[str], log: Path) -> None:
 
 @contextmanager
 def scratch() -> Iterator[Path]:
-    """Return a folder for roots that every user may enter; in memory if there is space, because dpkg writes a lot.
+    """Yield a folder for new root folders, which every user may enter.
+
+    It is in memory if there is space, because dpkg writes a lot.
 
     Raises AssertionError at the end if anything is still mounted below it.
     """
