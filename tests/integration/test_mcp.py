@@ -385,7 +385,7 @@ async def listening(count: int) -> list[int]:
     return ports
 
 
-async def test_a_short_result_stands_in_the_text_too(client: Client) -> None:
+async def test_a_short_result_is_in_the_text_too(client: Client) -> None:
     (port,) = await listening(1)
     text, body = parts(await client.call_tool("nmap", {"target": "127.0.0.1", "mode": "ports", "ports": str(port)}))
     _SERVERS.pop().close()

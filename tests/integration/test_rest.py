@@ -397,7 +397,7 @@ async def test_every_path_asks_for_the_token(server: Server, path: str) -> None:
             assert (await unknown_caller.post(post, json={"target": "127.0.0.1"})).status_code == 401
 
 
-async def test_health_is_200_where_something_still_works(client: httpx2.AsyncClient) -> None:
+async def test_health_is_200_if_a_tool_still_works(client: httpx2.AsyncClient) -> None:
     response = await client.get("/health")
     body = response.json()
     # One of the three tools of this server has no program.
