@@ -33,7 +33,7 @@ def test_this_interpreter_passes_with_and_without_root_and_nmap(
     )
 
 
-def test_a_missing_interpreter_is_reported_as_not_run_and_is_no_success(
+def test_a_missing_interpreter_is_reported_as_not_run_and_not_as_a_success(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(interpreters, "SUITES", ())
