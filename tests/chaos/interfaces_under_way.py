@@ -20,7 +20,7 @@ SERVED = ("stdio", "http", "rest")
 
 
 class Interface:
-    """A way to call, and the process that answers; ``base`` and ``token`` are those of the HTTP interfaces."""
+    """A connection to a server process. ``base`` and ``token`` are those of the HTTP interfaces."""
 
     base = token = ""
 
@@ -33,11 +33,11 @@ class Interface:
         raise NotImplementedError
 
     async def read(self) -> bool:
-        """Whether something that is no call is answered."""
+        """Return whether a request that is not a call gets a response."""
         raise NotImplementedError
 
     def signal(self, number: int) -> float:
-        """Send the process a signal; the moment it was sent."""
+        """Send a signal to the process. Returns the time at which it was sent."""
         self.process.send_signal(number)
         return time.monotonic()
 
@@ -71,7 +71,7 @@ class _Http(Interface):
 
 
 class _Stdio(Interface):
-    """JSON lines of the 2026-07-28 era, answers by id."""
+    """JSON lines of the 2026-07-28 revision, with responses by id."""
 
     def __init__(self, process: Any, log: Path) -> None:
         super().__init__(process, log)
@@ -116,7 +116,7 @@ class _Stdio(Interface):
 
 @asynccontextmanager
 async def one_interface(kind: str, env: Mapping[str, str], *prefix: str) -> AsyncIterator[Interface]:
-    """Serve a interface of `SERVED` in a process of its own; ``prefix`` is put before the command."""
+    """Serve an interface of `SERVED` in its own process. ``prefix`` is put before the command."""
     folder = Path(env["MCP_STATE_DIR"]).parent
     if kind == "stdio":
         log = folder / "stdio.log"

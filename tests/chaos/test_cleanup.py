@@ -1,4 +1,4 @@
-"""Letting go of everything: twice, after a failed start, while starting, and with a part that hangs."""
+"""`cleanup` releases everything: called twice, after a failed start, during a start, and if a part hangs."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ def make(tmp_path: Path, **extra: str) -> EnhancedMCPServer:
 
 
 def descriptors() -> set[str]:
-    """What this process has open of its own: sockets, pipes, files of a state folder."""
+    """Return the sockets, pipes and files of state folders that this process has open."""
     found = set()
     for entry in Path("/proc/self/fd").iterdir():
         try:
             found.add(f"{entry.name} {entry.readlink()}")
-        except FileNotFoundError:  # that of the listing
+        except FileNotFoundError:  # the descriptor of the listing itself
             continue
     return found
 
 
-async def test_twice_does_no_harm_and_nothing_stays_open(tmp_path: Path) -> None:
+async def test_a_second_cleanup_has_no_effect_and_nothing_stays_open(tmp_path: Path) -> None:
     before = descriptors()
     server = make(tmp_path)
     answer = await server.pipeline.call("nmap", {"target": "127.0.0.1", "mode": "discover"}, ACTOR)
@@ -54,14 +54,14 @@ async def test_twice_does_no_harm_and_nothing_stays_open(tmp_path: Path) -> None
         await server.pipeline.open_store()
 
 
-async def test_before_anything_was_used(tmp_path: Path) -> None:
+async def test_cleanup_before_anything_was_used(tmp_path: Path) -> None:
     server = make(tmp_path)
     await server.cleanup()
     await server.cleanup()
     assert list((tmp_path / "state").iterdir()) == []
 
 
-async def test_after_a_start_that_failed(tmp_path: Path) -> None:
+async def test_cleanup_after_a_failed_start(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = str(other.getsockname()[1])
         server = make(tmp_path, MCP_SERVER_TRANSPORT="http", MCP_SERVER_PORT=port)
@@ -73,7 +73,7 @@ async def test_after_a_start_that_failed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.05, 0.2, 0.6, 1.2])
-async def test_while_it_starts(tmp_path: Path, delay: float) -> None:
+async def test_cleanup_during_a_start(tmp_path: Path, delay: float) -> None:
     server = make(tmp_path, MCP_SERVER_TRANSPORT="http", MCP_SERVER_PORT=str(free_port()))
     serving = asyncio.create_task(server.serve())
     await asyncio.sleep(delay)
@@ -83,7 +83,7 @@ async def test_while_it_starts(tmp_path: Path, delay: float) -> None:
     assert not list((tmp_path / "state").glob("owners/*.lock"))
 
 
-async def test_with_a_call_under_way(tmp_path: Path) -> None:
+async def test_cleanup_during_a_call(tmp_path: Path) -> None:
     server, target = make(tmp_path), own_network()
     call = asyncio.create_task(server.pipeline.call("nmap", slow_scan(target), ACTOR))
     await started(target)
@@ -94,7 +94,7 @@ async def test_with_a_call_under_way(tmp_path: Path) -> None:
     assert caught.value.code == "shutting_down"
 
 
-async def test_a_part_that_hangs_or_fails_is_left_behind(
+async def test_cleanup_skips_a_part_that_hangs_or_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(server_module, "RELEASE_SEC", 0.1)

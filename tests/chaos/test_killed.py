@@ -1,4 +1,4 @@
-"""kill -9 at any moment: no child, no lock, no half-written record is left, and the next start repairs what was cut."""
+"""SIGKILL at any moment leaves no child, lock or incomplete record, and the next start repairs the state."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def serve(env: dict[str, str]) -> subprocess.Popen[bytes]:
 
 
 def scans(chance: random.Random) -> list[dict[str, Any]]:
-    """A few scans of loopback of different lengths, so that a moment finds some beginning, under way and ending."""
+    """Start scans of loopback of different lengths, so that at any moment some start, some run and some end."""
     quick = {"mode": "ports", "ports": "1-20"}
     slow = {"mode": "ports", "ports": "1-4", "extra_args": "--scan-delay 20ms --max-hostgroup 1"}
     return [
@@ -52,7 +52,7 @@ def tree(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
         return []
 
 
-def test_a_server_that_is_killed_at_many_moments_leaves_nothing(tmp_path: Path) -> None:
+def test_a_server_that_is_killed_at_any_moment_leaves_nothing(tmp_path: Path) -> None:
     chance = random.Random(SEED)  # noqa: S311 - moments to kill at, the same in every run
     scratch = tmp_path / "tmp"
     scratch.mkdir()
@@ -64,7 +64,7 @@ def test_a_server_that_is_killed_at_many_moments_leaves_nothing(tmp_path: Path) 
         for message in scans(chance):
             process.stdin.write(json.dumps(message).encode() + b"\n")
         children: dict[int, psutil.Process] = {}
-        # Some while it starts, most while it works: from when its first child is there.
+        # Kill some servers during the start, and most after their first child process has started.
         early, begun = number % 4 == 0, time.monotonic()
         while not early and not children and time.monotonic() < begun + 20:
             children |= {child.pid: child for child in tree(process)}
@@ -85,9 +85,9 @@ def test_a_server_that_is_killed_at_many_moments_leaves_nothing(tmp_path: Path) 
 
 
 def check_repair(state: Path, env: dict[str, str]) -> None:
-    """Start again, and look at everything that is left."""
+    """Start again, and check everything that the killed server left."""
     for path in state.rglob("*"):
-        # As if it were a few minutes later: what is young is taken for something that is being made.
+        # Make the files a few minutes old. The server would treat new files as still being written.
         os.utime(path, times=(time.time() - 600, time.time() - 600))
     shown = cli.run("runs", "list", "--json", "--limit", "1000", env=env | {"LOG_LEVEL": "DEBUG"})
     assert shown.returncode == 0, shown.stdout + shown.stderr

@@ -1,4 +1,4 @@
-"""What a server does not start on: said on standard error with a fitting exit code, and nothing is left behind."""
+"""Refused starts: the reason is on standard error, the exit code matches it, and no file is left."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from tests.support.processes import binary
 
 INTERFACES = ("stdio", "http")
 AS_NOBODY = () if os.geteuid() else (binary("setpriv"), "--bounding-set=-dac_override,-dac_read_search", "--")
-"""A prefix that runs a command as this user, held by file modes even where that is root."""
+"""A prefix that runs a command as this user. File modes apply to the command even if the user is root."""
 
 
 def start(env: Mapping[str, str], interface: str, *words: str, prefix: tuple[str, ...] = ()) -> tuple[int, str]:
-    """Try to start a server; its exit code and what it says. One that starts is a failure of the test."""
+    """Try to start a server. Returns its exit code and standard error. Fails if the server starts."""
     command = [*prefix, sys.executable, "-m", "mcp_server", "serve", "--transport", interface]
     port = () if "--port" in words else ("--port", str(free_port()))
     with subprocess.Popen(
@@ -41,7 +41,7 @@ def start(env: Mapping[str, str], interface: str, *words: str, prefix: tuple[str
         text=True,
     ) as process:
         try:
-            # Standard input stays open: a stdio server ends by itself where it does not.
+            # Standard input stays open, because a stdio server ends by itself if it is closed.
             code = process.wait(20)
         except subprocess.TimeoutExpired:
             process.kill()
@@ -56,12 +56,12 @@ def start(env: Mapping[str, str], interface: str, *words: str, prefix: tuple[str
 
 
 def files(folder: Path) -> dict[str, bytes | None]:
-    """Everything below a folder, with its content."""
+    """Return every path below a folder, with its content if it is a file."""
     return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
 
 
 def remembered(state: Path, env: Mapping[str, str]) -> None:
-    """Let a server of this version make its store."""
+    """Have a server of this version create its store."""
     state.mkdir(mode=0o700, exist_ok=True)
     done = cli.run("runs", "list", env=env)
     assert done.returncode == 0, done.stderr
@@ -108,7 +108,7 @@ BAD_POLICIES = {
 
 
 @pytest.mark.parametrize("text", BAD_POLICIES.values(), ids=BAD_POLICIES.keys())
-def test_a_policy_that_is_none(tmp_path: Path, text: str) -> None:
+def test_an_invalid_policy(tmp_path: Path, text: str) -> None:
     policy = tmp_path / "policy.yaml"
     policy.write_text(text)
     env = environment(tmp_path / "state", MCP_SECURITY_POLICY_FILE=str(policy))
@@ -170,7 +170,7 @@ def test_a_state_folder_that_others_may_write(tmp_path: Path, interface: str) ->
 
 
 @pytest.mark.parametrize("interface", INTERFACES)
-def test_a_decision_log_that_cannot_be_written(tmp_path: Path, interface: str) -> None:
+def test_an_audit_log_that_cannot_be_written(tmp_path: Path, interface: str) -> None:
     state = tmp_path / "state"
     state.mkdir(mode=0o700)
     (state / "audit.jsonl").mkdir()
@@ -181,7 +181,7 @@ def test_a_decision_log_that_cannot_be_written(tmp_path: Path, interface: str) -
     assert not list(state.rglob("*.lock"))
 
 
-def test_a_decision_log_that_is_broken(tmp_path: Path) -> None:
+def test_an_audit_log_that_is_broken(tmp_path: Path) -> None:
     state = tmp_path / "state"
     state.mkdir(mode=0o700)
     (state / "audit.jsonl").write_text('{"seq": 0}\nnonsense\n')
@@ -213,7 +213,7 @@ def test_a_full_disk(tmp_path: Path, interface: str) -> None:
         assert list(files(inside.see(state))) == ["filler"]
 
 
-async def test_a_second_server_on_the_same_folder_starts_all_the_same(tmp_path: Path) -> None:
+async def test_a_second_server_can_start_in_the_same_folder(tmp_path: Path) -> None:
     env = environment(tmp_path / "state")
     async with one_interface("stdio", env) as one, one_interface("rest", env) as two:
         for interface in (one, two):

@@ -1,4 +1,4 @@
-"""How a server ends: what becomes of the calls under way, of new ones, of whoever is connected, and of the log."""
+"""The stop of a server: its effect on running calls, new calls, open connections and the audit log."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from tests.support.interfaces import environment, log_records
 from tests.support.scans import gone, own_network, scanners, slow_scan, started
 
 SLACK_SEC = 2.0
-"""What a stop may take besides the grace period."""
+"""Seconds that a stop may take in addition to the grace period."""
 
 
 def quick_scan(target: str) -> dict[str, Any]:
-    """A scan of one address that takes about three seconds."""
+    """Return the arguments of a scan of one address that takes about three seconds."""
     return {"target": target, "mode": "ports", "ports": "1-8", "extra_args": "--scan-delay 300ms"}
 
 
@@ -32,7 +32,7 @@ def settings(tmp_path: Path, grace: int, **extra: str) -> dict[str, str]:
 
 
 def one_run(env: dict[str, str]) -> dict[str, Any]:
-    """The one run that is remembered, as the command line shows it."""
+    """Return the only run in the store, as the command line shows it."""
     done = cli.run("runs", "list", "--json", env=env)
     assert done.returncode == 0, done.stderr
     (run,) = json.loads(done.stdout)["runs"]
@@ -43,7 +43,7 @@ def one_run(env: dict[str, str]) -> dict[str, Any]:
 
 
 def assert_clean(env: dict[str, str], interface: Interface) -> None:
-    """The log is whole, every decision has its end, all of it is sealed, and nothing crashed."""
+    """Check that the log is valid and sealed, that every accepted run has an end record, and that nothing crashed."""
     state = Path(env["MCP_STATE_DIR"])
     verified = cli.run("audit", "verify", "--json", env=env)
     assert verified.returncode == 0, verified.stdout + verified.stderr
@@ -58,9 +58,7 @@ def assert_clean(env: dict[str, str], interface: Interface) -> None:
 
 
 @pytest.mark.parametrize("kind", SERVED)
-async def test_a_call_under_way_is_finished_a_new_one_is_refused_and_reads_are_answered(
-    tmp_path: Path, kind: str
-) -> None:
+async def test_a_running_call_ends_a_new_one_is_refused_and_reads_are_answered(tmp_path: Path, kind: str) -> None:
     env, target = settings(tmp_path, 30), own_network().partition("/")[0]
     async with one_interface(kind, env) as interface:
         call = asyncio.create_task(interface.call("nmap", quick_scan(target)))
@@ -84,7 +82,7 @@ async def test_a_call_under_way_is_finished_a_new_one_is_refused_and_reads_are_a
 
 
 @pytest.mark.parametrize("kind", SERVED)
-async def test_what_takes_longer_than_the_grace_period_is_cut_short_and_keeps_what_it_had(
+async def test_a_call_longer_than_the_grace_period_is_cancelled_and_keeps_its_results(
     tmp_path: Path, kind: str
 ) -> None:
     env, target = settings(tmp_path, 3), own_network()
@@ -130,7 +128,7 @@ async def test_a_second_signal_ends_the_grace_period(
     assert_clean(env, interface)
 
 
-async def test_one_signal_that_is_delivered_twice_is_one(tmp_path: Path) -> None:
+async def test_a_signal_that_is_delivered_twice_counts_once(tmp_path: Path) -> None:
     env, target = settings(tmp_path, 30), own_network().partition("/")[0]
     async with one_interface("rest", env) as interface:
         call = asyncio.create_task(interface.call("nmap", quick_scan(target)))
@@ -142,7 +140,7 @@ async def test_one_signal_that_is_delivered_twice_is_one(tmp_path: Path) -> None
         assert await interface.exit_code(SLACK_SEC) == 0
 
 
-async def test_without_calls_it_ends_at_once_whatever_the_grace_period(tmp_path: Path) -> None:
+async def test_without_running_calls_the_server_stops_at_once(tmp_path: Path) -> None:
     env = settings(tmp_path, 300)
     for kind in ("stdio", "rest"):
         async with one_interface(kind, env) as interface:
@@ -150,7 +148,7 @@ async def test_without_calls_it_ends_at_once_whatever_the_grace_period(tmp_path:
             assert await interface.exit_code(SLACK_SEC) == 0
 
 
-async def test_calls_in_line_are_refused_at_once_and_the_one_that_runs_is_finished(tmp_path: Path) -> None:
+async def test_queued_calls_are_refused_at_once_and_the_running_one_ends(tmp_path: Path) -> None:
     env, target = settings(tmp_path, 30, MCP_DEFAULT_CONCURRENCY="1"), own_network().partition("/")[0]
     async with one_interface("rest", env) as interface:
         first = asyncio.create_task(interface.call("nmap", quick_scan(target)))
@@ -167,7 +165,7 @@ async def test_calls_in_line_are_refused_at_once_and_the_one_that_runs_is_finish
     assert_clean(env, interface)
 
 
-async def test_the_end_of_input_ends_the_grace_period_of_stdio(tmp_path: Path) -> None:
+async def test_over_stdio_the_end_of_input_ends_the_grace_period(tmp_path: Path) -> None:
     env, target = settings(tmp_path, 120), own_network()
     async with one_interface("stdio", env) as interface:
         call = asyncio.create_task(interface.call("nmap", slow_scan(target)))
@@ -194,7 +192,7 @@ def _closed_afterwards() -> Iterator[None]:
 
 
 class Client:
-    """A connection of one's own making to the HTTP interfaces."""
+    """A raw connection to the HTTP interfaces."""
 
     def __init__(self, interface: Interface) -> None:
         self._host = interface.base.removeprefix("http://")
@@ -215,7 +213,7 @@ class Client:
         return got
 
     def rest(self) -> bytes:
-        """What comes until the server closes; asserts that it closes the connection and does not reset it."""
+        """Return all bytes until the server closes the connection. Fails if the server resets it."""
         got = b""
         while more := self.socket.recv(65536):
             got += more
@@ -230,7 +228,7 @@ OPEN_SESSION = (
 
 
 def open_stream(interface: Interface) -> Client:
-    """A stream of the 2025 era that a client keeps open for what the server may have to say."""
+    """Open a stream of a 2025 revision, on which the server can send notifications."""
     opening = {
         "jsonrpc": "2.0",
         "id": 1,
@@ -258,7 +256,7 @@ def open_stream(interface: Interface) -> Client:
     return stream
 
 
-async def test_whoever_is_connected_does_not_hold_it_up(tmp_path: Path) -> None:
+async def test_open_connections_do_not_delay_the_stop(tmp_path: Path) -> None:
     env = settings(tmp_path, 60)
     async with one_interface("rest", env) as interface:
         idle, kept, half_a_head, half_a_body = (Client(interface) for _ in range(4))
@@ -275,7 +273,7 @@ async def test_whoever_is_connected_does_not_hold_it_up(tmp_path: Path) -> None:
         assert await interface.exit_code(SLACK_SEC) == 0
         assert time.monotonic() - asked < SLACK_SEC
         assert b"shutting_down" in half_a_body.rest()
-        # An event stream is closed as one that is over: its last chunk is the empty one (RFC 9112, section 7.1).
+        # The event stream ends normally: its last chunk is empty (RFC 9112, section 7.1).
         assert stream.rest().endswith(b"0\r\n\r\n")
         ended = events.rest()
         assert b"server.stopping" in ended
@@ -285,11 +283,11 @@ async def test_whoever_is_connected_does_not_hold_it_up(tmp_path: Path) -> None:
     assert "Traceback" not in interface.log.read_text()
 
 
-async def test_a_client_that_never_reads_gets_the_grace_period_and_no_more(tmp_path: Path) -> None:
+async def test_a_client_that_never_reads_delays_the_stop_at_most_for_the_grace_period(tmp_path: Path) -> None:
     env = settings(tmp_path, 2)
     async with one_interface("rest", env) as interface:
-        deaf = [Client(interface) for _ in range(3)]
-        for client in deaf:
+        slow = [Client(interface) for _ in range(3)]
+        for client in slow:
             client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             for _ in range(200):
                 client.send("GET /openapi.json HTTP/1.1")
@@ -300,10 +298,10 @@ async def test_a_client_that_never_reads_gets_the_grace_period_and_no_more(tmp_p
     assert "Traceback" not in interface.log.read_text()
 
 
-async def test_probes_and_figures_say_that_it_stops(tmp_path: Path) -> None:
+async def test_probes_and_metrics_report_the_stop(tmp_path: Path) -> None:
     env, target = settings(tmp_path, 30), own_network().partition("/")[0]
     async with one_interface("rest", env) as interface:
-        rest: Any = interface.rest  # type: ignore[attr-defined]  # that of the HTTP interfaces
+        rest: Any = interface.rest  # type: ignore[attr-defined]  # only HTTP interfaces have it
 
         async def seen() -> tuple[int, int, bool]:
             alive, ready = [(await rest.get(path)).status_code for path in ("/livez", "/readyz")]
@@ -322,7 +320,7 @@ async def test_probes_and_figures_say_that_it_stops(tmp_path: Path) -> None:
         assert await interface.exit_code(SLACK_SEC) == 0
 
 
-async def test_probes_pass_the_checks_that_everything_else_meets(tmp_path: Path) -> None:
+async def test_only_probes_are_exempt_from_the_checks_of_requests(tmp_path: Path) -> None:
     async with one_interface("rest", settings(tmp_path, 1)) as interface:
         for path, answered in (("/livez", True), ("/readyz", True), ("/health", False), ("/metrics", False)):
             client = Client(interface)

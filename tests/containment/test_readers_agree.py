@@ -32,7 +32,7 @@ _TIMEOUT: Final = 20.0
 
 
 def run_offline(*argv: str) -> subprocess.CompletedProcess[str]:
-    """Run a program where it can send nothing."""
+    """Run a program in a network namespace from which it can send nothing."""
     return subprocess.run(
         [binary("unshare"), "--net", "--map-root-user", "--", *argv],
         stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_TIMEOUT, check=False,
@@ -203,7 +203,7 @@ def check_numbers(chosen: list[tuple[str, Network]], options: tuple[str, ...]) -
 
 
 def canonical(network: Network) -> str:
-    """The canonical text of a network, which the programs get."""
+    """The canonical text of a network, as the programs get it."""
     return ParsedTarget("", network=network).canonical
 
 

@@ -1,4 +1,4 @@
-"""A test-only server with everything the official suite asks for, on this project's own interfaces and guards.
+"""A test-only server with everything the official suite asks for, on this project's own interfaces and middleware.
 
 ``python -m tests.contract.everything stdio`` serves over standard input and output;
 ``python -m tests.contract.everything http [--token TOKEN]`` over HTTP, printing its address first.
@@ -170,13 +170,13 @@ def everything_server() -> Server[Any]:
         on_completion=_complete,
         on_subscriptions_listen=ListenHandler(BUS),
     )
-    # The constructor warns of logging, which is deprecated; the suite tests it at the older versions.
+    # The constructor would warn that logging is deprecated. The suite tests logging with the older revisions.
     server.add_request_handler("logging/setLevel", t.SetLevelRequestParams, _done)
     return server
 
 
 async def serve(port: int, token: str | None, ready: Callable[[str], None]) -> None:
-    """Serve over HTTP behind the whole stack of guards."""
+    """Serve over HTTP behind all middleware of the server."""
     listener = listen("127.0.0.1", port)
     names = ServerConfig(host=listener.host, port=listener.port)
     mcp = mcp_app(everything_server(), hosts=names.hosts, origins=names.origins)

@@ -153,8 +153,8 @@ def island() -> Iterator[list[str]]:
 
 
 @pytest.mark.parametrize("interface", ["stdio", "http"])
-def test_claude_code_connects_after_the_command_of_the_page(interface: str, tmp_path: Path) -> None:
-    """Runs the real program, without an account and with only loopback."""
+def test_claude_code_connects_with_the_command_of_the_page(interface: str, tmp_path: Path) -> None:
+    """Runs the real program, without an account, in a namespace that has only loopback."""
     folder = node_package("@anthropic-ai/claude-code-linux-x64")["folder"]
     (line,) = [
         text for _, text in BLOCKS if text.startswith("claude ") and ("http://" in text) == (interface == "http")

@@ -26,7 +26,7 @@ class StrayTool(MCPBaseTool):
     def build_command(self, parameters, targets, settings):
         words = ("-c", "echo stray >/dev/udp/{UNKNOWN_CALLER}/9")
         ends = frozenset({{0, 1}})
-        return Command(args=words, risk=self.risk, estimate=Estimate(addresses=1), ok_returncodes=ends)
+        return Command(args=words, estimate=Estimate(addresses=1), ok_returncodes=ends)
 """
 """A tool that sends a packet that it was not asked for."""
 

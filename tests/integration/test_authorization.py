@@ -1,7 +1,7 @@
-"""Who may do what: every interface, caller, tool and run, held against one table that was written by hand.
+"""Who may do what: every interface, caller, tool and run, compared with one table that was written by hand.
 
-The callers are made known by a verifier of these tests (`tests.support.several_callers`); everything behind it is a
-real server, asked over real HTTP, over stdio and on the command line.
+An authenticator of these tests (`tests.support.several_callers`) identifies the callers. Everything else is a real
+server, which gets requests over HTTP, over stdio and from the command line.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ HTTP_INTERFACES = ("rest", "mcp 2026", "mcp 2025")
 
 
 def read_table(text: str) -> dict[str, dict[str, str]]:
-    """A table of this file: by row and caller."""
+    """Parse a table of this file. Returns the cells by row and caller."""
     head, *rows = [line for line in text.splitlines() if line.strip()]
     names = head.split()
     found = {}
@@ -114,7 +114,10 @@ def read_table(text: str) -> dict[str, dict[str, str]]:
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A server with all of these callers, and a run of each: ``runs`` by name, ``local`` of stdio."""
+    """A server that knows all of these callers.
+
+    ``runs`` has the id of one run of each caller, by its name. ``local`` is the id of a run over stdio.
+    """
 
     base: str
     state: Path
@@ -162,7 +165,7 @@ async def at_interface(interface: str, base: str, credential: str) -> AsyncItera
 
 
 async def do(at: Rest | Mcp, row: str, run_id: str) -> Said:
-    """Do what a row of the table names, at one interface."""
+    """Send the request that a row of the table names, over one interface."""
     first, second = row.split()
     if second in TARGETS:
         return await at.tool(first, TARGETS[second])
@@ -369,7 +372,7 @@ async def test_the_risk_of_the_parameters_is_judged_before_the_call_starts(serve
 
 
 async def test_a_reader_gets_the_scope_that_this_call_needs(served: Served) -> None:
-    """One step-up is enough. A call with wrong parameters needs the lowest scope of its tool."""
+    """The caller needs only one new token. A call with wrong parameters needs the lowest scope of its tool."""
     scan, broken = {"target": "127.0.0.9", "mode": "ports"}, {"target": "127.0.0.9", "mode": "sideways"}
     discover = scan | {"mode": "discover"}
     async with coming_as(served.base, CREDENTIALS["viewer"]) as client:

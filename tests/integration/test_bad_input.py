@@ -205,7 +205,7 @@ async def raw_call(interfaces: Interfaces, interface: str, target: str) -> dict[
 @pytest.mark.asyncio(loop_scope="module")
 async def test_a_lone_surrogate_over_mcp_is_refused(interfaces: Interfaces, nothing_started: None) -> None:
     # JSON can escape it, but UTF-8 cannot encode it (RFC 8259 section 8.2). The parser of stdio refuses the message.
-    # HTTP has another parser, which accepts the message, so the value is refused.
+    # The parser of HTTP accepts the message. Then validation refuses the value.
     by_stdio = await raw_call(interfaces, "stdio", "10.0.0.1\udcff")
     assert by_stdio["error"]["code"] == -32700
     by_http = await raw_call(interfaces, "http", "10.0.0.1\udcff")

@@ -34,13 +34,13 @@ def a_run(env: dict[str, str]) -> dict[str, Any]:
     return result
 
 
-def test_a_call_in_json_is_the_whole_result(a_run: dict[str, Any]) -> None:
+def test_call_prints_the_whole_result_as_json(a_run: dict[str, Any]) -> None:
     assert (a_run["outcome"], a_run["returncode"], a_run["correlation_id"]) == ("completed", 0, "cli-1")
     assert [host["address"] for host in a_run["hosts"]] == ["127.0.0.1"]
     assert a_run["coverage"]["complete"] is True
 
 
-async def test_a_call_in_text_is_a_table_and_a_line_of_summary(env: dict[str, str]) -> None:
+async def test_call_prints_a_table_and_a_summary(env: dict[str, str]) -> None:
     ((status, out, err),) = await batch(env, ["call", "NmapTool", *QUICK])
     assert (status, err) == (0, "")
     lines = out.splitlines()
@@ -51,7 +51,7 @@ async def test_a_call_in_text_is_a_table_and_a_line_of_summary(env: dict[str, st
     assert not any(line.endswith(" ") for line in lines)
 
 
-async def test_every_command_speaks_text_and_json(env: dict[str, str], a_run: dict[str, Any], tmp_path: Path) -> None:
+async def test_every_command_prints_text_and_json(env: dict[str, str], a_run: dict[str, Any], tmp_path: Path) -> None:
     good = tmp_path / "good.yaml"
     good.write_text("server: {port: 8081}\n")
     commands = [
@@ -74,7 +74,7 @@ async def test_every_command_speaks_text_and_json(env: dict[str, str], a_run: di
         assert isinstance(json.loads(out), dict), words
 
 
-async def test_what_the_commands_say(env: dict[str, str], a_run: dict[str, Any]) -> None:
+async def test_the_output_of_the_commands(env: dict[str, str], a_run: dict[str, Any]) -> None:
     run_id = a_run["run_id"]
     tools, shown, listed, config, version, raw = (
         json.loads(out)
@@ -176,7 +176,7 @@ async def test_exit_codes(
         assert json.loads(out)["error"]["code"] == code
 
 
-async def test_lists_and_types_on_the_command_line(env: dict[str, str]) -> None:
+async def test_parameters_are_converted_to_the_types_of_the_schema(env: dict[str, str]) -> None:
     network = own_network().split("/")[0]
     first, second = network, network[:-1] + "1"
     ways = (
@@ -225,7 +225,7 @@ ToolRegistry.get = get
 
 
 @pytest.mark.parametrize("debugging", [False, True])
-def test_a_defect_is_an_internal_error(env: dict[str, str], tmp_path: Path, debugging: bool) -> None:
+def test_an_unexpected_exception_is_an_internal_error(env: dict[str, str], tmp_path: Path, debugging: bool) -> None:
     (tmp_path / "sitecustomize.py").write_text(DEFECT)
     mine = env | {"PYTHONPATH": str(tmp_path)} | ({"LOG_LEVEL": "DEBUG"} if debugging else {})
     done = run("call", "nmap", *QUICK, env=mine)
@@ -247,7 +247,7 @@ async def test_help_lists_every_command(env: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("code", ERRORS)
-def test_every_row_of_the_table_has_its_exit_code(code: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_error_has_its_exit_code(code: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(typer.Exit) as caught:
         fail(NetworkToolsError("it is so", code=code), as_json=False)
     assert caught.value.exit_code == ERRORS[code].exit

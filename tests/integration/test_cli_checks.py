@@ -54,8 +54,8 @@ def test_doctor_without_a_writable_folder_says_what_still_works(tmp_path: Path) 
     assert "ok        tool nmap" in done.stdout
 
 
-def test_doctor_says_that_nothing_holds_packets_and_how_to_have_it(tmp_path: Path) -> None:
-    # As root without guard.user, and as a user who cannot make a guard: the best that works is argument.
+def test_doctor_reports_the_argument_tier_and_how_to_get_the_guard(tmp_path: Path) -> None:
+    # Neither root without guard.user nor this user can set up a guard, so the best tier is argument.
     prefix = [binary("setpriv"), "--bounding-set=-net_raw", "--"] if os.geteuid() == 0 else []
     done = subprocess.run(
         [*prefix, *COMMAND, "doctor", "--json"],

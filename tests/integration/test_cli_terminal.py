@@ -25,7 +25,7 @@ def env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return environment(tmp_path_factory.mktemp("cli") / "state")
 
 
-async def test_ctrl_c_ends_the_scan_and_leaves_130(env: dict[str, str]) -> None:
+async def test_ctrl_c_ends_the_scan_with_exit_code_130(env: dict[str, str]) -> None:
     target = own_network()
     command = [*COMMAND, "call", "nmap", *cli_words(slow_scan(target))]
     async with on_a_terminal(command, env, ROOT) as terminal:
@@ -42,7 +42,7 @@ async def test_ctrl_c_ends_the_scan_and_leaves_130(env: dict[str, str]) -> None:
     assert record["coverage"]["looked_at"] > 0, "what was found so far is kept"
 
 
-async def test_an_interrupt_without_a_terminal(env: dict[str, str]) -> None:
+async def test_sigint_without_a_terminal_ends_the_scan(env: dict[str, str]) -> None:
     target = own_network()
     process = await asyncio.create_subprocess_exec(
         *COMMAND, "call", "nmap", *cli_words(slow_scan(target)), "--json",
@@ -79,7 +79,7 @@ async def serve_banner(reader: asyncio.StreamReader, writer: asyncio.StreamWrite
     writer.close()
 
 
-async def test_a_banner_is_never_markup_and_never_reaches_the_terminal_raw(env: dict[str, str]) -> None:
+async def test_a_banner_is_escaped_and_never_read_as_markup(env: dict[str, str]) -> None:
     # A port of the test's choice: at some of the ephemeral ones nmap tries probes of its own first.
     for port in range(18080, 18180):
         with contextlib.suppress(OSError):
@@ -94,7 +94,7 @@ async def test_a_banner_is_never_markup_and_never_reaches_the_terminal_raw(env: 
     assert "Apache httpd 2.4.1 ([red]x[/red] :skull: .[31m ...)" in shown, shown
 
 
-async def test_what_a_tool_prints_is_escaped_on_a_terminal_and_exact_in_a_pipe(tmp_path: Path) -> None:
+async def test_output_is_escaped_on_a_terminal_and_exact_in_a_pipe(tmp_path: Path) -> None:
     (tmp_path / "loud").write_text("#!/bin/sh\nprintf '[red]\\033[31m\\342\\200\\256 \\\\ \\377\\n'\n")
     (tmp_path / "loud").chmod(0o755)
     (tmp_path / "loud_tools.py").write_text(
@@ -115,7 +115,7 @@ async def test_what_a_tool_prints_is_escaped_on_a_terminal_and_exact_in_a_pipe(t
     assert subprocess.run(raw, env=mine, cwd=ROOT, capture_output=True, check=True).stdout == written
 
 
-async def test_raw_output_is_byte_exact_into_a_pipe(env: dict[str, str], tmp_path: Path) -> None:
+async def test_raw_output_is_exact_in_a_pipe(env: dict[str, str], tmp_path: Path) -> None:
     ((_, made, _),) = await batch(env, ["call", "nmap", "target=127.0.0.1", "mode=discover", "--json"])
     run_id = json.loads(made)["run_id"]
     piped = subprocess.run([*COMMAND, "runs", "raw", run_id], env=env, cwd=ROOT, capture_output=True, check=True)
@@ -131,7 +131,7 @@ async def test_raw_output_is_byte_exact_into_a_pipe(env: dict[str, str], tmp_pat
 @pytest.mark.parametrize(
     "words", [["tools", "--json"], ["config", "show"], ["runs", "list"], ["config", "show", "--json"]]
 )
-def test_a_reader_that_leaves_early_is_no_error(env: dict[str, str], words: list[str]) -> None:
+def test_a_reader_that_closes_the_pipe_early_causes_no_error(env: dict[str, str], words: list[str]) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     try:
@@ -144,7 +144,7 @@ def test_a_reader_that_leaves_early_is_no_error(env: dict[str, str], words: list
     assert done.returncode == 141
 
 
-def test_head_takes_one_line(env: dict[str, str]) -> None:
+def test_head_gets_one_line(env: dict[str, str]) -> None:
     script = f"set -o pipefail; {' '.join(COMMAND)} config show | head -1"
     done = subprocess.run(
         [binary("bash"), "-c", script], env=env, cwd=ROOT, capture_output=True, text=True, check=False

@@ -62,7 +62,7 @@ async def test_every_check_is_in_the_document(server: tuple[str, str]) -> None:
         assert check["priority"] in {"critical", "important", "informational"}
         assert check["duration_ms"] >= 0
         assert datetime.fromisoformat(check["checked_at"]).tzinfo is not None
-    assert "loop late by" in by_name(document)["process"]["detail"]
+    assert "event loop delay" in by_name(document)["process"]["detail"]
 
 
 async def test_answers_use_the_results_of_the_last_round(server: tuple[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""The HTTP interfaces on a real socket: eras, names, tokens, sizes, and the end."""
+"""The HTTP interfaces on a real socket: protocol revisions, host names, tokens, body sizes, and the stop."""
 
 from __future__ import annotations
 
@@ -97,12 +97,12 @@ async def test_an_unknown_session_is_a_404(port: int) -> None:
     assert answer.status == 404
 
 
-async def test_a_trailing_slash_is_the_same_interface(port: int) -> None:
+async def test_a_trailing_slash_makes_no_difference(port: int) -> None:
     assert (await exchange(port, post(port, modern(1, "server/discover"), path="/mcp/"))).status == 200
 
 
 @pytest.mark.parametrize("path", ["/", "/mcpx", "/mcp/x", "/MCP", "//mcp"])
-async def test_other_paths_are_not_the_mcp_interface(port: int, path: str) -> None:
+async def test_other_paths_are_not_mcp(port: int, path: str) -> None:
     assert (await exchange(port, post(port, modern(1, "server/discover"), path=path))).status == 404
 
 
@@ -155,7 +155,7 @@ async def test_the_names_of_loopback_are_accepted(port: int, host: str) -> None:
         pytest.param(b"Host:\r\n", id="empty"),
     ],
 )
-async def test_a_request_must_say_once_whom_it_is_for(port: int, lines: bytes) -> None:
+async def test_a_request_needs_exactly_one_host_header(port: int, lines: bytes) -> None:
     head = lines.replace(b"%d", str(port).encode())
     answer = await exchange(port, b"GET /mcp HTTP/1.1\r\n" + head + b"Connection: close\r\n\r\n")
     assert answer.status in {400, 403}, "the HTTP parser refuses some of these before the guard sees them"
@@ -192,19 +192,19 @@ async def test_only_pages_of_this_server_may_call_it(port: int, origin: str, sta
 
 @pytest.mark.parametrize("path", ["/mcp", "/", "/health", "/tools", f"/mcp?access_token={TOKEN}", f"/?token={TOKEN}"])
 @pytest.mark.parametrize("authorization", [None, "Bearer wrong", f"Basic {TOKEN}"])
-async def test_every_path_asks_for_the_token(guarded: int, path: str, authorization: str | None) -> None:
+async def test_every_path_needs_the_token(guarded: int, path: str, authorization: str | None) -> None:
     headers = {"Authorization": authorization} if authorization else {}
     answer = await exchange(guarded, post(guarded, call(1, "test_simple_text"), path=path, headers=headers))
     assert_problem(answer, 401, "unauthorized")
     assert answer.headers["www-authenticate"].startswith("Bearer")
 
 
-async def test_the_token_opens_the_mcp_interface(guarded: int) -> None:
+async def test_a_request_with_the_token_reaches_mcp(guarded: int) -> None:
     headers = {"Authorization": f"Bearer {TOKEN}"}
     assert (await exchange(guarded, post(guarded, call(1, "test_simple_text"), headers=headers))).status == 200
 
 
-async def test_the_name_is_checked_before_the_token(guarded: int) -> None:
+async def test_the_host_is_checked_before_the_token(guarded: int) -> None:
     assert (await exchange(guarded, post(guarded, call(1, "test_simple_text"), host="evil.example"))).status == 403
 
 
@@ -217,7 +217,7 @@ MODERN_HEADERS = {"MCP-Protocol-Version": "2026-07-28", "Mcp-Method": "tools/cal
 
 
 @pytest.mark.parametrize(("size", "status"), [(LIMIT, 200), (LIMIT + 1, 413), (LIMIT * 3, 413)])
-async def test_a_body_with_a_declared_length(port: int, size: int, status: int) -> None:
+async def test_a_body_with_a_declared_length_is_limited(port: int, size: int, status: int) -> None:
     answer = await exchange(port, post(port, padded(size), headers=MODERN_HEADERS))
     assert answer.status == status
     if status == 413:
@@ -231,7 +231,7 @@ async def test_a_declared_length_alone_is_enough_to_refuse(port: int) -> None:
 
 @pytest.mark.parametrize("path", ["/mcp", "/tools/nmap/execute"])
 @pytest.mark.parametrize(("size", "too_large"), [(LIMIT, False), (LIMIT + 1, True), (LIMIT * 3, True)])
-async def test_a_chunked_body(port: int, size: int, path: str, *, too_large: bool) -> None:
+async def test_a_chunked_body_is_limited(port: int, size: int, path: str, *, too_large: bool) -> None:
     body = padded(size)
     pieces = [body[start : start + 100_000] for start in range(0, size, 100_000)]
     chunks = b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in pieces)
@@ -244,7 +244,7 @@ async def test_a_chunked_body(port: int, size: int, path: str, *, too_large: boo
         assert answer.status == (200 if path == "/mcp" else 404)
 
 
-async def test_an_unknown_caller_is_answered_before_its_body(guarded: int) -> None:
+async def test_an_unknown_caller_gets_its_answer_before_its_body_is_read(guarded: int) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", guarded)
     writer.write(post(guarded, b"", headers={"Content-Length": "1000"}))
     answer = await asyncio.wait_for(read_answer(reader), 5)
@@ -257,7 +257,7 @@ async def test_a_refusal_reaches_a_caller_that_sends_first_and_reads_later(guard
     assert_problem(answer, 401, "unauthorized")
 
 
-async def test_a_caller_that_never_ends_its_refused_body_is_let_go(guarded: int) -> None:
+async def test_a_refused_body_that_never_ends_is_not_read_for_ever(guarded: int) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", guarded)
     writer.write(post(guarded, b"x", headers={"Content-Length": "1000"}))
     assert (await read_answer(reader)).status == 401
@@ -265,7 +265,7 @@ async def test_a_caller_that_never_ends_its_refused_body_is_let_go(guarded: int)
     writer.close()
 
 
-async def test_a_slow_sender_does_not_hold_up_the_others(port: int) -> None:
+async def test_a_slow_sender_does_not_delay_others(port: int) -> None:
     slow = [await asyncio.open_connection("127.0.0.1", port) for _ in range(20)]
     for _, writer in slow:
         writer.write(post(port, call(1, "test_simple_text"))[:-10])
@@ -278,7 +278,7 @@ async def test_a_slow_sender_does_not_hold_up_the_others(port: int) -> None:
         writer.close()
 
 
-async def test_a_slow_call_does_not_hold_up_the_others(port: int) -> None:
+async def test_a_slow_call_does_not_delay_others(port: int) -> None:
     slow = asyncio.create_task(exchange(port, post(port, call(1, "wait", seconds=SOON))))
     await asyncio.sleep(0.05)
     started = time.monotonic()
@@ -287,7 +287,7 @@ async def test_a_slow_call_does_not_hold_up_the_others(port: int) -> None:
     assert (await slow).status == 200
 
 
-async def test_a_client_that_hangs_up_cancels_its_call(port: int, tmp_path: Path) -> None:
+async def test_a_client_that_disconnects_cancels_its_call(port: int, tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
     _, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(post(port, call(1, "run_child", pid_file=str(pid_file))))
@@ -299,13 +299,13 @@ async def test_a_client_that_hangs_up_cancels_its_call(port: int, tmp_path: Path
             await asyncio.sleep(0.01)
 
 
-async def test_the_server_says_nothing_of_itself_in_its_headers(port: int) -> None:
+async def test_the_headers_do_not_name_the_server_software(port: int) -> None:
     answer = await exchange(port, post(port, call(1, "test_simple_text")))
     assert "server" not in answer.headers
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_the_server_and_what_it_runs(number: signal.Signals, tmp_path: Path) -> None:
+def test_a_signal_ends_the_server_and_its_calls(number: signal.Signals, tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
     with subprocess.Popen([*EVERYTHING, "http"], cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -341,7 +341,7 @@ def test_an_address_of_another_machine_is_refused(host: str) -> None:
 @pytest.mark.parametrize(
     ("host", "url"), [("127.0.0.1", "http://127.0.0.1:"), ("0.0.0.0", "http://127.0.0.1:"), ("::1", "http://[::1]:")]
 )
-def test_the_real_address_is_reported(host: str, url: str) -> None:
+def test_ready_gets_the_real_address(host: str, url: str) -> None:
     listener = listen(host, 0)
     try:
         assert listener.url == f"{url}{listener.port}"
@@ -358,7 +358,7 @@ def assert_problem(answer: HttpAnswer, status: int, code: str) -> None:
     assert problem["code"] == code
 
 
-async def test_a_connection_that_sends_no_request_is_closed_and_holds_up_nobody() -> None:
+async def test_a_connection_that_sends_no_request_is_closed() -> None:
     async def answer(_: Request) -> PlainTextResponse:
         return PlainTextResponse("here")
 
@@ -379,7 +379,7 @@ async def test_a_connection_that_sends_no_request_is_closed_and_holds_up_nobody(
     await serving
 
 
-async def test_a_connection_may_rest_between_requests_longer_than_a_head_may_take() -> None:
+async def test_a_connection_may_be_idle_between_requests() -> None:
     async def answer(_: Request) -> PlainTextResponse:
         return PlainTextResponse("here")
 

@@ -265,7 +265,7 @@ def test_an_ambiguous_json_message_is_refused(served: Served, form: str) -> None
 
 @pytest.mark.parametrize("kind", INTERFACES)
 async def test_runs_are_visible_to_their_own_actor_only(served: Served, kind: str) -> None:
-    """A key and a token of one person are two actors, because the name decides."""
+    """An API key and an access token are different actors, even if they belong to the same person."""
     ids = {}
     for who in ("robot", "person"):
         done = served.ask(who, "POST", "/tools/nmap/execute", json={"target": INSIDE[who], "ports": "1"})

@@ -1,4 +1,4 @@
-"""The MCP interface of a real server: what a client sees of tools, calls, runs, progress and cancellation."""
+"""The MCP interface of a real server: tools, calls, runs, progress and cancellation as a client sees them."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ async def output_schema(client: Client) -> dict[str, Any]:
     return tool.output_schema
 
 
-async def test_two_servers_give_the_same_small_list_of_tools(interfaces: Interfaces) -> None:
+async def test_two_servers_return_the_same_small_list_of_tools(interfaces: Interfaces) -> None:
     lines = []
     for _ in range(2):
         async with ServedProcess.open(*SERVER, env=interfaces.env) as process:
@@ -67,7 +67,7 @@ async def test_two_servers_give_the_same_small_list_of_tools(interfaces: Interfa
     assert len(compact) / 4 <= 1200, "tokens, at four characters each"
 
 
-async def test_the_entry_of_a_tool_is_what_an_agent_chooses_by(client: Client) -> None:
+async def test_the_entry_of_a_tool_says_when_to_use_it(client: Client) -> None:
     tool, _ = (await client.list_tools()).tools
     assert (tool.name, tool.title) == ("nmap", "Nmap scan")
     assert tool.description is not None
@@ -84,7 +84,7 @@ async def test_the_entry_of_a_tool_is_what_an_agent_chooses_by(client: Client) -
     assert '"title":' not in json.dumps(schema), "generated titles cost an agent tokens and tell it nothing"
 
 
-async def test_the_schema_of_arguments_says_what_the_server_accepts(client: Client) -> None:
+async def test_the_argument_schema_matches_what_the_server_accepts(client: Client) -> None:
     tool, _ = (await client.list_tools()).tools
     check = jsonschema.Draft202012Validator(tool.input_schema).is_valid
     for good in (QUICK, {"target": ["10.0.0.1"], "timing": 4, "ping": False, "scripts": ["default"]}):
@@ -119,7 +119,7 @@ async def test_a_bad_argument_is_refused_by_name(client: Client, arguments: dict
     assert text.startswith("invalid_arguments: nmap: ")
 
 
-async def test_every_structure_fits_the_output_schema_and_says_what_the_text_says(client: Client) -> None:
+async def test_structured_content_matches_the_schema_and_the_text(client: Client) -> None:
     schema = await output_schema(client)
     jsonschema.Draft202012Validator.check_schema(schema)
     calls: list[dict[str, Any]] = [
@@ -194,7 +194,9 @@ async def test_what_was_not_looked_at_is_never_left_out(client: Client) -> None:
     assert "timeout" in text
 
 
-async def test_many_hosts_are_a_small_answer_and_the_rest_a_resource(interfaces: Interfaces, client: Client) -> None:
+async def test_a_result_of_many_hosts_is_small_and_the_rest_is_a_resource(
+    interfaces: Interfaces, client: Client
+) -> None:
     result = await client.call_tool("nmap", {"target": "127.0.0.0/22", "mode": "discover"})
     text, body = parts(result)
     assert body["up"] == 1024
@@ -234,7 +236,7 @@ async def test_a_run_is_read_in_pages(client: Client) -> None:
     assert seen == [f"127.0.0.{number}" for number in range(256)]
 
 
-async def test_the_pages_of_raw_output_are_the_exact_bytes(interfaces: Interfaces, client: Client) -> None:
+async def test_the_pages_of_raw_output_hold_the_exact_bytes(interfaces: Interfaces, client: Client) -> None:
     _, body = parts(await client.call_tool("nmap", {"target": "127.0.0.0/22", "mode": "discover"}))
     exact = (await interfaces.rest.get(f"/runs/{body['run_id']}/raw")).content
     assert len(exact) > 2 * 64 * 1024
@@ -274,7 +276,7 @@ async def test_more_runs_than_a_page_are_listed_in_pages(tmp_path: Path) -> None
     await server.cleanup()
 
 
-async def test_the_templates_name_both_addresses(client: Client) -> None:
+async def test_the_templates_name_both_uris(client: Client) -> None:
     templates = (await client.list_resource_templates()).resource_templates
     assert [template.uri_template for template in templates] == [
         "run://{run_id}{?cursor}",
@@ -289,7 +291,7 @@ BAD_QUERIES = ["?cursor=abc", "?cursor=", "?offset=1", "?x=1", "/raw?offset=-1",
                "/raw?offset=" + "9" * 30, "/raw?cursor=1"]  # fmt: skip
 
 
-async def test_what_cannot_be_read_is_a_protocol_error(client: Client) -> None:
+async def test_a_resource_that_cannot_be_read_is_a_protocol_error(client: Client) -> None:
     run_id = parts(await client.call_tool("nmap", QUICK))[1]["run_id"]
     for uri in (*UNREADABLE, *(f"run://{run_id}{query}" for query in BAD_QUERIES)):
         with pytest.raises(MCPError) as caught:
@@ -311,7 +313,7 @@ async def test_an_unknown_tool_is_a_protocol_error(client: Client) -> None:
         await client.call_tool("", {})
 
 
-async def test_progress_arrives_rises_and_holds_nothing_of_a_target(client: Client) -> None:
+async def test_progress_increases_and_holds_no_text_from_a_target(client: Client) -> None:
     reports: list[tuple[float, float | None, str | None]] = []
 
     async def take(progress: float, total: float | None, message: str | None) -> None:
@@ -351,7 +353,7 @@ async def test_a_call_that_the_client_cancels_ends_nmap_and_is_recorded(interfac
     [({}, "2025-11-25", False), ({}, "2025-06-18", False), ({}, "2025-03-26", True),
      ({"MCP_SERVER_ANSWER_TEXT": "full"}, "2025-11-25", True)],
 )  # fmt: skip
-async def test_full_text_for_old_clients_and_for_owners_who_want_it(
+async def test_old_clients_get_the_full_text_and_operators_can_ask_for_it(
     tmp_path: Path, extra: dict[str, str], version: str, full: bool
 ) -> None:
     env = environment(tmp_path / "state", **extra)
@@ -385,7 +387,7 @@ async def listening(count: int) -> list[int]:
     return ports
 
 
-async def test_a_short_result_stands_in_the_text_too(client: Client) -> None:
+async def test_a_short_result_is_in_the_text_too(client: Client) -> None:
     (port,) = await listening(1)
     text, body = parts(await client.call_tool("nmap", {"target": "127.0.0.1", "mode": "ports", "ports": str(port)}))
     _SERVERS.pop().close()

@@ -74,7 +74,7 @@ async def test_the_decision_is_on_the_log_before_the_process(server: EnhancedMCP
 
 async def test_without_a_writable_log_nothing_runs(server: EnhancedMCPServer) -> None:
     (server.config.state_dir / "audit.jsonl").mkdir()
-    with pytest.raises(Exception, match="decision log") as caught:
+    with pytest.raises(Exception, match="audit log") as caught:
         await server.pipeline.call("nmap", {"target": "127.0.0.1", "mode": "discover"}, ACTOR)
     assert getattr(caught.value, "code", "") == "audit_unavailable"
     assert (await (await server.pipeline.open_store()).list_runs()).total == 0

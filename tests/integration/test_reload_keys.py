@@ -1,4 +1,4 @@
-"""Every live key is asked of the configuration in force: no reader keeps what it read before a reload."""
+"""Every live key is read from the configuration in force. No value from before a reload is used."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ from tests.support.site_tools import SiteTools, make_site_tools
 ISSUER, SIGNER = "https://issuer.example", SigningKey.make("one")
 ACTOR = Actor("tester", "test", access=FULL_ACCESS)
 ELSEWHERE = {
-    # asked at the interface for each answer and at each signal to stop: test_config_behaviour.py
+    # read by the interface for each response and at each stop signal; tested in test_config_behaviour.py
     "server.answer_text",
     "server.shutdown_grace_period",
-    # read by the guard helper, which reads the owner's files itself at every reload: test_guard_kernel.py
+    # read by the guard helper, which reads the operator's files itself at every reload; tested in test_guard_kernel.py
     "guard.loopback_user",
-    # handed over by `reconfigure` where they differ: below, and test_reload.py
+    # applied by `reconfigure` if they have changed; tested below and in test_reload.py
     "logging.level",
     "logging.format",
     "logging.file_path",
@@ -49,7 +49,7 @@ ELSEWHERE = {
 
 
 class Readings:
-    """Which keys were asked for, and of which configuration."""
+    """The keys that were read, each with the configuration that it was read from."""
 
     def __init__(self) -> None:
         self.seen: set[tuple[int, str]] = set()
@@ -74,7 +74,7 @@ def readings(monkeypatch: pytest.MonkeyPatch) -> Iterator[Readings]:
             found.seen.add((id(section), name))
         return plain_is_set(section, name)
 
-    def unseen_of(key: Key, config: Config) -> Any:  # comparing two configurations is no use of either
+    def unseen_of(key: Key, config: Config) -> Any:  # a comparison of configurations does not count
         on, found.on = found.on, False
         try:
             return plain_of(key, config)
@@ -101,7 +101,7 @@ async def test_every_live_key_is_read_from_the_configuration_in_force(
     tmp_path: Path, site: SiteTools, readings: Readings
 ) -> None:
     soon = {"MCP_CIRCUIT_BREAKER_RECOVERY_TIMEOUT": "1", "MCP_AUDIT_CHECKPOINT_INTERVAL": "1"}
-    soon |= {"MCP_AUTH_LOCKOUT_FAILURES": "100"}  # else nobody asks for how long
+    soon |= {"MCP_AUTH_LOCKOUT_FAILURES": "100"}  # the keys of the lockout are read only if it is on
     issuer_keys = tmp_path / "jwks.json"
     issuer_keys.write_text(json.dumps(jwks(SIGNER)))
     issuer_keys.chmod(0o600)
@@ -114,7 +114,7 @@ async def test_every_live_key_is_read_from_the_configuration_in_force(
         await server.pipeline.audit.start()
         server.services.background.start()
         reloader.start()
-        await use(server)  # whatever could remember something has had its chance
+        await use(server)  # every part has now read the old configuration
         readings.on = True
         await reloader.reload(Trigger.REQUEST, ACTOR)
         new = server.config
@@ -128,12 +128,12 @@ async def test_every_live_key_is_read_from_the_configuration_in_force(
         await reloader.stop()
         await server.cleanup()
     live = {key.dotted for key in keys().values() if key.status == "live"}
-    assert stale & live == set(), "these were asked of a configuration that is not in force any more"
-    assert live - at_reload - used - ELSEWHERE == set(), "these were not asked for at all"
+    assert stale & live == set(), "these keys were read from a configuration that is no longer in force"
+    assert live - at_reload - used - ELSEWHERE == set(), "these keys were never read"
 
 
 async def use(server: EnhancedMCPServer) -> None:
-    """Do with a server whatever reads its configuration."""
+    """Use every part of a server that reads its configuration."""
     pipeline = server.pipeline
     await pipeline.call("probe", {"target": "127.0.0.1"}, ACTOR)
     pipeline.breakers.of("single").reset()
@@ -145,17 +145,18 @@ async def use(server: EnhancedMCPServer) -> None:
             await server.services.authenticator().admit(credential, "127.0.0.1")
     await pipeline.audit.seal()
     await server.services.health().check()
-    await asyncio.sleep(1.5)  # the log is sealed and the loop looked at once a second, and the breaker is half-open
+    # The log is sealed and the event loop is measured once a second. The circuit breaker is half-open after one second.
+    await asyncio.sleep(1.5)
     await pipeline.call("single", {"target": "127.0.0.1"}, ACTOR)
 
 
-def test_what_is_handed_over_is_used_at_once_or_not_at_all(tmp_path: Path) -> None:
+def test_a_change_of_tracing_or_logging_is_applied_at_once_or_not_at_all(tmp_path: Path) -> None:
     env = environment(tmp_path / "state")
     plain = load_config(env=env)
     traced = load_config(env=env | {"MCP_TRACING_ENDPOINT": "http://127.0.0.1:9"})
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
-    root.handlers = []  # what is there is pytest's
+    root.handlers = []  # remove the handlers of pytest
     try:
         reconfigure(plain, traced, inside=False)
         assert tracing.enabled()
@@ -174,7 +175,7 @@ def test_what_is_handed_over_is_used_at_once_or_not_at_all(tmp_path: Path) -> No
         tracing.shutdown()
 
 
-async def test_metrics_are_switched_with_a_configuration_that_is_used_and_with_no_other(tmp_path: Path) -> None:
+async def test_a_reload_switches_metrics_only_if_it_succeeds(tmp_path: Path) -> None:
     env = environment(tmp_path / "state", MCP_SERVER_TRANSPORT="http")
     server = EnhancedMCPServer(load_config(env=env))
     said = dict(env)
@@ -190,7 +191,7 @@ async def test_metrics_are_switched_with_a_configuration_that_is_used_and_with_n
         del said["MCP_LOGGING_FILE_PATH"]
         await reloader.reload(Trigger.REQUEST, ACTOR)
         assert metrics.enabled()
-        assert b"mcp_server_info{" in metrics.exposition(), "what is set once is set again"
+        assert b"mcp_server_info{" in metrics.exposition(), "metrics that are set once at the start must be set again"
     finally:
         await server.cleanup()
         metrics.configure(enabled=False)

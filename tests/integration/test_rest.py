@@ -1,4 +1,4 @@
-"""The REST interface of a real server: every endpoint, its pages, and a problem body for every error."""
+"""The REST interface of a real server: every route, paging, and a problem body for every error."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ async def execute(client: httpx2.AsyncClient, tool: str = "nmap", **arguments: A
     return await client.post(f"/tools/{tool}/execute", json=arguments)
 
 
-async def test_the_root_names_endpoints_that_are_there(client: httpx2.AsyncClient) -> None:
+async def test_the_root_lists_paths_that_exist(client: httpx2.AsyncClient) -> None:
     body = (await client.get("/")).json()
     assert body["name"] == "mcp-network-tools"
     for key in ("tools", "runs", "health", "documentation"):
@@ -188,7 +188,7 @@ async def test_the_hosts_of_a_run_come_in_pages(client: httpx2.AsyncClient) -> N
     assert seen == [f"127.0.0.{number}" for number in range(16)]
 
 
-async def test_a_result_of_many_hosts_shows_a_page_and_how_many_there_are(client: httpx2.AsyncClient) -> None:
+async def test_a_result_of_many_hosts_holds_one_page_and_the_total(client: httpx2.AsyncClient) -> None:
     output = (await execute(client, target="127.0.0.0/24", mode="discover")).json()
     assert (len(output["hosts"]), output["hosts_total"]) == (100, 256)
 
@@ -198,7 +198,7 @@ async def test_a_result_of_many_hosts_shows_a_page_and_how_many_there_are(client
     ["limit=0", "limit=1001", "limit=x", "cursor=%F0%9F%92%A9", "cursor=abc", "outcome=fine"],
 )
 @pytest.mark.parametrize("path", ["/runs", "/runs/{}"])
-async def test_bad_pages_are_refused(client: httpx2.AsyncClient, path: str, query: str) -> None:
+async def test_invalid_paging_is_refused(client: httpx2.AsyncClient, path: str, query: str) -> None:
     run_id = (await execute(client, **QUICK)).json()["run_id"]
     if "outcome" in query and path != "/runs":
         path = "/runs"
@@ -259,7 +259,7 @@ async def test_a_missing_program_is_503(client: httpx2.AsyncClient) -> None:
     assert "a-program-that-is-not-there" in body["message"]
 
 
-async def test_a_time_out_is_504_with_what_there_was(client: httpx2.AsyncClient) -> None:
+async def test_a_timeout_is_504_with_the_partial_result(client: httpx2.AsyncClient) -> None:
     target = own_network()
     body = problem(await execute(client, **slow_scan(target), timeout_sec=4), "timeout")
     result = body["result"]
@@ -270,12 +270,12 @@ async def test_a_time_out_is_504_with_what_there_was(client: httpx2.AsyncClient)
     assert not scanners(target)
 
 
-async def test_a_time_out_before_the_first_host_is_a_failure(client: httpx2.AsyncClient) -> None:
+async def test_a_timeout_before_the_first_host_is_a_failure(client: httpx2.AsyncClient) -> None:
     body = problem(await execute(client, **slow_scan(own_network()), timeout_sec=1), "timeout")
     assert (body["result"]["outcome"], body["result"]["timed_out"]) == ("failed", True)
 
 
-async def test_a_client_that_goes_away_ends_its_scan(server: Server, client: httpx2.AsyncClient) -> None:
+async def test_a_client_that_disconnects_ends_its_scan(server: Server, client: httpx2.AsyncClient) -> None:
     target = own_network()
     async with rest_client(server.base, server.token) as leaving:
         call = asyncio.create_task(execute(leaving, **slow_scan(target)))
@@ -311,14 +311,14 @@ async def test_calls_beyond_the_queue_are_429(server: Server, client: httpx2.Asy
     assert (await execute(client, **QUICK)).status_code == 200, "the queue is empty again"
 
 
-async def test_raw_output_that_was_lost_is_no_200(server: Server, client: httpx2.AsyncClient) -> None:
+async def test_lost_raw_output_is_an_error(server: Server, client: httpx2.AsyncClient) -> None:
     output = (await execute(client, target="127.0.0.1", mode="ports", ports="77")).json()
     digest = (await client.get(f"/runs/{output['run_id']}")).json()["run"]["raw"]["sha256"]
     (server.state / "raw" / digest[:2] / f"{digest[2:]}.gz").unlink()
     problem(await client.get(f"/runs/{output['run_id']}/raw"), "store_unavailable")
 
 
-async def test_the_openapi_page_describes_what_is_answered(client: httpx2.AsyncClient) -> None:
+async def test_answers_match_the_openapi_page(client: httpx2.AsyncClient) -> None:
     page = await client.get("/docs")
     assert page.status_code == 200
     assert "text/html" in page.headers["content-type"]
@@ -385,7 +385,7 @@ PATHS = [
 
 
 @pytest.mark.parametrize("path", PATHS)
-async def test_every_path_asks_for_the_token(server: Server, path: str) -> None:
+async def test_every_path_needs_the_token(server: Server, path: str) -> None:
     async with httpx2.AsyncClient(base_url=server.base) as unknown_caller:
         for headers in ({}, {"Authorization": "Bearer " + "x" * 43}, {"Authorization": server.token}):
             response = await unknown_caller.get(path, headers=headers)
@@ -397,7 +397,7 @@ async def test_every_path_asks_for_the_token(server: Server, path: str) -> None:
             assert (await unknown_caller.post(post, json={"target": "127.0.0.1"})).status_code == 401
 
 
-async def test_health_is_200_where_something_still_works(client: httpx2.AsyncClient) -> None:
+async def test_a_degraded_server_answers_200_to_health(client: httpx2.AsyncClient) -> None:
     response = await client.get("/health")
     body = response.json()
     # One of the three tools of this server has no program.
@@ -409,7 +409,7 @@ async def test_health_is_200_where_something_still_works(client: httpx2.AsyncCli
     assert body["uptime_sec"] >= 0
 
 
-async def test_a_store_that_is_away_is_503_and_no_secret_is_shown(tmp_path: Path) -> None:
+async def test_an_unreachable_store_is_503_without_secrets(tmp_path: Path) -> None:
     env = environment(tmp_path / "state", MCP_DATABASE_URL="postgresql://scott:tiger@127.0.0.1:1/inventory")
     with http_server(env) as (base, token, _):
         async with rest_client(base, token) as client:
@@ -428,7 +428,9 @@ async def test_a_store_that_is_away_is_503_and_no_secret_is_shown(tmp_path: Path
     assert [each["decision"] for each in audit if each["event"] == "decision"] == ["accept"]
 
 
-async def test_a_defect_is_500_without_internals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_unexpected_exception_is_500_without_internals(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from mcp_server.api.rest.app import build_rest
 
     def broken(*_: Any) -> Any:
@@ -461,7 +463,7 @@ def test_the_token_is_shown_at_the_first_start_only(tmp_path: Path) -> None:
     assert log_of(tmp_path).count(token) == 1
 
 
-def test_without_authentication_the_server_is_loud_and_local(tmp_path: Path) -> None:
+def test_without_authentication_the_server_warns_and_listens_on_loopback(tmp_path: Path) -> None:
     env = environment(tmp_path / "state", MCP_SERVER_AUTH="none")
     with http_server(env) as (base, token, _):
         assert token == ""
@@ -472,7 +474,7 @@ def test_without_authentication_the_server_is_loud_and_local(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.10"])
-def test_without_authentication_no_other_address_is_served(tmp_path: Path, host: str) -> None:
+def test_without_authentication_another_address_is_refused(tmp_path: Path, host: str) -> None:
     for words, extra in ((["--host", host], {}), ([], {"MCP_SERVER_HOST": host})):
         done = subprocess.run(
             [sys.executable, "-m", "mcp_server", "serve", "--transport", "http", *words],
@@ -487,14 +489,14 @@ def test_without_authentication_no_other_address_is_served(tmp_path: Path, host:
         assert "not a loopback address" in done.stderr
 
 
-async def test_a_mistyped_filter_is_refused_by_name(client: httpx2.AsyncClient) -> None:
+async def test_an_unknown_query_parameter_is_refused_by_name(client: httpx2.AsyncClient) -> None:
     body = problem(await client.get("/runs?outcom=failed"), "invalid_arguments")
     assert "'outcom'" in body["message"]
     assert "outcome" in body["hint"]
     assert (await client.get("/runs?outcome=failed&limit=5")).status_code == 200
 
 
-async def test_metrics_are_what_prometheus_reads(client: httpx2.AsyncClient) -> None:
+async def test_metrics_are_in_the_format_of_prometheus(client: httpx2.AsyncClient) -> None:
     response = await client.get("/metrics")
     assert response.status_code == 200
     assert response.headers["content-type"].startswith("text/plain; version=0.0.4")
@@ -502,7 +504,7 @@ async def test_metrics_are_what_prometheus_reads(client: httpx2.AsyncClient) -> 
         assert f"# TYPE {name} {metric.kind}" in response.text
 
 
-async def test_a_hangup_reads_policy_and_configuration_again(tmp_path: Path) -> None:
+async def test_sighup_reloads_policy_and_configuration(tmp_path: Path) -> None:
     policy = tmp_path / "policy.yaml"
     policy.write_text("version: 1\nallow: [127.0.0.1]\n")
     policy.chmod(0o600)

@@ -1,4 +1,4 @@
-"""Whatever becomes of a call is told: its last event, its count, its record; a reload that fails changes nothing."""
+"""Every end of a call has an event, a metric and an audit record. A failed reload changes nothing."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def ended(status: str) -> float:
     return sum(number for labels, number in found.items() if labels[:2] == ("nmap", status))
 
 
-async def test_a_call_that_is_given_up_in_line_has_its_end_told(server: EnhancedMCPServer) -> None:
+async def test_the_end_of_a_call_that_is_cancelled_in_the_queue_is_reported(server: EnhancedMCPServer) -> None:
     events, before = server.pipeline.events.subscribe(), ended("cancelled")
     target = own_network()
     running = asyncio.create_task(server.pipeline.call("nmap", slow_scan(target), ACTOR))
@@ -49,16 +49,16 @@ async def test_a_call_that_is_given_up_in_line_has_its_end_told(server: Enhanced
     for task in (queued, running):
         task.cancel()
     await asyncio.gather(queued, running, return_exceptions=True)
-    told: dict[str, list[str]] = {}
+    reported: dict[str, list[str]] = {}
     for event in await events.take():
-        told.setdefault(event.data["run_id"], []).append(event.kind)
-    first, second = (list(dict.fromkeys(kinds)) for kinds in told.values())
+        reported.setdefault(event.data["run_id"], []).append(event.kind)
+    first, second = (list(dict.fromkeys(kinds)) for kinds in reported.values())
     assert [kind for kind in first if kind != "run.progress"] == ["run.accepted", "run.started", "run.ended"]
     assert second == ["run.accepted", "run.queued", "run.ended"]
     assert ended("cancelled") == before + 2
 
 
-async def test_a_run_whose_end_cannot_be_stored_is_told_as_failed(
+async def test_a_run_whose_end_cannot_be_stored_is_reported_as_failed(
     server: EnhancedMCPServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = await server.pipeline.open_store()
@@ -77,7 +77,7 @@ async def test_a_run_whose_end_cannot_be_stored_is_told_as_failed(
     assert (last.data["run_id"], last.data["outcome"], last.data["code"]) == (run_id, "failed", "store_unavailable")
     (end,) = [each for each in log_records(server.config.state_dir) if each["event"] == "end"]
     assert (end["outcome"], end["code"]) == ("failed", "store_unavailable")
-    # The store is back: it is given the end after all, with the hosts, and says the same.
+    # When the store works again, the end of the run and its hosts are written, with the same outcome.
     async with asyncio.timeout(10):
         while (run := await store.get_run(run_id)).outcome is Outcome.RUNNING:
             await asyncio.sleep(0.1)
@@ -85,7 +85,7 @@ async def test_a_run_whose_end_cannot_be_stored_is_told_as_failed(
     assert (await store.hosts(run_id)).total == 1
 
 
-async def test_a_reload_whose_policy_cannot_be_logged_leaves_the_old_one_in_force(
+async def test_if_a_new_policy_cannot_be_logged_the_old_one_stays_in_force(
     server: EnhancedMCPServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     audit, before = server.pipeline.audit, server.pipeline.current.value.policy.hash
@@ -93,7 +93,7 @@ async def test_a_reload_whose_policy_cannot_be_logged_leaves_the_old_one_in_forc
 
     async def unless_policy(event: str, /, **fields: Any) -> Any:
         if event == "policy":
-            raise PlatformError("no room", code="disk_full")
+            raise PlatformError("no space", code="disk_full")
         return await append(event, **fields)
 
     monkeypatch.setattr(audit, "append", unless_policy)
@@ -104,7 +104,7 @@ async def test_a_reload_whose_policy_cannot_be_logged_leaves_the_old_one_in_forc
     assert "10.0.0.0/8" not in server.config.security.allowed_targets
 
 
-async def test_a_policy_that_the_guard_does_not_take_is_followed_on_the_log_by_the_old_one(
+async def test_if_the_guard_refuses_a_policy_the_old_one_is_logged_again(
     server: EnhancedMCPServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     before = server.pipeline.current.value.policy.hash

@@ -1,4 +1,4 @@
-"""The stdio interface as a child process: what only a real process shows (descriptors, signals, memory, the end)."""
+"""The stdio interface as a child process: descriptors, signals, memory, and the end of input."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ async def test_a_signal_ends_the_process_while_it_waits_for_input(number: signal
         await asyncio.wait_for(client.process.wait(), 1)
 
 
-async def test_a_client_that_vanished_ends_the_process_quietly(tmp_path: Path) -> None:
+async def test_a_closed_output_ends_the_process_without_an_error(tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
     async with ServedProcess.open(*STDIO, stderr=subprocess.PIPE) as client:
         await client.send(call(1, "run_child", pid_file=str(pid_file)))
@@ -70,7 +70,7 @@ async def test_a_client_that_vanished_ends_the_process_quietly(tmp_path: Path) -
         assert b"Traceback" not in await client.process.stderr.read()
 
 
-async def test_stray_output_and_children_cannot_touch_the_wire() -> None:
+async def test_stray_output_and_children_cannot_reach_the_messages() -> None:
     async with ServedProcess.open(*STDIO, stderr=subprocess.PIPE) as client:
         await client.send(call(1, "stray_output"), call(2, "wait", seconds=0.3))
         assert set(await client.answers(2)) == {1, 2}
@@ -83,7 +83,7 @@ async def test_stray_output_and_children_cannot_touch_the_wire() -> None:
     assert b"\n0\n" in b"\n" + stray, "the child read nothing of standard input"
 
 
-async def test_a_child_does_not_inherit_the_wire() -> None:
+async def test_a_child_does_not_inherit_the_descriptors() -> None:
     async with ServedProcess.open(*STDIO) as client:
         wire = {Path(f"/proc/{client.process.pid}/fd/{fd}").readlink().name for fd in (0, 1)}
         await client.send(call(1, "inherited_descriptors"))

@@ -1,4 +1,4 @@
-"""The product over stdio: a real nmap under way when the client leaves."""
+"""The server over stdio with a real nmap that runs when the client disconnects."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def name_of(process: psutil.Process) -> str | None:
 
 
 @pytest.mark.parametrize("end", ["input", signal.SIGTERM, signal.SIGINT], ids=str)
-async def test_the_end_takes_nmap_along_within_a_second(tmp_path: Path, end: str | signal.Signals) -> None:
+async def test_end_of_input_ends_nmap_within_a_second(tmp_path: Path, end: str | signal.Signals) -> None:
     async def attempt() -> float:
         async with ServedProcess.open(PRODUCT, "serve", env=environment(tmp_path), stderr=subprocess.PIPE) as client:
             await client.send(call(1, "nmap", **LONG_SCAN))

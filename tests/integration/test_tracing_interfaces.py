@@ -318,7 +318,7 @@ async def test_a_dead_collector_does_not_delay_a_stopping_server(tmp_path: Path,
     with collector() as receiving:
         receiving.silent.set()
         url = receiving.url if dead == "silent" else f"http://127.0.0.1:{free_port()}"
-        # Nothing is sent before the end, and the exporter itself would wait for a minute.
+        # The exporter sends nothing before the server stops, and would itself wait for the collector for a minute.
         waits = {"OTEL_BSP_SCHEDULE_DELAY": "600000", "OTEL_EXPORTER_OTLP_TIMEOUT": "60"}
         env = env_of(tmp_path / "state", url, MCP_SERVER_SHUTDOWN_GRACE_PERIOD="1", **waits)
         with http_server(env) as (base, token, process):

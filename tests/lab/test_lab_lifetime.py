@@ -60,7 +60,7 @@ def test_stopping_leaves_no_process_namespace_mount_or_file() -> None:
     assert len(members) > 30
     assert len(networks) > 20
     assert outside() == before  # it is not visible from outside while it is up
-    # PostgreSQL leaves shared memory of both kinds when it is killed; here both end with the lab.
+    # A killed PostgreSQL leaves System V and POSIX shared memory. In the lab, both end with the lab.
     assert Path(f"/proc/{lab.pid}/ns/ipc").readlink() != Path("/proc/self/ns/ipc").readlink()
     assert (Path(f"/proc/{lab.pid}/root") / "dev/shm").stat().st_dev != Path("/dev/shm").stat().st_dev
     start = time.monotonic()

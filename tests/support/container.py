@@ -70,7 +70,7 @@ class Spec:
         """Return the command to execute, as root of this machine."""
         for source, executor, _ in self.volumes:
             target = self.root / executor.lstrip("/")
-            # A runtime creates them in a layer above the image; those below another mount are created after that mount.
+            # A runtime creates mount points in a layer above the image. Those below another mount are created after it.
             if not target.exists() and not any(executor.startswith(f"{each[1]}/") for each in self.volumes):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.mkdir() if source.is_dir() else target.touch()
@@ -95,7 +95,7 @@ class Spec:
 
 @dataclass
 class Container:
-    """A running container; ``pid`` is its first process, as this machine counts."""
+    """A running container; ``pid`` is the PID of its first process on this machine."""
 
     spec: Spec
     process: subprocess.Popen[bytes]

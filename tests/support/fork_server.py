@@ -1,16 +1,17 @@
-"""Starts `python -m mcp_server` in tests without importing everything again: a fork of a process that has imported it.
+"""Starts `python -m mcp_server` in tests as a fork of a process that has already imported it.
 
 Importing takes 0.4 s of processor time, and the tests start the program about a thousand times. `fork_server` replaces
 the function with which `subprocess` starts programs. The replacement recognizes this one command and asks a helper
 process, the fork server, for a fork. Everything else, and every start with unusual options, is executed as usual.
 
 The fork is a direct child of the test process, so signals, exit codes and ``wait`` work as usual. It has the
-descriptors, environment, working folder and arguments it was asked for, and then runs the module as ``python -m`` does.
-Three things are missing in comparison: execve(2), the start of the interpreter, and the imports. Tests that start the
-program under a prefix (in a namespace, as another user, in a container, through its script) still cover them.
+descriptors, environment, working folder and arguments that the caller asked for, and then runs the module as
+``python -m`` does. It skips execve(2), the start of the interpreter, and the imports. Tests that start the program
+under a prefix (in a namespace, as another user, in a container, through its script) still cover these, and
 ``COLD_STARTS=1`` makes all tests start it with execve(2).
 
-As a program, this is the fork server. Its arguments are the descriptor of its socket and the command to run first.
+If this module is run as a program, it is the fork server. Its arguments are the descriptor of its socket and the
+command to run first.
 """
 
 from __future__ import annotations

@@ -66,9 +66,9 @@ def context(project: Path, ignore: Path) -> list[Path]:
 
 
 class Recipe:
-    """A build.
+    """One build of a Dockerfile.
 
-    ``context`` is a folder with the files of the build context, ``work`` one for the roots of the stages.
+    ``context`` is the folder of the build context. The root folders of the stages are created in ``work``.
     """
 
     def __init__(self, dockerfile: Path, context: Path, work: Path) -> None:
@@ -90,7 +90,7 @@ class Recipe:
             elif instruction == "FROM":
                 image = self._stage(value)
             else:
-                assert image is not None, f"{instruction} stands before FROM"
+                assert image is not None, f"{instruction} is before FROM"
                 step = getattr(self, "_" + instruction.lower(), None)
                 assert step is not None, f"{instruction} is not known here"
                 step(image, value)

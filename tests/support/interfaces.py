@@ -1,4 +1,4 @@
-"""Make one call through every interface of a real server, and bring the responses to one form."""
+"""Makes one call through every interface of a real server, and brings the answers to one form."""
 
 from __future__ import annotations
 

@@ -52,7 +52,8 @@ class Key:
         kind: Any = {"RS": RSAAlgorithm, "PS": RSAAlgorithm, "ES": ECAlgorithm, "Ed": OKPAlgorithm}[self.algorithm[:2]]
         key = self.private if private else self.private.public_key()
         made = {**json.loads(kind.to_jwk(key)), "kid": self.id, "use": "sig", "alg": self.algorithm}
-        made.pop("key_ops", None)  # "sign" is for a private half, which the server would publish with the public one
+        # PyJWT sets "sign" for a private key. The issuer process would publish that together with the public key.
+        made.pop("key_ops", None)
         return made
 
     def sign(self, claims: Mapping[str, Any], **headers: Any) -> str:

@@ -134,7 +134,7 @@ async def test_a_damaged_file_is_named_and_no_key_is_accepted(tmp_path: Path, co
     with pytest.raises(ConfigError):
         add_key(tmp_path, new_key("b", Role.VIEWER, None).kept)
     assert (tmp_path / KEY_FILE).read_text() == content, "a file that cannot be read must not be replaced"
-    with pytest.raises(PlatformError) as caught:  # the change may be a revocation
+    with pytest.raises(PlatformError) as caught:  # the change of the file may be a revocation
         await keys.check(key)
     assert caught.value.code == "identity_unavailable"
     assert keys.problem is not None

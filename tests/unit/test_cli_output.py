@@ -1,4 +1,4 @@
-"""A terminal is a channel too: nothing that a command prints can act on it, whatever got into the value."""
+"""Nothing that a command prints can control a terminal, whatever the value holds."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def shown(capsys: pytest.CaptureFixture[str]) -> tuple[str, str]:
     return out, err
 
 
-def test_json_keeps_its_value_and_shows_nothing_active(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_keeps_its_value_and_escapes_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
     value = {ACTIVE: [ACTIVE, "é中🙂", 1, None]}
     print_json(value)
     out, _ = shown(capsys)
@@ -43,7 +43,7 @@ def test_every_code_point_is_safe_in_json(capsys: pytest.CaptureFixture[str]) ->
     assert json.loads(out).encode("utf-16", "surrogatepass") == everything.encode("utf-16", "surrogatepass")
 
 
-def test_a_cell_is_one_line_whatever_is_in_it(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_cell_is_always_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     print_table(("A", "B"), [(ACTIVE, "x"), ("y\nz", "[red]w[/red]")])
     out, _ = shown(capsys)
     assert len(out.splitlines()) == 3
@@ -62,7 +62,7 @@ def test_text_and_errors_are_escaped(capsys: pytest.CaptureFixture[str]) -> None
         assert "it said a" in (out if as_json else err)
 
 
-def test_a_host_is_shown_with_what_it_said_of_itself() -> None:
+def test_a_host_is_shown_with_its_services() -> None:
     service = make_service("http", "nginx", "1.22.1", extra_info="x", tunnel="ssl", method="probed")
     odd = make_service(product="p", method="probed", odd_name="not a name")
     host = Host(
@@ -74,7 +74,7 @@ def test_a_host_is_shown_with_what_it_said_of_itself() -> None:
     ]
 
 
-def test_an_object_is_written_as_json() -> None:
+def test_an_object_is_printed_as_json() -> None:
     schema = NmapInput.model_json_schema()
     wanted: dict[str, Any] = {"http-title.url": "/x", "banner.timeout": 3}
     assert read_parameters([f"script_args={json.dumps(wanted)}"], schema) == {"script_args": wanted}

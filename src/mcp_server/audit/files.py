@@ -85,7 +85,10 @@ def read_tail(descriptor: int, size: int) -> Tail:
 
 
 class LogFile(NamedTuple):
-    """An open file of the log: the number it has or will have when it is full, its name, and its size when opened."""
+    """An open file of the log, its name, and its size when it was opened.
+
+    ``number`` counts the files from 1. The current file has the number that it will get when it is full.
+    """
 
     number: int
     name: str

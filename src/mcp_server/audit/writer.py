@@ -1,7 +1,8 @@
 """Appending records: one at a time under the lock of the log, synced to the disk before the call returns.
 
-Several processes may append to the same log. Each remembers where it left the log. If another process has written since
-then, the end of the chain is read from the last line. The last record that this process wrote must be unchanged.
+Several processes may append to the same log. Each keeps the position of the end of the log after its own last record.
+If another process has written since then, the end of the chain is read from the last line. The last record that this
+process wrote must be unchanged.
 
 A line that a crash cut off was never acknowledged. It is overwritten by a ``repair`` record that holds its bytes.
 """
@@ -37,7 +38,7 @@ TORN_KEPT: Final = 16 * 1024
 
 
 class _Position(NamedTuple):
-    """Where this process left the log: the file, its size, the length of its last line, and the end of the chain."""
+    """The end of the log after the last record of this process: file, size, length of the last line, and chain."""
 
     device: int
     inode: int

@@ -36,7 +36,7 @@ class LocalToken:
         self._token = token.encode("ascii")
 
     def claims(self, credential: str) -> bool:
-        """Whether ``credential`` is the token. The token has no form by which it could be known."""
+        """Whether ``credential`` is the token. The text of a token has no recognizable form."""
         # Compare bytes, because text that is not ASCII cannot be compared in constant time.
         return hmac.compare_digest(credential.encode("latin-1", "replace"), self._token)
 

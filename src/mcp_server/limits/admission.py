@@ -141,7 +141,7 @@ class Admission:
     def _decide(self, queue: WaitQueue) -> None:
         queue.grant(self._clock())
         listener = next((entry for entry in queue.waiting.values() if entry.on_wait is not None), None)
-        # The loop of the call, not the running one: a call may leave while it is collected, after its loop was closed.
+        # Use the loop of the call, not the running one. A garbage-collected call leaves after its loop was closed.
         if listener is not None and not queue.notifying and not listener.granted.get_loop().is_closed():
             # One notification for everything that happens in this iteration of the loop.
             queue.notifying = True

@@ -42,7 +42,7 @@ class State(StrEnum):
 
 
 class Result(StrEnum):
-    """How a call ended for the breaker. A call that says nothing about its tool has no result."""
+    """The result of a call, as the breaker counts it. A call that shows nothing about its tool has no result."""
 
     SUCCESS = "success"
     FAILURE = "failure"

@@ -64,7 +64,7 @@ def count(name: str, amount: float = 1, /, **labels: str) -> None:
 
 
 def observe(name: str, seconds: float, /, **labels: str) -> None:
-    """Add a time to a histogram of `METRICS`. Raises the errors of `count`."""
+    """Add a time to a histogram of `METRICS`. Raises KeyError and ValueError as `count` does."""
     if _registry is not None:
         _registry.observe(name, seconds, labels)
 

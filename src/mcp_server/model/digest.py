@@ -295,7 +295,7 @@ class _Group:
         self.size = len(self.text)
         self.shown = self.count
         self.mark = f"; +{self.count}"
-        # A group is shown only if an address fits, or at least the number of its hosts.
+        # The fewest characters for a group that is shown: a few addresses, or at least the number of its hosts.
         self.reserved = max(len(self.mark), min(self.size, _ADDRESSES_CHARS_MIN))
         rest = {"ports": ports, "count": str(self.count), "addresses": "x" * self.reserved}
         self.overhead = len(json.dumps(rest, ensure_ascii=False)) + 2

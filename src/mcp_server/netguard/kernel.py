@@ -220,7 +220,7 @@ class KernelGuardHelper(GuardHelper):
         return server_environment(os.environ, self._accounts.server, self.config, self._state_dir)
 
     def check_reload(self, config: Config, policy: ScopePolicy) -> None:
-        """Check that the server's user cannot change the new files, and that the users exist."""
+        """Check that the server's user cannot change the new files, and that the configured users exist."""
         for path in _operators_files(config):
             check_cannot_change(self._accounts.server, path)
         self._accounts_after_reload = self._find_accounts(config, loopback=policy.guard_sets().loopback)

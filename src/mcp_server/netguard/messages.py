@@ -134,7 +134,7 @@ def receive_reply(channel: socket.socket) -> HelperReply:
 
     Raises EOFError at the end of file, and PlatformError if the reply cannot be parsed.
     """
-    # A truncated document cannot be parsed, and truncated descriptors do not match their names.
+    # No check of the flags: a truncated document cannot be parsed, and truncated descriptors do not match their names.
     data, ancillary, _, _ = channel.recvmsg(
         _MAX_REPLY, socket.CMSG_SPACE(_MAX_DESCRIPTORS * array.array("i").itemsize), socket.MSG_CMSG_CLOEXEC
     )

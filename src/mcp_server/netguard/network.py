@@ -278,7 +278,7 @@ def connect_device(plan: NetworkPlan, namespace: Namespace) -> None:
 
 
 def _set(folder: Path, values: Mapping[str, str]) -> None:
-    """Write kernel settings. A kernel without a setting does not have the feature that it disables."""
+    """Write kernel settings. A setting that does not exist is skipped: this kernel does not have its feature."""
     for name, value in values.items():
         with suppress(FileNotFoundError):
             (folder / name).write_text(value)

@@ -1,12 +1,13 @@
-"""The nftables ruleset that keeps a namespace inside the policy: which bytes a frame that leaves it may have.
+"""The nftables ruleset that keeps a namespace inside the policy. It decides by the bytes of each frame that leaves it.
 
-Every match reads the frame's own bytes at fixed offsets from its first (`@ll`). What the kernel knows about a packet
+Every match reads bytes of the frame at fixed offsets from its first byte (`@ll`). What the kernel knows about a packet
 cannot be trusted here: a packet socket tells the kernel the protocol of its frame and where its headers begin, and the
 named matches (`ip daddr`, `arp htype`) rely on that. A match fails for a frame that is too short for it, and the frame
 is dropped at the end.
 
 One lookup in one set decides whether a frame passes. The set has the allowed addresses without the excluded ones. With
-two sets, a frame could meet the old version of one and the new version of the other while both are replaced.
+two sets, a frame could be compared with the old version of one and the new version of the other while both are
+replaced.
 
 In the template, the names that begin with a dollar sign are filled in by `ruleset`. Offsets are in bits from the first
 bit of the frame: destination MAC 0 (its group bit is bit 7), source MAC 48, EtherType 96, and then:

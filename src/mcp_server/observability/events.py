@@ -321,8 +321,8 @@ class EventBus:
         if known is None:
             subscription.miss(None)
         elif dropped > known:
-            # It is no longer known how many of the lost events were for this actor. It must not learn the number of
-            # others.
+            # The server no longer knows how many of the lost events were for this actor. The actor must not learn how
+            # many events there were for others.
             subscription.miss(dropped - known if subscription.reads_all else None)
         for event in islice(self._ring, max(0, (known or 0) - dropped), None):
             subscription.offer(event, capacity=len(self._ring))

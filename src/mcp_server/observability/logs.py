@@ -108,7 +108,8 @@ def _log_file(path: Path, settings: LoggingConfig) -> logging.Handler:
 
         def close(self) -> None:
             self.retired = True
-            with suppress(OSError):  # a full disk, which `handleError` has logged; a reload must be able to replace it
+            # The disk may be full, which `handleError` has logged. A reload must still be able to replace this file.
+            with suppress(OSError):
                 super().close()
 
         def handleError(self, _record: logging.LogRecord) -> None:  # noqa: N802 - the standard library's name

@@ -21,7 +21,7 @@ _UNLOGGED: Final = frozenset({"audit_unavailable", "audit_broken"})
 
 
 class Denials:
-    """Writes refusals to the decision log. ``terms`` returns the policy hash and the enforcement for each record."""
+    """Writes refusals to the audit log. ``terms`` returns the policy hash and the enforcement for each record."""
 
     def __init__(self, audit: AuditLog, terms: Callable[[], dict[str, str]]) -> None:
         self._audit = audit

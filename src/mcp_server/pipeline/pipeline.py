@@ -84,7 +84,7 @@ class Pipeline:
         self._runs = RunServices(guard, audit, calls, self.signals, self.unstored)
 
     def terms(self) -> dict[str, str]:
-        """The hash of the policy in force and how it is enforced, for records of the decision log."""
+        """The hash of the policy in force and how it is enforced, for records of the audit log."""
         return {"scope_hash": self.current.value.policy.hash, "enforcement": self.guard.enforcement.value}
 
     async def handle(
@@ -141,7 +141,7 @@ class Pipeline:
         """Take one call of a program through all steps.
 
         Returns a `CallResult`, also if the run failed or was cut short: its ``error`` says why. Raises RefusedError or
-        PlatformError if nothing was started. Every refused call is on the decision log.
+        PlatformError if nothing was started. Every refused call is on the audit log.
         """
         # One snapshot for the whole call, so that a reload cannot mix old and new settings.
         current = self.current.value

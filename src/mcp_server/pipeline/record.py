@@ -102,7 +102,7 @@ class Recorder:
         self.run = replace(self.run, coverage=coverage, counts=counts)
 
     async def finish(self, run: Run, process: Mapping[str, Any] | None = None) -> Run:
-        """Write the last observations, the end of the run, and its record on the decision log.
+        """Write the last observations, the end of the run, and its record on the audit log.
 
         ``process`` holds what only the log keeps: the process id, and the number of bytes that the program wrote. If
         the store fails, the log says that the run failed, and the error is raised. `store_end` may be called again.

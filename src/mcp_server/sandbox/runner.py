@@ -86,7 +86,8 @@ def _serve(control: int, *, allow_raw: bool) -> NoReturn:
         syscalls.no_new_privileges()
         if tier == USER_NAMESPACE:
             _move_into_user_namespace()
-            allow_raw = False  # it would apply to networks of that user namespace only, which has none
+            # CAP_NET_RAW would apply only to network namespaces of that user namespace, and it has none.
+            allow_raw = False
         syscalls.bound_bounding_set(1 << syscalls.CAP_NET_RAW if allow_raw else 0)
         if tier == SUPERVISOR:
             syscalls.become_subreaper()

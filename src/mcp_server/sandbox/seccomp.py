@@ -35,7 +35,7 @@ KILL, _ALLOW, _ERRNO = 0x80000000, 0x7FFF0000, 0x00050000  # linux/seccomp.h
 # linux/bpf_common.h: LD|W|ABS, JMP|JEQ|K, JMP|JGE|K, JMP|JSET|K, ALU|AND|K, RET|K
 _LOAD, _EQUAL, _AT_LEAST, _ANY_OF, _AND, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x54, 0x06
 _NUMBER, _ARCHITECTURE = 0, 4  # offsets in struct seccomp_data
-# Offsets of the lower halves of three arguments (little-endian). The kernel reads no more of the arguments tested here.
+# Offsets of the lower halves of three arguments (little-endian). The kernel ignores the upper halves of these.
 FIRST, SECOND, THIRD = 16, 24, 32
 _PR_GET_SECCOMP, _PR_SET_SECCOMP, _MODE_FILTER = 21, 22, 2
 _X32 = 0x40000000

@@ -53,13 +53,13 @@ class PacketBudget:
         return Reservation(packets, tuple(hour.add(packets, now) for hour in (self._all, own)))
 
     def adjust(self, reservation: Reservation, actual: int) -> None:
-        """Correct a reservation to the packets that were sent. They count from the time of the reservation."""
+        """Set a reservation to the number of packets that were sent. They count from the time of the reservation."""
         for slot in reservation._slots:  # noqa: SLF001 - both classes are part of this budget
             slot.packets += actual - reservation.packets
         reservation.packets = actual
 
     def release(self, reservation: Reservation) -> None:
-        """Return a reservation of which nothing was sent."""
+        """Give back a reservation, because no packet was sent."""
         self.adjust(reservation, 0)
 
     def used(self, now: float) -> int:

@@ -119,7 +119,7 @@ class Lifecycle:
             working.result()
 
     def finished(self) -> None:
-        """Enter the phase STOPPED, because everything is released."""
+        """Enter the phase STOPPED. Call this when everything is released."""
         if self.phase is not Phase.STOPPED:
             self._enter(Phase.STOPPED)
 

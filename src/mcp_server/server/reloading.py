@@ -208,7 +208,7 @@ def _refuse_empty(path: Path) -> None:
     # An editor that writes in place empties the file first. An empty file is a valid configuration: all defaults.
     if path.exists() and not path.stat().st_size:
         raise ConfigError(
-            f"{path} is empty. It may be in the middle of being written.",
+            f"{path} is empty. An editor may still be writing it.",
             hint="If the file is meant to be empty, send SIGHUP or POST /admin/reload.",
         )
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from mcp_server.config import Config
 
 MIN_FREE_BYTES: Final = 256 * 1024
-"""With fewer free bytes, neither the audit log nor the store can take a run."""
+"""With fewer free bytes, the audit log and the store cannot record a run."""
 
 
 def prepare_state_dir(config: Config) -> None:
@@ -49,7 +49,8 @@ def check_free_space(state_dir: Path) -> None:
     free = found.f_bavail * found.f_frsize
     if free < MIN_FREE_BYTES:
         raise PlatformError(
-            f"Only {free} bytes are free for the state folder {state_dir}. Neither audit log nor store can take a run.",
+            f"Only {free} bytes are free for the state folder {state_dir}. The audit log and the store cannot record "
+            "a run.",
             code="disk_full",
         )
 

@@ -79,7 +79,7 @@ class Digest(Protocol):
         ...
 
     def add(self, observation: Observation) -> None:
-        """Take one observation."""
+        """Add one observation to the digest."""
         ...
 
     def view(self, budget_chars: int) -> DigestView:

@@ -1,4 +1,4 @@
-"""One open port of the truth."""
+"""One port that a scan of the lab must find open (see `truth`)."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class Certificate:
 class Endpoint:
     """One open port.
 
-    ``product`` and ``version`` are what nmap -sV prints; None means that the truth makes no statement, because nmap has
-    no stable result. ``version`` "" means that nmap knows the product and prints no version. ``state`` is the most that
-    a scanner can know about the port. ``ipv6`` is false if the daemon listens only on IPv4.
+    ``product`` and ``version`` are what nmap -sV prints. None means that the tests expect no particular value, because
+    the result of nmap is not stable. ``version`` "" means that nmap knows the product and prints no version. ``state``
+    is the most exact state that a scanner can find. ``ipv6`` is false if the daemon listens only on IPv4.
     """
 
     transport: str

@@ -1,4 +1,4 @@
-"""The table of what routes and methods need: it names all of them, and nobody passes where a row is missing."""
+"""The table of permissions has every route and method. A request without a row is refused."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_route_without_a_row_is_not_served(server: EnhancedMCPServer) -> None:
 def test_every_method_with_a_handler_has_a_row(server: EnhancedMCPServer) -> None:
     built = build_mcp_server(server.pipeline, "http")
     handled = set(built._request_handlers)
-    assert handled <= set(METHODS), "a handler whose method needs nothing by mistake"
+    assert handled <= set(METHODS), "every method with a handler must have a row"
     assert set(METHODS) - handled <= {"initialize", "server/discover"}
 
 
@@ -75,7 +75,7 @@ def test_the_row_of_a_request(method: str, path: str, row: tuple[str, str] | Non
     assert route_of({"method": method, "path": path}) == row
 
 
-def test_a_challenge_names_what_is_held_and_what_is_missing() -> None:
+def test_a_challenge_names_the_permissions_that_the_caller_has_and_lacks() -> None:
     access = Access(frozenset({Permission.RUNS_READ}))
     scope = with_identity({"type": "http"}, Identity("key:a", access))
     name, value = step_up(scope, insufficient([Permission.TOOLS_SCAN], "nmap"))
@@ -95,7 +95,7 @@ def test_each_risk_needs_its_own_permission(risk: Risk) -> None:
         require_any_call(Access(frozenset(Permission) - ALL))
 
 
-def test_an_actor_that_nobody_spoke_for_may_do_nothing() -> None:
+def test_an_actor_without_a_given_access_may_do_nothing() -> None:
     actor = Actor("a", "http")
     assert actor.access == NOBODY
     assert actor.own_runs == "a"
@@ -103,7 +103,7 @@ def test_an_actor_that_nobody_spoke_for_may_do_nothing() -> None:
     assert Actor("a", "stdio").over_http == ""
 
 
-def test_what_roles_hold() -> None:
+def test_each_role_has_its_permissions() -> None:
     assert Role.VIEWER.permissions == {Permission.TOOLS_READ, Permission.RUNS_READ}
     assert Role.OPERATOR.permissions == Role.VIEWER.permissions | {Permission.TOOLS_PROBE, Permission.TOOLS_SCAN}
     assert Role.ADMIN.permissions == frozenset(Permission)

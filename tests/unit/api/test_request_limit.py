@@ -1,4 +1,4 @@
-"""Places for requests: one caller alone does not take those of the others."""
+"""Slots for requests: one caller cannot use all of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ VIEWER = Access(Role.VIEWER.permissions)
 
 
 class Crowd:
-    """Requests through one limit, which stay until they are let go; the statuses they were answered with."""
+    """Requests through one limit. They wait until `leave`, which returns the statuses of their responses."""
 
     def __init__(self) -> None:
         self.inside: list[str] = []
@@ -55,7 +55,7 @@ class Crowd:
         return await asyncio.gather(*self._tasks)
 
 
-async def test_one_caller_has_three_quarters_of_the_places_and_the_rest_is_for_others() -> None:
+async def test_one_caller_gets_at_most_three_quarters_of_the_slots() -> None:
     crowd = Crowd()
     for _ in range(LIMIT):
         await crowd.ask("key:greedy")
@@ -63,14 +63,14 @@ async def test_one_caller_has_three_quarters_of_the_places_and_the_rest_is_for_o
     await crowd.ask("key:other")
     await crowd.ask("sub:third")
     await crowd.ask("key:fourth")
-    assert len(crowd.inside) == LIMIT, "all places are taken, by three callers"
+    assert len(crowd.inside) == LIMIT, "three callers together must be able to use all slots"
     statuses = await crowd.leave()
     assert statuses.count(429) == LIMIT - LIMIT * 3 // 4 + 1
     again = await crowd.ask("key:greedy")
-    assert await again == 200, "what was left is free again"
+    assert await again == 200, "slots of finished requests must be free again"
 
 
-async def test_an_admin_may_take_every_place() -> None:
+async def test_an_admin_may_use_every_slot() -> None:
     crowd = Crowd()
     for _ in range(LIMIT + 1):
         await crowd.ask("token", FULL_ACCESS)

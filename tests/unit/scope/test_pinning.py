@@ -1,4 +1,4 @@
-"""Pinning with a real DNS server: one look-up per name, every answer judged, every address counted once."""
+"""Pinning with a real DNS server: one look-up per name, a check of every answer, every address counted once."""
 
 from __future__ import annotations
 

@@ -126,7 +126,7 @@ def metadata_url(settings: AuthConfig) -> str | None:
     if not settings.issuer:
         return None
     parts = urlsplit(settings.audience)
-    # A proxy that adds a path of its own must forward the resulting URL to this server.
+    # A proxy that adds its own path must forward the resulting URL to this server.
     return f"{parts.scheme}://{parts.netloc}{WELL_KNOWN}{parts.path.rstrip('/')}"
 
 

@@ -88,7 +88,7 @@ def _left_out(registry: ToolRegistry) -> list[CheckOutcome]:
 
 
 async def check_guard(config: Config, guard: Guard) -> CheckOutcome:
-    """Check that the guard is still as it was set up. Counts what it dropped, also while nothing runs."""
+    """Check that the guard is still as it was set up. Also counts packets that it dropped while no tool ran."""
     try:
         await read_guard(guard)
     except NetworkToolsError as error:
@@ -243,7 +243,8 @@ def check_audit(audit: AuditLog) -> CheckOutcome:
         detail = f"{audit.path} cannot be written: {error.strerror}"
         return CheckOutcome(_FAILED, detail, _NO_TOOL, f"make {shlex.quote(str(audit.path))} writable for this user")
     if problem is not None:
-        # The file can be opened again. If the server were not ready, no call would try whether that is enough.
+        # The file can be opened again, but only the next record shows whether it can be written. A server that is not
+        # ready gets no calls, so it would write no record.
         detail = f"the last record was not written: {problem.message}"
         return CheckOutcome(
             _DEGRADED, detail, "calls, if the next record can be written", "check the disk and the folder"

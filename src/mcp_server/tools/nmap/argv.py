@@ -62,7 +62,7 @@ def _port_scan(scan: Scan, name: str | None) -> list[str]:
         words += ["--script", ",".join(scan.scripts)]
     arguments = scan.script_args
     if name is not None and (scan.services or scan.scripts):
-        # nmap connects to the address. A server with several sites needs the name too, as data.
+        # nmap connects to the address. A server with several sites also needs the name, in HTTP and in TLS.
         arguments = (*arguments, ("http.host", name), ("tls.servername", name))
     if arguments:
         words += ["--script-args", emit_script_args(arguments)]

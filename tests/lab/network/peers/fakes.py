@@ -28,7 +28,7 @@ _ANSWER: Final = {
 
 # What an attacker would send to the reader of a scan: terminal escapes, invisible and reordering characters, lines and
 # markup that imitate other sources, instructions to a model, invalid UTF-8, and a large text. Each has a word that
-# begins with "mark-", by which a test finds it. The last two break their line.
+# begins with "mark-", by which a test finds it. The last two contain a carriage return or a newline.
 HOSTILE_TEXTS: Final = (
     b"\x1b[31mmark-csi\x1b[2J",
     b"\x1b]0;mark-osc\x07",
