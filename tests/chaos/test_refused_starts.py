@@ -197,7 +197,7 @@ def test_a_log_file_that_cannot_be_written(tmp_path: Path, interface: str) -> No
     env = environment(tmp_path / "state", MCP_LOGGING_FILE_PATH=str(tmp_path / "log"))
     code, said = start(env, interface)
     assert code == ExitCode.ENVIRONMENT
-    assert f"the log file {tmp_path}/log cannot be written" in said
+    assert f"The log file {tmp_path}/log cannot be written" in said
     assert not (tmp_path / "state").exists()
 
 
