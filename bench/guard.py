@@ -18,7 +18,7 @@ from tests.support.processes import binary
 
 ROUNDS: Final = 200
 SCANS: Final = 7
-START_RATIO: Final = 7.0
+START_RATIO: Final = 6.0
 SCAN_RATIO: Final = 1.05
 _NETWORK: Final = "10.99.0.0/24"
 _PORT: Final = 8299

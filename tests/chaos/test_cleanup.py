@@ -36,7 +36,7 @@ def descriptors() -> set[str]:
     return found
 
 
-async def test_twice_does_no_harm_and_nothing_stays_open(tmp_path: Path) -> None:
+async def test_a_second_cleanup_has_no_effect_and_nothing_stays_open(tmp_path: Path) -> None:
     before = descriptors()
     server = make(tmp_path)
     answer = await server.pipeline.call("nmap", {"target": "127.0.0.1", "mode": "discover"}, ACTOR)
@@ -54,14 +54,14 @@ async def test_twice_does_no_harm_and_nothing_stays_open(tmp_path: Path) -> None
         await server.pipeline.open_store()
 
 
-async def test_before_anything_was_used(tmp_path: Path) -> None:
+async def test_cleanup_before_anything_was_used(tmp_path: Path) -> None:
     server = make(tmp_path)
     await server.cleanup()
     await server.cleanup()
     assert list((tmp_path / "state").iterdir()) == []
 
 
-async def test_after_a_start_that_failed(tmp_path: Path) -> None:
+async def test_cleanup_after_a_failed_start(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = str(other.getsockname()[1])
         server = make(tmp_path, MCP_SERVER_TRANSPORT="http", MCP_SERVER_PORT=port)
@@ -73,7 +73,7 @@ async def test_after_a_start_that_failed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.05, 0.2, 0.6, 1.2])
-async def test_while_it_starts(tmp_path: Path, delay: float) -> None:
+async def test_cleanup_during_a_start(tmp_path: Path, delay: float) -> None:
     server = make(tmp_path, MCP_SERVER_TRANSPORT="http", MCP_SERVER_PORT=str(free_port()))
     serving = asyncio.create_task(server.serve())
     await asyncio.sleep(delay)
@@ -83,7 +83,7 @@ async def test_while_it_starts(tmp_path: Path, delay: float) -> None:
     assert not list((tmp_path / "state").glob("owners/*.lock"))
 
 
-async def test_with_a_call_under_way(tmp_path: Path) -> None:
+async def test_cleanup_during_a_call(tmp_path: Path) -> None:
     server, target = make(tmp_path), own_network()
     call = asyncio.create_task(server.pipeline.call("nmap", slow_scan(target), ACTOR))
     await started(target)
@@ -94,7 +94,7 @@ async def test_with_a_call_under_way(tmp_path: Path) -> None:
     assert caught.value.code == "shutting_down"
 
 
-async def test_a_part_that_hangs_or_fails_is_left_behind(
+async def test_cleanup_skips_a_part_that_hangs_or_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(server_module, "RELEASE_SEC", 0.1)

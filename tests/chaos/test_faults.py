@@ -39,7 +39,7 @@ def outcomes(env: dict[str, str]) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", ["stdio", "rest"])
-async def test_a_disk_that_is_full_for_a_while(tmp_path: Path, kind: str) -> None:
+async def test_calls_work_again_after_a_full_disk(tmp_path: Path, kind: str) -> None:
     state = tmp_path / "state"
     state.mkdir(mode=0o700)
     with mount_namespace('mount -t tmpfs -o size=4m,mode=700 tmpfs "$1"', str(state)) as inside:
@@ -68,7 +68,7 @@ def postgres() -> Iterator[PostgresServer]:
         yield server
 
 
-async def test_a_database_that_is_gone_for_a_while(tmp_path: Path, postgres: PostgresServer) -> None:
+async def test_calls_work_again_when_the_database_is_back(tmp_path: Path, postgres: PostgresServer) -> None:
     env = environment(tmp_path / "state", MCP_DATABASE_URL=postgres.new_database())
     async with one_interface("rest", env) as interface:
         await works(interface)
@@ -87,7 +87,9 @@ async def test_a_database_that_is_gone_for_a_while(tmp_path: Path, postgres: Pos
     assert len(ends) == 4, "every decision has its end on the log, also those without a run"
 
 
-async def test_a_database_that_comes_back_while_a_scan_goes_on(tmp_path: Path, postgres: PostgresServer) -> None:
+async def test_a_scan_is_stored_if_the_database_is_back_before_it_ends(
+    tmp_path: Path, postgres: PostgresServer
+) -> None:
     env, target = environment(tmp_path / "state", MCP_DATABASE_URL=postgres.new_database()), own_network()
     arguments = {"target": target, "mode": "ports", "ports": "1-4", "extra_args": "--scan-delay 50ms --max-hostgroup 1"}
     async with one_interface("rest", env) as interface:
@@ -104,7 +106,7 @@ async def test_a_database_that_comes_back_while_a_scan_goes_on(tmp_path: Path, p
     assert outcomes(env) == ["completed"] * 2
 
 
-async def test_a_server_that_starts_before_its_database(tmp_path: Path, postgres: PostgresServer) -> None:
+async def test_a_server_that_starts_before_its_database_becomes_ready(tmp_path: Path, postgres: PostgresServer) -> None:
     env = environment(tmp_path / "state", MCP_DATABASE_URL=postgres.new_database())
     postgres.stop()
     try:
@@ -118,7 +120,7 @@ async def test_a_server_that_starts_before_its_database(tmp_path: Path, postgres
 
 
 @pytest.mark.parametrize("end", ["put back", "replaced"])
-async def test_a_database_file_that_is_gone_for_a_while(tmp_path: Path, end: str) -> None:
+async def test_calls_are_refused_until_the_database_file_is_back(tmp_path: Path, end: str) -> None:
     """An open connection would continue to write to the deleted file, and these writes would be lost silently."""
     env = environment(tmp_path / "state")
     database = tmp_path / "state" / "store.db"
@@ -138,7 +140,7 @@ async def test_a_database_file_that_is_gone_for_a_while(tmp_path: Path, end: str
 
 
 @pytest.mark.parametrize("kind", SERVED)
-async def test_a_program_that_vanished_and_came_back(tmp_path: Path, kind: str) -> None:
+async def test_calls_work_again_when_the_program_is_back(tmp_path: Path, kind: str) -> None:
     tools = make_site_tools(tmp_path / f"vanish_{kind}")
     env = environment(tmp_path / "state", MCP_TOOL_INCLUDE_PATTERNS="probe", **tools.env)
     program = tools.folder / "bin" / "site-probe"
@@ -153,7 +155,7 @@ async def test_a_program_that_vanished_and_came_back(tmp_path: Path, kind: str) 
 
 
 @pytest.mark.parametrize("kind", ["stdio", "rest"])
-async def test_a_process_that_is_out_of_descriptors_for_a_while(tmp_path: Path, kind: str) -> None:
+async def test_calls_work_again_when_descriptors_are_free(tmp_path: Path, kind: str) -> None:
     async with one_interface(kind, environment(tmp_path / "state")) as interface:
         await works(interface)
         pid = interface.process.pid
@@ -174,7 +176,7 @@ async def test_a_process_that_is_out_of_descriptors_for_a_while(tmp_path: Path, 
     assert "Traceback" not in interface.log.read_text()
 
 
-async def test_a_scanner_and_a_runner_that_somebody_kills(tmp_path: Path) -> None:
+async def test_calls_work_again_after_a_scanner_or_the_runner_was_killed(tmp_path: Path) -> None:
     env = environment(tmp_path / "state")
     async with one_interface("rest", env) as interface:
         target = own_network()
@@ -199,7 +201,7 @@ async def test_a_scanner_and_a_runner_that_somebody_kills(tmp_path: Path) -> Non
 FAKETIME = next(iter(Path("/usr/lib").glob("*/faketime/libfaketime.so.1")), Path("/usr/lib/faketime/libfaketime.so.1"))
 
 
-async def test_a_clock_that_jumps(tmp_path: Path) -> None:
+async def test_jumps_of_the_wall_clock_change_no_time_limit(tmp_path: Path) -> None:
     """The wall clock jumps a day forward and two days back. Limits and intervals use the monotonic clock."""
     assert FAKETIME.exists(), "apt-get install faketime"
     offset = tmp_path / "offset"

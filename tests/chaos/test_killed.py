@@ -52,7 +52,7 @@ def tree(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
         return []
 
 
-def test_a_server_that_is_killed_at_many_moments_leaves_nothing(tmp_path: Path) -> None:
+def test_a_server_that_is_killed_at_any_moment_leaves_nothing(tmp_path: Path) -> None:
     chance = random.Random(SEED)  # noqa: S311 - moments to kill at, the same in every run
     scratch = tmp_path / "tmp"
     scratch.mkdir()

@@ -213,7 +213,7 @@ def test_a_full_disk(tmp_path: Path, interface: str) -> None:
         assert list(files(inside.see(state))) == ["filler"]
 
 
-async def test_a_second_server_on_the_same_folder_starts_all_the_same(tmp_path: Path) -> None:
+async def test_a_second_server_can_start_in_the_same_folder(tmp_path: Path) -> None:
     env = environment(tmp_path / "state")
     async with one_interface("stdio", env) as one, one_interface("rest", env) as two:
         for interface in (one, two):

@@ -13,12 +13,17 @@ import pytest
 
 from scripts import cells, interpreters, matrix
 from scripts.cells import Cell, Verdict
+from tests.support.packages import offline_pip, packages
 
 HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
 STEPS = ("installed", "doctor", "stdio", "handshake", "http", "guard", "nothing_left")
 
 
-def test_this_interpreter_passes_with_and_without_root_and_nmap(capsys: pytest.CaptureFixture[str]) -> None:
+def test_this_interpreter_passes_with_and_without_root_and_nmap(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in offline_pip(packages()).items():
+        monkeypatch.setenv(name, value)
     assert matrix.main(["--python", HERE, "--lacks", "nothing", "nmap"]) == 0
     output = capsys.readouterr().out
     assert "4 cells" in output
@@ -28,7 +33,7 @@ def test_this_interpreter_passes_with_and_without_root_and_nmap(capsys: pytest.C
     )
 
 
-def test_a_missing_interpreter_is_reported_as_not_run_and_is_no_success(
+def test_a_missing_interpreter_is_reported_as_not_run_and_not_as_a_success(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(interpreters, "SUITES", ())

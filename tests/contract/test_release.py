@@ -22,6 +22,7 @@ from packaging.utils import canonicalize_name
 from scripts import artifacts, audit, licenses, locked, manifests, release
 from scripts.artifacts import CheckFailedError
 from tests.support.mcp_wire import ServedProcess, modern
+from tests.support.packages import offline_pip, packages
 
 STEPS_RUN_HERE = (
     "version",
@@ -43,7 +44,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, rele
     to = tmp_path_factory.mktemp("dist")
     folder = tmp_path_factory.mktemp("release")
     started = release.Release(folder, to)
-    results = {name: release.attempt(name, getattr(started, f"step_{name}"), frozenset()) for name in STEPS_RUN_HERE}
+    with pytest.MonkeyPatch.context() as environment:
+        for name, value in offline_pip(packages()).items():
+            environment.setenv(name, value)
+        results = {
+            name: release.attempt(name, getattr(started, f"step_{name}"), frozenset()) for name in STEPS_RUN_HERE
+        }
     for path in started.files.values():
         shutil.copy(path, to)
     return to, results
@@ -362,11 +368,16 @@ async def test_uvx_runs_the_wheel_with_downloaded_packages(
     """Run the command of docs/clients.md, with a folder of the locked packages instead of an index."""
     (line,) = re.findall(r"^    (uvx .*)$", (locked.ROOT / "docs/clients.md").read_text(), re.MULTILINE)
     (wheel,) = made[0].glob("*.whl")
-    ready = tmp_path / "ready"
-    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes", "--dest", str(ready)]
-    artifacts.run(*pip, "--requirement", locked.RUN_LOCK, cwd=tmp_path)
     uvx, *words = [str(wheel) if word.startswith("dist/") else word for word in line.split()]
-    own = ["--no-index", "--find-links", str(ready), "--python", sys.executable, "--cache-dir", str(tmp_path / "cache")]
+    own = [
+        "--no-index",
+        "--find-links",
+        str(packages()),
+        "--python",
+        sys.executable,
+        "--cache-dir",
+        str(tmp_path / "cache"),
+    ]
     environment: dict[str, Any] = {"MCP_STATE_DIR": str(tmp_path / "state")}
     command = str(Path(sys.executable).with_name(uvx))
     async with ServedProcess.open(command, *own, *words, env=environment) as client:

@@ -23,6 +23,8 @@ from tests.support.namespaces import MountNamespace, mount_namespace
 from tests.support.watched import Watched, prepare
 
 WINDOW_SEC = 12
+RESTARTS_SEC = 30
+"""Window in which three restarts must fit, also on a machine that is busy with other tests."""
 SLOW_SEC = 1.6
 DISK = 24 << 20
 HOLD = """
@@ -120,8 +122,8 @@ def test_slow_causes_raise_alerts(watched: tuple[Watched, MountNamespace]) -> No
 
 def test_a_server_that_is_restarted_repeatedly_raises_an_alert(watched: tuple[Watched, MountNamespace]) -> None:
     made, inside = watched
-    found = made.prometheus
-    with ExitStack() as running, found.firing_meanwhile("McpServerRestarts", seconds=60):
+    with ExitStack() as running, made.watching(window_sec=RESTARTS_SEC):
+        found = made.prometheus
         for _ in range(3):
             (before,) = found.until_some("process_start_time_seconds")
             made.process.send_signal(signal.SIGTERM)

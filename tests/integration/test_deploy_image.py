@@ -246,7 +246,10 @@ def test_in_the_kernel_tier_of_compose_the_server_has_only_net_raw(
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"masked": True}, "A read-only /proc/sys"), ({"capabilities": ("NET_RAW",)}, "Root lacks CAP_SETGID")],
+    [
+        ({"masked": True}, "Read-only file system: '/proc/sys"),
+        ({"capabilities": ("NET_RAW",)}, "Root lacks CAP_SETGID"),
+    ],
     ids=["proc-sys", "capabilities"],
 )
 def test_the_server_does_not_start_without_the_kernel_tier(

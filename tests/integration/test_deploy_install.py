@@ -163,7 +163,7 @@ def test_a_failed_installation_changes_nothing(host: Host, fault: str) -> None:
     finally:
         broken.write_text(whole)
     assert done.code == 1, done.output
-    assert "in use as before" in done.output
+    assert "The old installation is still in use." in done.output
     assert (host.listing(), (host.root / LINK).readlink(), sorted((host.root / f"{LINK}.d").iterdir())) == before
     assert host.run(f"/{LINK}/bin/mcp-network-tools", "version").code == 0
 
@@ -198,7 +198,7 @@ def test_wrong_options_are_refused(host: Host) -> None:
 def test_uninstall_keeps_configuration_and_state_and_purge_removes_them(host: Host) -> None:
     done = host.install("--uninstall")
     assert done.code == 0, done.output
-    assert "kept: /etc/mcp-network-tools (configuration), /var/lib/mcp-network-tools" in done.output
+    assert "Kept: /etc/mcp-network-tools (configuration), /var/lib/mcp-network-tools" in done.output
     assert not (host.root / LINK).exists()
     assert not list((host.root / UNITS).glob("mcp-*"))
     assert {"token", "audit.jsonl"} <= {path.name for path in (host.root / STATE).iterdir()}

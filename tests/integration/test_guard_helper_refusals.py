@@ -129,7 +129,7 @@ def test_a_policy_file_that_the_server_could_change_is_refused(host: World, how:
     code, said = refused(host, **settings)
     assert code == 8, said
     if how == "group":  # a file that a group can write is refused for every user
-        assert "its folder /run/world has mode 775" in said
+        assert "its folder /run/world has mode 0775" in said
     else:
         assert "can change /run/world" in said
         assert "sudo chown root:root" in said

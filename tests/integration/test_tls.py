@@ -151,7 +151,7 @@ def test_addresses_follow(of_server: Files) -> None:
     [
         (lambda files: files.key.unlink(), "tls_key .* cannot be read"),
         (lambda files: files.certificate.unlink(), "tls_cert .* cannot be read"),
-        (lambda files: files.key.chmod(0o640), r"tls_key .* can be read by other users \(mode 0640\)"),
+        (lambda files: files.key.chmod(0o640), r"tls_key .* is open to other users \(mode 0640\)"),
         (lambda files: files.key.write_text("no key"), "cannot be used together"),
         (lambda files: files.certificate.write_text("no certificate"), "cannot be used together"),
         (lambda files: files.certificate.write_text(""), "cannot be used together"),

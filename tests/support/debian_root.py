@@ -9,6 +9,7 @@ Needs root.
 from __future__ import annotations
 
 import fcntl
+import functools
 import json
 import os
 import shutil
@@ -21,23 +22,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from tests.support.packages import offline_pip, packages
 from tests.support.processes import binary
 
 PROJECT: Final = Path(__file__).resolve().parents[2]
 CACHE: Final = PROJECT / ".cache" / "debian-roots"
 PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 STEP_SEC: Final = 400
+_PYTHON: Final = (3, 11)
+"""The Python of the only suite that is used here."""
 _MEMORY_NEEDED: Final = 3 << 30
 
 _BUILD_MOUNTS: Final = """
-root=$1 archives=$2 wheels=$3 certificates=$4; shift 4
+root=$1 archives=$2 packages=$3 certificates=$4; shift 4
 mount --bind "$root" "$root"
 mount -t proc proc "$root/proc"
 mount --rbind /dev "$root/dev"
 mount -t tmpfs machine "$root/mnt"
 [ ! -e "$certificates" ] || cp -L "$certificates" "$root/mnt/certificates.pem"
-mkdir "$root/mnt/wheels"
-mount --bind "$wheels" "$root/mnt/wheels"
+mkdir "$root/mnt/packages"
+mount --bind -o ro "$packages" "$root/mnt/packages"
 mount --bind "$archives" "$root/var/cache/apt/archives"
 touch "$root/etc/resolv.conf"
 mount --bind /etc/resolv.conf "$root/etc/resolv.conf"
@@ -114,13 +118,6 @@ def archives() -> Path:
     return kept
 
 
-def wheels() -> Path:
-    """Return the folder in which pip keeps downloads, unless a step tells it not to."""
-    kept = CACHE / "pip"
-    kept.mkdir(parents=True, exist_ok=True)
-    return kept
-
-
 def fresh_root(suite: str, folder: Path) -> Path:
     """Unpack the base system into ``folder``, which must not exist."""
     folder.mkdir()
@@ -130,6 +127,7 @@ def fresh_root(suite: str, folder: Path) -> Path:
     return folder
 
 
+@functools.cache
 def index_environment() -> dict[str, str]:
     """Return the options with which pip and apt in a root use the same sources as on this machine."""
     said = subprocess.run(
@@ -156,13 +154,13 @@ def build_step(
 ) -> Ran:
     """Run a command in ``root`` like a build step: with the network of this machine, as root by default."""
     given = {"PATH": PATH, "HOME": "/nonexistent", "DEBIAN_FRONTEND": "noninteractive"}
-    given |= {"PIP_CACHE_DIR": "/mnt/wheels"} | index_environment()
+    given |= index_environment() | (offline_pip("/mnt/packages") if sys.version_info[:2] == _PYTHON else {})
     given |= env or {}
     if certificates().exists():
         given |= {"PIP_CERT": "/mnt/certificates.pem", "SSL_CERT_FILE": "/mnt/certificates.pem"}
     words = [
         binary("unshare"), "--mount", "--pid", "--ipc", "--uts", "--fork", "--kill-child", "--propagation", "private",
-        "sh", "-euc", _BUILD_MOUNTS, "sh", str(root), str(archives()), str(wheels()), str(certificates()),
+        "sh", "-euc", _BUILD_MOUNTS, "sh", str(root), str(archives()), str(packages()), str(certificates()),
         binary("chroot"), f"--userspec={user}", str(root), "/usr/bin/env", "-i", "-C", folder,
         *(f"{name}={value}" for name, value in given.items()), *argv,
     ]  # fmt: skip

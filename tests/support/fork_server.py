@@ -89,6 +89,11 @@ def _customized(env: dict[str, str]) -> bool:
     return any(Path(path, "sitecustomize.py").exists() for path in env.get("PYTHONPATH", "").split(os.pathsep))
 
 
+def _possible(words: list[str]) -> bool:
+    """Whether execve(2) accepts these words: no NUL, and at most 128 KiB each (MAX_ARG_STRLEN)."""
+    return all("\0" not in word and len(os.fsencode(word)) < 128 * 1024 for word in words)
+
+
 class _Starter:
     """Decides for each program that is started whether the fork server can start it, and asks it to."""
 
@@ -105,7 +110,7 @@ class _Starter:
         in_child, _, _, out_child, _, err_child, _, error_pipe, _, session, group, gid, gids, uid, umask, *last = rest
         usual = (close_fds, keep, gids, {gid, uid} <= {None, -1}, last[0]) == (True, (error_pipe,), None, True, None)
         words = [os.fsdecode(word) for word in argv]
-        known = words[:2] == [sys.executable, "-m"] and words[2:3] and words[2] in MODULES
+        known = words[:2] == [sys.executable, "-m"] and words[2:3] and words[2] in MODULES and _possible(words)
         given = dict(os.environ) if env is None else dict(os.fsdecode(each).split("=", 1) for each in env)
         if known and usual and executables == (os.fsencode(sys.executable),) and not _customized(given):
             order = {"words": words, "cwd": os.fspath(cwd or "."), "env": given}

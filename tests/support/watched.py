@@ -136,7 +136,7 @@ class Watched:
     def watching(self, *, window_sec: int = 6) -> Iterator[None]:
         """Run Prometheus with the shipped settings for the block."""
         address = f"127.0.0.1:{self.port}"
-        settings = stage(self.folder / "prometheus", address, self.token, window_sec=window_sec)
+        settings = stage(self.folder / f"prometheus-{window_sec}", address, self.token, window_sec=window_sec)
         with prometheus(settings) as self.prometheus:
             yield
 

@@ -35,6 +35,7 @@ def test_json_keeps_its_value_and_escapes_control_characters(capsys: pytest.Capt
     assert "é中🙂" in out
 
 
+@pytest.mark.no_cover
 def test_every_code_point_is_safe_in_json(capsys: pytest.CaptureFixture[str]) -> None:
     everything = "".join(map(chr, range(0x10FFFF + 1)))
     print_json(everything)

@@ -4,6 +4,7 @@ import json
 from ipaddress import ip_address
 
 import psutil
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -215,6 +216,7 @@ def test_without_hosts_the_view_is_empty() -> None:
     assert HostDigest().groups(100) == ([], 0)
 
 
+@pytest.mark.no_cover
 def test_a_hundred_thousand_hosts_with_different_ports_take_little_memory() -> None:
     ports = [tcp(number) for number in range(65536)]
     before = psutil.Process().memory_info().rss

@@ -40,6 +40,7 @@ def agree(text: str) -> bool:
     return True
 
 
+@pytest.mark.no_cover
 @given(NASTY)
 @settings(max_examples=3000, deadline=None)
 def test_the_fast_path_reads_text_as_the_strict_reader_does(text: str) -> None:

@@ -17,6 +17,8 @@ from mcp_server.scope.resolver import SystemResolver
 from mcp_server.scope.special_networks import ALWAYS_REFUSED
 from mcp_server.scope.verdict import Verdict
 
+pytestmark = pytest.mark.no_cover
+
 COUNT = 100_000
 RNG = random.Random(20261122)  # noqa: S311 - test data
 

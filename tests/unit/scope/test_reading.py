@@ -161,6 +161,7 @@ def _read(text: str) -> object:
         return None
 
 
+@pytest.mark.no_cover
 @given(_texts)
 @settings(max_examples=1000, deadline=None)
 def test_every_parser_agrees_on_what_is_accepted(text: str) -> None:

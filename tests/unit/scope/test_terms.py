@@ -244,6 +244,7 @@ def test_no_policy_file_allows_a_refused_range(network: Network, words: str, tmp
     assert {text.removesuffix("/128") for text in wanted} <= set(policy.without_effect)
 
 
+@pytest.mark.no_cover
 @given(st.lists(st.tuples(st.ip_addresses(), st.integers(0, 128)), max_size=6), st.ip_addresses())
 @settings(max_examples=300, deadline=None)
 def test_no_set_of_entries_allows_a_refused_range(entries: list[tuple[Any, int]], asked: Any) -> None:

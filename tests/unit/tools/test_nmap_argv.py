@@ -150,6 +150,7 @@ def _command(
         return None
 
 
+@pytest.mark.no_cover
 @settings(max_examples=400, deadline=None)
 @given(_policies, st.sampled_from(TARGETS), _parameters, _rates)
 def test_every_argv_passes_the_independent_checker(

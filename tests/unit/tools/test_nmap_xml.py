@@ -431,6 +431,7 @@ def test_an_endless_host_ends_the_parse(monkeypatch: pytest.MonkeyPatch) -> None
     assert parser.close().error == "the XML has a host of more than 1000000 bytes"
 
 
+@pytest.mark.no_cover
 def test_a_hundred_thousand_hosts_are_parsed_in_constant_memory() -> None:
     port = '<port protocol="tcp" portid="80"><state state="open" reason="syn-ack"/><service name="{}"/></port>'
     parser = NmapXmlParser(targets("10.0.0.0/8"), ())
