@@ -195,7 +195,7 @@ async def test_config_check_names_networks_outside_the_policy(tmp_path: Path) ->
     env = environment(tmp_path / "state", MCP_AUTH_ACTORS_FILE=str(path))
     ((status, out, _),) = await batch(env, ["config", "check"])
     assert status == 0
-    assert "actor far: 8.8.8.0/24 is not inside the policy, and allows no more" in out
+    assert "actor far: 8.8.8.0/24 is not inside the policy, and allows nothing more" in out
     path.write_text("version: 1\nactors: [{}]\n")
     ((status, _, err),) = await batch(env, ["config", "check"])
     assert (status, "line 2: an actor must have a name" in err) == (8, True)

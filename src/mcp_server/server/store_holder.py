@@ -53,7 +53,7 @@ class StoreHolder:
                 await store.close()
 
     def _make(self) -> Store:
-        """Blocks at the first call: importing the database library takes a quarter of a second."""
+        """Make the store. The first call blocks for a quarter of a second, because it imports the database library."""
         from mcp_server.store import open_store
 
         database = self._config.database

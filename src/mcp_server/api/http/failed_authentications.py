@@ -1,4 +1,4 @@
-"""Writes failed authentications on the audit log. Repeats of the same kind are collapsed to one record per minute."""
+"""Writes failed authentications to the audit log. Repeats of the same kind are collapsed to one record per minute."""
 
 from __future__ import annotations
 
