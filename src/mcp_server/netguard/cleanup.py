@@ -58,8 +58,8 @@ def undo_dead_guards() -> None:
 def _delete_tables(state: GuardState) -> list[str]:
     if not state.tables:
         return []
-    # Because of "add", "delete" succeeds if the table does not exist. This is one transaction, so nobody sees the
-    # table.
+    # Because of "add", "delete" succeeds if the table does not exist. This is one transaction, so no
+    # other program sees the table.
     script = "".join(f"add table {family} {name}\ndelete table {family} {name}\n" for family, name in state.tables)
     try:
         nft = Nft()

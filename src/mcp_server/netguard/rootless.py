@@ -85,9 +85,9 @@ def _pasta_argv(pid: int, network: IPv4Network, uplink: str) -> list[str]:
 
 
 def rootless_unavailable() -> str:
-    """Return why this process cannot set up the rootless tier, in sentences; empty if it can. This takes 15 ms."""
+    """Return why this process cannot set up the rootless tier, or an empty string if it can. This takes 15 ms."""
     if os.geteuid() == 0:
-        return "It is only for other users than root. Root can use the kernel tier."
+        return "It is only for users other than root. Root can use the kernel tier."
     try:
         _find_pasta()
         _check_tun()

@@ -36,7 +36,7 @@ class GuardState:
 
     ``helper`` and ``server`` are PIDs. ``born`` is the start time of the guard helper in clock ticks, because PIDs are
     reused. ``host`` is the inode of the network namespace that was changed. ``tables`` are nftables tables (family and
-    name). ``sysctls`` are files with their previous content. ``addresses`` are the guard's own on the uplink's network.
+    name). ``sysctls`` are files with their previous content. ``addresses`` are the guard's on the uplink.
     """
 
     helper: int
@@ -198,7 +198,7 @@ def check_addresses(addresses: Collection[str]) -> None:
 
 
 def _fault(state: GuardState) -> str:
-    """Return what in a record no guard helper writes, or an empty string."""
+    """Return the invalid part of a record, which no guard helper can have written, or an empty string."""
     numbers = (state.helper, state.born, state.host, state.server)
     words = (state.enforcement, state.user, state.mode, state.uplink, *state.addresses)
     # In a container, a guard helper can be process 1. On the host, that is init.
@@ -220,5 +220,5 @@ def _invalid(path: Path, why: str | None) -> PlatformError:
     return PlatformError(
         f"{path} is not a valid record of a guard: {why}.",
         code="guard_unavailable",
-        hint="Look at it, then remove it.",
+        hint="Inspect the file, then remove it.",
     )

@@ -160,7 +160,7 @@ def invalidate_command_cache() -> None:
 
 
 def _folders() -> Iterator[str]:
-    """Yield the absolute folders to search, in order and each once. A relative one depends on the working directory."""
+    """Yield the folders to search, in order and each once. A relative folder of PATH is skipped."""
     entries = (*os.environ.get("PATH", "").split(os.pathsep), *_SBIN)
     yield from dict.fromkeys(entry for entry in entries if entry.startswith("/"))
 

@@ -113,7 +113,9 @@ class Executor:
             self._ensure()
 
     def open(self, path: str) -> RunConnection:
-        """Pass the far ends of a new run of ``path`` to the runner. The caller then sends the request.
+        """Start a run of ``path``: pass its descriptors to the runner and return the server's ends.
+
+        The caller then sends the request.
 
         Raises PlatformError ``guard_unavailable`` if an adopted runner is gone, OSError if this process has no free
         descriptors, and BusyError if the runner's queue is full.
