@@ -45,8 +45,12 @@ def offline_pip(folder: Path | str) -> dict[str, str]:
 
 
 def _fetch(locks: list[str], folder: Path) -> None:
-    pins = {pin for text in locks for pin in re.findall(r"^[a-z0-9].*(?:\n    --hash.*)+", text, re.MULTILINE)}
-    needed = sorted(pin for pin in pins if _fits(pin))
+    requirements = {
+        requirement
+        for text in locks
+        for requirement in re.findall(r"^[a-z0-9].*(?:\n    --hash.*)+", text, re.MULTILINE)
+    }
+    needed = sorted(requirement for requirement in requirements if _fits(requirement))
     pip = [
         sys.executable,
         "-m",
