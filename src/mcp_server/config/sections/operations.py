@@ -61,7 +61,7 @@ class TracingConfig(Section):
         1.0,
         ge=0,
         le=1,
-        description="Share of the traces begun here that is recorded. If a caller has decided, that decision counts.",
+        description="Share of traces that is recorded. For a trace that a client began, the client's decision applies.",
     )
 
 
@@ -74,11 +74,13 @@ class LoggingConfig(Section):
         Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"],
         any_case("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"),
     ] = Field(
-        "INFO", description="Lowest severity that is logged; in any case.", json_schema_extra={"env": ["LOG_LEVEL"]}
+        "INFO",
+        description="Lowest severity that is logged, in upper or lower case.",
+        json_schema_extra={"env": ["LOG_LEVEL"]},
     )
     format: Annotated[Literal["json", "console"], any_case("json", "console")] = Field(
         "json",
-        description="json: one object per line. console: text for people. In any case.",
+        description="json: one object per line. console: text for people. In upper or lower case.",
         json_schema_extra={"env": ["LOG_FORMAT"]},
     )
     file_path: OptionalPath = Field(
