@@ -76,7 +76,7 @@ def gauge(name: str, value: float, /, **labels: str) -> None:
 
 
 def gauge_function(name: str, function: Callable[[], Reading]) -> None:
-    """Have `refresh` set a gauge of `METRICS` to what ``function`` returns; replaces the gauge's previous function."""
+    """Have `refresh` set a gauge to the result of ``function``, which replaces the gauge's previous function."""
     if METRICS[name].kind != "gauge":
         raise ValueError(f"{name} is a {METRICS[name].kind}, not a gauge")
     _functions[name] = function

@@ -184,8 +184,8 @@ class HostDigest:
     def groups(self, budget_chars: int) -> tuple[list[dict[str, str]], int]:
         """Return hosts grouped by their open ports, ordered by lowest address, and how many hosts did not fit.
 
-        If not all fit, naming every port set comes before listing addresses. A list of addresses that is cut ends with
-        ``+N``, where N is the number of addresses left out.
+        If not all fit, every port set is named first, and addresses are listed with the characters that are left. A
+        list of addresses that is cut ends with ``+N``: N is the number of addresses left out.
         """
         groups = [_Group(text, *numbers) for text, numbers in self._grouped().items()]
         remaining = budget_chars - 2

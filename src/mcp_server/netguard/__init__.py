@@ -76,7 +76,7 @@ class Guard(Protocol):
     async def reload(self, policy_hash: str) -> None:
         """Make the guard helper read the operator's policy again and apply it in one transaction.
 
-        Raises PlatformError ``guard_unavailable`` if the guard helper read another policy than ``policy_hash``.
+        Raises PlatformError ``guard_unavailable`` if the guard helper read a policy with a different hash.
         """
         ...
 

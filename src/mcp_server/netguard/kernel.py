@@ -234,7 +234,7 @@ class KernelGuardHelper(GuardHelper):
         if unnamed:
             self._unnamed = found.loopback
         if found.loopback is not None and found.loopback.uid == self._accounts.server.uid:
-            raise ConfigError("guard.loopback_user is the user that the server runs as.", hint="Set another user.")
+            raise ConfigError("guard.loopback_user is the user that the server runs as.", hint="Set a different user.")
         return Accounts(self._accounts.server, found.loopback)
 
     def finish_reload(self) -> None:

@@ -163,7 +163,7 @@ def all_guards() -> list[GuardState]:
 
 @contextmanager
 def lock() -> Iterator[None]:
-    """Let only one process at a time change records, because one guard can need a setting that another one restores."""
+    """Let only one process at a time change records: a guard can need a setting that a second guard restores."""
     run_folder(make=True)
     try:
         handle = os.open(RUN / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)

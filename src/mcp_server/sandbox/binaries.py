@@ -65,7 +65,7 @@ class Binary:
     def check_unchanged(self) -> None:
         """Check that the files are still the ones that `find_binary` recorded, normally with one stat(2) for each.
 
-        A file with another timestamp and the same content passes. Raises PlatformError ``binary_changed`` with both
+        A file with a new timestamp and the same content passes. Raises PlatformError ``binary_changed`` with both
         checksums, PlatformError ``binary_not_found`` if a file is gone, and ValueError if no files were recorded.
         """
         if not self.files:

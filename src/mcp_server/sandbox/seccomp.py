@@ -149,7 +149,7 @@ def assemble(instructions: Iterable[Instruction]) -> bytes:
 
 
 def prologue(architecture: int, *, x32: int) -> list[Instruction]:
-    """Kill a process of another architecture, return ``x32`` for calls of the x32 ABI, and load the call's number."""
+    """Kill a process of a wrong architecture, return ``x32`` for calls of the x32 ABI, and load the call's number."""
     return [
         *((_LOAD, 0, 0, _ARCHITECTURE), (_EQUAL, 1, 0, architecture), (_RETURN, 0, 0, KILL)),
         (_LOAD, 0, 0, _NUMBER),
