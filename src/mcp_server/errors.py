@@ -39,7 +39,7 @@ class ToolErrorType(StrEnum):
 
 
 class ExitCode:
-    """Exit codes of the command line, grouped by what the caller can do."""
+    """Exit codes of the command line. Errors with the same remedy share a code."""
 
     OK: Final = 0
     INTERNAL: Final = 1

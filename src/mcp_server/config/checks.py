@@ -1,4 +1,4 @@
-"""Checks of single values that a type and a range cannot express. Each raises ValueError with what is allowed."""
+"""Checks of single values that a type and a range cannot express. Each raises ValueError with the allowed values."""
 
 from __future__ import annotations
 

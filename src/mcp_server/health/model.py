@@ -43,7 +43,7 @@ class HealthCheckPriority(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class CheckOutcome:
-    """What a check returns: a status, a description, what still works, and how to repair it.
+    """The result of a check: a status, a description, the functions that still work, and how to repair it.
 
     If ``name`` or ``priority`` is not set, those of the registered check are used.
     """

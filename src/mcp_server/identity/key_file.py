@@ -77,7 +77,7 @@ class _KeyFileContent(BaseModel):
 
 
 class NewKey(NamedTuple):
-    """A new key: what the file will keep, and the key itself, which is shown once."""
+    """A new key: its record in the file, and the key itself, which is shown once."""
 
     kept: ApiKey
     key: str

@@ -1,4 +1,4 @@
-"""Write a file that only the user of the server may read or write, and describe what failed."""
+"""Write a file that only the user of the server may read or write, and describe an error."""
 
 from __future__ import annotations
 

@@ -32,14 +32,14 @@ __all__ = [
 ]
 
 Reading = float | Mapping[str, float]
-"""What the function of a gauge returns: one number, or a number for each value of the gauge's only label."""
+"""The result of a gauge's function: one number, or a number for each value of the gauge's only label."""
 
 _registry: Registry | None = None
 _functions: dict[str, Callable[[], Reading]] = {}
 
 
 def configure(*, enabled: bool) -> None:
-    """Start counting, or stop it and drop what was counted. A call that changes nothing keeps all values."""
+    """Start counting, or stop it and drop all values. A call that changes nothing keeps all values."""
     global _registry  # noqa: PLW0603 - metrics belong to the process, as they do in prometheus_client
     if not enabled:
         _registry = None

@@ -1,4 +1,4 @@
-"""Undoes what a guard helper changed on the host, and the reaper process that does this when the guard helper is gone.
+"""Undoes the changes of a guard helper to the host, also in a reaper process if the guard helper was killed.
 
 The reaper only waits for the end of the guard helper. If the reaper was killed too, ``mcp-network-tools guard down``
 and the next start of a guard do the same work.

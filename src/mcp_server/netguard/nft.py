@@ -60,7 +60,7 @@ class Nft:
         self._socket.bind((0, 0))
 
     def run(self, script: str) -> str:
-        """Run a script as one transaction, and return what nft printed.
+        """Run a script as one transaction, and return the output of nft.
 
         If the guard's table exists afterwards, the ruleset is now the one that `read` compares with. Raises
         PlatformError ``guard_unavailable`` with the error of nft. It is also raised, before the script is run, if

@@ -214,7 +214,7 @@ class _Pasta:
             time.sleep(0.005)
 
     def error_output(self) -> str:
-        """Return what pasta wrote to standard error."""
+        """Return the text that pasta wrote to standard error."""
         output = os.pread(self._errors, 4096, 0).decode(errors="replace")
         # pasta also writes there that it cannot reach syslog.
         lines = [line for line in output.splitlines() if line and not line.startswith("Failed to send")]
@@ -239,7 +239,7 @@ def _check_tun() -> None:
 
 
 def _try_namespaces() -> None:
-    """Try what the guard needs in a forked process. Some systems allow the namespaces but no changes in them."""
+    """Make the namespaces and a ruleset in a forked process. Some systems allow namespaces, but no changes in them."""
 
     def attempt() -> dict[str, str]:
         try:

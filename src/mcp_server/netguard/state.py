@@ -1,4 +1,4 @@
-"""The record of what a guard helper changed on the host, kept in /run.
+"""The record of the changes of a guard helper to the host, kept in /run.
 
 Each change has a name that is known before it is made. All of them are written to one file first, so that a killed
 guard helper leaves a list of what must be undone (`cleanup`).
@@ -177,7 +177,7 @@ def lock() -> Iterator[None]:
 
 
 def record_server(state: GuardState, server: int) -> GuardState:
-    """Record the PID of the server, and keep what another guard has added to the file in the meantime."""
+    """Record the PID of the server, and keep the entries that another guard added to the file in the meantime."""
     with lock():
         updated = replace(load(state.path) or state, server=server)
         updated.save()

@@ -186,6 +186,6 @@ def _named(key: str) -> str:
 def _syntax_error(error: Exception) -> LineError:
     mark = getattr(error, "problem_mark", None)
     problem = str(getattr(error, "problem", None) or getattr(error, "reason", None) or "")
-    # The parser puts what it quotes from the file in quotation marks, so keep only messages without them.
+    # The parser puts text of the file in quotation marks, so keep only messages without them.
     reason = "" if re.search("['\"]", problem) or not problem.isprintable() else problem
     return LineError(mark.line + 1 if mark else 1, f"this is not YAML{f': {reason}' if reason else ''}.")

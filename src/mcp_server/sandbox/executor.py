@@ -34,7 +34,7 @@ def runner_argv(fd: int, *, allow_raw: bool = True) -> tuple[str, ...]:
 
 
 def probe_argv(*, allow_raw: bool = True) -> tuple[str, ...]:
-    """Return the command that prints what a runner here could do (`runner.main`)."""
+    """Return the command that prints the abilities of a runner on this host (`runner.main`)."""
     return _argv("probe", allow_raw=allow_raw)
 
 

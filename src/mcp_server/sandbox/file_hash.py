@@ -22,7 +22,7 @@ _known: dict[str, HashedFile] = {}
 
 
 def file_identity(path: str) -> tuple[int, ...]:
-    """Return what identifies the content of a regular file without reading it, from one stat(2).
+    """Return numbers that change when the content of a regular file changes, from one stat(2) without reading it.
 
     The ctime is part of it because, unlike the mtime, a program cannot set it back. Raises OSError, and
     FileNotFoundError if the path is missing or is not a regular file.

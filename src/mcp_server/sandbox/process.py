@@ -269,7 +269,7 @@ def _request(argv: tuple[str, ...], limits: ProcessLimits, sandbox: Sandbox) -> 
 
 
 def _check(argv: tuple[str, ...]) -> None:
-    """Refuse what execve(2) would refuse, before a process is started."""
+    """Raise an error for an ``argv`` that execve(2) would refuse, before a process is started."""
     path = argv[0] if argv else ""
     if not path.startswith("/"):
         raise PlatformError(f"{path!r} is not an absolute path.", code="binary_not_found")

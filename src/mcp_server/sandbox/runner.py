@@ -101,7 +101,7 @@ def _serve(control: int, *, allow_raw: bool) -> NoReturn:
 
 
 def _settle(control: int) -> int:
-    """Reset what the process inherited: descriptors, working directory, umask, signals.
+    """Reset the state that the process inherited: descriptors, working directory, umask, signals.
 
     Return the new number of the control socket.
     """

@@ -1,4 +1,4 @@
-"""A system call filter (seccomp(2)) for what Landlock does not cover.
+"""A system call filter (seccomp(2)) for the actions that Landlock does not cover.
 
 Landlock restricts which files can be opened. It does not restrict changes to the owner, mode, times or attributes of a
 file, connections to sockets in the file system (such as a container engine's), the user's keyrings, System V and POSIX

@@ -64,7 +64,7 @@ class ScopePolicy:
         self._trees: Final = {version: self._three_trees(version) for version in WIDTHS}
 
     def _three_trees(self, version: int) -> tuple[RadixTree, RadixTree, RadixTree]:
-        """The trees of what is allowed outside loopback, allowed inside loopback, and excluded or always refused."""
+        """The trees of networks: allowed outside loopback, allowed inside loopback, and excluded or always refused."""
         width, networks = WIDTHS[version], self._allow.networks[version]
         low, high = LOOPBACK[version]
         shortest = width - (high - low).bit_length()

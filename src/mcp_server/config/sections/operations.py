@@ -28,7 +28,7 @@ class HealthConfig(Section):
 
 
 class MetricsConfig(Section):
-    """What is counted, and where the metrics can be read."""
+    """Which metrics are collected, and where they can be read."""
 
     section: ClassVar[str] = "metrics"
 
@@ -47,7 +47,7 @@ class MetricsConfig(Section):
 
 
 class TracingConfig(Section):
-    """Where the spans of calls are sent. Without an endpoint, no spans are recorded."""
+    """The collector of the spans of calls. Without an endpoint, no spans are recorded."""
 
     section: ClassVar[str] = "tracing"
 
@@ -66,7 +66,7 @@ class TracingConfig(Section):
 
 
 class LoggingConfig(Section):
-    """What is logged and where. Standard output never contains log records."""
+    """The level, form and destination of log records. Standard output never contains log records."""
 
     section: ClassVar[str] = "logging"
 
