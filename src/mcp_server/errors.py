@@ -39,7 +39,7 @@ class ToolErrorType(StrEnum):
 
 
 class ExitCode:
-    """Exit codes of the command line, grouped by what the caller can do."""
+    """Exit codes of the command line. Errors with the same remedy share a code."""
 
     OK: Final = 0
     INTERNAL: Final = 1
@@ -119,7 +119,9 @@ ERRORS: Final[dict[str, ErrorSpec]] = {
         403, ExitCode.REFUSED, "Ask the operator to set security.allow_intrusive to true."
     ),
     "risk_not_allowed": ErrorSpec(
-        403, ExitCode.REFUSED, "Ask for less, for example mode discover, or ask the operator to raise max_risk."
+        403,
+        ExitCode.REFUSED,
+        "Make a call of lower risk, such as mode discover, or ask the operator to raise max_risk.",
     ),
     "outside_time_window": ErrorSpec(
         403, ExitCode.BUSY, "Call again inside the time window, which 'scope check' shows.", retryable=True
@@ -213,7 +215,7 @@ ERRORS: Final[dict[str, ErrorSpec]] = {
     "output_exceeded": ErrorSpec(
         502,
         ExitCode.INCOMPLETE,
-        "Ask for less at once, or ask the operator to raise limits.max_raw_bytes.",
+        "Split the call into smaller calls, or ask the operator to raise limits.max_raw_bytes.",
         type=_RESOURCES,
     ),
     "cancelled": ErrorSpec(
@@ -267,7 +269,7 @@ class NetworkToolsError(Exception):
         return self.spec.retryable
 
     def as_dict(self) -> dict[str, Any]:
-        """The body of a problem at every interface: code, message, hint, retryable, and details if there are any."""
+        """The error as every interface shows it: code, message, hint, retryable, and details if there are any."""
         body: dict[str, Any] = {
             "code": self.code,
             "message": self.message,

@@ -12,8 +12,8 @@ from typing import Any
 
 __all__ = ["bound", "get_logger", "structlog"]
 
-# structlog imports rich for tracebacks that no line here has. Without rich a start is 40 ms shorter. Hiding it is safe
-# only while no other thread may import it.
+# structlog imports rich to format tracebacks, which these logs do not use. Without rich, a start is 40 ms shorter.
+# Hiding it is safe only while no other thread can import it.
 _hide_rich = "rich" not in sys.modules and threading.active_count() == 1
 if _hide_rich:
     sys.modules["rich"] = None  # type: ignore[assignment]  # Python's mark for a module that cannot be imported

@@ -119,7 +119,7 @@ async def test_every_interface_gives_the_same_explanation(interfaces: Interfaces
     assert (found["127.0.9.1"]["allowed"], found["127.0.9.1"]["max_risk"]) == (True, "scan")
     assert found["127.0.9.1"]["policy_entries"] == [{"entry": "127.0.9.0/24", "line": 8, "max_risk": "scan"}]
     assert "127.0.0.13, which the policy excludes in line 12" in found["127.0.0.8/29"]["reason"]
-    assert found["127.0.0.8/29"]["hint"] == "Allowed of it: 127.0.0.8/30, 127.0.0.12, 127.0.0.14/31."
+    assert found["127.0.0.8/29"]["hint"] == "Allowed part: 127.0.0.8/30, 127.0.0.12, 127.0.0.14/31."
     closed = found["10.9.0.1"]
     (window,) = closed["windows"]
     if not window["open"]:  # it is open for one minute a week

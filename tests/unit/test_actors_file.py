@@ -155,13 +155,13 @@ def test_a_mistake_is_named_with_its_line(tmp_path: Path, text: str, said: str) 
 
 
 def test_a_file_that_others_can_write_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="can be written by others"):
+    with pytest.raises(ConfigError, match="can be written by users other than its owner"):
         read_actors_file(written(tmp_path, GOOD, 0o666))
     folder = tmp_path / "open"
     folder.mkdir()
     path = written(folder, GOOD)
     folder.chmod(0o777)
-    with pytest.raises(ConfigError, match="can be replaced by others"):
+    with pytest.raises(ConfigError, match="can be replaced by other users"):
         read_actors_file(path)
 
 

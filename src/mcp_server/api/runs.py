@@ -19,7 +19,7 @@ def reader(actor: Actor) -> str | None:
 
     Raises AccessError ``insufficient_scope`` if it may read none.
     """
-    require_permission(actor.access, Permission.RUNS_READ, "runs are shown to callers that may read them")
+    require_permission(actor.access, Permission.RUNS_READ, "Reading runs")
     return actor.own_runs
 
 

@@ -234,7 +234,7 @@ class Sealer:
 
 
 class _MismatchError(Exception):
-    """The log is not what the stored tree or a checkpoint says."""
+    """The log does not match the stored tree or a checkpoint."""
 
 
 def ship(note: str, ship_to: str, syslog: Path = SYSLOG_SOCKET) -> None:

@@ -80,7 +80,7 @@ def read_tail(descriptor: int, size: int) -> Tail:
             line = data[begin : end - 1] if end else None
             return Tail(line, size - want + end, data[end:])
         if want >= 2 * TAIL_LIMIT:
-            raise OSError(errno.EFBIG, "its end is no line of a log")
+            raise OSError(errno.EFBIG, "it does not end with a line of a log")
         want = min(size, want * 8, 2 * TAIL_LIMIT)
 
 

@@ -93,7 +93,7 @@ class _Walk:
     previous: tuple[str, int] = ("", 0)
 
     def stop(self, kind: BreakKind, detail: str, *, at: tuple[str, int] | None = None, seq: int | None = None) -> None:
-        """Set the first error, at the present line unless ``at`` gives another one."""
+        """Set the first error, at the present line unless ``at`` is set."""
         file, line = at or (self.file, self.line)
         self.report.broken = Break(kind, file, line, self.frontier.size if seq is None else seq, detail)
 

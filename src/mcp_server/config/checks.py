@@ -1,4 +1,4 @@
-"""Checks of single values that a type and a range cannot express. Each raises ValueError with what is allowed."""
+"""Checks of single values that a type and a range cannot express. Each raises ValueError with the allowed values."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def check_device(name: str) -> str:
 
 
 def check_shipment(target: str) -> str:
-    """Accept where checkpoints are sent: syslog, an absolute path, or empty for nowhere."""
+    """Accept a destination of checkpoints: syslog, an absolute path, or an empty text for no destination."""
     if target not in {"", "syslog"} and not target.startswith("/"):
         raise ValueError(f"{target!r} is neither syslog nor an absolute path")
     return target
@@ -167,7 +167,7 @@ def check_issuer(url: str) -> str:
 
 
 def check_jwks_url(url: str) -> str:
-    """Accept an https URL, an http URL on loopback, or an empty one: nobody may replace the keys in transit."""
+    """Accept an https URL, an http URL on loopback, or an empty one. Over http, keys could be replaced in transit."""
     from urllib.parse import urlsplit
 
     check_http_url(url)

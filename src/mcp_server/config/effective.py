@@ -19,7 +19,7 @@ class EffectiveLimits:
     """Each limit once, in seconds, bytes or counts.
 
     If several keys set the same limit, ``security`` takes precedence over ``limits``, and ``limits`` over ``tool``,
-    whatever source the values came from.
+    also if the values came from different sources.
     """
 
     max_args_length: int

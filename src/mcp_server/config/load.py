@@ -20,7 +20,7 @@ from mcp_server.config.sources import FILE_VARIABLE, GivenValue, from_env, from_
 _logger = logging.getLogger("mcp_server.config")
 
 READ_SINCE: Final = time.time()
-"""This process has read no configuration before this moment (seconds since 1970)."""
+"""When this module was loaded, in seconds since 1970. The configuration was first read later than that."""
 
 
 def load_config(

@@ -104,7 +104,7 @@ class Config(Section):
     def mark_loaded(
         self, *, file: Path | None, clamped: tuple[ClampedValue, ...], sources: dict[tuple[str, str], Source]
     ) -> None:
-        """Record what the loader saw: the file, the clamped numbers, and the source of each (section, key)."""
+        """Record the results of loading: the file, the clamped numbers, and the source of each (section, key)."""
         self._file, self._clamped = file, clamped
         for (section, key), source in sources.items():
             holder: Section = getattr(self, section) if section else self

@@ -48,7 +48,7 @@ _QUERY_SECRET: Final = rf"(?i)([?&;][^=&;]*(?:{_IN_TEXT}|key)[^=&;]*=)[^&;]*"
 
 _LEAST_CHARS: Final = 32
 _known: set[str] = set()
-"""Secrets that are removed from every text, because they have no form by which a pattern could find them."""
+"""Secrets that are removed from every text. They have no fixed form, so no pattern can find them."""
 
 
 def hide(secret: str) -> None:

@@ -12,7 +12,7 @@ from mcp_server.errors import NetworkToolsError
 
 
 class Trigger(StrEnum):
-    """What asked for a reload."""
+    """What started a reload."""
 
     FILE = "file"
     SIGNAL = "signal"
@@ -40,7 +40,7 @@ class ReloadResult:
         return "applied" if self.error is None else "kept"
 
     def as_dict(self) -> dict[str, Any]:
-        """The same, ready for JSON."""
+        """Return the result, ready for JSON."""
         body = {
             "result": self.result,
             "by": self.by.value,

@@ -42,7 +42,7 @@ precedence over an earlier one.
 - A number outside its range is moved to the nearest bound and logged (`config.value_clamped`).
 - An unknown section, key or `MCP_` variable is an error (`config_invalid`). So is a value of the wrong type.
 - If keys of several sections set the same limit, `security` takes precedence over `limits`, and `limits` over `tool`,
-  whatever source the values came from.
+  also if the values came from different sources.
 - A [reload](reload.md) applies every key, except the keys marked *restart*, which are read at the start.
 - Passwords in URLs, and keys named token, secret, password or key, are shown as `***`.
 - [Differences from the specification](differences.md) lists the keys, limits and defaults that differ from it.

@@ -1,7 +1,7 @@
 """Watch files that are replaced by an editor, a package manager or a Kubernetes ConfigMap, and links that lead to them.
 
-The watched folders are those of each file and of each symbolic link on its path. A file has changed if `file_state` of
-its path has changed; the events of the file system only say when to look.
+The folder of each file and of each symbolic link on its path is watched. A file has changed if `file_state` of its path
+has changed. The events of the file system only say when to compare the states.
 """
 
 from __future__ import annotations

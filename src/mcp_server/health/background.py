@@ -27,7 +27,7 @@ class Threaded(Generic[T]):
         self._running: Future[T] | None = None
 
     async def __call__(self) -> T:
-        """Return what the work returns, or raise what it raises."""
+        """Return the result of the work, or raise its exception."""
         if self._running is None or self._running.done():
             running: Future[T] = Future()
             running.set_running_or_notify_cancel()  # a caller that is cancelled must not cancel it for the others

@@ -34,7 +34,7 @@ def worst(*statuses: HealthStatus) -> HealthStatus:
 
 
 class HealthCheckPriority(IntEnum):
-    """How much a check counts: only a failed CRITICAL one makes the server unhealthy, others degrade it."""
+    """The effect of a failed check: a CRITICAL check makes the server unhealthy, other checks degrade it."""
 
     CRITICAL = 0
     IMPORTANT = 1
@@ -43,7 +43,7 @@ class HealthCheckPriority(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class CheckOutcome:
-    """What a check returns: a status, a description, what still works, and how to repair it.
+    """The result of a check: a status, a description, the functions that still work, and how to repair it.
 
     If ``name`` or ``priority`` is not set, those of the registered check are used.
     """
@@ -58,7 +58,7 @@ class CheckOutcome:
 
 @dataclass(frozen=True, slots=True)
 class HealthCheckResult:
-    """One outcome, with the name of its registered check, when that was started, and how many seconds it took."""
+    """One outcome of a check, with the name, the start time and the duration in seconds of the registered check."""
 
     name: str
     status: HealthStatus

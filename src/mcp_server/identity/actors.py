@@ -73,7 +73,7 @@ class Actors:
         return replace(bounds.access(Role.VIEWER, self.hash), permissions=held)
 
     def outside(self, policy: ScopePolicy) -> Iterator[tuple[str, str]]:
-        """Each actor with an entry of its networks that is not wholly in scope, so that the rest allows nothing."""
+        """Each actor and each entry of its networks that is not completely in scope. The rest of it allows nothing."""
         bounds = {id(each): each for each in (*self.known.values(), *([self.others] if self.others else []))}
         for each in bounds.values():
             for entry in each.networks or ():

@@ -98,7 +98,7 @@ def _credentials(node: Node, keys: dict[str, Node]) -> list[tuple[str, Node]]:
         (subject_name(read_text(each, "a subject", SUBJECT_CHARS)), each) for each in _one_or_more(keys, "subject")
     ]
     if not found:
-        refuse(node, "an actor must have a key or a subject.", "Its credential is recognized by one of them.")
+        refuse(node, "an actor must have a key or a subject.", "The server recognizes the actor by one of them.")
     for credential, at in found:
         if credential in {"key:", "sub:"}:
             refuse(at, "a key or a subject must not be empty.")

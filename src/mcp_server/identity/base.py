@@ -28,7 +28,7 @@ class Identity:
 
 
 class Rejected(Exception):  # noqa: N818 - a finding, not a failure of the server
-    """A credential that belongs to nobody.
+    """A credential was refused: it is unknown, wrong, expired or revoked.
 
     ``kind`` and ``reason`` are words of this package for the log and a metric. The caller sees neither. ``guess`` says
     whether the caller may be guessing: a credential that was valid and has expired is not a guess. ``key_id`` is the

@@ -1,4 +1,4 @@
-"""Fetch one small document over HTTP from a server that is trusted no further than its certificate."""
+"""Fetch one small document over HTTP, with limits on its size and on the time that it takes."""
 
 from __future__ import annotations
 

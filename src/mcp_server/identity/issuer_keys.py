@@ -2,7 +2,7 @@
 
 A URL is fetched if no keys are known, if the known keys are older than `FRESH_SEC` (in the background, so requests do
 not wait), and if a token names an unknown key, because the issuer may have a new one. It is never fetched twice within
-`PAUSE_SEC`, whatever callers send. A key that the issuer has removed is no longer accepted after the next fetch. If the
+`PAUSE_SEC`. A key that the issuer has removed is no longer accepted after the next fetch. If the
 issuer does not answer, the last keys stay in use for `KEEP_SEC`.
 """
 

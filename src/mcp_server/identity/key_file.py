@@ -1,4 +1,4 @@
-"""The file of API keys in the state folder: what is kept of a key, and how the file is read and replaced.
+"""The file of API keys in the state folder: the record of each key, and how the file is read and replaced.
 
 A key is ``mnt_ID_SECRET``: 12 hexadecimal digits that identify it, and 32 random bytes in base64url. The file keeps the
 SHA-256 of the whole key. A slow hash, as for passwords, would add nothing: 256 random bits cannot be guessed (NIST SP
@@ -43,7 +43,7 @@ _RULES: Final = FileRules(
 
 
 class ApiKey(BaseModel):
-    """What is kept of a key: everything but the key. Times are UTC."""
+    """The record of one key. It has the hash of the key, not the key itself. Times are UTC."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -77,7 +77,7 @@ class _KeyFileContent(BaseModel):
 
 
 class NewKey(NamedTuple):
-    """A new key: what the file will keep, and the key itself, which is shown once."""
+    """A new key: its record in the file, and the key itself, which is shown once."""
 
     kept: ApiKey
     key: str

@@ -29,7 +29,7 @@ _RULES: Final = FileRules(
 
 
 class LocalToken:
-    """The credential that is the token itself."""
+    """Accepts the token of the state folder as a credential."""
 
     def __init__(self, token: str) -> None:
         hide(token)

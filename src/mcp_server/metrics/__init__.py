@@ -32,14 +32,14 @@ __all__ = [
 ]
 
 Reading = float | Mapping[str, float]
-"""What the function of a gauge returns: one number, or a number for each value of the gauge's only label."""
+"""The result of a gauge's function: one number, or a number for each value of the gauge's only label."""
 
 _registry: Registry | None = None
 _functions: dict[str, Callable[[], Reading]] = {}
 
 
 def configure(*, enabled: bool) -> None:
-    """Start counting, or stop it and drop what was counted. A call that changes nothing keeps all values."""
+    """Start counting, or stop it and drop all values. A call that changes nothing keeps all values."""
     global _registry  # noqa: PLW0603 - metrics belong to the process, as they do in prometheus_client
     if not enabled:
         _registry = None
@@ -76,7 +76,7 @@ def gauge(name: str, value: float, /, **labels: str) -> None:
 
 
 def gauge_function(name: str, function: Callable[[], Reading]) -> None:
-    """Have `refresh` set a gauge of `METRICS` to what ``function`` returns; replaces the gauge's previous function."""
+    """Have `refresh` set a gauge to the result of ``function``, which replaces the gauge's previous function."""
     if METRICS[name].kind != "gauge":
         raise ValueError(f"{name} is a {METRICS[name].kind}, not a gauge")
     _functions[name] = function

@@ -1,4 +1,4 @@
-"""The short answer for an agent: what a run found, collected as it arrives and written within a budget.
+"""The short answer for an agent: the findings of a run, collected as they arrive and written within a budget.
 
 If there are few hosts, each has a line, in which ports with the same service are grouped. If there are many, hosts with
 the same open ports are grouped. Neither form leaves out an open port without saying so. Text that targets wrote
@@ -118,7 +118,7 @@ class HostDigest:
         return f"{self.up} up"
 
     def add(self, host: Host) -> None:
-        """Count a host, and keep what its line and its group need. A host that is not up is ignored."""
+        """Count a host, and keep the data for its line and its group. A host that is not up is ignored."""
         if host.state != "up":
             return
         self.open_ports += sum(port.state == "open" for port in host.ports)
@@ -184,8 +184,8 @@ class HostDigest:
     def groups(self, budget_chars: int) -> tuple[list[dict[str, str]], int]:
         """Return hosts grouped by their open ports, ordered by lowest address, and how many hosts did not fit.
 
-        If not all fit, naming every port set comes before listing addresses. A list of addresses that is cut ends with
-        ``+N``, where N is the number of addresses left out.
+        If not all fit, every port set is named first, and addresses are listed with the characters that are left. A
+        list of addresses that is cut ends with ``+N``: N is the number of addresses left out.
         """
         groups = [_Group(text, *numbers) for text, numbers in self._grouped().items()]
         remaining = budget_chars - 2
@@ -195,7 +195,7 @@ class HostDigest:
                 break
             remaining -= group.overhead
             kept.append(group)
-        # The shortest list comes first, so that later lists share what it does not use.
+        # The shortest list comes first, so that later lists share the characters that it does not use.
         for index, group in enumerate(sorted(kept, key=lambda group: group.size)):
             remaining -= group.fit(remaining // (len(kept) - index))
         chosen = {id(group) for group in kept}

@@ -1,4 +1,4 @@
-"""What a tool observed of a host, in nmap's vocabulary.
+"""The observations of a host by a tool, in nmap's vocabulary.
 
 Port states are nmap's six: open, closed, filtered, unfiltered, open|filtered and closed|filtered. ``reason``,
 ``method`` (table or probed) and ``conf`` (0 to 10) are words of nmap's DTD.
@@ -37,7 +37,7 @@ class Script:
 
 @dataclass(frozen=True, slots=True)
 class VersionProbe:
-    """What a service answered when nmap asked what it is.
+    """The answer of a service to nmap's version probes.
 
     ``name`` is set only if it is not written like a name of nmap's table: then it may be the target's text.
     """
@@ -60,7 +60,7 @@ class ServiceText:
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """What listens on a port. ``conf`` says how sure nmap is, from 0 to 10."""
+    """The service that listens on a port. ``conf`` says how sure nmap is, from 0 to 10."""
 
     name: str = ""
     tunnel: str = ""

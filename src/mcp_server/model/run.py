@@ -150,5 +150,5 @@ class Run:
 
     @property
     def stderr(self) -> str:
-        """What the tool wrote on standard error, sanitized. It may repeat text of the target."""
+        """The standard error of the tool, sanitized. It may repeat text of the target."""
         return self.from_target.get("stderr", "")

@@ -86,7 +86,7 @@ def _listed(numbers: list[int], suffix: str) -> str:
 
 
 def _maybe_open(host: Host, *, exact: bool = True) -> list[str]:
-    """Return the open|filtered ports: a list if there are few, otherwise or if nmap lists none their count."""
+    """Return the open|filtered ports: a list if nmap lists them and they are few, otherwise their count."""
     listed: dict[str, list[Port]] = {}
     for port in host.ports:
         if port.state == "open|filtered":
@@ -105,7 +105,7 @@ def _maybe_open(host: Host, *, exact: bool = True) -> list[str]:
 
 
 def _service_texts(service: Service | None) -> tuple[str, str]:
-    """Return what a probe found: the name of the service, and the text of the target about it."""
+    """Return the result of a probe: the name of the service, and the text of the target about it."""
     if service is None or service.method != "probed":
         return "", ""
     probe = service.from_target.version_probe

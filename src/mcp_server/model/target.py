@@ -38,11 +38,11 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One target, resolved once: the text that was given, and the canonical networks that a tool receives instead.
+    """One target, resolved once: the caller's text, and the canonical networks that a tool receives instead of it.
 
     ``given`` is the caller's text, for messages only. ``networks`` are what the tool may touch; one address is a /32 or
-    /128. ``name`` is the A-label that was resolved, and ``evidence`` says how. Both are None if an address or a
-    network was given.
+    /128. ``name`` is the A-label that was resolved, and ``evidence`` says how. Both are None if the target
+    is an address or a network.
     """
 
     given: str
@@ -94,7 +94,7 @@ class Targets:
         return tuple(item.name for item in self.items if item.name is not None)
 
     def of_version(self, version: int) -> Targets:
-        """Return the targets, where a name with both IP versions keeps only the addresses of ``version``."""
+        """Return the targets of one IP version. A name with both versions keeps only the addresses of ``version``."""
         return Targets(
             tuple(
                 replace(item, networks=tuple(net for net in item.networks if net.version == version))

@@ -27,7 +27,7 @@ CALL_TEXT_LIMIT: Final = 16 * 1024 * 1024
 FROM_TARGET: Final = "from_target"
 """The key under which every interface shows text of targets, by source. It appears nowhere else."""
 VERSION_PROBE: Final = "version_probe"
-"""The source of product, version and similar text: what a service answered when nmap asked what it is."""
+"""The source of product, version and similar text: the answer of a service to nmap's version probes."""
 
 _ESCAPED_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 # Letters and marks that show nothing: the grapheme joiner, Hangul fillers, Khmer inherent vowels,

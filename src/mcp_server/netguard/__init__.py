@@ -39,7 +39,7 @@ class GuardReading:
     """The state of the guard at one moment.
 
     ``ruleset`` is the SHA-256 of the ruleset in hex. ``generation`` is the kernel's number of the last change to it.
-    ``passed`` counts packets. ``drops`` counts dropped packets by rule, but only those that a tool must have sent.
+    ``passed`` counts packets. ``drops`` counts dropped packets by rule, but not packets that a kernel sends by itself.
     """
 
     ruleset: str
@@ -49,7 +49,7 @@ class GuardReading:
 
     @property
     def dropped(self) -> int:
-        """Dropped packets, over all rules."""
+        """The number of dropped packets, over all rules."""
         return sum(self.drops.values())
 
 
@@ -76,7 +76,7 @@ class Guard(Protocol):
     async def reload(self, policy_hash: str) -> None:
         """Make the guard helper read the operator's policy again and apply it in one transaction.
 
-        Raises PlatformError ``guard_unavailable`` if the guard helper read another policy than ``policy_hash``.
+        Raises PlatformError ``guard_unavailable`` if the guard helper read a policy with a different hash.
         """
         ...
 

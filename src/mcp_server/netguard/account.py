@@ -86,7 +86,8 @@ def find_account(name: str, key: str) -> Account:
         ) from None
     if found.pw_uid == 0 or found.pw_gid == 0:
         raise ConfigError(
-            f"{key}: {name!r} is root or in root's group. The guard accepts no such user.", hint="Set another user."
+            f"{key}: {name!r} is root or in root's group. The guard does not accept this.",
+            hint="Set an unprivileged user.",
         )
     return Account(found.pw_name, found.pw_uid, found.pw_gid, found.pw_dir)
 

@@ -1,4 +1,4 @@
-"""Chooses the tier for a start: what the operator asks for, what works on this host, and what is required."""
+"""Chooses the tier when the server starts, from the operator's settings and from what works on this host."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ _AS_CONFIGURED: Final = "security.guard is set to this tier."
 
 @dataclass(frozen=True, slots=True)
 class GuardChoice:
-    """The tier for a start, and in sentences why there is no stronger one. ``reason`` is empty for the strongest."""
+    """The chosen tier. ``reason`` says in full sentences why it is not a stronger one, and is empty for the strongest.
+
+    The sentences are for the log and for error messages.
+    """
 
     enforcement: Enforcement
     reason: str = ""
@@ -93,7 +96,7 @@ def _best_without_root() -> GuardChoice:
 
 
 def _rootless_unavailable() -> str:
-    """Return why this process cannot set up the rootless tier, in sentences; empty if it can."""
+    """Return why this process cannot set up the rootless tier, in full sentences, or an empty string if it can."""
     from mcp_server.netguard.rootless import rootless_unavailable
 
     return rootless_unavailable()

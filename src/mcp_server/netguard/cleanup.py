@@ -1,4 +1,4 @@
-"""Undoes what a guard helper changed on the host, and the reaper process that does this when the guard helper is gone.
+"""Undoes the changes of a guard helper to the host, also in a reaper process if the guard helper was killed.
 
 The reaper only waits for the end of the guard helper. If the reaper was killed too, ``mcp-network-tools guard down``
 and the next start of a guard do the same work.
@@ -58,8 +58,8 @@ def undo_dead_guards() -> None:
 def _delete_tables(state: GuardState) -> list[str]:
     if not state.tables:
         return []
-    # Because of "add", "delete" succeeds if the table does not exist. This is one transaction, so nobody sees the
-    # table.
+    # Because of "add", "delete" succeeds if the table does not exist. This is one transaction, so no
+    # other program sees the table.
     script = "".join(f"add table {family} {name}\ndelete table {family} {name}\n" for family, name in state.tables)
     try:
         nft = Nft()

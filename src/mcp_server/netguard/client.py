@@ -87,7 +87,7 @@ class PacketGuard:
         """Make the guard helper read the operator's files again.
 
         Raises the guard helper's error if a file is invalid; then nothing has changed. Raises PlatformError
-        ``guard_unavailable`` if it read another policy than ``policy_hash``; then that policy is in force.
+        ``guard_unavailable`` if the policy that it read has a different hash; then that policy is in force.
         """
         if self._enforcement is Enforcement.ROOTLESS and policy_hash == self.policy_hash:
             return  # in this tier, the guard helper refuses every reload

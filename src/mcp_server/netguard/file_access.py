@@ -1,4 +1,4 @@
-"""What the server's user must be able to reach in the kernel tier, and what it must not be able to change."""
+"""Checks which files the server's user can read in the kernel tier, and that it cannot change those of the operator."""
 
 from __future__ import annotations
 

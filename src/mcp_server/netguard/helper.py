@@ -80,7 +80,7 @@ class GuardHelper(ABC):
 
     @abstractmethod
     def take_down(self) -> None:
-        """Undo what `build` did, even if it failed halfway. The server has ended before."""
+        """Undo the changes of `build`, even if it failed halfway. The server has already ended."""
 
     def check_reload(self, config: Config, policy: ScopePolicy) -> None:  # noqa: B027 - a tier may have no more to check
         """Check a new configuration and policy before they are applied."""
@@ -205,7 +205,7 @@ class GuardHelper(ABC):
         logger.info("guard.reloaded", policy=policy.hash)
 
     def description(self) -> dict[str, Any]:
-        """Return what the server and ``guard status`` need to know besides a reading."""
+        """Return the facts that the server and ``guard status`` need besides a reading."""
         return {
             "enforcement": self.enforcement.value,
             "policy": self.policy.hash,

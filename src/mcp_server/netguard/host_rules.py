@@ -51,7 +51,7 @@ class HostRules:
         self._replace(*self._tables["users"], _user_rules(self._server, loopback))
 
     def _replace(self, family: str, name: str, chains: str) -> None:
-        # `Nft.run` takes the whole ruleset for the guard's if the namespace has a guarded device, as the host's can.
+        # Use a new `Nft` each time: if the host has a guard's table too, `Nft.run` fails after any other change.
         loading = Nft()
         try:
             table = f"table {family} {name}"
@@ -87,7 +87,7 @@ class HostRules:
 def _nat_rules(plan: NetworkPlan) -> str:
     """Return the chains for nat mode: which packets are forwarded between namespace and uplink, and masquerading.
 
-    If the uplink forwarded nothing before, it forwards nothing else now.
+    If the uplink did not forward packets before, it forwards only the packets of the namespace now.
     """
     inner = ip_interface(plan.own[0]).ip
     others = "" if plan.forwards_already else f'iifname "{plan.uplink}" oifname != "{plan.device}" counter drop'
@@ -109,7 +109,7 @@ def _nat_rules(plan: NetworkPlan) -> str:
 def _user_rules(server: int | None, loopback: Iterable[int]) -> str:
     """Return the chain of rules by user id.
 
-    A socket that was created on the host stays in the host's namespace, even in the hands of a guarded process. The
+    A socket that was created on the host stays in the host's namespace, even if a guarded process uses it. The
     server's sockets there may answer clients but not connect to anything. Without this rule, the server could reuse an
     accepted connection: ``connect`` to AF_UNSPEC, then to another address. Some kernels allow this with the listening
     socket too. Packets of the loopback runner may go to the host's own loopback only.

@@ -234,7 +234,7 @@ class KernelGuardHelper(GuardHelper):
         if unnamed:
             self._unnamed = found.loopback
         if found.loopback is not None and found.loopback.uid == self._accounts.server.uid:
-            raise ConfigError("guard.loopback_user is the user that the server runs as.", hint="Set another user.")
+            raise ConfigError("guard.loopback_user is the user that the server runs as.", hint="Set a different user.")
         return Accounts(self._accounts.server, found.loopback)
 
     def finish_reload(self) -> None:
@@ -260,7 +260,7 @@ class KernelGuardHelper(GuardHelper):
         return {**super().description(), "mode": self._plan.mode, "uplink": self._plan.uplink}
 
     def _report_status(self) -> None:
-        """Reply to ``guard status`` with a reading, or with the error of it. Other users than root get no reply."""
+        """Reply to ``guard status`` with a reading, or with the error if reading fails. Only root gets a reply."""
         if self._status_socket is None:
             return
         with suppress(OSError):
@@ -297,10 +297,10 @@ class KernelGuardHelper(GuardHelper):
 
 
 def kernel_unavailable(config: Config) -> str:
-    """Return why root cannot set up the kernel tier here, in sentences; empty if it can.
+    """Return why root cannot set up the kernel tier here, in full sentences, or an empty string if it can.
 
-    If ``guard.user`` is not set, the operator did not ask for this tier. Then anything else that would make the start
-    fail is a reason too.
+    If ``guard.user`` is not set, the operator did not ask for this tier. In that case, every other problem that would
+    make the start fail is a reason too.
     """
     try:
         _check_capabilities()

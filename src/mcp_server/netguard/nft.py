@@ -60,11 +60,11 @@ class Nft:
         self._socket.bind((0, 0))
 
     def run(self, script: str) -> str:
-        """Run a script as one transaction, and return what nft printed.
+        """Run a script as one transaction, and return the output of nft.
 
         If the guard's table exists afterwards, the ruleset is now the one that `read` compares with. Raises
         PlatformError ``guard_unavailable`` with the error of nft. It is also raised, before the script is run, if
-        somebody else has changed the ruleset.
+        another program has changed the ruleset.
         """
         with self._lock:
             if self._loaded is not None:

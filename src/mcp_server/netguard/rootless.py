@@ -85,9 +85,9 @@ def _pasta_argv(pid: int, network: IPv4Network, uplink: str) -> list[str]:
 
 
 def rootless_unavailable() -> str:
-    """Return why this process cannot set up the rootless tier, in sentences; empty if it can. This takes 15 ms."""
+    """Return why this process cannot set up the rootless tier, or an empty string if it can. This takes 15 ms."""
     if os.geteuid() == 0:
-        return "It is only for other users than root. Root can use the kernel tier."
+        return "It is only for users other than root. Root can use the kernel tier."
     try:
         _find_pasta()
         _check_tun()
@@ -214,7 +214,7 @@ class _Pasta:
             time.sleep(0.005)
 
     def error_output(self) -> str:
-        """Return what pasta wrote to standard error."""
+        """Return the text that pasta wrote to standard error."""
         output = os.pread(self._errors, 4096, 0).decode(errors="replace")
         # pasta also writes there that it cannot reach syslog.
         lines = [line for line in output.splitlines() if line and not line.startswith("Failed to send")]
@@ -239,7 +239,7 @@ def _check_tun() -> None:
 
 
 def _try_namespaces() -> None:
-    """Try what the guard needs in a forked process. Some systems allow the namespaces but no changes in them."""
+    """Make the namespaces and a ruleset in a forked process. Some systems allow namespaces, but no changes in them."""
 
     def attempt() -> dict[str, str]:
         try:

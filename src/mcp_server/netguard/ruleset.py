@@ -266,7 +266,7 @@ def update(sets: GuardSets) -> str:
 
 
 def release() -> str:
-    """Return the script that removes the chain ``hold``. Until then, it drops what the other rules let pass."""
+    """Return the script that removes the chain ``hold``, which drops every frame that passes the other rules."""
     return f"delete chain netdev {TABLE} hold\ndelete counter netdev {TABLE} held\n"
 
 

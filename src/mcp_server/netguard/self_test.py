@@ -1,8 +1,8 @@
 """The self-test of the ruleset, before the guarded device is connected: forbidden frames are dropped, others pass.
 
-The frames are sent on the guarded device while the chain ``hold`` drops whatever the other rules let pass (`ruleset`).
-So no frame leaves, even if the rules fail. No host has the addresses used here: they are reserved, partly for
-documentation (RFC 5737, RFC 3849, RFC 5771, RFC 6676).
+The frames are sent on the guarded device while the chain ``hold`` drops every frame that passes the other rules. So no
+frame leaves, even if the rules fail. No host has the addresses used here: they are reserved, partly for documentation
+(RFC 5737, RFC 3849, RFC 5771, RFC 6676).
 """
 
 from __future__ import annotations

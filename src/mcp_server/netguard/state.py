@@ -1,4 +1,4 @@
-"""The record of what a guard helper changed on the host, kept in /run.
+"""The record of the changes of a guard helper to the host, kept in /run.
 
 Each change has a name that is known before it is made. All of them are written to one file first, so that a killed
 guard helper leaves a list of what must be undone (`cleanup`).
@@ -36,7 +36,7 @@ class GuardState:
 
     ``helper`` and ``server`` are PIDs. ``born`` is the start time of the guard helper in clock ticks, because PIDs are
     reused. ``host`` is the inode of the network namespace that was changed. ``tables`` are nftables tables (family and
-    name). ``sysctls`` are files with their previous content. ``addresses`` are the guard's own on the uplink's network.
+    name). ``sysctls`` are files with their previous content. ``addresses`` are the guard's on the uplink.
     """
 
     helper: int
@@ -163,7 +163,7 @@ def all_guards() -> list[GuardState]:
 
 @contextmanager
 def lock() -> Iterator[None]:
-    """Let only one process at a time change records, because one guard can need a setting that another one restores."""
+    """Let only one process at a time change records: a guard can need a setting that a second guard restores."""
     run_folder(make=True)
     try:
         handle = os.open(RUN / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
@@ -177,7 +177,7 @@ def lock() -> Iterator[None]:
 
 
 def record_server(state: GuardState, server: int) -> GuardState:
-    """Record the PID of the server, and keep what another guard has added to the file in the meantime."""
+    """Record the PID of the server, and keep the entries that another guard added to the file in the meantime."""
     with lock():
         updated = replace(load(state.path) or state, server=server)
         updated.save()
@@ -198,7 +198,7 @@ def check_addresses(addresses: Collection[str]) -> None:
 
 
 def _fault(state: GuardState) -> str:
-    """Return what in a record no guard helper writes, or an empty string."""
+    """Return the invalid part of a record, which no guard helper can have written, or an empty string."""
     numbers = (state.helper, state.born, state.host, state.server)
     words = (state.enforcement, state.user, state.mode, state.uplink, *state.addresses)
     # In a container, a guard helper can be process 1. On the host, that is init.
@@ -220,5 +220,5 @@ def _invalid(path: Path, why: str | None) -> PlatformError:
     return PlatformError(
         f"{path} is not a valid record of a guard: {why}.",
         code="guard_unavailable",
-        hint="Look at it, then remove it.",
+        hint="Inspect the file, then remove it.",
     )

@@ -52,7 +52,10 @@ KINDS: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
         "the health of the server, or of one check, changed",
         ("status", "before", "checks"),
     ),
-    "alarm": ("something happened that must never happen", ("alarm", "run_id", "message", "count")),
+    "alarm": (
+        "the guard dropped packets of a tool, or was missing or changed",
+        ("alarm", "run_id", "message", "count"),
+    ),
     "config.reloaded": (
         "the configuration was read again",
         ("result", "code", "scope_hash", "changed", "restart_needed"),
@@ -65,7 +68,7 @@ KINDS: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
 
 STOPPING: Final = "server.stopping"
 FOR_ALL: Final = frozenset({"health.changed", STOPPING})
-"""Kinds about the server that every reader gets. Other events about the server are for readers of everything."""
+"""Kinds about the server that every reader gets. Other events about the server need a reader of all events."""
 LAGGED: Final = "lagged"
 """The kind of an event that a single reader gets. Its field ``missed`` is a number, or null if that is unknown."""
 
@@ -101,7 +104,7 @@ class Event:
     about: str | None = None
 
     def is_for(self, reader: str | None) -> bool:
-        """Return whether ``reader`` may get this event: the name of an actor, or None for a reader of everything."""
+        """Return whether ``reader`` may get this event: the name of an actor, or None for a reader of all events."""
         if reader is None or self.about == reader:
             return True
         return self.about is None and self.kind in FOR_ALL
@@ -149,7 +152,7 @@ class Subscription:
 
     @property
     def reader(self) -> str | None:
-        """The actor that reads, or None for a reader of everything."""
+        """The actor that reads, or None for a reader of all events."""
         return self._reader
 
     @property

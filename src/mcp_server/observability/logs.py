@@ -28,12 +28,13 @@ __all__ = ["VALUE_LIMIT", "LineFormatter", "configure_logging"]
 VALUE_LIMIT: Final = 8192
 """Characters of one value of a line, and of each line of a traceback."""
 TRACEBACK_LIMIT: Final = 256 * 1024
-"""Characters of a traceback. The end of a longer one is kept, because it says what happened."""
+"""Characters of a traceback. Of a longer traceback, the end is kept, because it has the exception."""
 
 logger = get_logger(__name__)
 
 _TRACEBACKS: Final = frozenset({"exception", "stack"})
-# A field of our own lines that names a setting. A key that opens something has a longer name.
+# In the log lines of this project, the field ``key`` holds the name of a setting. Fields with a real key have a longer
+# name, such as api_key.
 _NO_SECRET: Final = frozenset({"key"})
 _LEVELS: Final = 8
 
@@ -139,7 +140,7 @@ def _add_origin(_logger: Any, _name: str, event: Any) -> Any:
 
 
 def _hide_secrets(_logger: Any, _name: str, event: Any) -> Any:
-    """Replace the values of fields that are named like secrets, and what looks like a secret in any text."""
+    """Replace the values of fields that are named like secrets, and text that has the form of a secret."""
     return {key: _hidden("" if key in _NO_SECRET else str(key), value, _LEVELS) for key, value in event.items()}
 
 

@@ -1,4 +1,4 @@
-"""Tell whether a file was replaced or written to since it was read."""
+"""Detect whether a file was replaced or written to since it was read."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class FileState(NamedTuple):
-    """What changes if a file is replaced, written to, or given another mode or owner."""
+    """The metadata of a file that changes if it is replaced or written to, or if its mode or owner changes."""
 
     device: int
     inode: int
@@ -19,7 +19,7 @@ class FileState(NamedTuple):
 
 
 def file_state(path: Path) -> FileState | None:
-    """The state of the file that ``path`` leads to, or None if there is no such file or it cannot be looked at."""
+    """The state of the file that ``path`` leads to, or None if stat(2) fails."""
     try:
         found = path.stat()
     except OSError:

@@ -19,12 +19,12 @@ OTHERS_ACCESS: Final = 0o077
 
 @dataclass(frozen=True, slots=True)
 class FileRules:
-    """What a file must be before it is read.
+    """The conditions that a file must meet before it is read.
 
     ``name`` is what messages call the file. ``setting`` is the key or variable that names it, if there is one.
     ``forbidden_mode`` holds the mode bits that must not be set. If ``own_only`` is set, the file must belong to the
     user of this process and must not be a symbolic link. If ``check_folders`` is set, other users must not be able to
-    replace the file in its folder. ``hint`` is the hint of an error that has none.
+    replace the file in its folder. ``hint`` is used for an error without a more specific hint.
     """
 
     name: str
@@ -90,14 +90,14 @@ def _check(path: Path, rules: FileRules, descriptor: int) -> None:
         raise rules.error(path, "is not a regular file", hint)
     if rules.own_only and status.st_uid != os.geteuid():
         raise rules.error(path, f"belongs to user id {status.st_uid}, and this process runs as {os.geteuid()}")
-    # On a read-only file system nobody can write, whatever the modes say.
+    # On a read-only file system nobody can write, even if the mode allows it.
     read_only = bool(os.fstatvfs(descriptor).f_flag & os.ST_RDONLY)
     mode = stat.S_IMODE(status.st_mode)
     wrong = mode & rules.forbidden_mode & (~0o222 if read_only else ~0)
     if wrong and rules.forbidden_mode == OTHERS_ACCESS:
         raise rules.error(path, f"is open to other users (mode {mode:04o})", rules.hint or f"Run 'chmod 600 {path}'.")
     if wrong:
-        problem = f"can be written by others than its owner (mode {mode:04o})"
+        problem = f"can be written by users other than its owner (mode {mode:04o})"
         raise rules.error(path, problem, f"Run 'chmod go-w {path}'.")
     if rules.check_folders and not read_only:
         _check_folders(path, rules)
@@ -110,6 +110,6 @@ def _check_folders(path: Path, rules: FileRules) -> None:
         if mode & OTHERS_WRITE and not mode & stat.S_ISVTX:
             raise rules.error(
                 path,
-                f"can be replaced by others: its folder {folder} has mode {stat.S_IMODE(mode):04o}",
+                f"can be replaced by other users: its folder {folder} has mode {stat.S_IMODE(mode):04o}",
                 f"Run 'chmod go-w {folder}'.",
             )

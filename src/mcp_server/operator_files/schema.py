@@ -1,4 +1,4 @@
-"""Read the nodes of a YAML file as what its schema wants there. Each refusal is a `LineError`."""
+"""Check the nodes of a YAML file against its schema, and return their values. Each refusal is a `LineError`."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def did_you_mean(word: str, known: Sequence[str]) -> str:
 
 
 def describe(node: Node) -> str:
-    """What ``node`` is, as a message names it."""
+    """Return a description of ``node`` for a message."""
     if isinstance(node, Text):
         return "nothing" if node.is_null else quoted(node.text)
     return "a list" if isinstance(node, Listing) else "a mapping"
 
 
 def read_mapping(node: Node | None, what: str, known: tuple[str, ...], *, hint: str | None = None) -> dict[str, Node]:
-    """The nodes of a mapping by key, or {} if there is no node; refuses unknown keys. ``hint`` is added to theirs."""
+    """The nodes of a mapping by key, or {} if there is no node. Refuses unknown keys with ``hint`` added."""
     if node is None:
         return {}
     if not isinstance(node, Mapping):
@@ -56,7 +56,7 @@ def read_named(node: Node | None, what: str) -> list[tuple[str, Node]]:
     if node is None:
         return []
     if not isinstance(node, Mapping):
-        refuse(node, f"{what} must be a mapping with a name for each of them, not {describe(node)}.")
+        refuse(node, f"{what} must be a mapping from names to values, not {describe(node)}.")
     return list(node.nodes.items())
 
 

@@ -16,7 +16,7 @@ from mcp_server.errors import ConfigError
 from mcp_server.operator_files.reading import FileRules, read_text_file
 
 MAX_DEPTH: Final = 8
-"""Levels of lists and mappings inside each other."""
+"""Levels to which lists and mappings may be nested."""
 
 _NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,59}")
 
@@ -42,7 +42,7 @@ class Text(NamedTuple):
 
     @property
     def is_null(self) -> bool:
-        """Whether there is no value, or a word that means none."""
+        """Whether the value is missing, or is a word for null."""
         return self.plain and self.text in {"", "~", "null", "Null", "NULL"}
 
 
@@ -65,7 +65,7 @@ Node: TypeAlias = Text | Listing | Mapping
 
 
 def read_document(path: Path, rules: FileRules, read: Callable[[str], T]) -> T:
-    """Read the text file ``path`` under ``rules``, and return what ``read`` makes of its text.
+    """Read the text file ``path`` under ``rules``, and return the result of ``read`` for its text.
 
     Raises ConfigError for a file that breaks the rules, and for a LineError of ``read``.
     """
@@ -78,7 +78,7 @@ def read_document(path: Path, rules: FileRules, read: Callable[[str], T]) -> T:
 
 
 def read_yaml_file(path: Path, rules: FileRules, read: Callable[[Node | None], T]) -> T:
-    """As `read_document`, for a YAML file: ``read`` is given its document, or None if it has none."""
+    """Like `read_document`, for a YAML file: ``read`` gets its document, or None if the file is empty."""
     return read_document(path, rules, lambda text: read(parse(text)))
 
 
@@ -153,7 +153,7 @@ class _Composer:
                 self._refuse_property(event)
             key = event.value
             if key == "<<":
-                raise LineError(at, "merge keys (<<) are not read.", "Write the keys out.")
+                raise LineError(at, "merge keys (<<) are not supported.", "Write the keys out.")
             if key in items:
                 first = lines[list(items).index(key)]
                 raise LineError(at, f"{_named(key)} occurs twice, first in line {first}.", "Remove one of them.")
@@ -170,7 +170,7 @@ class _Composer:
             what = "an alias (*)"
         else:
             what = "an anchor (&)" if event.anchor is not None else "a tag (!)"
-        raise LineError(_line(event), f"{what} is not read.", "Write the value out, or put it in quotes.")
+        raise LineError(_line(event), f"{what} is not supported.", "Write the value out, or put it in quotes.")
 
 
 def _line(event: Any) -> int:
@@ -186,6 +186,6 @@ def _named(key: str) -> str:
 def _syntax_error(error: Exception) -> LineError:
     mark = getattr(error, "problem_mark", None)
     problem = str(getattr(error, "problem", None) or getattr(error, "reason", None) or "")
-    # The parser puts what it quotes from the file in quotation marks, so keep only messages without them.
+    # The parser puts text of the file in quotation marks, so keep only messages without them.
     reason = "" if re.search("['\"]", problem) or not problem.isprintable() else problem
     return LineError(mark.line + 1 if mark else 1, f"this is not YAML{f': {reason}' if reason else ''}.")

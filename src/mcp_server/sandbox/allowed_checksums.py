@@ -58,7 +58,7 @@ def forget_first_seen() -> None:
 def read_allowed_checksums(path: Path) -> dict[str, frozenset[str]]:
     """Read the operator's file: one ``SHA256  PATH`` per line, with PATH relative to the data folder.
 
-    Lines that start with ``#`` are comments. Raises ConfigError if the file cannot be read or a line has another form.
+    Lines that start with ``#`` are comments. Raises ConfigError if the file cannot be read or a line is malformed.
     """
     lines = read_text_file(path, _RULES).splitlines()
     allowed_checksums: dict[str, frozenset[str]] = {}

@@ -65,7 +65,7 @@ class Binary:
     def check_unchanged(self) -> None:
         """Check that the files are still the ones that `find_binary` recorded, normally with one stat(2) for each.
 
-        A file with another timestamp and the same content passes. Raises PlatformError ``binary_changed`` with both
+        A file with a new timestamp and the same content passes. Raises PlatformError ``binary_changed`` with both
         checksums, PlatformError ``binary_not_found`` if a file is gone, and ValueError if no files were recorded.
         """
         if not self.files:
@@ -160,7 +160,7 @@ def invalidate_command_cache() -> None:
 
 
 def _folders() -> Iterator[str]:
-    """Yield the absolute folders to search, in order and each once. A relative one depends on the working directory."""
+    """Yield the folders to search, in order and each once. A relative folder of PATH is skipped."""
     entries = (*os.environ.get("PATH", "").split(os.pathsep), *_SBIN)
     yield from dict.fromkeys(entry for entry in entries if entry.startswith("/"))
 

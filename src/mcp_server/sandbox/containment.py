@@ -30,8 +30,8 @@ class Tier(StrEnum):
 class Containment:
     """What the active tier guarantees.
 
-    ``files_confined`` says whether a program can open only the files in its `Sandbox`. ``detail`` describes everything
-    in sentences. ``remedy`` says how to contain runs better, and is empty if nothing is missing.
+    ``files_confined`` says whether a program can open only the files in its `Sandbox`. ``detail`` describes the
+    guarantees in full sentences. ``remedy`` says how to contain runs better, and is empty if nothing is missing.
     """
 
     tier: Tier
@@ -53,7 +53,7 @@ _DETAILS: Final = {
 def containment(*, allow_raw: bool = True) -> Containment:
     """Find out, by trying it once, how a run that is started here is contained. This takes about 25 ms.
 
-    ``allow_raw`` is the one of `Executor.here`. Raises PlatformError if no program can be started.
+    ``allow_raw`` has the same meaning as in `Executor.here`. Raises PlatformError if no program can be started.
     """
     try:
         words = probe_argv(allow_raw=allow_raw)

@@ -34,7 +34,7 @@ def runner_argv(fd: int, *, allow_raw: bool = True) -> tuple[str, ...]:
 
 
 def probe_argv(*, allow_raw: bool = True) -> tuple[str, ...]:
-    """Return the command that prints what a runner here could do (`runner.main`)."""
+    """Return the command that prints the abilities of a runner on this host (`runner.main`)."""
     return _argv("probe", allow_raw=allow_raw)
 
 
@@ -113,7 +113,9 @@ class Executor:
             self._ensure()
 
     def open(self, path: str) -> RunConnection:
-        """Pass the far ends of a new run of ``path`` to the runner. The caller then sends the request.
+        """Start a run of ``path``: pass its descriptors to the runner and return the server's ends.
+
+        The caller then sends the request.
 
         Raises PlatformError ``guard_unavailable`` if an adopted runner is gone, OSError if this process has no free
         descriptors, and BusyError if the runner's queue is full.

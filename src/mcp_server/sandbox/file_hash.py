@@ -22,10 +22,10 @@ _known: dict[str, HashedFile] = {}
 
 
 def file_identity(path: str) -> tuple[int, ...]:
-    """Return what identifies the content of a regular file without reading it, from one stat(2).
+    """Return numbers that change when the content of a regular file changes, from one stat(2) without reading it.
 
-    The ctime is part of it because, unlike the mtime, a program cannot set it back. Raises OSError, which is
-    FileNotFoundError also if the path is something other than a regular file.
+    The ctime is part of it because, unlike the mtime, a program cannot set it back. Raises OSError, and
+    FileNotFoundError if the path is missing or is not a regular file.
     """
     status = os.stat(path)  # noqa: PTH116 - hundreds of files for each run, kept as text
     if not stat.S_ISREG(status.st_mode):

@@ -96,7 +96,7 @@ async def run_process(
 
     ``on_stdout`` is called on the event loop, with at most 64 KiB at a time and ``limits.output_bytes`` in total. If it
     raises an exception, the run ends and the exception is raised here. A cancellation sends SIGTERM, then SIGKILL, and
-    is raised when no process is left. Output that was read before that was passed on.
+    is raised when no process is left. Output that was read before the cancellation has been passed on.
 
     Raises PlatformError if the program, the scratch folder or the executor cannot be used, BusyError if the host has
     no resources for another process, ArgumentError for words that cannot be arguments, and ToolError if the process
@@ -269,7 +269,7 @@ def _request(argv: tuple[str, ...], limits: ProcessLimits, sandbox: Sandbox) -> 
 
 
 def _check(argv: tuple[str, ...]) -> None:
-    """Refuse what execve(2) would refuse, before a process is started."""
+    """Raise an error for an ``argv`` that execve(2) would refuse, before a process is started."""
     path = argv[0] if argv else ""
     if not path.startswith("/"):
         raise PlatformError(f"{path!r} is not an absolute path.", code="binary_not_found")
@@ -301,7 +301,7 @@ def _unusable(path: str, error: OSError) -> NetworkToolsError:
     if number == errno.E2BIG:
         return ArgumentError(f"{path} was not started: {reason}.", code="arguments_too_long")
     if number in {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}:
-        return BusyError(f"{path} was not started: {reason}.", hint="This host has none left. Try again later.")
+        return BusyError(f"{path} was not started: {reason}.", hint="The host has no free resources. Try again later.")
     if number in {errno.ENOSPC, errno.EDQUOT}:
         return PlatformError(f"{path} was not started: {reason}.", code="disk_full")
     return PlatformError(f"{path} cannot be started: {reason}.", code="permission_denied")

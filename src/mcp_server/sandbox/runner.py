@@ -9,9 +9,9 @@ of its standard output and standard error. At the end of file, the runner ends a
 exchanges everything else with the run's supervisor (`supervisor.py`) on the run's socket.
 
 The runner chooses the tier of `containment.Tier` at its start. With CAP_SYS_ADMIN, each run gets a PID namespace.
-Otherwise, the runner enters a user namespace of its own and makes PID namespaces there, but not if it must keep
-CAP_NET_RAW, which in a user namespace has no effect on the network outside. Otherwise, supervisors are subreapers. On
-other systems than Linux, only the session of a program is ended.
+Without it, the runner enters its own user namespace and makes PID namespaces there. It does not do this if it must keep
+CAP_NET_RAW, because in a user namespace that capability has no effect on the network outside. If there are no PID
+namespaces, supervisors are subreapers. On systems other than Linux, only the session of a program is ended.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import time
 
 from mcp_server.sandbox import confine, landlock, scratch, seccomp, supervisor
 
-TYPE_CHECKING = False  # importing the name from typing takes the runner as long as everything else together
+TYPE_CHECKING = False  # importing it from typing would double the start time of the runner
 if TYPE_CHECKING:
     import signal
     from collections.abc import Callable
@@ -101,7 +101,7 @@ def _serve(control: int, *, allow_raw: bool) -> NoReturn:
 
 
 def _settle(control: int) -> int:
-    """Reset what the process inherited: descriptors, working directory, umask, signals.
+    """Reset the state that the process inherited: descriptors, working directory, umask, signals.
 
     Return the new number of the control socket.
     """
@@ -332,7 +332,7 @@ def _try_user_namespace() -> None:
 def _move_into_user_namespace() -> None:
     """Continue in process 1 of a new user and PID namespace. This process waits for it and exits with its status.
 
-    Making a PID namespace for each run, and leaving it again, needs CAP_SYS_ADMIN over the own user namespace.
+    Making a PID namespace for each run, and leaving it again, needs CAP_SYS_ADMIN in the user namespace of the process.
     """
     from mcp_server.sandbox import syscalls
 

@@ -33,7 +33,8 @@ class Sandbox:
 def can_open_raw_sockets() -> bool:
     """Return whether a child process of this one can hold CAP_NET_RAW.
 
-    A child of root holds it if it is in the bounding set. A child of any other user needs it in the ambient set.
+    A child of root holds it if the bounding set contains it. A child of any other user holds it if the ambient set
+    contains it.
     """
     try:
         lines = Path("/proc/self/status").read_text("ascii").splitlines()

@@ -7,13 +7,13 @@ import time
 
 PREFIX = "mcp-run-"
 STALE_SEC = 7200
-"""Twice the longest time limit. The run that made an older folder has ended without removing it."""
+"""Seconds after which a folder is stale: twice the longest time limit, so its run has ended without removing it."""
 
 
 def make(parent: str) -> str:
     """Make an empty folder with mode 0700 in ``parent`` and return its path. Raises OSError."""
     folder = f"{parent}/{PREFIX}{os.urandom(8).hex()}"
-    os.mkdir(folder, 0o700)  # noqa: PTH102 - importing pathlib takes the runner longer than all of this
+    os.mkdir(folder, 0o700)  # noqa: PTH102 - importing pathlib is slow
     return folder
 
 
@@ -24,7 +24,7 @@ def remove(folder: str) -> None:
     top before they are removed.
     """
     try:
-        os.rmdir(folder)  # noqa: PTH106 - the folder is nearly always empty, and then this is all
+        os.rmdir(folder)  # noqa: PTH106 - the folder is nearly always empty, and then this is enough
     except OSError:
         try:
             _empty(folder)

@@ -1,4 +1,4 @@
-"""A system call filter (seccomp(2)) for what Landlock does not cover.
+"""A system call filter (seccomp(2)) for the actions that Landlock does not cover.
 
 Landlock restricts which files can be opened. It does not restrict changes to the owner, mode, times or attributes of a
 file, connections to sockets in the file system (such as a container engine's), the user's keyrings, System V and POSIX
@@ -7,10 +7,10 @@ filter refuses these calls with EPERM.
 
 The filter refuses further calls:
 
-- A socket of another family than IPv4, IPv6, netlink and, with raw sockets, packet gives EAFNOSUPPORT.
+- A socket of a family other than IPv4, IPv6, netlink and, with raw sockets, packet gives EAFNOSUPPORT.
 - socketpair(2) can only make connected streams, because a datagram socket of a pair can still be given an address.
 - Joining a multicast group gives EPERM, because the kernel then sends packets that belong to no process.
-- New namespaces give EPERM, because a process has every capability in a namespace of its own.
+- New namespaces give EPERM, because a process has every capability in a user namespace that it creates.
 - bpf, perf_event_open and userfaultfd give EPERM, because exploits of kernel defects use them.
 - io_uring gives EPERM, because it makes calls that no filter sees.
 - clone3 gives ENOSYS, because a filter cannot read its flags. The C library then uses clone.
@@ -24,7 +24,7 @@ import os
 import struct
 from errno import EAFNOSUPPORT, ENOSYS, EPERM
 
-TYPE_CHECKING = False  # importing the name from typing takes the runner as long as everything else together
+TYPE_CHECKING = False  # importing it from typing would double the start time of the runner
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -149,7 +149,7 @@ def assemble(instructions: Iterable[Instruction]) -> bytes:
 
 
 def prologue(architecture: int, *, x32: int) -> list[Instruction]:
-    """Kill a process of another architecture, return ``x32`` for calls of the x32 ABI, and load the call's number."""
+    """Kill a process of a wrong architecture, return ``x32`` for calls of the x32 ABI, and load the call's number."""
     return [
         *((_LOAD, 0, 0, _ARCHITECTURE), (_EQUAL, 1, 0, architecture), (_RETURN, 0, 0, KILL)),
         (_LOAD, 0, 0, _NUMBER),

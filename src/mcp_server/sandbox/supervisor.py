@@ -5,7 +5,7 @@ kernel knows all descendants. Otherwise, on Linux, the supervisor is a child sub
 called setsid(2) or forked twice become its children. On other systems it can end only the session of the program.
 
 The server sends on the run's socket: four bytes with the length of the request, the request (`RunRequest`), and then
-``t`` to have SIGTERM sent. At the end of file, the supervisor ends the run, because the server wants that or is gone.
+``t`` to have SIGTERM sent. At the end of file, the supervisor ends the run: the server has closed the socket or ended.
 
 The supervisor sends back one line, after the last process has ended and the scratch folder is removed:
 ``exit STATUS PID`` with the wait status, ``failed ERRNO PATH`` if the program could not be started, or ``lost`` if the
@@ -21,7 +21,7 @@ import time
 
 from mcp_server.sandbox import confine, scratch
 
-TYPE_CHECKING = False  # importing the name from typing takes the runner as long as everything else together
+TYPE_CHECKING = False  # importing it from typing would double the start time of the runner
 if TYPE_CHECKING:
     import signal
     from _socket import socket
@@ -128,7 +128,7 @@ class Supervisor:
                 confine.exec_program(request.argv, folder, limits=request.limits, reads=request.reads, raw=raw)
             except OSError as error:
                 os.write(writing, os.fsencode(f"{error.errno} {error.filename or request.argv[0]}"))
-            except BaseException:  # noqa: BLE001 - the child must not go on as a second supervisor
+            except BaseException:  # noqa: BLE001 - the child must not continue as a second supervisor
                 sys.excepthook(*sys.exc_info())
                 os.write(writing, b"0 ")
             finally:

@@ -69,7 +69,7 @@ def prctl_filter(option: int, mode: int, code: bytes) -> None:
 
 
 def die_with_parent(number: int) -> None:
-    """Have the kernel send signal ``number`` when the parent thread ends. It sends none if that has already ended."""
+    """Have the kernel send signal ``number`` when the parent thread ends. If it has already ended, none is sent."""
     prctl(_PR_SET_PDEATHSIG, number)
 
 

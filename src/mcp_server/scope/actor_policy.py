@@ -1,4 +1,4 @@
-"""The policy as one actor may use it: what both the operator's policy and the actor's own networks allow.
+"""The part of the policy that one actor may use: both the operator's policy and the actor's own networks allow it.
 
 Terms, exclusions, limits, windows and resolvers are those of the policy. The actor's networks are checked first, so an
 actor learns nothing about addresses outside them, not even which entry of the policy decides there.
@@ -63,8 +63,8 @@ class ActorPolicy(ScopePolicy):
         return tuple(self._exclude.spellings[position] for position in found)
 
     def summary(self) -> str:
-        """The actor's networks, as a refusal lists them."""
-        return f"{self._own.summary()}, as far as the policy goes"
+        """The actor's networks in the form for the message of a refusal."""
+        return f"{self._own.summary()}, if the policy allows it too"
 
     def check_network(self, network: Network) -> Verdict:
         """Judge a network: by the actor's networks, then by the policy."""

@@ -124,7 +124,7 @@ def _overlap(one: Sequence[Span], other: Sequence[Span]) -> bool:
 
 
 def _common(one: Sequence[Span], other: Sequence[Span]) -> Iterator[Span]:
-    """Yield what two lists of merged spans have in common. Each span of the shorter list is searched in the longer."""
+    """Yield the overlaps of two lists of merged spans. Each span of the shorter list is searched in the longer one."""
     few, many = sorted((one, other), key=len)
     for first, last in few:
         # Merged spans are sorted by their first address and by their last address.

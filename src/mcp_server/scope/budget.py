@@ -29,7 +29,7 @@ class Reservation:
 
 
 class PacketBudget:
-    """Counts the packets of the last hour, in memory: a restart begins with an empty hour.
+    """Counts the packets of the last hour in memory. After a restart, the count starts at 0.
 
     ``now`` is in seconds of `time.monotonic`. The limit is passed with each reservation, so one budget outlives
     reloads, and earlier packets still count.
@@ -88,7 +88,7 @@ class _Hour:
             return
         left = max(limit - used, 0)
         details: dict[str, Any] = {"limit": limit, "left": left, "asked": packets}
-        message = f"The call may take {packets} packets; {self._allowed} {limit} per hour, and {left} are left."
+        message = f"The call needs up to {packets} packets; {self._allowed} {limit} per hour, and {left} are left."
         hint = "Ask for fewer addresses or ports."
         if packets <= limit and (wait := self._wait(used + packets - limit, now)) is not None:
             hint = f"Ask for fewer addresses or ports, or call again in {wait} s."
@@ -111,7 +111,7 @@ class _Hour:
         return sum(slot.packets for slot in self._slots)
 
     def _wait(self, excess: int, now: float) -> int | None:
-        """Whole seconds until ``excess`` packets are more than an hour old, or None if there are not so many."""
+        """Whole seconds until ``excess`` packets are more than an hour old, or None if fewer are counted."""
         for slot in self._slots:
             excess -= slot.packets
             if excess <= 0:

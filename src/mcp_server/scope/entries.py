@@ -1,7 +1,8 @@
 """Policy entries: an address, a network, a well-known word or a name, kept in columns because there may be 100,000.
 
 `reading.read_target` defines what an entry means, and takes 10 µs. Addresses and networks in canonical spelling
-therefore have a faster path: `canonical_network` writes what it read again, and compares that with the text.
+therefore have a faster path: `canonical_network` parses the text with inet_pton, writes the result as text again, and
+accepts it only if both texts are equal.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _MAPPED_HIGH: Final = int(MAPPED.network_address) >> 32
 
 
 class RepeatedEntryError(ConfigError):
-    """An entry allows or excludes the same as an earlier entry."""
+    """An entry allows or excludes the same networks or names as an earlier entry."""
 
 
 @dataclass(frozen=True, slots=True)

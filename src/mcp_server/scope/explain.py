@@ -1,4 +1,4 @@
-"""What the policy says about a target or about itself, for the interfaces that explain instead of running a tool."""
+"""Explains the policy, and its decision about a target, without running a tool."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ async def explain(
         "windows": [],
     }
     try:
-        require_risk(access, risk, "You asked about a risk that you may not take")
+        require_risk(access, risk, "This call is not allowed")
         (target,) = (await pin_targets([text], policy, resolver, max_addresses=_NO_LIMIT)).items
     except RefusedError as error:
         return answer | refused(error)

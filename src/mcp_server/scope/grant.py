@@ -28,7 +28,7 @@ class PolicyLimits:
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """What the policy granted a call: the deciding entries, and the most packets per second (None: no limit)."""
+    """The terms of an allowed call: the deciding entries, and the highest packets per second (None: no limit)."""
 
     entries: tuple[PolicyEntry, ...] = ()
     packets_per_second: float | None = None
@@ -111,7 +111,7 @@ def _check_size(limits: PolicyLimits, addresses: int, ports: int, probes: int) -
         )
     if limits.packets_per_run is not None and probes > limits.packets_per_run:
         raise BusyError(
-            f"The call may take {probes} packets; the policy allows {limits.packets_per_run} per call.",
+            f"The call needs up to {probes} packets; the policy allows {limits.packets_per_run} per call.",
             code="budget_exceeded",
             hint="Ask for fewer addresses or ports, in several calls.",
             limit=limits.packets_per_run,

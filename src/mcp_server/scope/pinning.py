@@ -24,8 +24,8 @@ async def pin_targets(texts: Sequence[str], policy: ScopePolicy, resolver: Resol
     """Read, judge, resolve and count the targets of one call.
 
     Every text is read, judged and counted before the first look-up, so a refused call sends no question to a name
-    server. Each name is looked up once and *all* its addresses are pinned: a tool that takes only the first one would
-    report about another host than the caller asked for. One address out of scope, or one excluded alias, refuses the
+    server. Each name is looked up once and *all* its addresses are pinned: otherwise, a tool that takes only the first
+    one could scan a different host than the caller meant. One address out of scope, or one excluded alias, refuses the
     whole call.
 
     No address occurs twice in the result. A network inside another network is left out of its target. Such a target
@@ -85,7 +85,7 @@ def _networks(found: Evidence) -> tuple[Network, ...]:
 
 
 async def _resolve_all(names: list[str], policy: ScopePolicy, resolver: Resolver) -> dict[str, Evidence]:
-    """Resolve names concurrently. If several fail, the error is that of the first one given."""
+    """Resolve names concurrently. If several fail, the error is that of the first failed name in ``names``."""
     answers = await asyncio.gather(*(resolver.lookup(name) for name in names), return_exceptions=True)
     result: dict[str, Evidence] = {}
     for name, answer in zip(names, answers, strict=True):

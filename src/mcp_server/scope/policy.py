@@ -64,7 +64,7 @@ class ScopePolicy:
         self._trees: Final = {version: self._three_trees(version) for version in WIDTHS}
 
     def _three_trees(self, version: int) -> tuple[RadixTree, RadixTree, RadixTree]:
-        """The trees of what is allowed outside loopback, allowed inside loopback, and excluded or always refused."""
+        """The trees of networks: allowed outside loopback, allowed inside loopback, and excluded or always refused."""
         width, networks = WIDTHS[version], self._allow.networks[version]
         low, high = LOOPBACK[version]
         shortest = width - (high - low).bit_length()
@@ -101,8 +101,8 @@ class ScopePolicy:
     def from_entries(cls, entries: Iterable[str], *, called: str = "the scope") -> ScopePolicy:
         """Build a policy from ``security.allowed_targets``; raises ConfigError for the first wrong entry.
 
-        The policy allows any risk at any time and rate. An empty list allows nothing. ``called`` is what a refusal
-        calls the policy.
+        The policy allows any risk at any time and rate. An empty list allows nothing. ``called`` is the
+        name of the policy in the message of a refusal.
         """
         allow, terms = Entries(repeats=True), Terms()
         for text in entries:
@@ -155,9 +155,9 @@ class ScopePolicy:
 
     @cached_property
     def hash(self) -> str:
-        """SHA-256 (hex) of what the policy decides. Order, case, repetition and splitting of entries do not change it.
+        """SHA-256 (hex) of everything that affects a decision, including the ranges that are always refused.
 
-        The ranges that are always refused are part of the hash.
+        Order, case, repetition and splitting of entries do not change it.
         """
         from mcp_server.scope.policy_hash import policy_hash
 
@@ -187,7 +187,7 @@ class ScopePolicy:
         return tuple(text for position, text in enumerate(self._allow.spellings) if position not in alive)
 
     def summary(self) -> str:
-        """The allowed entries as a refusal lists them. A long list is cut, and the rest is counted."""
+        """The allowed entries in the form for the message of a refusal. A long list is cut, and the rest is counted."""
         return _listed(self._allow.spellings) or "nothing"
 
     def check_network(self, network: Network) -> Verdict:
@@ -325,9 +325,7 @@ class ScopePolicy:
         hint = None if whole else lambda: self._allowed_part(network)
         if position < 0:
             verb, words = "is in" if whole else "overlaps", self._refused[-1 - position][1]
-            return _refusal(
-                lambda: f"{network_text(network)} {verb} {words}, which is refused whatever the scope says.", hint=hint
-            )
+            return _refusal(lambda: f"{network_text(network)} {verb} {words}, which is always refused.", hint=hint)
         entry = self._exclude.at(position)
         if whole:
             return _refusal(lambda: f"{network_text(network)} is excluded by {entry}.", entries=(entry,))
@@ -342,7 +340,7 @@ class ScopePolicy:
         if not (rest := self.rest_of(network, ENTRIES_SHOWN + 1)):
             return None
         more = " and more" if len(rest) > ENTRIES_SHOWN else ""
-        return f"Allowed of it: {', '.join(map(network_text, rest[:ENTRIES_SHOWN]))}{more}."
+        return f"Allowed part: {', '.join(map(network_text, rest[:ENTRIES_SHOWN]))}{more}."
 
     def _excluding(self, name: str) -> PolicyEntry | None:
         # Excluding a suffix also excludes the bare domain.

@@ -1,4 +1,4 @@
-"""The hash of a policy: equal for two policies if and only if they decide the same."""
+"""The hash of a policy: equal for two policies if and only if they make the same decisions."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def policy_hash(
     resolvers: Iterable[IPv4Address | IPv6Address],
     refused: Mapping[int, list[Span]],
 ) -> str:
-    """SHA-256 (hex) of everything that decides, independent of spelling.
+    """SHA-256 (hex) of everything that affects a decision, independent of spelling.
 
     Allowed addresses are hashed as the ranges with equal terms. The order of resolvers counts, because they are asked
-    in that order. The name of the policy and the line numbers decide nothing, so they are not part of the hash.
+    in that order. The name of the policy and the line numbers affect no decision, so they are not part of the hash.
     """
     canonical: dict[str, Any] = {
         "exclude": {v: _written(merged(exclude.spans(v))) for v in WIDTHS},

@@ -114,7 +114,7 @@ class RadixTree:
 
 
 def cut(first: int, last: int, holder: int | None, inside: list[Prefix]) -> list[tuple[int, int, int | None]]:
-    """The pieces of a range, from what `RadixTree.touching` returned for it."""
+    """The pieces of a range, from the result of `RadixTree.touching` for it."""
     if not inside:
         return [(first, last, holder)]
     found: list[tuple[int, int, int | None]] = []

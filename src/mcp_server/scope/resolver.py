@@ -52,9 +52,10 @@ class SystemResolver:
     """Looks names up as this host does: in ``/etc/hosts`` first, then at the name servers of ``/etc/resolv.conf``.
 
     ``nameservers`` (addresses) replaces those of ``resolv_conf``. ``hosts_file`` None means that no hosts file is read.
-    A name in the hosts file is not asked of DNS, as with ``hosts: files dns`` in nsswitch.conf(5). DNS gets one A and
-    one AAAA question for the absolute name, and a second server only if the first is silent or broken. CNAMEs are
-    followed inside the answer, which a recursive server completes (RFC 1034 section 5.3.3). ``lifetime`` is in seconds.
+    A name in the hosts file is not looked up in DNS, as with ``hosts: files dns`` in nsswitch.conf(5). A name server
+    gets one A and one AAAA question for the absolute name. The next server is asked only if the first one does not
+    answer or fails. CNAMEs are followed inside the answer, which a recursive server completes (RFC 1034 section
+    5.3.3). ``lifetime`` is in seconds.
     """
 
     def __init__(
@@ -82,8 +83,8 @@ class SystemResolver:
     async def lookup(self, name: str) -> Evidence:
         """Return every address of ``name``, IPv4 first.
 
-        If one of the two questions times out or fails, the name is refused, because half of an answer is not the host.
-        NXDOMAIN for one type only counts as no address of that type.
+        If one of the two questions times out or fails, the name is refused, because some addresses may be missing.
+        NXDOMAIN for only one type counts as no address of that type.
         """
         if self._hosts_file is not None:
             listed = await asyncio.to_thread(_hosts_addresses, name, self._hosts_file)
@@ -174,7 +175,7 @@ def _hosts_addresses(name: str, path: Path) -> tuple[Address, ...]:
 
 
 def _canonical_address(word: str) -> Address | None:
-    """The address in ``word`` if a caller could write it so: without zone id, and not in mapped or short form."""
+    """The address in ``word`` if a target may have this form: without zone id, and not mapped or shortened."""
     try:
         network = read_target(word).network
     except RefusedError:

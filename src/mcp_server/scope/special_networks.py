@@ -13,7 +13,7 @@ WELL_KNOWN: Final[dict[str, tuple[Network, ...]]] = {
     "RFC1918": (IPv4Network("10.0.0.0/8"), IPv4Network("172.16.0.0/12"), IPv4Network("192.168.0.0/16")),
     "loopback": (IPv4Network("127.0.0.0/8"), IPv6Network("::1/128")),
 }
-"""Policy entries that stand for networks, in any case of letters."""
+"""Policy entries that stand for networks, in upper or lower case."""
 
 LOOPBACK: Final[dict[int, Span]] = {network.version: span(network) for network in WELL_KNOWN["loopback"]}
 """The loopback addresses, by IP version."""
@@ -38,5 +38,5 @@ ALWAYS_REFUSED: Final[tuple[tuple[Network, str], ...]] = (
 )
 """Ranges that no entry can allow, each with the text that a refusal shows.
 
-The IPv6 ranges that embed an IPv4 address are in the list because a gateway would deliver to that IPv4 address.
+The IPv6 ranges that embed an IPv4 address are in the list because a gateway would deliver packets to that address.
 """

@@ -39,7 +39,7 @@ class Verdict:
 
     @property
     def reason(self) -> str:
-        """Why, as a sentence."""
+        """The reason for the verdict, as a sentence."""
         return self._reason()
 
     @property

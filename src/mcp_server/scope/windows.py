@@ -1,4 +1,4 @@
-"""Time windows: when something may be scanned, in local time."""
+"""Time windows: when targets may be scanned, in local time."""
 
 from __future__ import annotations
 

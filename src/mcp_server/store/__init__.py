@@ -1,4 +1,4 @@
-"""The store: runs, what they observed, and raw output by hash."""
+"""The store: runs, their observations, and raw output by hash."""
 
 from __future__ import annotations
 

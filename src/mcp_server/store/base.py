@@ -1,4 +1,4 @@
-"""The contract of a store: it keeps every run and what the run observed, and returns them in pages."""
+"""The contract of a store: it keeps every run with its observations, and returns them in pages."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ class Store(Protocol):
         ...
 
     async def add_hosts(self, run: Run, hosts: Sequence[Host]) -> None:
-        """Append what a running run observed."""
+        """Append observations of a run that is active."""
         ...
 
     async def finish(self, run: Run) -> None:
-        """Write how a run ended: its outcome, coverage, raw output and error."""
+        """Write the end of a run: its outcome, coverage, raw output and error."""
         ...
 
     async def get_run(self, run_id: str, *, caller: str | None = None) -> Run:
@@ -70,7 +70,7 @@ class Store(Protocol):
     async def hosts(
         self, run_id: str, *, limit: int = 100, cursor: str | None = None, caller: str | None = None
     ) -> Page[Host]:
-        """Return a page of what a run observed, ordered by address."""
+        """Return a page of the observations of a run, ordered by address."""
         ...
 
     async def read_raw(self, raw: Raw, offset: int, limit: int) -> bytes:

@@ -117,7 +117,7 @@ class RawSpool:
         return Raw(sha256, self._size, stored, self._truncated)
 
     def abort(self) -> None:
-        """Delete what was written. May be called at any time, and does nothing after `finish`."""
+        """Delete the file. May be called at any time, and does nothing after `finish`."""
         if self._fd is not None:
             self._close()
             self._path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Which process carries a run out: every open store holds a lock file, and a run names the lock of its owner.
+"""Records which process carries out a run: every open store holds a lock file, and a run names its owner's lock.
 
 The kernel releases an flock when its process ends, so a run is abandoned if its owner's lock can be taken. The lock
 files are in the state folder, which has an id. Only runs that began under the same state folder are checked, because

@@ -1,4 +1,4 @@
-"""Reads from the database: one run, a page of runs, and a page of what a run observed."""
+"""Reads from the database: one run, a page of runs, and a page of the observations of a run."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def _seq_of_cursor(connection: Connection, cursor: str, caller: str | None) -> i
 def list_hosts(
     connection: Connection, run_id: str, limit: int, cursor: str | None, caller: str | None = None
 ) -> Page[Host]:
-    """Return a page of what a run observed, ordered by address."""
+    """Return a page of the observations of a run, ordered by address."""
     seq = run_seq(connection, run_id, caller)
     columns = observations.c
     query = (

@@ -77,7 +77,7 @@ async def _adopt(state_dir: Path, run_id: str) -> Raw | None:
 
 
 def _interrupt(connection: Connection, run_id: str, raw: Raw | None) -> None:
-    """End a run with what its observations show. When it ended is not known, so ``ended`` stays empty."""
+    """End a run with the coverage that its observations show. The time of its end is unknown, so ``ended`` is empty."""
     run = get_run(connection, run_id)
     digest, down = HostDigest(), 0
     for host in _observed(connection, run_id):

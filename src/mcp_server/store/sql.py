@@ -72,7 +72,7 @@ class SqlStore:
         self._running[run.id] = await self._database.write(lambda connection: write_begin(connection, run, owner))
 
     async def add_hosts(self, run: Run, hosts: Sequence[Host]) -> None:
-        """Append what a running run observed. The same fact about the same address is kept once.
+        """Append observations of a run that is active. The same fact about the same address is kept once.
 
         Raises NotFoundError if the run was not begun, and ArgumentError for an address that is not an IP address.
         """
@@ -87,7 +87,7 @@ class SqlStore:
         await self._database.write(lambda connection: write_hosts(connection, rows))
 
     async def finish(self, run: Run) -> None:
-        """Write how a run ended: its outcome, coverage, raw output and error. Raises ArgumentError for ``running``."""
+        """Write the end of a run: its outcome, coverage, raw output and error. Raises ArgumentError for ``running``."""
         if run.outcome is Outcome.RUNNING:
             raise ArgumentError("A run must not end as running.")
         await self._database.write(lambda connection: write_end(connection, run))
@@ -117,7 +117,7 @@ class SqlStore:
     async def hosts(
         self, run_id: str, *, limit: int = 100, cursor: str | None = None, caller: str | None = None
     ) -> Page[Host]:
-        """Return a page of what a run observed, ordered by address. Raises as `get_run` and `list_runs` do."""
+        """Return a page of the observations of a run, ordered by address. Raises as `get_run` and `list_runs` do."""
         check_limit(limit)
         return await self._database.read(
             lambda connection: queries.list_hosts(connection, run_id, limit, cursor, caller)

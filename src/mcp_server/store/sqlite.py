@@ -110,7 +110,7 @@ class _File:
         if self._current_identity() != self._identity:
             raise unavailable(
                 f"{self.path} was moved away or replaced while the server had it open.",
-                "Put the same file back, or restart the server to use the file that is there, or a new one.",
+                "Put the original file back. Or restart the server, which uses the file at this path or creates it.",
             )
 
     def _current_identity(self) -> tuple[int, int] | None:

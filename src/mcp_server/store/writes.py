@@ -67,7 +67,7 @@ def write_hosts(connection: Connection, rows: list[dict[str, Any]]) -> None:
 
 
 def write_end(connection: Connection, run: Run) -> None:
-    """Write how a run ended, and release it from its owner; raise NotFoundError for an unknown id."""
+    """Write the end of a run, and release it from its owner; raise NotFoundError for an unknown id."""
     values = {"run_id": run.id, "ended_as": run.outcome.value, "ended_record": encode_json(run)}
     if connection.scalar(_END_RUN, values) is None:
         raise unknown_run(run.id)

@@ -56,7 +56,7 @@ def test_the_actors_networks_are_checked_before_the_policy(policy: ScopePolicy) 
 def test_the_hint_names_the_part_that_both_allow(policy: ScopePolicy) -> None:
     own = ActorPolicy(policy, ["10.1.4.0/22"])
     verdict = own.check_network(ip_network("10.1.0.0/16"))
-    assert verdict.hint == "Allowed of it: 10.1.4.0/24, 10.1.6.0/23."
+    assert verdict.hint == "Allowed part: 10.1.4.0/24, 10.1.6.0/23."
     assert own.rest_of(ip_network("10.1.0.0/16"), 1) == (ip_network("10.1.4.0/24"),)
 
 

@@ -41,7 +41,9 @@ def test_a_call_larger_than_the_limit_gets_no_retry_after() -> None:
     with pytest.raises(BusyError) as caught:
         PacketBudget().reserve(1001, 1000, now=0)
     assert "retry_after" not in caught.value.details
-    assert caught.value.message == "The call may take 1001 packets; the policy allows 1000 per hour, and 1000 are left."
+    assert (
+        caught.value.message == "The call needs up to 1001 packets; the policy allows 1000 per hour, and 1000 are left."
+    )
 
 
 def test_a_reservation_is_adjusted_or_released() -> None:

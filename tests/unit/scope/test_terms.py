@@ -82,11 +82,11 @@ def test_an_exclusion_takes_precedence_over_every_entry(terms: ScopePolicy) -> N
 def test_a_refusal_names_the_exclusion_and_the_allowed_part(terms: ScopePolicy) -> None:
     verdict = terms.check_network(ip_network("10.0.0.8/29"))
     assert verdict.reason == "10.0.0.8/29 contains 10.0.0.13, which the policy excludes in line 18."
-    assert verdict.hint == "Allowed of it: 10.0.0.8/30, 10.0.0.12, 10.0.0.14/31."
+    assert verdict.hint == "Allowed part: 10.0.0.8/30, 10.0.0.12, 10.0.0.14/31."
     assert terms.check_network(ip_network("10.4.1.1")).reason == "10.4.1.1 is excluded by 10.4.0.0/16 (line 19)."
     assert terms.check_network(ip_network("10.4.1.1")).hint is None
     partly = terms.check_network(ip_network("10.0.0.0/7"))
-    assert (partly.hint or "").startswith("Allowed of it: 10.0.0.0/29, 10.0.0.8/30,")
+    assert (partly.hint or "").startswith("Allowed part: 10.0.0.0/29, 10.0.0.8/30,")
 
 
 @given(st.integers(0, 255), st.integers(0, 8))
@@ -204,7 +204,7 @@ def test_the_error_for_the_size_has_both_numbers(terms: ScopePolicy) -> None:
     )
     with pytest.raises(RefusedError) as caught:
         ask(terms, "10.0.0.1", probes=2001)
-    assert caught.value.message == "The call may take 2001 packets; the policy allows 2000 per call."
+    assert caught.value.message == "The call needs up to 2001 packets; the policy allows 2000 per call."
 
 
 def test_scope_risk_time_and_size_are_checked_in_this_order(terms: ScopePolicy) -> None:

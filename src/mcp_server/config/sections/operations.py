@@ -28,7 +28,7 @@ class HealthConfig(Section):
 
 
 class MetricsConfig(Section):
-    """What is counted, and where the metrics can be read."""
+    """Which metrics are collected, and where they can be read."""
 
     section: ClassVar[str] = "metrics"
 
@@ -47,7 +47,7 @@ class MetricsConfig(Section):
 
 
 class TracingConfig(Section):
-    """Where the spans of calls are sent. Without an endpoint, no spans are recorded."""
+    """The collector of the spans of calls. Without an endpoint, no spans are recorded."""
 
     section: ClassVar[str] = "tracing"
 
@@ -61,12 +61,12 @@ class TracingConfig(Section):
         1.0,
         ge=0,
         le=1,
-        description="Share of the traces begun here that is recorded. If a caller has decided, that decision counts.",
+        description="Share of traces that is recorded. For a trace that a client began, the client's decision applies.",
     )
 
 
 class LoggingConfig(Section):
-    """What is logged and where. Standard output never contains log records."""
+    """The level, form and destination of log records. Standard output never contains log records."""
 
     section: ClassVar[str] = "logging"
 
@@ -74,11 +74,13 @@ class LoggingConfig(Section):
         Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"],
         any_case("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"),
     ] = Field(
-        "INFO", description="Lowest severity that is logged; in any case.", json_schema_extra={"env": ["LOG_LEVEL"]}
+        "INFO",
+        description="Lowest severity that is logged, in upper or lower case.",
+        json_schema_extra={"env": ["LOG_LEVEL"]},
     )
     format: Annotated[Literal["json", "console"], any_case("json", "console")] = Field(
         "json",
-        description="json: one object per line. console: text for people. In any case.",
+        description="json: one object per line. console: text for people. In upper or lower case.",
         json_schema_extra={"env": ["LOG_FORMAT"]},
     )
     file_path: OptionalPath = Field(
