@@ -1,4 +1,4 @@
-"""What every test run needs."""
+"""Set up every test run: the program is started by fork."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from tests.support.interfaces import ROOT
 
 SEGMENT_1 = "10.77.1.0/24"
 SCANNERS = {"10.77.1.250", ADDRESSES[0]}
-"""The namespace that stands for the host, and the guarded one."""
+"""The addresses of the namespace that represents the host, and of the guarded one."""
 PORTS_1 = (21, 22, 25, 53, 80, 139, 199, 443, 445, 2222, 3306, 5432, 6379, 8080, 8443)
 PORTS_2 = (22, 80, 2323, 8080, 9000)
 
@@ -77,7 +77,7 @@ def segment_1(lab: Lab) -> Scan:
 def test_every_open_port_of_the_real_services_is_found_with_its_version(lab: Lab, segment_1: Scan) -> None:
     live = [address for address in lab.truth.live(SEGMENT_1) if address not in SCANNERS]
     others = [host.address for host in segment_1.hosts if host.address not in live]
-    assert set(others) <= SCANNERS, "no port may be invented"
+    assert set(others) <= SCANNERS, f"expected no host that the lab does not have, found {others}"
     hosts = [host for host in segment_1.hosts if host.address not in SCANNERS]
     assert_true(lab.truth, hosts, addresses=live, tested=PORTS_1, services=True)
 

@@ -47,7 +47,7 @@ touch "$root/etc/resolv.conf"
 mount --bind /etc/resolv.conf "$root/etc/resolv.conf"
 exec "$@"
 """
-"""What a build step sees besides its root ($1): the folders of downloaded packages ($2, $3) and certificates ($4)."""
+"""Mounts the folders of downloaded packages ($2, $3) and certificates ($4) into the root ($1) of a build step."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """A server over HTTP with several authenticated callers that have different permissions, and clients for it.
 
-As a program, this is the command line of the project without authentication: the text of a credential says who the
-caller is.
+As a program, this is the command line of the project without authentication: the text of a credential names the
+caller.
 
 - ``ROLE.NAME`` is the actor ``key:NAME`` with that role and the limits of the actors file.
 - ``seed.NAME`` is the same actor with all permissions.

@@ -29,11 +29,11 @@ class Behaviour(StrEnum):
     """How a host treats traffic, besides its open ports."""
 
     PLAIN = "plain"
-    DROPS = "drops all but its open ports, ping too"
+    DROPS = "drops everything except connections to its open ports, also ping"
     DARK = "drops everything"
     REJECTS = "answers with ICMP admin-prohibited"
-    RATE_LIMITED = "takes 10 new connections a second and drops the rest"
-    TARPIT = "accepts on every TCP port and never speaks"
+    RATE_LIMITED = "accepts 10 new connections a second and drops the others"
+    TARPIT = "accepts connections on every TCP port and sends nothing"
     SLOW = "is 150 ms away in each direction and loses 5 % of packets"
     HOSTILE = "sends banners that try to harm their reader"
 
