@@ -181,4 +181,6 @@ async def test_an_actor_may_have_a_lower_limit_and_never_a_higher_one() -> None:
 
     assert [await most(limit) for limit in (3, None, 20)] == [3, 10, 10]
     world.settings = limits(own=0)
-    assert [await most(limit) for limit in (3, None)] == [3, 30], "also if there is no other limit"
+    assert [await most(limit) for limit in (3, None)] == [3, 30], (
+        "the limit of the actor applies also if there is no other"
+    )

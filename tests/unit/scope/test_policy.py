@@ -191,7 +191,7 @@ def test_entries_without_effect_are_listed() -> None:
     assert policy.without_effect == ("169.254.169.254", "fe80::/10")
 
 
-def test_the_hash_depends_on_what_the_policy_decides() -> None:
+def test_the_hash_depends_on_the_decisions_and_not_on_the_spelling() -> None:
     def digest(*entries: str) -> str:
         return ScopePolicy.from_entries(entries).hash
 

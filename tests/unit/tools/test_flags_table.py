@@ -1,4 +1,4 @@
-"""Flag tables: the notation of plain strings, what is refused when a class is built, and intrusive flags."""
+"""Flag tables: the notation of plain strings, refused declarations, and intrusive flags."""
 
 from __future__ import annotations
 

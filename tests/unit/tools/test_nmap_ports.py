@@ -105,7 +105,7 @@ _item = st.one_of(
 
 
 @given(st.lists(_item, min_size=1, max_size=30))
-def test_a_canonical_spec_is_a_fixpoint_and_has_exactly_the_given_ports(items: list[str]) -> None:
+def test_a_canonical_spec_has_exactly_the_given_ports_and_is_not_changed_by_reading_it(items: list[str]) -> None:
     try:
         ports = parse_ports(",".join(items))
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""What NmapTool refuses: each row gives one typed error that names the value, before anything is started."""
+"""NmapTool refuses bad parameters before it starts a process: each row gives a typed error that names the value."""
 
 from __future__ import annotations
 

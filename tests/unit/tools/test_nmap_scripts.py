@@ -108,7 +108,7 @@ def test_similar_names_are_shown_and_an_empty_list_is_refused() -> None:
         parse_scripts([])
 
 
-def test_the_flag_value_is_a_fixpoint() -> None:
+def test_the_written_flag_value_is_not_changed_by_reading_it() -> None:
     value = ScriptsValue()
     assert value.label == "NAME,NAME"
     names = value.parse("vuln,default")
