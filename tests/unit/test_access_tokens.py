@@ -213,7 +213,7 @@ async def test_an_algorithm_that_the_operator_removed_is_refused(settings: AuthC
     ],
     ids=range(12),
 )
-async def test_text_that_is_no_token_is_refused(settings: AuthConfig, text: str) -> None:
+async def test_text_that_is_not_a_token_is_refused(settings: AuthConfig, text: str) -> None:
     await refused(settings, text)
 
 

@@ -295,7 +295,7 @@ async def test_a_field_with_a_reserved_name_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "audit.jsonl").exists()
 
 
-async def test_a_clock_that_goes_back_is_counted_and_is_no_error(
+async def test_a_clock_that_goes_back_is_counted_and_is_not_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Clock:

@@ -228,7 +228,7 @@ async def test_two_processes_continue_each_others_chain_over_full_files(tmp_path
 
 
 @pytest.mark.parametrize("end", [b"a line\n", b'{"event":"decision"}\n', b"\n", b"[" * 100_000 + b"\n"])
-async def test_a_last_line_that_is_no_record_stops_the_log(tmp_path: Path, end: bytes) -> None:
+async def test_a_last_line_that_is_not_a_record_stops_the_log(tmp_path: Path, end: bytes) -> None:
     write_log(tmp_path, 3)
     with (tmp_path / "audit.jsonl").open("ab") as file:
         file.write(end)

@@ -79,14 +79,14 @@ def test_any_other_scope_entry_is_refused_by_name(entry: str) -> None:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "::", "::1", "localhost", "scan.lab.internal", "10.1.2.3"])
-def test_hosts_to_listen_on(host: str) -> None:
+def test_a_host_to_listen_on_is_a_name_or_an_address(host: str) -> None:
     assert load_config(env={"MCP_SERVER_HOST": host}).server.host == host
 
 
 @pytest.mark.parametrize(
     "host", ["", " ", "[::1]", "127.0.0.1:80", "127.0.0.256", "127.1", "a b", "http://x", "x_y", "a\n"]
 )
-def test_text_that_is_no_host_is_refused(host: str) -> None:
+def test_text_that_is_not_a_host_is_refused(host: str) -> None:
     with pytest.raises(ConfigError, match=r"^server\.host: "):
         Config().server.host = host
 

@@ -1,4 +1,4 @@
-"""The health checks one by one: what each reports of a host that lacks something."""
+"""The health checks one by one, each on a host with its problem and without it."""
 
 from __future__ import annotations
 
