@@ -55,7 +55,7 @@ async def test_calls_work_again_after_a_full_disk(tmp_path: Path, kind: str) -> 
             for _ in range(2):
                 reply = await interface.call("nmap", LOOK)
                 assert reply.code == "disk_full", reply
-            assert await interface.read()
+            assert await interface.read(), "expected an answer to a read while the disk is full"
             (seen / "filler").unlink()
             await works(interface)
         verified = cli.run("audit", "verify", "--json", env=environment(seen))
@@ -193,7 +193,7 @@ async def test_calls_work_again_after_a_scanner_or_the_runner_was_killed(tmp_pat
         runner.kill()
         reply = await call
         assert reply.code == "tool_failed"
-        assert await gone(target)
+        assert await gone(target), "nmap still runs after its runner was killed"
         await works(interface)
     assert len(outcomes(env)) == 4
 

@@ -70,8 +70,8 @@ async def test_a_running_call_ends_a_new_one_is_refused_and_reads_are_answered(t
         assert refused.error is not None
         assert refused.error["retryable"]
         assert refused.error["details"]["retry_after"] >= 1
-        assert await interface.read()
-        assert not call.done()
+        assert await interface.read(), "expected an answer to a read during the grace period"
+        assert not call.done(), "expected the running call to continue"
         answer = await call
         assert answer.error is None, answer
         ended = time.monotonic()

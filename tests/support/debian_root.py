@@ -196,7 +196,7 @@ def scratch() -> Iterator[Path]:
         left = mounted_below(folder)
         if not left:
             shutil.rmtree(folder)
-        assert left == []
+        assert left == [], f"expected no mounts below {folder}, found {left}"
 
 
 def mounted_below(folder: Path) -> list[str]:

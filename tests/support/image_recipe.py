@@ -158,7 +158,7 @@ class Recipe:
 
     def _healthcheck(self, image: Image, value: str) -> None:
         image.healthcheck = json.loads(value[value.index("[") :])
-        assert image.healthcheck[0] != "CMD"
+        assert image.healthcheck[0] != "CMD", f"expected only the words of the command, found {image.healthcheck}"
 
 
 def stage_context(project: Path, folder: Path) -> Path:

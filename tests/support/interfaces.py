@@ -161,7 +161,7 @@ async def over_rest(client: httpx2.AsyncClient, tool: str, arguments: dict[str, 
     )
     body = response.json()
     is_problem = response.headers["content-type"].startswith("application/problem+json")
-    assert is_problem == (response.status_code >= 400)
+    assert is_problem == (response.status_code >= 400), f"{response.status_code} with {response.text}"
     return Reply(error=body if is_problem else None, body=body, text=response.text, status=response.status_code)
 
 

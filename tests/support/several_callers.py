@@ -124,7 +124,8 @@ class Mcp:
             "Mcp-Session-Id": opened.headers["mcp-session-id"],
             "MCP-Protocol-Version": "2025-06-18",
         }
-        assert (await self.client.post("/mcp", json=INITIALIZED, headers=self.session)).status_code == 202
+        ready = await self.client.post("/mcp", json=INITIALIZED, headers=self.session)
+        assert ready.status_code == 202, ready.text
 
     async def ask(self, method: str, headers: Mapping[str, str] | None = None, **params: Any) -> Said:
         own = self.session
