@@ -1,4 +1,4 @@
-"""The release script, run on the current commit: its steps pass, and it refuses what must not be released."""
+"""The release script, run on the current commit: its steps pass, and it refuses wrong files and licenses."""
 
 from __future__ import annotations
 

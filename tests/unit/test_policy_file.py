@@ -108,7 +108,7 @@ def test_both_parsers_of_pyyaml_give_the_same_policy(tmp_path: Path, monkeypatch
         assert words in error.message
 
 
-def test_the_smallest_policies(tmp_path: Path) -> None:
+def test_only_the_version_and_the_allow_list_are_required(tmp_path: Path) -> None:
     for text in ("version: 1\nallow: []\n", "version: 1\nallow:\n", "version: 1\nallow:\n#  - 10.0.0.0/8\nexclude:\n"):
         policy = ScopePolicy.from_file(write(tmp_path, text))
         assert policy.entries == ()

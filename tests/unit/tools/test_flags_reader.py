@@ -285,7 +285,7 @@ def test_bad_text_is_refused_with_its_reason(case: Bad) -> None:
     check_bad(flags, case)
 
 
-def test_typed_values_error_details_and_locked_flags() -> None:
+def test_typed_values_error_details_and_locked_flags_are_as_declared() -> None:
     check_details(flags)
 
 

@@ -89,7 +89,7 @@ def test_good_ports_are_canonical(text: str, spec: str | None, count: int, words
         assert (ports.spec, ports.words()) == (spec, words)
 
 
-@pytest.mark.parametrize(("text", "message"), BAD, ids=[f"{index}" for index, _ in enumerate(BAD)])
+@pytest.mark.parametrize(("text", "message"), BAD, ids=[ascii(row[0])[:20] for row in BAD])
 def test_bad_ports_are_refused_with_the_part_that_is_wrong(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)) as caught:
         parse_ports(text)

@@ -60,7 +60,7 @@ def test_a_safe_script_is_only_in_safe_categories(script: NseScript) -> None:
     assert not categories & {"intrusive", "vuln"}
 
 
-def test_category_words_stand_for_listed_scripts_only() -> None:
+def test_a_category_selects_only_listed_scripts() -> None:
     assert set(CATEGORIES["safe"]) == SAFE_NAMES
     assert set(CATEGORIES["default"]) < SAFE_NAMES
     assert set(CATEGORIES["discovery"]) < SAFE_NAMES

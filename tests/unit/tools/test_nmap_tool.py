@@ -199,7 +199,7 @@ GOOD = [
 ]
 
 
-@pytest.mark.parametrize("case", GOOD, ids=[f"{index}" for index, _ in enumerate(GOOD)])
+@pytest.mark.parametrize("case", GOOD, ids=[f"{index}-{'-'.join(case.parameters)}" for index, case in enumerate(GOOD)])
 def test_good_parameters_give_exactly_this_argv(case: Good) -> None:
     command = build_command_of(case.policy, case.targets, case.parameters)
     assert list(command.args) == case.argv
