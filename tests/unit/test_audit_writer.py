@@ -1,4 +1,4 @@
-"""Appending: an incomplete line is repaired on record, a full file is followed by the next, no link is followed."""
+"""Appending: an incomplete line is repaired and recorded, a full file is followed by the next, a link is refused."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ async def test_a_pipe_instead_of_the_log_is_refused_at_once(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("torn", [b'{"event":"decision","decision":"acc', b"\0" * 5000, b"x" * 100_000, b"\xff"])
-async def test_a_line_that_a_crash_cut_off_is_repaired_on_record(tmp_path: Path, torn: bytes) -> None:
+async def test_a_line_that_a_crash_cut_off_is_repaired_and_recorded(tmp_path: Path, torn: bytes) -> None:
     log = AuditLog(tmp_path)
     await log.append("decision", decision="accept")
     before = log.path.read_bytes()

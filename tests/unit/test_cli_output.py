@@ -1,4 +1,4 @@
-"""Nothing that a command prints can control a terminal, for any value."""
+"""The output of a command cannot control a terminal, for any value."""
 
 from __future__ import annotations
 

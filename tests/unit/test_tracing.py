@@ -1,4 +1,4 @@
-"""Tracing: spans reach a real collector with the attributes of docs/tracing.md only, and delay nothing."""
+"""Tracing: spans reach a real collector with the attributes of docs/tracing.md only, and delay no call."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ async def test_the_cap_of_a_host_counts_runs_on_the_same_address_and_not_on_othe
     crowd = Crowd(Numbers(per_tool=10, per_host=2))
     crowd.call("one", ticket(at="10.0.0.1"))
     crowd.call("two", ticket(at="10.0.0.2"))
-    crowd.call("all", ticket(at="10.0.0.0/24"))  # both overlap it, on no address in common
+    crowd.call("all", ticket(at="10.0.0.0/24"))  # shares one address with each of the two runs
     crowd.call("third", ticket(at="10.0.0.2/31"))
     crowd.call("other", ticket(at="10.0.0.4"))
     await settle()

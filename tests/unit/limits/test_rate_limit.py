@@ -32,12 +32,12 @@ class World:
 
     @property
     def keys(self) -> int:
-        """How many keys the memory holds."""
+        """The number of keys in memory."""
         times = self.limiter._times
         return 0 if times is None else len(times)
 
     async def hit(self, actor: str = "ann", tool: str = "nmap") -> int:
-        """0 for a call that is let through, else when to call again."""
+        """Make a call. Return 0 if it is allowed, otherwise the seconds after which to retry."""
         try:
             await self.limiter.hit(actor, tool)
         except BusyError as error:

@@ -1,4 +1,4 @@
-"""Finding binaries by name, and noticing changes."""
+"""Finding binaries by name, and detecting that one has changed."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ RIGHT = {
 
 
 def values_of(argument: ScriptArg) -> st.SearchStrategy[Any]:
-    """Values of the type that the argument takes, four times out of five, and else of any other type."""
+    """Return a strategy: four of five values have the type of the argument, the others have any type."""
     label = argument.value.label
     if label.startswith("INT"):
         right: st.SearchStrategy[Any] = st.integers(*map(int, label.removeprefix("INT ").split("-")))
