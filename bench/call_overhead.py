@@ -28,7 +28,7 @@ _PAUSE_SEC: Final = 0.5
 
 
 def measure() -> list[Result]:
-    """Measure the call, and how much of what it adds is the start of the process."""
+    """Measure a call, and the part of its overhead that is the start of the process."""
     with (
         served() as (session, state),
         tempfile.TemporaryDirectory() as home,

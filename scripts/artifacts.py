@@ -20,7 +20,7 @@ NEEDED: Final = ("py.typed", "store/migrations/", "audit/record.schema.json")
 
 
 class CheckFailedError(Exception):
-    """A check of the release failed; the message says what is wrong and where."""
+    """A check of the release failed; the message names the problem and the file."""
 
 
 def run(*words: str | Path, cwd: Path | None = None, environment: dict[str, str] | None = None) -> str:

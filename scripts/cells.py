@@ -75,7 +75,7 @@ class Cell:
 
     @property
     def lacks(self) -> str:
-        """The missing programs, in words."""
+        """The names of the missing programs, or "nothing"."""
         return "nothing" if not self.absent else "all of them" if set(self.absent) == set(OPTIONAL) else self.absent[0]
 
 

@@ -16,14 +16,14 @@ from typing import Any, Final
 from scripts.connect import ROOT
 
 NO_OWNER: Final = "owner-not-set"
-"""Placeholder for the owner of the registry name, who publishes; with it, `make release` does not pass."""
+"""Placeholder for the owner of the registry name. With it, `make release` fails."""
 _SCOPE: Final = "MCP_SECURITY_ALLOWED_TARGETS"
 _PROJECT: Final = tomllib.loads((ROOT / "pyproject.toml").read_text())
 NAME: Final[str] = _PROJECT["project"]["name"]
 OWNER: Final[str] = _PROJECT["tool"]["mcp-network-tools"]["owner"]
 REGISTRY_NAME: Final = f"io.github.{OWNER}/{NAME}"
 MCP_NAME: Final = f"<!-- mcp-name: {REGISTRY_NAME} -->"
-"""The line in README.md that proves to the registry who owns the package."""
+"""The line in README.md by which the registry verifies the owner of the package."""
 
 
 def version() -> str:

@@ -37,7 +37,7 @@ class StepNotPossibleError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """The state of one step, and what it found."""
+    """The state of one step, and its result as text."""
 
     step: str
     state: str
@@ -45,7 +45,7 @@ class StepResult:
 
 
 class Release:
-    """The steps, in order; each returns what it found, or raises."""
+    """The steps, in order. Each returns its result as text, or raises."""
 
     def __init__(self, folder: Path, to: Path) -> None:
         self.folder = folder

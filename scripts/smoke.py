@@ -259,7 +259,7 @@ class Smoke:
     def step_nothing_left(self) -> str:
         """In the PID namespace of the cell, every process has ended."""
         if os.environ.get("SMOKE_OWN_PIDS") != "1":
-            raise NotRunError("this process has no PID namespace of its own")
+            raise NotRunError("this process shares the PID namespace of the machine")
         deadline = time.monotonic() + 5
         while left := [each for each in processes() if self.program.encode() in each or b"mcp_server" in each]:
             check(time.monotonic() < deadline, left)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 BAD_TARGETS: Final[list[tuple[str, str, str]]] = [
-    # outside the scope, or refused whatever the scope says
+    # outside the scope, or refused with any scope
     ("public", "8.8.8.8", "target_out_of_scope"),
     ("public-network", "8.8.8.0/24", "target_out_of_scope"),
     ("public-v6", "2606:4700:4700::1111", "target_out_of_scope"),

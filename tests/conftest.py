@@ -1,4 +1,4 @@
-"""Hooks for every test run."""
+"""Set up every test run: the program is started by fork."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ class Served:
 def served(**settings: str) -> Iterator[Served]:
     """Serve on a free loopback port, with ``settings`` as additional environment variables; stop the server afterwards.
 
-    The tier is argument, because with a guard the started process would be the guard helper and not the server.
+    The server runs in the argument tier. With a guard, the started process would be the guard helper.
     """
     with tempfile.TemporaryDirectory() as folder, socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -132,7 +132,7 @@ async def one_interface(kind: str, env: Mapping[str, str], *prefix: str) -> Asyn
             )
         interface = _Stdio(process, log)
         try:
-            assert await interface.read()
+            assert await interface.read(), log.read_text()
             yield interface
         finally:
             await interface.close()

@@ -88,7 +88,7 @@ async def test_cleanup_during_a_call(tmp_path: Path) -> None:
     call = asyncio.create_task(server.pipeline.call("nmap", slow_scan(target), ACTOR))
     await started(target)
     await server.cleanup()
-    assert await gone(target, 0)
+    assert await gone(target, 0), "nmap still runs after cleanup"
     with pytest.raises(NetworkToolsError) as caught:
         await call
     assert caught.value.code == "shutting_down"

@@ -55,7 +55,7 @@ async def test_calls_work_again_after_a_full_disk(tmp_path: Path, kind: str) -> 
             for _ in range(2):
                 reply = await interface.call("nmap", LOOK)
                 assert reply.code == "disk_full", reply
-            assert await interface.read()
+            assert await interface.read(), "expected an answer to a read while the disk is full"
             (seen / "filler").unlink()
             await works(interface)
         verified = cli.run("audit", "verify", "--json", env=environment(seen))
@@ -84,7 +84,7 @@ async def test_calls_work_again_when_the_database_is_back(tmp_path: Path, postgr
         await works(interface)
     assert outcomes(env) == ["completed"] * 2
     ends = [record for record in log_records(tmp_path / "state") if record["event"] == "end"]
-    assert len(ends) == 4, "every decision has its end on the log, also those without a run"
+    assert len(ends) == 4, "expected an end record for every decision, also for those without a run"
 
 
 async def test_a_scan_is_stored_if_the_database_is_back_before_it_ends(
@@ -132,7 +132,7 @@ async def test_calls_are_refused_until_the_database_file_is_back(tmp_path: Path,
         for _ in range(2):
             reply = await interface.call("nmap", LOOK)
             assert reply.code == "store_unavailable", reply
-        assert not await interface.read(), "nor is it read by another connection, which would make a new one"
+        assert not await interface.read(), "a new connection would create a new database file"
         (tmp_path / "away").replace(database)
         await works(interface)
     assert outcomes(env) == ["completed"] * 2
@@ -193,7 +193,7 @@ async def test_calls_work_again_after_a_scanner_or_the_runner_was_killed(tmp_pat
         runner.kill()
         reply = await call
         assert reply.code == "tool_failed"
-        assert await gone(target)
+        assert await gone(target), "nmap still runs after its runner was killed"
         await works(interface)
     assert len(outcomes(env)) == 4
 
@@ -203,7 +203,7 @@ FAKETIME = next(iter(Path("/usr/lib").glob("*/faketime/libfaketime.so.1")), Path
 
 async def test_jumps_of_the_wall_clock_change_no_time_limit(tmp_path: Path) -> None:
     """The wall clock jumps a day forward and two days back. Limits and intervals use the monotonic clock."""
-    assert FAKETIME.exists(), "apt-get install faketime"
+    assert FAKETIME.exists(), "faketime is missing: run scripts/system-packages.sh test"
     offset = tmp_path / "offset"
 
     def jump(text: str) -> None:
@@ -226,10 +226,10 @@ async def test_jumps_of_the_wall_clock_change_no_time_limit(tmp_path: Path) -> N
             call = asyncio.create_task(interface.call("nmap", slow_scan(target) | {"timeout_sec": 5}))
             await started(target)
             begun = time.monotonic()
-            jump(text)  # seen within a second
+            jump(text)  # libfaketime applies it within a second
             reply = await call
             assert reply.code == "timeout"
-            assert 2 < time.monotonic() - begun < 15, "a time limit is not a matter of the wall clock"
+            assert 2 < time.monotonic() - begun < 15, "the time limit must not depend on the wall clock"
             await works(interface)
         jump("+0")
         interface.signal(signal.SIGTERM)
@@ -239,4 +239,4 @@ async def test_jumps_of_the_wall_clock_change_no_time_limit(tmp_path: Path) -> N
     assert verified.returncode == 0, verified.stdout
     assert sorted(outcomes(plain)) == ["completed"] * 3 + ["partial"] * 2
     times = [record["time"] for record in log_records(tmp_path / "state")]
-    assert times != sorted(times), "the clock has jumped"
+    assert times != sorted(times), "expected a jump of the clock in the times of the records"

@@ -49,7 +49,7 @@ def start(env: Mapping[str, str], interface: str, *words: str, prefix: tuple[str
         assert process.stdout is not None
         assert process.stderr is not None
         said = process.stderr.read()
-        assert process.stdout.read() == "", "standard output is the wire"
+        assert process.stdout.read() == "", "standard output is for MCP messages only"
     assert "Traceback" not in said
     assert "Listening on" not in said
     return code, said
@@ -60,18 +60,18 @@ def files(folder: Path) -> dict[str, bytes | None]:
     return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
 
 
-def remembered(state: Path, env: Mapping[str, str]) -> None:
-    """Have a server of this version create its store."""
+def create_store(state: Path, env: Mapping[str, str]) -> None:
+    """Create the store with this version of the program."""
     state.mkdir(mode=0o700, exist_ok=True)
     done = cli.run("runs", "list", env=env)
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("interface", INTERFACES)
-def test_a_newer_schema(tmp_path: Path, interface: str) -> None:
+def test_a_newer_schema_is_refused(tmp_path: Path, interface: str) -> None:
     state = tmp_path / "state"
     env = environment(state)
-    remembered(state, env)
+    create_store(state, env)
     with closing(sqlite3.connect(state / "store.db")) as database:
         database.execute("UPDATE alembic_version SET version_num = '9999'")
         database.commit()
@@ -84,10 +84,10 @@ def test_a_newer_schema(tmp_path: Path, interface: str) -> None:
     assert files(state) == before
 
 
-def test_a_newer_schema_in_postgres(tmp_path: Path) -> None:
+def test_a_newer_schema_in_postgres_is_refused(tmp_path: Path) -> None:
     with running_postgres() as server:
         env = environment(tmp_path / "state", MCP_DATABASE_URL=server.new_database())
-        remembered(tmp_path / "state", env)
+        create_store(tmp_path / "state", env)
         server._run(
             "psql", "-h", "127.0.0.1", "-p", str(server.port), "-U", "tester", "-c",
             "UPDATE alembic_version SET version_num = '9999'", "test1",
@@ -108,7 +108,7 @@ BAD_POLICIES = {
 
 
 @pytest.mark.parametrize("text", BAD_POLICIES.values(), ids=BAD_POLICIES.keys())
-def test_an_invalid_policy(tmp_path: Path, text: str) -> None:
+def test_an_invalid_policy_is_refused(tmp_path: Path, text: str) -> None:
     policy = tmp_path / "policy.yaml"
     policy.write_text(text)
     env = environment(tmp_path / "state", MCP_SECURITY_POLICY_FILE=str(policy))
@@ -121,7 +121,7 @@ def test_an_invalid_policy(tmp_path: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize("interface", INTERFACES)
-def test_a_policy_that_cannot_be_read(tmp_path: Path, interface: str) -> None:
+def test_a_policy_that_cannot_be_read_is_refused(tmp_path: Path, interface: str) -> None:
     policy = tmp_path / "policy.yaml"
     policy.write_text("version: 1\n")
     policy.chmod(0)
@@ -135,7 +135,7 @@ def test_a_policy_that_cannot_be_read(tmp_path: Path, interface: str) -> None:
     assert not (tmp_path / "state").exists()
 
 
-def test_a_port_in_use(tmp_path: Path) -> None:
+def test_a_port_in_use_is_refused(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = str(other.getsockname()[1])
         code, said = start(environment(tmp_path / "state"), "http", "--port", port)
@@ -145,9 +145,9 @@ def test_a_port_in_use(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("interface", INTERFACES)
-def test_a_state_folder_of_another_user(tmp_path: Path, interface: str) -> None:
+def test_a_state_folder_of_another_user_is_refused(tmp_path: Path, interface: str) -> None:
     if os.geteuid():
-        pytest.fail("this test gives a folder away, which takes root")
+        pytest.fail("this test needs root, because it changes the owner of a folder")
     state = tmp_path / "state"
     state.mkdir(mode=0o700)
     os.chown(state, 65534, 65534)
@@ -159,7 +159,7 @@ def test_a_state_folder_of_another_user(tmp_path: Path, interface: str) -> None:
 
 
 @pytest.mark.parametrize("interface", INTERFACES)
-def test_a_state_folder_that_others_may_write(tmp_path: Path, interface: str) -> None:
+def test_a_state_folder_that_others_may_write_is_refused(tmp_path: Path, interface: str) -> None:
     state = tmp_path / "state"
     state.mkdir()
     state.chmod(0o777)
@@ -170,7 +170,7 @@ def test_a_state_folder_that_others_may_write(tmp_path: Path, interface: str) ->
 
 
 @pytest.mark.parametrize("interface", INTERFACES)
-def test_an_audit_log_that_cannot_be_written(tmp_path: Path, interface: str) -> None:
+def test_an_audit_log_that_cannot_be_written_prevents_a_start(tmp_path: Path, interface: str) -> None:
     state = tmp_path / "state"
     state.mkdir(mode=0o700)
     (state / "audit.jsonl").mkdir()
@@ -181,7 +181,7 @@ def test_an_audit_log_that_cannot_be_written(tmp_path: Path, interface: str) -> 
     assert not list(state.rglob("*.lock"))
 
 
-def test_an_audit_log_that_is_broken(tmp_path: Path) -> None:
+def test_a_broken_audit_log_prevents_a_start(tmp_path: Path) -> None:
     state = tmp_path / "state"
     state.mkdir(mode=0o700)
     (state / "audit.jsonl").write_text('{"seq": 0}\nnonsense\n')
@@ -192,7 +192,7 @@ def test_an_audit_log_that_is_broken(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("interface", INTERFACES)
-def test_a_log_file_that_cannot_be_written(tmp_path: Path, interface: str) -> None:
+def test_a_log_file_that_cannot_be_written_prevents_a_start(tmp_path: Path, interface: str) -> None:
     (tmp_path / "log").mkdir()
     env = environment(tmp_path / "state", MCP_LOGGING_FILE_PATH=str(tmp_path / "log"))
     code, said = start(env, interface)
@@ -202,7 +202,7 @@ def test_a_log_file_that_cannot_be_written(tmp_path: Path, interface: str) -> No
 
 
 @pytest.mark.parametrize("interface", INTERFACES)
-def test_a_full_disk(tmp_path: Path, interface: str) -> None:
+def test_a_full_disk_prevents_a_start(tmp_path: Path, interface: str) -> None:
     state = tmp_path / "state"
     state.mkdir(mode=0o700)
     script = 'mount -t tmpfs -o size=1m,mode=700 tmpfs "$1"; head -c 1m /dev/zero >"$1/filler" 2>/dev/null || true'

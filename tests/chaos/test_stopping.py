@@ -51,7 +51,7 @@ def assert_clean(env: dict[str, str], interface: Interface) -> None:
     accepted = {record["run_id"] for record in records if record.get("decision") == "accept"}
     assert accepted == {record["run_id"] for record in records if record["event"] == "end"}
     sealed = (state / "audit.checkpoints").read_text()
-    assert f"\n{len(records)}\n" in sealed, "the last checkpoint covers the last record"
+    assert f"\n{len(records)}\n" in sealed, "expected the last checkpoint to cover the last record"
     assert not [path for path in (state / "owners").iterdir() if path.suffix == ".lock"]
     assert not list((state / "raw" / "spool").glob("*"))
     assert "Traceback" not in interface.log.read_text()
@@ -70,13 +70,13 @@ async def test_a_running_call_ends_a_new_one_is_refused_and_reads_are_answered(t
         assert refused.error is not None
         assert refused.error["retryable"]
         assert refused.error["details"]["retry_after"] >= 1
-        assert await interface.read()
-        assert not call.done()
+        assert await interface.read(), "expected an answer to a read during the grace period"
+        assert not call.done(), "expected the running call to continue"
         answer = await call
         assert answer.error is None, answer
         ended = time.monotonic()
         assert await interface.exit_code(SLACK_SEC) == 0
-        assert ended - asked < 20, "the grace period is not waited for where nothing runs"
+        assert ended - asked < 20, "the server must not wait for the grace period if no call runs"
     assert one_run(env)["run"]["outcome"] == "completed"
     assert_clean(env, interface)
 
@@ -155,7 +155,7 @@ async def test_queued_calls_are_refused_at_once_and_the_running_one_ends(tmp_pat
         await started(target)
         later = [asyncio.create_task(interface.call("nmap", {"target": "127.0.0.1"})) for _ in range(5)]
         await asyncio.sleep(0.5)
-        assert not any(call.done() for call in later), "they wait in line"
+        assert not any(call.done() for call in later), "expected the later calls to be queued"
         interface.signal(signal.SIGTERM)
         done, _ = await asyncio.wait(later, timeout=1)
         assert [call.result().code for call in done] == ["shutting_down"] * 5

@@ -100,7 +100,7 @@ def send_calls(lab: Lab, calls: Sequence[CallToSend], *, timeout: float = 250) -
 
 
 def outcome_of(call: CallToSend, interface: str, reply: Reply) -> CallOutcome:
-    """Return the outcome that a reply stands for."""
+    """Return the outcome of a reply."""
     whole = f"{reply.text}\n{json.dumps(reply.body)}"
     error = reply.error or {}
     typed = not error or bool(error.get("code") and error.get("message") and error.get("hint"))

@@ -1,4 +1,4 @@
-"""Crafted frames for the guard: those that no tool in scope may send, and those that tools need."""
+"""Crafted frames for the guard: forbidden frames, and frames that tools in scope need."""
 
 from __future__ import annotations
 

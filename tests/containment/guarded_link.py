@@ -83,7 +83,7 @@ class NetNamespace:
     def inside(self) -> Iterator[None]:
         """Run a block in the namespace, including the sockets and processes that it creates."""
         with _returning():
-            assert _libc.setns(self.descriptor, CLONE_NEWNET) == 0
+            assert _libc.setns(self.descriptor, CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
             yield
 
 
@@ -93,7 +93,7 @@ def _returning() -> Iterator[None]:
     try:
         yield
     finally:
-        assert _libc.setns(before, CLONE_NEWNET) == 0
+        assert _libc.setns(before, CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
         os.close(before)
 
 

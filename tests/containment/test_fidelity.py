@@ -77,7 +77,7 @@ _REASONS = {
     **dict.fromkeys(("echo-reply", "timestamp-reply", "syn-ack", "reset", "conn-refused"), "answered"),
     **{word: word for word in ("no-response", "localhost-response", "user-set")},
 }
-"""Reasons why a host is up, with those that can vary replaced by one."""
+"""Maps a reason why a host is up, if it can vary between scans, to one fixed reason."""
 
 
 def facts(document: str) -> list[tuple[object, ...]]:

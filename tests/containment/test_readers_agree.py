@@ -185,7 +185,7 @@ def check(texts: list[str], counter: ReaderCounter) -> None:
             check_numbers(chosen, options)
     in_scope = [network for _, network in small(parsed, 4) if any(network[0] in each for each in RFC1918)]
     for address in nmap_reads([canonical(network) for network in in_scope]) if in_scope else []:
-        assert any(address in network for network in RFC1918)
+        assert any(address in network for network in RFC1918), f"nmap reads {address}, which is out of scope"
 
 
 def check_numbers(chosen: list[tuple[str, Network]], options: tuple[str, ...]) -> None:

@@ -76,7 +76,7 @@ def test_drops_are_alarms_and_are_recorded_with_their_runs(unchecked: tuple[Call
     records = unchecked[0].records
     alarms = {r["run_id"]: r["dropped"] for r in records if r.get("event") == "alarm" and r["alarm"] == "guard_drops"}
     ends = {r["run_id"]: r for r in records if r.get("event") == "end"}
-    assert len(alarms) > len(ESCAPES) / 2
+    assert len(alarms) > len(ESCAPES) / 2, f"expected alarms for most of {len(ESCAPES)} escapes, found {len(alarms)}"
     for run, dropped in alarms.items():
         assert ends[run]["guard"]["dropped"] == dropped
     assert {rule for dropped in alarms.values() for rule in dropped} >= {e.rule for e in ESCAPES if e.rule}
@@ -87,7 +87,7 @@ def test_every_audit_record_has_the_enforcement(unchecked: tuple[CallResults, Tr
     assert {(r["interface"], r["enforcement"]) for r in accepted} == {
         (interface, "kernel") for interface in GUARDED_INTERFACES
     }
-    assert all(r["ruleset"] for r in accepted)
+    assert [r for r in accepted if not r["ruleset"]] == []
     denied = [r for r in unchecked[0].records if r.get("decision") == "deny"]
     assert {r["enforcement"] for r in denied if r["interface"] == "cli"} == {"argument"}
 

@@ -1,7 +1,7 @@
 """Tools without any check: the words of a call become the arguments of the program. Only guard and sandbox protect.
 
-This is a package for ``TOOLS_PACKAGE``, and as insecure as one could be. The target of a call is only a pretext in
-scope, so that the pipeline accepts the call.
+This is a package for ``TOOLS_PACKAGE`` that is insecure on purpose. The target of a call is in scope, so that the
+pipeline accepts the call, but the program does not get it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _RESOLVING = ("/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf", "/etc/serv
 
 
 class RawInput(ToolParameters):
-    """The target as a pretext, and the arguments of the program."""
+    """A target in scope for the pipeline, and the arguments of the program."""
 
     target: str
     words: Annotated[list[str], Field(max_length=500)]

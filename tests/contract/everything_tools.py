@@ -136,7 +136,7 @@ async def test_tool_with_progress(ctx: Context, params: Params) -> Answer:
     return text_result("done")
 
 
-@fixture("Is cut off in the middle where the transport can resume streams")
+@fixture("Closes its stream in the middle, if the transport can resume streams")
 async def test_reconnection(ctx: Context, params: Params) -> Answer:
     if ctx.close_sse_stream is not None:
         await ctx.close_sse_stream()
@@ -350,7 +350,11 @@ async def test_input_required_result_capabilities(ctx: Context, params: Params) 
         requests["model"] = ask_model("Generate a greeting")
     if capabilities.elicitation is not None:
         requests["user"] = ask_user("What is your name?", name="string")
-    return t.InputRequiredResult(input_requests=requests) if requests else text_result("nobody can be asked")
+    return (
+        t.InputRequiredResult(input_requests=requests)
+        if requests
+        else text_result("the client declared neither sampling nor elicitation")
+    )
 
 
 @fixture("Needs a model at the client")

@@ -2,7 +2,7 @@
 
 Its ``auth/…`` scenarios act as server and issuer for a *client*. Two more test an *authorization server*, which this
 project is not. None of its server scenarios sends a credential, and its ``server`` command has no option for one.
-tests/integration/test_identity.py tests with the SDK's own client what a client of the specification needs.
+tests/integration/test_identity.py tests authorization with the client of the SDK.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ def scenarios() -> dict[str, list[str]]:
     """Return the names of scenarios by the part they test: server, client, authorization server."""
     parts = re.split(r"^(\w[\w ]*) scenarios \(", output_of("list"), flags=re.MULTILINE)
     return {
-        who.lower(): re.findall(r"^  - (\S+)", names, re.MULTILINE)
-        for who, names in zip(parts[1::2], parts[2::2], strict=True)
+        part.lower(): re.findall(r"^  - (\S+)", names, re.MULTILINE)
+        for part, names in zip(parts[1::2], parts[2::2], strict=True)
     }
 
 

@@ -114,7 +114,7 @@ def operation(**more: Any) -> dict[str, Any]:
 
 WRONG_PAGE: dict[str, Any] = {
     "openapi": "3.1.0",
-    "info": {"title": "A server that does not do what its page says", "version": "1"},
+    "info": {"title": "A server that differs from its document", "version": "1"},
     "components": {"securitySchemes": {"token": {"type": "http", "scheme": "bearer"}}},
     "paths": {
         "/right": operation(),

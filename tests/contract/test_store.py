@@ -254,10 +254,11 @@ async def test_a_run_whose_store_was_closed_becomes_interrupted(store: SqlStore,
     assert (await later.hosts("r1")).items == tuple(hosts)
     assert (await later.get_run("mine")).outcome is Outcome.RUNNING
     await later.close()
-    assert await another_count(another) == 0
+    assert await count_interrupted(another) == 0
 
 
-async def another_count(another: OpenAnother) -> int:
+async def count_interrupted(another: OpenAnother) -> int:
+    """Open a store as at a start; return the number of runs that it marks as interrupted."""
     once = another()
     count = len(await once.open())
     await once.close()
@@ -271,7 +272,7 @@ async def test_a_finished_run_is_never_interrupted(another: OpenAnother) -> None
     await first.begin(run)
     await first.finish(ended(run))
     await first.close()
-    assert await another_count(another) == 0
+    assert await count_interrupted(another) == 0
 
 
 async def test_many_runs_write_at_once_in_one_process(store: SqlStore) -> None:
@@ -399,5 +400,5 @@ async def test_a_run_of_another_caller_takes_the_same_statements_as_an_unknown_r
     finally:
         remove(Engine, "before_cursor_execute", note)
     foreign, unknown = asked[:2], asked[2:]
-    assert foreign == unknown, "the same statements, and no more of them"
+    assert foreign == unknown, "expected the same statements for both runs"
     assert all(len([sql for sql in each if "actor_name" in sql]) == 1 for each in foreign)

@@ -42,7 +42,7 @@ async def long_text(ctx: Context, params: Params) -> Answer:
     return text_result("x" * (params.arguments or {}).get("size", 0))
 
 
-@fixture("Says which descriptors a child inherits that asks for all of them")
+@fixture("Lists the descriptors that a child process inherits without close_fds")
 async def inherited_descriptors(ctx: Context, params: Params) -> Answer:
     process = await asyncio.create_subprocess_exec(
         "/bin/ls", "-l", "/proc/self/fd", stdout=asyncio.subprocess.PIPE, close_fds=False

@@ -130,21 +130,23 @@ async def test_a_tool_that_fails_repeatedly_is_refused_for_a_while_and_then_trie
     with http_server(env) as (base, token, _):
         async with rest_client(base, token) as client:
             refused = [(await execute(client, "false", OUTSIDE)).status_code for _ in range(4)]
-            assert refused == [400] * 4, "refusals do not open it"
+            assert refused == [400] * 4, "refusals must not open the breaker"
             codes = [(await execute(client, "false", {"target": "127.0.0.1"})).status_code for _ in range(3)]
             assert codes == [502] * 3
             opened = await execute(client, "false", {"target": "127.0.0.1"})
             assert (opened.status_code, opened.json()["code"]) == (503, "circuit_open")
             assert int(opened.headers["retry-after"]) >= 1
-            assert (await execute(client, "nmap", QUICK)).status_code == 200, "another tool is another breaker"
+            assert (await execute(client, "nmap", QUICK)).status_code == 200, "each tool has its own breaker"
             page = (await client.get("/metrics")).text
             assert 'circuit_breaker_state{name="false"} 2.0' in page
             assert 'circuit_breaker_transitions_total{from_state="closed",name="false",to_state="open"} 1.0' in page
             await asyncio.sleep(1.3)
-            assert (await execute(client, "false", {"target": "127.0.0.1"})).status_code == 502, "one trial"
+            assert (await execute(client, "false", {"target": "127.0.0.1"})).status_code == 502, (
+                "expected one trial call"
+            )
             assert (await execute(client, "false", {"target": "127.0.0.1"})).json()["code"] == "circuit_open"
     ends = [each for each in log_records(tmp_path / "state") if each["event"] == "end" and each.get("returncode") == 1]
-    assert len(ends) == 4, "three failures and one trial were run"
+    assert len(ends) == 4, "expected three failed runs and one trial"
 
 
 async def test_a_timeout_that_the_caller_shortened_does_not_open_the_breaker(limited: dict[str, str]) -> None:
@@ -202,5 +204,5 @@ async def test_runs_on_a_policy_entry_with_a_rate_take_turns(rated: dict[str, st
     spans = {run["parameters"]["target"]: (run["started"], run["ended"]) for run in runs}
     one, two, other = (spans[call["target"]] for call in calls)
     assert one[1] <= two[0] or two[1] <= one[0], spans
-    assert other[0] < max(one[1], two[1]), "another entry has its own rate"
+    assert other[0] < max(one[1], two[1]), "each entry has its own rate"
     assert json.dumps(runs[0]["argv"]).count("--max-rate") == 1

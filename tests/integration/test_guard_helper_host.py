@@ -70,7 +70,7 @@ def test_deleted_rules_on_the_host_are_noticed_and_a_reload_loads_them_again(hos
         assert reach(found)[:2] == ["blocked 10.99.0.2", "blocked 10.99.0.66"]
 
 
-def test_a_new_guard_has_counted_nothing(program: Inside) -> None:
+def test_the_counters_of_a_new_guard_are_zero(program: Inside) -> None:
     reading = program.ask("read")
     assert (reading["passed"], set(reading["drops"].values())) == (0, {0})
 

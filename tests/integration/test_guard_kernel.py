@@ -319,7 +319,7 @@ def test_a_changed_ruleset_makes_the_guard_unavailable(host: World, program: Ins
     assert program.try_to("reload", policy=rules)["error"]["code"] == "guard_unavailable"
 
 
-def test_loopback_targets_are_scanned_from_the_host_and_nothing_else_is(host: World) -> None:
+def test_only_loopback_targets_are_scanned_from_the_host(host: World) -> None:
     listening = (
         "import socket, time; l = socket.create_server(('127.0.0.1', 8299)); print('on', flush=True); time.sleep(60)"
     )

@@ -156,7 +156,7 @@ def test_a_changed_ruleset_is_noticed_and_not_updated(nft: Nft, tampering: str, 
         assert caught.value.code == "guard_unavailable"
 
 
-def test_a_change_that_was_reverted_is_no_error(nft: Nft) -> None:
+def test_a_change_that_was_reverted_is_not_an_error(nft: Nft) -> None:
     nft.run(ruleset(SETS, LINK))
     before = nft.read()
     run_nft("add element netdev mcp_scope scope4 { 0x08080808 }\n")

@@ -119,7 +119,7 @@ async def test_a_stream_counts_when_it_begins() -> None:
     assert counted() == {("GET", "/events", "200"): 1}
 
 
-async def test_a_client_that_goes_away_before_the_answer_counts_as_499() -> None:
+async def test_a_client_that_disconnects_before_the_response_counts_as_499() -> None:
     begun = asyncio.Event()
 
     async def slow(_scope: Scope, _receive: Receive, _send: Send) -> None:
@@ -138,12 +138,12 @@ async def test_a_client_that_goes_away_before_the_answer_counts_as_499() -> None
 
 
 @given(st.text())
-def test_no_path_becomes_a_label_of_its_own(path: str) -> None:
+def test_the_label_of_any_path_is_a_route_template_or_other(path: str) -> None:
     templates = {route.path for route in rest.routes if hasattr(route, "path")} | {"/mcp", metrics.OTHER}
     assert RequestMetricsMiddleware(rest, rest.routes).route("/" + path) in templates
 
 
-async def test_lifespan_is_passed_on_uncounted() -> None:
+async def test_lifespan_messages_are_passed_on_and_not_counted() -> None:
     seen = []
 
     async def app(scope: Scope, _receive: Receive, _send: Send) -> None:

@@ -14,7 +14,7 @@ from cryptography import x509
 
 from tests.lab.network.handle import Lab
 from tests.lab.network.programs import LabError, find
-from tests.lab.network.truth import SCANNER_IPV4, Behaviour
+from tests.lab.network.truth import SCANNER_IPV4, Behavior
 
 PROBE = Path(__file__).with_name("probe.py")
 UNLISTED_PORT = 7
@@ -91,8 +91,8 @@ def test_unusual_hosts_behave_as_described(lab: Lab) -> None:
     results = probe(lab, connect=[["10.77.2.23", 80]] * 40 + [["10.77.2.25", 80]] * 5)["connect"]
     rate_limited = [outcome for outcome, _ in results[:40]]
     assert 1 <= rate_limited.count("open") < 40  # SYNs are sent again, so a few more than burst and rate allow
-    assert all(seconds > 0.29 for outcome, seconds in results[40:] if outcome == "open")
-    assert lab.truth["slow1"].behaviour is Behaviour.SLOW
+    assert all(seconds > 0.29 for outcome, seconds in results[40:] if outcome == "open"), results[40:]
+    assert lab.truth["slow1"].behavior is Behavior.SLOW
     banners = probe(lab, greet=[["10.77.2.26", 2323], ["10.77.2.26", 9000]])["greet"]
     assert b"\x1b]0;mark-osc\x07" in bytes.fromhex(banners[0])
     assert b"A" * 1024 in bytes.fromhex(banners[1])

@@ -1,4 +1,4 @@
-"""A lab leaves nothing behind, in whatever way it ends, and names what it lacks."""
+"""Nothing of a lab is left after its end, even after SIGKILL, and an error names a missing requirement."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def addresses(lab: Lab, *names: str, ipv6: bool) -> list[str]:
 
 
 @pytest.mark.parametrize("family", ["-4", "-6"])
-def test_services_and_versions(lab: Lab, family: str) -> None:
+def test_nmap_finds_services_and_versions(lab: Lab, family: str) -> None:
     names = set(lab.truth.hosts) - {"tarpit", "evil1", "slow1"}
     targets = addresses(lab, *names, ipv6=family == "-6")
     found = nmap(lab, [family, "-Pn", "-sS", *VERSIONS, "-T4", "-p", ports(TCP), *targets])
@@ -37,13 +37,13 @@ def test_services_and_versions(lab: Lab, family: str) -> None:
 
 
 @pytest.mark.parametrize(("family", "versions"), [("-4", ["-sV"]), ("-6", [])])
-def test_the_slow_host_with_long_timeouts(lab: Lab, family: str, versions: list[str]) -> None:
+def test_nmap_finds_the_ports_of_the_slow_host_with_long_timeouts(lab: Lab, family: str, versions: list[str]) -> None:
     targets = addresses(lab, "slow1", ipv6=family == "-6")
     found = nmap(lab, [family, "-Pn", "-sS", *versions, *PATIENT, "-p", "7,22,80,443", *targets])
     assert_true(lab.truth, found, addresses=targets, tested=(7, 22, 80, 443), services=bool(versions))
 
 
-def test_ports_of_the_tarpit_and_the_hostile_host(lab: Lab) -> None:
+def test_nmap_finds_the_ports_of_the_tarpit_and_the_hostile_host(lab: Lab) -> None:
     targets = addresses(lab, "tarpit", "evil1", ipv6=False)
     found = nmap(lab, ["-Pn", "-sS", "-T4", "-p", ports(TCP), *targets])
     assert_true(lab.truth, found, addresses=targets, tested=TCP)
@@ -56,27 +56,27 @@ def test_the_hostile_web_server_is_identified_by_its_header(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("family", ["-4", "-6"])
-def test_udp_services(lab: Lab, family: str) -> None:
+def test_nmap_finds_udp_services(lab: Lab, family: str) -> None:
     targets = addresses(lab, "r1", "snmp1", "udp1", ipv6=family == "-6")
     found = nmap(lab, [family, "-sU", "-sV", "-T4", "-p", ports(UDP), *targets])
     assert_true(lab.truth, found, addresses=targets, tested=UDP, transport="udp", services=True)
 
 
-def test_ports_of_the_busiest_network_of_the_fleet(lab: Lab) -> None:
+def test_nmap_finds_the_ports_of_the_busiest_network_of_the_fleet(lab: Lab) -> None:
     network = lab.truth.busiest_network()
     targets = list(lab.truth.live(network))
     found = nmap(lab, ["-Pn", "-sS", "-T4", "--max-retries", "2", "-p", ports(FLEET_PORTS), *targets])
     assert_true(lab.truth, found, addresses=targets, tested=FLEET_PORTS)
 
 
-def test_services_of_the_fleet(lab: Lab) -> None:
+def test_nmap_finds_the_services_of_the_fleet(lab: Lab) -> None:
     tested = (22, *FLEET_WEB_PORTS)
     targets = list({host.profile: host.address for host in lab.truth.fleet.values()}.values())
     found = nmap(lab, ["-Pn", "-sS", *VERSIONS, "-T4", "-p", ports(tested), *targets])
     assert_true(lab.truth, found, addresses=targets, tested=tested, services=True)
 
 
-def test_host_discovery_finds_every_host_that_answers_anything(lab: Lab) -> None:
+def test_host_discovery_finds_every_host_except_the_one_that_drops_everything(lab: Lab) -> None:
     found = nmap(lab, ["-sn", "-PE", "-PS22,80", "-T4", "10.77.1.0/24", "10.77.2.0/27"])
     assert missing_hosts(lab.truth, found, "10.77.1.0/24") == []
     assert missing_hosts(lab.truth, found, "10.77.2.0/24") == ["10.77.2.21"]  # the host that drops everything

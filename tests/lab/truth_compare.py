@@ -12,10 +12,10 @@ from collections.abc import Collection, Iterable, Iterator
 from mcp_server.model.host import Host, Port
 from tests.lab.network.endpoint import Endpoint
 from tests.lab.network.fleet import FleetHost
-from tests.lab.network.truth import Behaviour, LabHost, Truth
+from tests.lab.network.truth import Behavior, LabHost, Truth
 
 # If packets are lost or delayed on purpose, a closed port may correctly be reported as filtered.
-_MAY_LOSE_ANSWERS = {Behaviour.RATE_LIMITED, Behaviour.SLOW}
+_MAY_LOSE_ANSWERS = {Behavior.RATE_LIMITED, Behavior.SLOW}
 
 
 def expected_open(truth: Truth, address: str, transport: str, tested: Collection[int]) -> dict[int, Endpoint]:
@@ -116,7 +116,7 @@ def _state_faults(
     lab_host: LabHost | FleetHost, reported: Host, ports: dict[int, Port], expected: dict[int, Endpoint]
 ) -> Iterator[str]:
     right = {lab_host.unlisted}
-    if isinstance(lab_host, LabHost) and lab_host.behaviour in _MAY_LOSE_ANSWERS:
+    if isinstance(lab_host, LabHost) and lab_host.behavior in _MAY_LOSE_ANSWERS:
         right.add("filtered")
     for number in ports.keys() - expected.keys():
         if ports[number].state not in right | {"open"}:

@@ -1,4 +1,4 @@
-"""Audit logs to tamper with, and what a forger would do to them.
+"""Writes audit logs, and changes them as a forger would.
 
 Run as ``python -m tests.support.audit MODE FOLDER …`` it writes to a log from separate processes.
 """
@@ -51,7 +51,7 @@ def change(path: Path, number: int, **fields: Any) -> None:
 
 
 def rechain(folder: Path) -> None:
-    """Give every record the right number and hash again, as a skilled forger does."""
+    """Correct the number and the hash of every record, as a skilled forger would."""
     prev, seq = FIRST_PREV, 0
     for path in files_of(folder):
         out = []

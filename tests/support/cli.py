@@ -1,4 +1,4 @@
-"""Running the command line as a person would."""
+"""Runs the command line as a user does."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ def substituted(expression: str, interval: str = "1m") -> str:
     for name, variable in VARIABLES.items():
         expression = expression.replace(f"${name}", variable.get("allValue", name))
     expression = expression.replace("$__rate_interval", interval)
-    assert "$" not in expression
+    assert "$" not in expression, f"a variable without a value in {expression}"
     return expression
 
 

@@ -47,7 +47,7 @@ touch "$root/etc/resolv.conf"
 mount --bind /etc/resolv.conf "$root/etc/resolv.conf"
 exec "$@"
 """
-"""What a build step sees besides its root ($1): the folders of downloaded packages ($2, $3) and certificates ($4)."""
+"""Mounts the folders of downloaded packages ($2, $3) and certificates ($4) into the root ($1) of a build step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +196,7 @@ def scratch() -> Iterator[Path]:
         left = mounted_below(folder)
         if not left:
             shutil.rmtree(folder)
-        assert left == []
+        assert left == [], f"expected no mounts below {folder}, found {left}"
 
 
 def mounted_below(folder: Path) -> list[str]:

@@ -39,9 +39,9 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 MODULES: Final = ("mcp_server", "mcp_server.server")
-"""What may follow ``python -m``."""
+"""The modules that ``python -m`` may run."""
 _LAZY: Final = ("anyio._backends._asyncio", "pydantic.v1", "uvicorn.lifespan.on", "uvicorn.protocols.http.h11_impl")
-"""Modules of other packages that the program imports where it needs them."""
+"""Modules of other packages that the program imports only when it first uses them."""
 _FIXED_AT_START: Final = ("PYTHON", "LANG", "LC_", "LD_", "MALLOC_", "GLIBC_", "OPENSSL_")
 """Beginnings of the names of variables that a process reads when it starts."""
 _NAMESPACES: Final = ("mnt", "net", "pid_for_children", "user")
@@ -56,7 +56,7 @@ def fork_server(env: Mapping[str, str] = os.environ, *, first: Sequence[str] = (
 
     ``env`` is the environment of the fork server. It must have the values of `_FIXED_AT_START` that the program will be
     started with. ``first`` is a command that the fork server itself runs before the first fork: hundreds of similar
-    commands then find in memory what it built there.
+    commands then use the caches that it filled.
     """
     if not _CLONE or os.environ.get("COLD_STARTS"):
         yield
@@ -71,7 +71,7 @@ def fork_server(env: Mapping[str, str] = os.environ, *, first: Sequence[str] = (
 
 
 def _surroundings() -> tuple[object, ...]:
-    """What a child inherits besides its environment and descriptors."""
+    """Return the other state that a child inherits: namespaces, user, group and limits."""
     return (
         [Path(f"/proc/thread-self/ns/{name}").readlink() for name in _NAMESPACES],
         os.getresuid(),
@@ -128,7 +128,7 @@ class _Starter:
             self._server.wait()
 
     def _start(self) -> bool:
-        """Start the fork server unless it runs already; False if it could not be started or has ended."""
+        """Start the fork server unless it runs already. Return False if it could not be started or has ended."""
         if self._server is None:
             env = {name: value for name, value in self._env.items() if not name.startswith("COVERAGE_")}
             self._like = (*_surroundings(), _fixed(env))
@@ -144,7 +144,7 @@ class _Starter:
     def _ask(self, order: dict[str, Any], streams: list[int]) -> int:
         assert self._socket is not None
         order["cwd"] = str(Path(order["cwd"]).absolute())
-        # A file, because a message has a limit and an environment has none.
+        # The order is sent as a file, because an environment can be larger than a message.
         with os.fdopen(os.memfd_create("order"), "w+") as file:
             json.dump(order, file)
             file.flush()
@@ -165,7 +165,7 @@ def _fork() -> int:
 
 
 def _wait_for_order(connection: socket.socket) -> dict[str, Any]:
-    """Fork once for each message, and return in the child; end with the test process."""
+    """Fork once for each message, and return the order in the child. The parent ends with the test process."""
     while True:
         message, fds, _, _ = socket.recv_fds(connection, 100, 4)
         if not message:
@@ -186,7 +186,7 @@ def _wait_for_order(connection: socket.socket) -> dict[str, Any]:
 
 
 def _stream(number: int, mode: str, like: Any) -> Any:
-    """A standard stream as the interpreter makes it at its start."""
+    """Return a standard stream, opened as the interpreter opens it at its start."""
     raw = io.FileIO(number, mode, closefd=False)
     unbuffered = bool(os.environ.get("PYTHONUNBUFFERED"))
     buffered: Any = io.BufferedReader(raw) if mode == "r" else raw if unbuffered else io.BufferedWriter(raw)
@@ -199,7 +199,7 @@ def _stream(number: int, mode: str, like: Any) -> Any:
 
 
 def _become(order: dict[str, Any]) -> str:
-    """Take over what the order says; the name of the module to run."""
+    """Apply the order to this process. Return the name of the module to run."""
     _, _, module, *words = order["words"]
     if order["session"]:
         os.setsid()
@@ -228,7 +228,7 @@ def _become(order: dict[str, Any]) -> str:
 
 
 def _run_here(words: list[str]) -> None:
-    """Run one command of the program in this process, and drop what it prints."""
+    """Run one command of the program in this process, and discard its output."""
     from mcp_server.cli import main
 
     sys.argv = ["mcp-network-tools", *words]
@@ -261,7 +261,7 @@ def _main() -> NoReturn:
 
 
 def _leave(code: int) -> NoReturn:
-    """End as the interpreter does, but do not take every module apart: that copies all of the fork server's memory."""
+    """End as the interpreter does, but without clearing the modules, which would copy the fork server's memory."""
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     try:

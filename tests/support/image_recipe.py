@@ -92,7 +92,7 @@ class Recipe:
             else:
                 assert image is not None, f"{instruction} is before FROM"
                 step = getattr(self, "_" + instruction.lower(), None)
-                assert step is not None, f"{instruction} is not known here"
+                assert step is not None, f"the instruction {instruction} is not supported"
                 step(image, value)
         assert image is not None
         return image
@@ -101,7 +101,7 @@ class Recipe:
         text = re.sub(r"\$\{(\w+)\}", lambda found: self.arguments[found[1]], value)
         base, _, name = text.partition(" AS ")
         release = re.fullmatch(r"debian:(\w+)-slim", base)
-        assert release, f"{base} is no image that debootstrap can make"
+        assert release, f"debootstrap cannot create the image {base}; expected debian:RELEASE-slim"
         name = name or str(len(self.stages))
         self.stages[name] = Image(fresh_root(release[1], self.work / name))
         return self.stages[name]
@@ -122,7 +122,7 @@ class Recipe:
         into = image.root / (Path(image.folder) / target).relative_to("/")
         for name in names:
             found = source / name.lstrip("/")
-            assert found.exists(), f"COPY {name}: the build context has none"
+            assert found.exists(), f"COPY {name}: the file does not exist in {source}"
             # The content of a folder is copied; a file goes below a target that ends in a slash.
             executor = into if found.is_dir() or not target.endswith("/") else into / found.name
             executor.parent.mkdir(parents=True, exist_ok=True)
@@ -158,7 +158,7 @@ class Recipe:
 
     def _healthcheck(self, image: Image, value: str) -> None:
         image.healthcheck = json.loads(value[value.index("[") :])
-        assert image.healthcheck[0] != "CMD"
+        assert image.healthcheck[0] != "CMD", f"expected only the words of the command, found {image.healthcheck}"
 
 
 def stage_context(project: Path, folder: Path) -> Path:

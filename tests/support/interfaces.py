@@ -149,7 +149,7 @@ async def over_mcp(client: Client, tool: str, arguments: dict[str, Any]) -> Repl
         return Reply(error=error.error.data, body={}, text=error.error.message, status=error.error.code)
     body = result.structured_content or {}
     text = "\n".join(getattr(block, "text", "") for block in result.content)
-    assert result.is_error == ("error" in body), "isError and the structure must agree"
+    assert result.is_error == ("error" in body), f"isError is {result.is_error}, which does not agree with {body}"
     return Reply(error=body.get("error"), body=body, text=text)
 
 
@@ -161,7 +161,7 @@ async def over_rest(client: httpx2.AsyncClient, tool: str, arguments: dict[str, 
     )
     body = response.json()
     is_problem = response.headers["content-type"].startswith("application/problem+json")
-    assert is_problem == (response.status_code >= 400)
+    assert is_problem == (response.status_code >= 400), f"{response.status_code} with {response.text}"
     return Reply(error=body if is_problem else None, body=body, text=response.text, status=response.status_code)
 
 
@@ -186,7 +186,7 @@ def cli_reply(status: int | None, out: str, err: str) -> Reply:
     """Parse the output of ``call --json``."""
     assert out, err
     body = json.loads(out)
-    assert bool(status) == ("error" in body), "the exit code and the document must agree"
+    assert bool(status) == ("error" in body), f"the exit code is {status}, which does not agree with {body}"
     return Reply(error=body.get("error") if status else None, body=body, text=out, status=status)
 
 

@@ -14,7 +14,7 @@ Sample = tuple[str, tuple[tuple[str, str], ...]]
 
 @contextmanager
 def counting() -> Iterator[None]:
-    """Count from 0 inside the block, and nothing after it."""
+    """Count metrics from 0 inside the block. After it, nothing is counted."""
     metrics.configure(enabled=False)
     metrics.configure(enabled=True)
     try:

@@ -46,7 +46,7 @@ class Collector:
     url: str = ""
     status: int = 200
     silent: threading.Event = field(default_factory=threading.Event)
-    """While it is set, requests are read and not answered."""
+    """If it is set, requests are read but not answered."""
     requests: list[tuple[str, dict[str, str]]] = field(default_factory=list)
     """Path and headers of every request."""
     bodies: list[bytes] = field(default_factory=list)

@@ -1,6 +1,6 @@
 """The locked Python packages as files in a folder, so that installations in tests need no index.
 
-pip reads the pages of sixty projects to find what a lock file names, which takes longer than installing it.
+With an index, pip reads the pages of sixty projects, which takes longer than the installation.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ _LOCKS: Final = ("run.lock", "deploy.lock", "build.lock")
 
 
 def packages() -> Path:
-    """The folder with everything that the lock files name; fetched once for each content of theirs.
+    """Return a folder with every package of the lock files. It is downloaded again when a lock file changes.
 
-    It fits the minor version of Python that runs the tests.
+    The packages are those for the minor version of Python that runs the tests.
     """
     texts = [(_ROOT / "requirements" / name).read_text() for name in _LOCKS]
     key = hashlib.sha256("".join([sys.version, *texts]).encode()).hexdigest()[:16]
     made = _CACHE / key
     _CACHE.mkdir(parents=True, exist_ok=True)
     with (_CACHE / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # Several workers may want it.
+        fcntl.flock(lock, fcntl.LOCK_EX)  # several workers may need the folder at the same time
         if not made.exists():
             draft = _CACHE / f"{key}.draft"
             draft.mkdir(exist_ok=True)
@@ -40,7 +40,7 @@ def packages() -> Path:
 
 
 def offline_pip(folder: Path | str) -> dict[str, str]:
-    """The environment in which pip takes packages from a folder and from nowhere else."""
+    """Return the environment in which pip takes packages only from a folder."""
     return {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(folder), "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
 
 
@@ -58,11 +58,11 @@ def _fetch(locks: list[str], folder: Path) -> None:
         "--only-binary",
         ":all:",
     ]
-    # Two versions of one package do not go into one call.
+    # One call of pip cannot download two versions of a package.
     while needed:
         chosen = {Requirement(pin.partition("\\")[0]).name: pin for pin in needed}
         needed = [pin for pin in needed if pin not in chosen.values()]
-        # The marker goes, because this may be a patch release that does not need the package.
+        # The marker is removed, because pip would skip a package that only other patch releases need.
         lines = [re.sub(r" ;[^\\]*", " ", pin, count=1) for pin in chosen.values()]
         wanted = folder / "wanted.txt"
         wanted.write_text("\n".join(lines))

@@ -51,7 +51,7 @@ EXECUTORS = ("root", "nobody", "nobody-raw")
 def executor(kind: str) -> Iterator[Executor]:
     """An executor with a runner of one kind: an item of EXECUTORS, or ``elsewhere`` for one that is not on Linux."""
     if kind == "root":
-        assert os.geteuid() == 0
+        assert os.geteuid() == 0, "this executor needs root"
         here = Executor.here()
         try:
             yield here

@@ -36,7 +36,7 @@ def stage(folder: Path, target: str, token: str, *, window_sec: int = 6) -> Path
     folder.mkdir()
     settings = (FOLDER / "prometheus.yml").read_text()
     for shipped, here in (("127.0.0.1:8080", target), ("_interval: 15s", "_interval: 1s")):
-        assert shipped in settings
+        assert shipped in settings, f"the shipped prometheus.yml has no {shipped}"
         settings = settings.replace(shipped, here)
     (folder / "prometheus.yml").write_text(settings)
     (folder / "alerts.yml").write_text(faster((FOLDER / "alerts.yml").read_text(), window_sec))

@@ -68,5 +68,5 @@ def labels_of(metric: str) -> set[str]:
         return {*METRICS[metric].labels} | SCRAPED
     base, _, part = metric.rpartition("_")
     assert part in {"bucket", "sum", "count"}, f"there is no metric {metric}"
-    assert METRICS[base].kind == "histogram"
+    assert METRICS[base].kind == "histogram", f"{metric}: {base} is a {METRICS[base].kind}, not a histogram"
     return {*METRICS[base].labels} | SCRAPED | ({"le"} if part == "bucket" else set())

@@ -1,4 +1,4 @@
-"""Gives a server's pipeline another resolver."""
+"""Replaces the resolver of a pipeline."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ from mcp_server.scope.resolver import Resolver
 
 
 def use_resolver(pipeline: Pipeline, resolver: Resolver) -> None:
-    """Look names up with ``resolver`` in all later calls."""
+    """Use ``resolver`` for all later calls of the pipeline."""
     pipeline.current.swap(replace(pipeline.current.value, resolver=resolver))

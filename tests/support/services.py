@@ -19,6 +19,6 @@ def make_service(
     cpe: tuple[str, ...] = (),
     odd_name: str = "",
 ) -> Service:
-    """Return a service and what its version probe said; ``odd_name`` is a name that nmap's table does not have."""
+    """Return a service with the texts of its version probe. ``odd_name`` is a name that nmap's table does not have."""
     probe = VersionProbe(odd_name, product, version, extra_info, hostname, os_type, cpe)
     return Service(name, tunnel, method, conf, ServiceText(probe))

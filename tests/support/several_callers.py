@@ -1,7 +1,7 @@
 """A server over HTTP with several authenticated callers that have different permissions, and clients for it.
 
-As a program, this is the command line of the project without authentication: the text of a credential says who the
-caller is.
+As a program, this is the command line of the project without authentication: the text of a credential names the
+caller.
 
 - ``ROLE.NAME`` is the actor ``key:NAME`` with that role and the limits of the actors file.
 - ``seed.NAME`` is the same actor with all permissions.
@@ -124,7 +124,8 @@ class Mcp:
             "Mcp-Session-Id": opened.headers["mcp-session-id"],
             "MCP-Protocol-Version": "2025-06-18",
         }
-        assert (await self.client.post("/mcp", json=INITIALIZED, headers=self.session)).status_code == 202
+        ready = await self.client.post("/mcp", json=INITIALIZED, headers=self.session)
+        assert ready.status_code == 202, ready.text
 
     async def ask(self, method: str, headers: Mapping[str, str] | None = None, **params: Any) -> Said:
         own = self.session

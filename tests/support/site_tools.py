@@ -1,4 +1,4 @@
-"""A package of plain tools around one small script, for tests of what a tool gets and how it is limited."""
+"""A package of plain tools around one small script, for tests of the environment and the limits of a tool."""
 
 from __future__ import annotations
 

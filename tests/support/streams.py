@@ -55,7 +55,7 @@ class Stream:
         """Wait for the first block, which has an id and no data: from then on the server counts this reader."""
         async with asyncio.timeout(_PATIENCE):
             while not self.last_id:
-                assert await self._chunk()
+                assert await self._chunk(), "the stream ended before its first block"
 
     async def body(self) -> Any:
         """Return the JSON body of a response that is not a stream."""

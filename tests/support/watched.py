@@ -184,5 +184,5 @@ def watched_server(folder: Path) -> Iterator[Watched]:
     with ExitStack() as running:
         running.enter_context(made.serving())
         running.enter_context(made.watching())
-        assert made.prometheus.until_some("up == 1")
+        assert made.prometheus.until_some("up == 1"), "Prometheus did not scrape the server"
         yield made

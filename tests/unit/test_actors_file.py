@@ -1,4 +1,4 @@
-"""The actors file: its content, its meaning, and the messages about mistakes."""
+"""The actors file: its content, the limits that it sets, and the messages about mistakes."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def test_a_file_that_others_can_write_is_refused(tmp_path: Path) -> None:
         read_actors_file(path)
 
 
-def test_a_file_that_is_no_small_text_file_is_refused(tmp_path: Path) -> None:
+def test_a_missing_large_or_binary_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
         read_actors_file(tmp_path / "none.yaml")
     with pytest.raises(ConfigError, match="not UTF-8"):

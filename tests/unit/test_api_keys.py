@@ -1,4 +1,4 @@
-"""API keys: what is kept of them, who they belong to, and what happens if the file is damaged."""
+"""API keys: only a hash is stored, a key identifies its actor, and a damaged file accepts no key."""
 
 from __future__ import annotations
 

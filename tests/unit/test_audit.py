@@ -95,7 +95,7 @@ async def test_records_are_complete_json_lines_in_a_file_with_mode_0600(tmp_path
     await asyncio.gather(*(log.append("decision", number=number) for number in range(50)))
     records = records_of(tmp_path)
     assert sorted(record["number"] for record in records) == list(range(50))
-    assert all(record["time"].endswith("+00:00") for record in records)
+    assert [record["time"] for record in records if not record["time"].endswith("+00:00")] == []
     assert log.path.stat().st_mode & 0o777 == 0o600
 
 
@@ -295,7 +295,7 @@ async def test_a_field_with_a_reserved_name_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "audit.jsonl").exists()
 
 
-async def test_a_clock_that_goes_back_is_counted_and_is_no_error(
+async def test_a_clock_that_goes_back_is_counted_and_is_not_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Clock:

@@ -81,7 +81,7 @@ def test_a_record_in_another_spelling_is_found(log: Path) -> None:
 @pytest.mark.parametrize(
     "junk", [b"junk\n", b"\n", b"[]\n", b'{"seq":43}\n', b"[" * 100_000 + b"\n", b"\xff\n", b"9" * 5000 + b"\n"]
 )
-def test_a_line_that_is_no_record_is_found(log: Path, junk: bytes) -> None:
+def test_a_line_that_is_not_a_record_is_found(log: Path, junk: bytes) -> None:
     file = files_of(log)[1]
     lines = file.read_bytes().splitlines(keepends=True)
     file.write_bytes(b"".join([*lines[:3], junk, *lines[4:]]))

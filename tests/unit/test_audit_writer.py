@@ -1,4 +1,4 @@
-"""Appending: an incomplete line is repaired on record, a full file is followed by the next, no link is followed."""
+"""Appending: an incomplete line is repaired and recorded, a full file is followed by the next, a link is refused."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ async def test_a_pipe_instead_of_the_log_is_refused_at_once(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("torn", [b'{"event":"decision","decision":"acc', b"\0" * 5000, b"x" * 100_000, b"\xff"])
-async def test_a_line_that_a_crash_cut_off_is_repaired_on_record(tmp_path: Path, torn: bytes) -> None:
+async def test_a_line_that_a_crash_cut_off_is_repaired_and_recorded(tmp_path: Path, torn: bytes) -> None:
     log = AuditLog(tmp_path)
     await log.append("decision", decision="accept")
     before = log.path.read_bytes()
@@ -228,7 +228,7 @@ async def test_two_processes_continue_each_others_chain_over_full_files(tmp_path
 
 
 @pytest.mark.parametrize("end", [b"a line\n", b'{"event":"decision"}\n', b"\n", b"[" * 100_000 + b"\n"])
-async def test_a_last_line_that_is_no_record_stops_the_log(tmp_path: Path, end: bytes) -> None:
+async def test_a_last_line_that_is_not_a_record_stops_the_log(tmp_path: Path, end: bytes) -> None:
     write_log(tmp_path, 3)
     with (tmp_path / "audit.jsonl").open("ab") as file:
         file.write(end)

@@ -1,4 +1,4 @@
-"""Nothing that a command prints can control a terminal, whatever the value holds."""
+"""The output of a command cannot control a terminal, for any value."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_every_code_point_is_safe_in_json(capsys: pytest.CaptureFixture[str]) ->
     everything = "".join(map(chr, range(0x10FFFF + 1)))
     print_json(everything)
     out, _ = shown(capsys)
-    # A surrogate pair in JSON is one character: what two lone ones after the other mean there cannot be told apart.
+    # JSON cannot distinguish two lone surrogates from the pair of one character, so UTF-16 is compared.
     assert json.loads(out).encode("utf-16", "surrogatepass") == everything.encode("utf-16", "surrogatepass")
 
 

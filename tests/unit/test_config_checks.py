@@ -79,14 +79,14 @@ def test_any_other_scope_entry_is_refused_by_name(entry: str) -> None:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "::", "::1", "localhost", "scan.lab.internal", "10.1.2.3"])
-def test_hosts_to_listen_on(host: str) -> None:
+def test_an_address_or_a_name_is_accepted_as_the_host(host: str) -> None:
     assert load_config(env={"MCP_SERVER_HOST": host}).server.host == host
 
 
 @pytest.mark.parametrize(
     "host", ["", " ", "[::1]", "127.0.0.1:80", "127.0.0.256", "127.1", "a b", "http://x", "x_y", "a\n"]
 )
-def test_text_that_is_no_host_is_refused(host: str) -> None:
+def test_text_that_is_not_a_host_is_refused(host: str) -> None:
     with pytest.raises(ConfigError, match=r"^server\.host: "):
         Config().server.host = host
 
@@ -183,7 +183,7 @@ def test_hosts_and_origins_are_derived_from_the_address(host: str, port: int, ho
 @pytest.mark.parametrize(
     "url", ["sqlite:////srv/x.db", "sqlite+aiosqlite:///x.db", "postgresql://db/x", "postgresql+asyncpg://u:p@db/x"]
 )
-def test_database_urls(url: str) -> None:
+def test_urls_of_sqlite_and_postgresql_are_accepted(url: str) -> None:
     assert load_config(env={"MCP_DATABASE_URL": url}).database.url == url
 
 

@@ -183,8 +183,8 @@ def other_value(row: Row) -> tuple[str, Any]:
     return special.get(name(row), ("a,b", ("a", "b")))
 
 
-def company(row: Row) -> dict[str, Any]:
-    """The keys of the same section that this key needs."""
+def required_keys(row: Row) -> dict[str, Any]:
+    """Return the other keys of the section that must be set with this key."""
     pair = {"tls_cert": "/etc/x.pem", "tls_key": "/etc/x.key"}
     needed: dict[str, dict[str, Any]] = {
         "server.tls_cert": {"tls_key": pair["tls_key"]},
@@ -195,8 +195,8 @@ def company(row: Row) -> dict[str, Any]:
     return needed.get(name(row), {})
 
 
-def company_env(row: Row) -> dict[str, str]:
-    return {f"MCP_{row.section}_{key}".upper(): value for key, value in company(row).items()}
+def required_variables(row: Row) -> dict[str, str]:
+    return {f"MCP_{row.section}_{key}".upper(): value for key, value in required_keys(row).items()}
 
 
 def test_the_table_has_every_key() -> None:
@@ -223,7 +223,7 @@ def test_each_variable_sets_its_key(row: Row) -> None:
     assert value != row.default
     for variable in (row.env, row.short):
         if variable:
-            config = load_config(env={variable: text} | company_env(row))
+            config = load_config(env={variable: text} | required_variables(row))
             assert value_of(config, row) == value
             assert getattr(config, row.section).source_of(row.key) == "env"
 
@@ -233,7 +233,7 @@ def test_a_file_sets_each_key(row: Row, tmp_path: Path) -> None:
     _, value = other_value(row)
     plain = str(value) if isinstance(value, Path) else value
     file = tmp_path / "c.json"
-    file.write_text(json.dumps({row.section: {row.key: plain} | company(row)}))
+    file.write_text(json.dumps({row.section: {row.key: plain} | required_keys(row)}))
     config = load_config(file, env={})
     assert value_of(config, row) == value
     assert getattr(config, row.section).source_of(row.key) == "file"

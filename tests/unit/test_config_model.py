@@ -124,7 +124,7 @@ def test_a_security_key_in_the_file_takes_precedence_over_a_limit_in_the_environ
         ("MCP_MAX_FILE_DESCRIPTORS", "file_descriptors", "64", 64),
     ],
 )
-def test_limits_that_one_key_sets(variable: str, attribute: str, text: str, value: int) -> None:
+def test_a_limit_with_one_key_has_its_value(variable: str, attribute: str, text: str, value: int) -> None:
     assert getattr(limits(**{variable: text}), attribute) == value
 
 

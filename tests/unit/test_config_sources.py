@@ -109,12 +109,12 @@ def test_a_long_name_takes_precedence_over_a_short_one() -> None:
 
 
 @pytest.mark.parametrize("text", ["true", "YES", "on", "1"])
-def test_words_for_true(text: str) -> None:
+def test_a_variable_is_true_with_any_of_these_words(text: str) -> None:
     assert load_config(env={"MCP_SECURITY_ALLOW_INTRUSIVE": text}).security.allow_intrusive is True
 
 
 @pytest.mark.parametrize("text", ["false", "No", "off", "0"])
-def test_words_for_false(text: str) -> None:
+def test_a_variable_is_false_with_any_of_these_words(text: str) -> None:
     assert load_config(env={"MCP_METRICS_ENABLED": text}).metrics.enabled is False
 
 
@@ -344,7 +344,7 @@ def test_yaml_merge_keys_are_refused(tmp_path: Path) -> None:
     ("text", "value"),
     [("on", True), ("Yes", True), ("false", False), ("NO", False)],
 )
-def test_booleans_of_a_yaml_file(tmp_path: Path, text: str, value: bool) -> None:
+def test_words_of_a_yaml_file_are_read_as_booleans(tmp_path: Path, text: str, value: bool) -> None:
     assert load_config(write(tmp_path, f"metrics: {{enabled: {text}}}"), env={}).metrics.enabled is value
 
 

@@ -74,7 +74,7 @@ def test_a_change_of_content_link_or_mode_changes_the_state(folder: Path) -> Non
     assert len({str(each) for each in seen}) == len(seen) - 1
 
 
-def test_changed_since(folder: Path) -> None:
+def test_a_file_has_changed_since_a_time_if_its_change_time_is_later(folder: Path) -> None:
     file = folder / "a"
     file.write_text("1")
     os.utime(file, (0, 0))  # the modification time can be set, so it must not decide

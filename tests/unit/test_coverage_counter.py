@@ -1,4 +1,4 @@
-"""What a tool reported about planned addresses becomes coverage."""
+"""Coverage is counted from the planned addresses and the reports of the tool."""
 
 from __future__ import annotations
 

@@ -141,7 +141,7 @@ def test_a_long_banner_is_not_cut_within_an_escape() -> None:
         assert text.removesuffix("…").replace(r"\u202e", "").count("\\") == 0
 
 
-def test_a_host_with_every_port_open_has_a_short_line_that_counts_what_it_omits() -> None:
+def test_a_host_with_every_port_open_has_a_short_line_that_counts_the_omitted_ports() -> None:
     tarpit = up("10.0.0.1", *(tcp(number, probed(f"s{number}")) for number in range(1, 65536)))
     hosts, _, _ = digest_of(tarpit).lines(10_000)
     assert hosts == {"10.0.0.1": "1-65535/tcp; services left out"}
@@ -186,7 +186,7 @@ def test_two_thousand_hosts_take_less_than_three_thousand_tokens_and_no_port_is_
     assert sum(int(group["count"]) for group in view.groups or []) == 2000
 
 
-def test_groups_that_do_not_fit_name_every_port_set_and_count_what_they_omit() -> None:
+def test_groups_that_do_not_fit_name_every_port_set_and_count_the_omitted_hosts() -> None:
     digest = digest_of(*fleet_hosts(2000))
     view = digest.view(4000)
     groups = view.groups or []

@@ -48,7 +48,7 @@ def test_every_documented_make_target_exists() -> None:
     assert named <= targets, f"unknown make targets: {sorted(named - targets)}"
 
 
-def test_the_readme_shows_what_make_run_prints() -> None:
+def test_the_readme_shows_the_output_of_make_run() -> None:
     """The transcript has every line that a successful demonstration prints."""
     transcript = re.findall(
         r"^```\n(Two services listen.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL

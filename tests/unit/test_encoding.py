@@ -76,7 +76,7 @@ def test_counts_and_verdicts_are_written_when_they_are_zero() -> None:
     assert encode(ended(make_run("r1")))["returncode"] == 0
 
 
-def test_what_an_actor_may_do_is_not_written() -> None:
+def test_the_permissions_of_an_actor_are_not_written() -> None:
     assert encode(make_run("r1", actor=Actor("alice", "cli", access=FULL_ACCESS)))["actor"] == {
         "name": "alice",
         "interface": "cli",

@@ -1,4 +1,4 @@
-"""Health: how rounds are run, how long their results are used, and what is returned if no fresh result exists."""
+"""Health: running rounds of checks, the age of results, and the answer if no fresh result exists."""
 
 from __future__ import annotations
 
@@ -394,7 +394,7 @@ async def test_the_change_holds_only_results_with_a_new_status(health: HealthChe
     assert health_change(None, first) == expected
     found[0] = CheckOutcome(DEGRADED, "other words", name="tool a")
     second = await health.check()
-    assert health_change(first, second) is None, "a new detail is no change of status"
+    assert health_change(first, second) is None, "a new detail does not change the status"
     found[1] = CheckOutcome(UNHEALTHY, "gone", name="tool b")
     third = await health.check()
     assert health_change(second, third) == {

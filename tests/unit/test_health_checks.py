@@ -1,4 +1,4 @@
-"""The health checks one by one: what each reports of a host that lacks something."""
+"""The health checks one by one, each on a host with its problem and without it."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Host:
         return CpuCheck(lambda: CpuTimes(self.busy, self.total), lambda: self.now)
 
 
-def test_one_busy_second_does_not_degrade() -> None:
+def test_one_busy_second_does_not_degrade_the_cpu_check() -> None:
     host_ = Host()
     check = host_.check()
     assert check(80).status is HEALTHY
@@ -63,7 +63,7 @@ def test_one_busy_second_does_not_degrade() -> None:
         assert check(80).status is HEALTHY, "one busy second in thirty must not degrade"
 
 
-def test_a_busy_minute_degrades_and_a_quiet_one_restores() -> None:
+def test_a_busy_minute_degrades_the_cpu_check_and_an_idle_minute_restores_it() -> None:
     host_ = Host()
     check = host_.check()
     check(80)

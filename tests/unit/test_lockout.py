@@ -109,5 +109,5 @@ def test_the_number_of_sources_and_credentials_is_bounded(lockout: Lockout) -> N
         ("x" * 1000, "peer " + "x" * 64),
     ],
 )
-def test_the_source_of_an_address(peer: str, source: str) -> None:
+def test_the_source_is_the_ipv4_address_or_the_ipv6_network_of_the_peer(peer: str, source: str) -> None:
     assert source_of(peer) == source

@@ -1,4 +1,4 @@
-"""Logs: one format for every logger, on standard error and in a rotating file, with nothing active in them."""
+"""Logs: one format for every logger, on standard error and in a rotating file, without active characters."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ def test_every_line_in_a_block_has_the_bound_fields(lines: Lines) -> None:
     assert set(outside) == {"event", "level", "logger", "timestamp"}
 
 
-def test_a_field_of_the_event_wins_over_a_bound_field(lines: Lines) -> None:
+def test_a_field_of_the_event_replaces_a_bound_field(lines: Lines) -> None:
     with bound(tool="nmap"):
         logger.info("tool.left_out", tool="dig")
     assert lines.read[0]["tool"] == "dig"

@@ -1,4 +1,4 @@
-"""Metrics: the page shows exactly what was counted, whatever the label values are, and only metrics of the table."""
+"""Metrics: the page has exactly the counted values, for any label values, and only metrics of the table."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_metric_names_follow_the_conventions_of_prometheus() -> None:
         assert not name.endswith(("_count", "_sum", "_bucket")), name
 
 
-def test_the_page_shows_what_was_counted() -> None:
+def test_the_page_has_the_counted_values() -> None:
     metrics.count("mcp_tool_execution_total", 3, **CALL)
     metrics.count("mcp_tool_execution_total", **CALL)
     metrics.gauge("mcp_tool_active", 2, tool="nmap")
@@ -82,7 +82,7 @@ def test_the_page_has_the_metrics_of_the_process() -> None:
     assert missing == set()
 
 
-def test_the_page_has_no_series_that_only_say_when_another_was_created() -> None:
+def test_the_page_has_no_series_of_creation_times() -> None:
     assert [name for name, _ in samples() if name.endswith("_created")] == []
 
 
@@ -103,7 +103,7 @@ def test_counters_that_alerts_read_start_at_zero() -> None:
 
 
 def test_a_gauge_that_was_never_set_is_not_on_the_page() -> None:
-    assert sample("mcp_health_status") is None, "0 would say that the server is healthy"
+    assert sample("mcp_health_status") is None, "a gauge of 0 would mean that the server is healthy"
 
 
 @settings(deadline=None, max_examples=50)

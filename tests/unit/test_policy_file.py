@@ -1,4 +1,4 @@
-"""The policy file: what is read, the messages about mistakes, and what its hash covers."""
+"""The policy file: its content, the messages about mistakes, its permissions, and its hash."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_both_parsers_of_pyyaml_give_the_same_policy(tmp_path: Path, monkeypatch
         assert words in error.message
 
 
-def test_the_smallest_policies(tmp_path: Path) -> None:
+def test_only_the_version_and_the_allow_list_are_required(tmp_path: Path) -> None:
     for text in ("version: 1\nallow: []\n", "version: 1\nallow:\n", "version: 1\nallow:\n#  - 10.0.0.0/8\nexclude:\n"):
         policy = ScopePolicy.from_file(write(tmp_path, text))
         assert policy.entries == ()
@@ -317,7 +317,7 @@ def test_pipes_devices_and_folders_are_refused_at_once(tmp_path: Path) -> None:
         assert "security.policy_file" in caught.value.hint
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody who may not read the file")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can change to a user that may not read the file")
 def test_an_unreadable_file_is_refused(tmp_path: Path) -> None:
     file = write(tmp_path, HEAD, 0o600)
     for folder in (tmp_path, *tmp_path.parents[:2]):

@@ -41,7 +41,7 @@ def line(style: str, text: Any, /, *args: Any, exc_info: Any = None, **fields: A
         "smbpass", "mysqlpass", "snmpcommunity", "psk", "jwt", "totp", "private_key", "privateKey", "priv_key",
     ],
 )  # fmt: skip
-def test_names_of_secrets(name: str) -> None:
+def test_the_value_of_a_field_with_the_name_of_a_secret_is_hidden(name: str) -> None:
     assert is_secret_name(name)
     assert redact(name, SECRET) == REDACTED
     assert SECRET not in line("json", "a.b", **{name: SECRET})
@@ -64,7 +64,7 @@ def test_names_of_secrets(name: str) -> None:
         "host",
     ],
 )
-def test_names_that_are_not_secret(name: str) -> None:
+def test_the_value_of_a_field_with_another_name_is_kept(name: str) -> None:
     assert not is_secret_name(name)
     assert SECRET in line("json", "a.b", **{name: SECRET})
 
@@ -177,7 +177,7 @@ def test_redaction_is_fast_for_any_text(text: str) -> None:
     line("console", "%s", ValueError(text))
 
 
-def test_a_known_secret_is_hidden_although_it_has_no_form(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_known_secret_is_hidden_in_any_text(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules["mcp_server.config.redact"], "_known", set())
     token = "aB3_" * 10
     assert without_secrets(f"agent {token} 1") == f"agent {token} 1"

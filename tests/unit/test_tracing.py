@@ -1,4 +1,4 @@
-"""Tracing: spans reach a real collector with the attributes of docs/tracing.md only, and delay nothing."""
+"""Tracing: spans reach a real collector with the attributes of docs/tracing.md only, and delay no call."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def test_a_request_belongs_to_the_trace_of_its_caller(receiving: Collector) -> N
         (0.0, {"traceparent": f"00-{'0' * 32}-{PARENT}-01"}, False),
     ],
 )
-def test_the_caller_decides_whether_a_trace_is_recorded_and_otherwise_the_ratio(
+def test_a_trace_is_recorded_as_the_caller_or_else_the_ratio_decides(
     receiving: Collector, ratio: float, headers: dict[str, str], recorded: bool
 ) -> None:
     start(receiving.url, ratio)
@@ -348,7 +348,7 @@ def test_an_invalid_variable_of_the_sdk_raises_a_typed_error(monkeypatch: pytest
     assert not tracing.enabled()
 
 
-def test_an_exporter_that_cannot_be_made_is_logged_once(
+def test_an_exporter_that_cannot_be_created_is_logged_once(
     receiving: Collector, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("OTEL_PYTHON_EXPORTER_OTLP_HTTP_TRACES_CREDENTIAL_PROVIDER", "nobody")

@@ -85,7 +85,7 @@ def test_escapes_and_the_mark_of_a_cut_cannot_be_forged() -> None:
     assert sanitize("…[+5]") == r"\u2026[+5]"
 
 
-def test_a_cut_counts_what_is_missing_and_never_splits_an_escape() -> None:
+def test_a_cut_counts_the_missing_characters_and_never_splits_an_escape() -> None:
     assert sanitize("a" * 70_000) == "a" * FIELD_LIMIT + f"…[+{70_000 - FIELD_LIMIT}]"
     assert sanitize("abc\x1bdef", limit=5) == "abc…[+4]"
     assert sanitize("abc", limit=0) == "…[+3]"

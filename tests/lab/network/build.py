@@ -22,7 +22,7 @@ from tests.lab.network.daemons import WORK, Running, copy_programs
 from tests.lab.network.namespaces import NAMESPACES
 from tests.lab.network.programs import LabError, find, run
 from tests.lab.network.services import SERVICES
-from tests.lab.network.truth import RESOLVER, Behaviour, Truth, make_truth
+from tests.lab.network.truth import RESOLVER, Behavior, Truth, make_truth
 
 _START_SECONDS = 40.0
 _OWN_FOLDERS = ("/run", "/dev/shm", "/var/log", "/var/spool", "/var/lib/snmp", "/var/lib/samba")
@@ -62,7 +62,7 @@ def build(truth: Truth, steps: dict[str, float]) -> dict[str, str]:
     with ThreadPoolExecutor(4) as pool:
         timed("links", topology.lay_links, truth)
         for host in truth.hosts.values():
-            if host.behaviour is Behaviour.SLOW:
+            if host.behavior is Behavior.SLOW:
                 running.start(topology.slow_link(host))
                 topology.give_slow_addresses(host)
         started = [pool.submit(_start_all, running, service, truth) for service in SERVICES]

@@ -31,7 +31,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True)
     up = commands.add_parser("up", help="build the lab and leave it running")
     up.set_defaults(command=_up)
-    truth = commands.add_parser("truth", help="print what is in a lab, as JSON")
+    truth = commands.add_parser("truth", help="print the hosts and ports of a lab as JSON")
     truth.set_defaults(command=_truth)
     for builder in (up, truth):
         builder.add_argument("--fleet", type=int, default=2000, metavar="HOSTS")
@@ -40,8 +40,8 @@ def _parser() -> argparse.ArgumentParser:
     inside.add_argument("namespace")
     inside.add_argument("argv", nargs="+")
     inside.set_defaults(command=_exec)
-    commands.add_parser("status", help="say whether it is up, and its namespaces").set_defaults(command=_status)
-    commands.add_parser("down", help="end it").set_defaults(command=_down)
+    commands.add_parser("status", help="show whether the lab is up, and its namespaces").set_defaults(command=_status)
+    commands.add_parser("down", help="end the lab").set_defaults(command=_down)
     return parser
 
 

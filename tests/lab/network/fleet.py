@@ -1,6 +1,6 @@
-"""The fleet.
+"""The fleet: thousands of addresses with different open ports.
 
-Thousands of addresses with mixed open ports. It is the same on every machine, because the seed is fixed.
+It is the same on every machine, because the seed is fixed.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ def launch(fleet: int, *, databases: bool, detached: bool) -> tuple[subprocess.P
             [*tie, find("unshare"), *UNSHARE[1:], *build],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=complaints,  # not that of the caller, whose reader would otherwise wait for a detached lab
+            stderr=complaints,  # a detached lab must not keep the caller's standard error open
             cwd=ROOT,
             env={key: value for key, value in os.environ.items() if not key.startswith(("COV", "PYTEST"))},
             start_new_session=True,

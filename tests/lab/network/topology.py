@@ -10,7 +10,7 @@ from tests.lab.network.daemons import Daemon
 from tests.lab.network.fleet import FleetHost
 from tests.lab.network.namespaces import ip_batch, load_rules, set_kernel
 from tests.lab.network.programs import LabError, find
-from tests.lab.network.truth import Behaviour, LabHost, Truth
+from tests.lab.network.truth import Behavior, LabHost, Truth
 
 ROUTER = "r1"
 SCANNER = LabHost("scan", 1, 250)
@@ -22,7 +22,7 @@ def lay_links(truth: Truth) -> None:
     machines = [SCANNER, *(host for host in truth.hosts.values() if host.name != ROUTER)]
     ip_batch(f"netns add {name}" for name in (ROUTER, "r2", "fleet", *(machine.name for machine in machines)))
     _lay_routers()
-    joined = [machine for machine in machines if machine.behaviour is not Behaviour.SLOW]
+    joined = [machine for machine in machines if machine.behavior is not Behavior.SLOW]
     ip_batch(
         (
             line
@@ -141,21 +141,21 @@ table inet lab {
 }
 """
 _RULES = {
-    Behaviour.DROPS: _DROP_BY_DEFAULT % "    tcp dport %(open)s accept",
-    Behaviour.DARK: _DROP_BY_DEFAULT % "",
-    Behaviour.REJECTS: _DROP_BY_DEFAULT
+    Behavior.DROPS: _DROP_BY_DEFAULT % "    tcp dport %(open)s accept",
+    Behavior.DARK: _DROP_BY_DEFAULT % "",
+    Behavior.REJECTS: _DROP_BY_DEFAULT
     % """
     icmp type echo-request accept
     icmpv6 type echo-request accept
     tcp dport %(open)s accept
     ip protocol { tcp, udp } reject with icmp type admin-prohibited
     meta l4proto { tcp, udp } reject with icmpv6 type admin-prohibited""",
-    Behaviour.RATE_LIMITED: _DROP_BY_DEFAULT
+    Behavior.RATE_LIMITED: _DROP_BY_DEFAULT
     % """
     meta l4proto { icmp, ipv6-icmp } accept
     ct state established,related accept
     tcp flags & (syn | ack) == syn limit rate 10/second burst 5 packets accept""",
-    Behaviour.TARPIT: """
+    Behavior.TARPIT: """
 table inet lab {
   chain prerouting {
     type nat hook prerouting priority -100
@@ -169,7 +169,7 @@ table inet lab {
 def raise_firewalls(truth: Truth) -> None:
     """Load the ruleset of each unusual host."""
     for host in truth.hosts.values():
-        if rules := _RULES.get(host.behaviour):
+        if rules := _RULES.get(host.behavior):
             ports = "{ " + ", ".join(str(port) for port in host.open_ports("tcp")) + " }"
             load_rules(host.name, rules.replace("%(open)s", ports))
 

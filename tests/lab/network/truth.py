@@ -25,15 +25,15 @@ SEGMENTS: Final = ("10.77.1.0/24", "10.77.2.0/24")
 SEGMENTS_IPV6: Final = ("fd77:1::/64", "fd77:2::/64")
 
 
-class Behaviour(StrEnum):
+class Behavior(StrEnum):
     """How a host treats traffic, besides its open ports."""
 
     PLAIN = "plain"
-    DROPS = "drops all but its open ports, ping too"
+    DROPS = "drops everything except connections to its open ports, also ping"
     DARK = "drops everything"
     REJECTS = "answers with ICMP admin-prohibited"
-    RATE_LIMITED = "takes 10 new connections a second and drops the rest"
-    TARPIT = "accepts on every TCP port and never speaks"
+    RATE_LIMITED = "accepts 10 new connections a second and drops the others"
+    TARPIT = "accepts connections on every TCP port and sends nothing"
     SLOW = "is 150 ms away in each direction and loses 5 % of packets"
     HOSTILE = "sends banners that try to harm their reader"
 
@@ -50,7 +50,7 @@ class LabHost:
     segment: int
     octet: int
     endpoints: tuple[Endpoint, ...] = ()
-    behaviour: Behaviour = Behaviour.PLAIN
+    behavior: Behavior = Behavior.PLAIN
     unlisted: str = "closed"
     has_ipv4: bool = True
     dual_name: bool = False
@@ -96,7 +96,7 @@ class LabHost:
     @property
     def answers_ping(self) -> bool:
         """Whether the host answers ICMP echo requests."""
-        return self.behaviour not in {Behaviour.DROPS, Behaviour.DARK}
+        return self.behavior not in {Behavior.DROPS, Behavior.DARK}
 
     def open_ports(self, transport: str, *, ipv6: bool = False) -> dict[int, Endpoint]:
         """Return the open ports of a transport, by number; on an IPv6 address some listeners are missing."""
@@ -171,13 +171,13 @@ def _hosts(v: Versions) -> list[LabHost]:
         LabHost("dual1", 1, 20, (ssh, web), dual_name=True),
         LabHost("v6only", 1, 21, (web,), has_ipv4=False),
         LabHost("web2", 2, 10, (web, Endpoint("tcp", 8080, "http", "nginx", v.nginx, ipv6=False))),
-        LabHost("drop1", 2, 20, (ssh,), Behaviour.DROPS, "filtered"),
-        LabHost("dark1", 2, 21, (), Behaviour.DARK, "filtered"),
-        LabHost("rej1", 2, 22, (web,), Behaviour.REJECTS, "filtered"),
-        LabHost("rate1", 2, 23, (ssh, web), Behaviour.RATE_LIMITED),
-        LabHost("tarpit", 2, 24, (), Behaviour.TARPIT, "open"),
-        LabHost("slow1", 2, 25, (ssh, web), Behaviour.SLOW),
-        LabHost("evil1", 2, 26, _HOSTILE, Behaviour.HOSTILE),
+        LabHost("drop1", 2, 20, (ssh,), Behavior.DROPS, "filtered"),
+        LabHost("dark1", 2, 21, (), Behavior.DARK, "filtered"),
+        LabHost("rej1", 2, 22, (web,), Behavior.REJECTS, "filtered"),
+        LabHost("rate1", 2, 23, (ssh, web), Behavior.RATE_LIMITED),
+        LabHost("tarpit", 2, 24, (), Behavior.TARPIT, "open"),
+        LabHost("slow1", 2, 25, (ssh, web), Behavior.SLOW),
+        LabHost("evil1", 2, 26, _HOSTILE, Behavior.HOSTILE),
         LabHost("rst1", 2, 27),
     ]
 

@@ -71,7 +71,7 @@ def test_every_method_with_a_handler_has_a_row(server: EnhancedMCPServer) -> Non
         ("GET", "/runs/r_1/raw\n", ("GET", "/runs/{run_id}/raw")),
     ],
 )
-def test_the_row_of_a_request(method: str, path: str, row: tuple[str, str] | None) -> None:
+def test_a_request_has_the_row_of_its_route_or_none(method: str, path: str, row: tuple[str, str] | None) -> None:
     assert route_of({"method": method, "path": path}) == row
 
 

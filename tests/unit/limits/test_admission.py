@@ -84,7 +84,7 @@ async def test_the_cap_of_a_host_counts_runs_on_the_same_address_and_not_on_othe
     crowd = Crowd(Numbers(per_tool=10, per_host=2))
     crowd.call("one", ticket(at="10.0.0.1"))
     crowd.call("two", ticket(at="10.0.0.2"))
-    crowd.call("all", ticket(at="10.0.0.0/24"))  # both overlap it, on no address in common
+    crowd.call("all", ticket(at="10.0.0.0/24"))  # shares one address with each of the two runs
     crowd.call("third", ticket(at="10.0.0.2/31"))
     crowd.call("other", ticket(at="10.0.0.4"))
     await settle()
@@ -124,7 +124,7 @@ async def test_a_call_beyond_a_full_queue_is_refused_at_once_with_a_time_to_retr
     await crowd.end_all()
 
 
-async def test_a_queue_of_length_zero_refuses_what_cannot_run_now() -> None:
+async def test_a_queue_of_length_zero_refuses_a_call_that_cannot_start_now() -> None:
     admission = Admission(Numbers(per_tool=1, max_waiting=0).caps())
     async with admission.slot(ticket()):
         with pytest.raises(BusyError):
@@ -133,7 +133,7 @@ async def test_a_queue_of_length_zero_refuses_what_cannot_run_now() -> None:
         assert admission.load("nmap") == Load(1, 0)
 
 
-async def test_a_cancelled_wait_leaves_nothing_behind() -> None:
+async def test_a_cancelled_call_is_removed_from_the_queue() -> None:
     crowd = Crowd(Numbers(per_tool=1))
     for name in "abc":
         crowd.call(name, ticket(at="10.0.0.1", exclusive=("k",)))
@@ -307,5 +307,5 @@ def test_a_closed_loop_with_waiting_calls_is_removed() -> None:
 
     asyncio.run(again())
     assert dead not in admission._queues
-    for task in tasks:  # what asyncio would complain about when they are collected
+    for task in tasks:  # asyncio would log an error for each pending task when it is collected
         task._log_destroy_pending = False  # type: ignore[attr-defined]  # a C task's switch, not in its stub

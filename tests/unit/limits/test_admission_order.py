@@ -38,7 +38,7 @@ async def test_a_caller_that_fills_the_queue_takes_turns_with_a_caller_that_come
 
 
 async def test_a_large_network_is_not_starved_by_calls_for_its_hosts() -> None:
-    """It is overtaken a known number of times. Then later calls for its hosts wait for it, and others do not."""
+    """After a fixed number of overtaking calls, later calls for its hosts wait for it. Other calls do not."""
     crowd = Crowd(Numbers(per_tool=3))
     crowd.call("h0", ticket(at="10.0.0.0", actor="a"))
     crowd.call("h1", ticket(at="10.0.0.1", actor="a"))
@@ -105,7 +105,7 @@ async def test_slots_are_reserved_for_a_call_that_was_overtaken_too_often(
     assert "late" in crowd.entered
 
 
-async def test_calls_that_take_nothing_that_it_needs_do_not_count_as_overtaking() -> None:
+async def test_a_call_for_other_slots_and_hosts_does_not_count_as_overtaking() -> None:
     crowd = Crowd()
     crowd.call("first", ticket(at="10.0.0.1", actor="a"))
     crowd.call("waiting", ticket(at="10.0.0.1 10.0.0.2", actor="b"))

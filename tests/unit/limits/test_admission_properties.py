@@ -92,7 +92,7 @@ class World:
 
     def check(self) -> None:
         inside = list(self.inside.values())
-        # A cap that was lowered applies to later calls, so the highest value so far is what must hold.
+        # A lowered cap applies only to later calls, so the check uses the highest value so far.
         assert len(inside) <= self.most["total"]
         assert max(Counter(each.tool for each in inside).values()) <= self.most["per_tool"]
         assert max(Counter(each.actor for each in inside).values()) <= self.most["per_actor"]

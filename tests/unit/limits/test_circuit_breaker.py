@@ -1,4 +1,4 @@
-"""The circuit breaker: when it opens, what it lets through, how long it waits, and what an operator forces."""
+"""The circuit breaker: when it opens, which calls it allows, how long it waits, and states set by an operator."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class World:
         return caught.value
 
 
-def test_it_works_with_the_settings_of_the_configuration() -> None:
+def test_the_breaker_opens_at_the_threshold_of_the_configuration() -> None:
     breaker = Breaker("nmap", CircuitBreakerConfig)
     for _ in range(CircuitBreakerConfig().failure_threshold):
         assert breaker.view().state is State.CLOSED
@@ -73,7 +73,7 @@ def test_it_works_with_the_settings_of_the_configuration() -> None:
     assert breaker.view().state is State.OPEN
 
 
-def test_it_opens_after_failures_in_a_row_and_says_when_to_retry() -> None:
+def test_the_breaker_opens_after_failures_in_a_row_and_gives_a_time_to_retry() -> None:
     world = World()
     world.fail(2)
     world.succeed()
@@ -114,7 +114,7 @@ def test_only_the_first_result_of_a_call_counts() -> None:
     assert len(world.calls) == 1
 
 
-def test_half_open_lets_exactly_one_through_and_its_success_closes() -> None:
+def test_a_half_open_breaker_allows_one_call_and_closes_if_it_succeeds() -> None:
     world = World()
     world.fail(3)
     world.now = 59.9

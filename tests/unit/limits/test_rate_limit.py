@@ -32,12 +32,12 @@ class World:
 
     @property
     def keys(self) -> int:
-        """How many keys the memory holds."""
+        """The number of keys in memory."""
         times = self.limiter._times
         return 0 if times is None else len(times)
 
     async def hit(self, actor: str = "ann", tool: str = "nmap") -> int:
-        """0 for a call that is let through, else when to call again."""
+        """Make a call. Return 0 if it is allowed, otherwise the seconds after which to retry."""
         try:
             await self.limiter.hit(actor, tool)
         except BusyError as error:
@@ -181,4 +181,6 @@ async def test_an_actor_may_have_a_lower_limit_and_never_a_higher_one() -> None:
 
     assert [await most(limit) for limit in (3, None, 20)] == [3, 10, 10]
     world.settings = limits(own=0)
-    assert [await most(limit) for limit in (3, None)] == [3, 30], "also if there is no other limit"
+    assert [await most(limit) for limit in (3, None)] == [3, 30], (
+        "the limit of the actor applies also if there is no other"
+    )

@@ -56,7 +56,7 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> ScopePolicy:
 def plan(network: str = "10.0.0.1", risk: Risk = Risk.SCAN, *, probes: int = 0, paced: bool = False) -> Plan:
     tool = PacedTool() if paced else PlainTool()
     prepared = PreparedParameters(ToolInput(target=network), (), risk)
-    host: Any = SimpleNamespace()  # what the decision does not read
+    host: Any = SimpleNamespace()  # the decision does not read the other fields
     return Plan(
         call=Call("r_1", tool, prepared, Actor("tester", "test"), "r_1"),
         targets=Targets((Target(network, (ip_network(network),)),)),
@@ -88,7 +88,7 @@ def code_of(decision: Grant | RefusedError) -> str | None:
         (plan("10.4.0.1", Risk.INTRUSIVE), "intrusive_not_allowed"),
     ],
 )
-def test_the_policy_decides(policy: ScopePolicy, asked: Plan, code: str | None) -> None:
+def test_the_policy_allows_a_plan_or_refuses_it_with_a_code(policy: ScopePolicy, asked: Plan, code: str | None) -> None:
     assert code_of(decide(asked, policy, FULL_ACCESS, allow_intrusive=False, now=NOW)) == code
 
 
@@ -97,12 +97,12 @@ def test_the_operator_may_allow_intrusive_calls(policy: ScopePolicy) -> None:
     assert isinstance(decision, Grant)
 
 
-def test_the_time_decides_about_a_window(policy: ScopePolicy) -> None:
+def test_a_call_is_allowed_inside_the_time_window(policy: ScopePolicy) -> None:
     decision = decide(plan("10.2.0.1"), policy, FULL_ACCESS, allow_intrusive=False, now=NOW.replace(hour=22))
     assert isinstance(decision, Grant)
 
 
-def test_the_permission_comes_before_everything_else(policy: ScopePolicy) -> None:
+def test_the_permission_is_checked_first(policy: ScopePolicy) -> None:
     reader = Access(frozenset({Permission.TOOLS_READ}))
     decision = decide(plan("8.8.8.8"), policy, reader, allow_intrusive=False, now=NOW)
     assert code_of(decision) == "insufficient_scope"

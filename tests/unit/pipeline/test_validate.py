@@ -140,7 +140,7 @@ def test_the_risk_of_a_call_follows_from_its_parameters() -> None:
         ({Permission.RUNS_READ}, {"target": "10.0.0.1"}, "tools:read"),
     ],
 )
-def test_an_actor_learns_which_permission_this_call_needs(
+def test_the_error_names_the_permission_that_the_call_needs(
     held: set[Permission], arguments: dict[str, Any], needed: str
 ) -> None:
     request = validated("nmap", arguments, frozenset(held))
@@ -149,7 +149,7 @@ def test_an_actor_learns_which_permission_this_call_needs(
     assert request.result.details["scope"] == needed
 
 
-def test_an_actor_with_the_permission_learns_what_is_wrong_with_its_arguments() -> None:
+def test_with_the_permission_the_error_is_about_the_arguments() -> None:
     request = validated("nmap", {"target": "10.0.0.1", "wrong": 1}, frozenset({Permission.TOOLS_PROBE}))
     assert isinstance(request.result, ArgumentError)
     assert not request.lacks_permission

@@ -1,4 +1,4 @@
-"""Finding binaries by name, and noticing changes."""
+"""Finding binaries by name, and detecting that one has changed."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_the_sbin_folders_are_searched_even_if_path_lacks_them(monkeypatch: pyte
     assert resolve_binary("ldconfig").path in {"/usr/sbin/ldconfig", "/sbin/ldconfig"}
 
 
-def test_the_first_executable_file_wins(folder: Path) -> None:
+def test_the_first_executable_file_of_the_path_is_used(folder: Path) -> None:
     (folder / "nmap").mkdir()
     assert resolve_binary("nmap").path == "/usr/bin/nmap"
     (folder / "nmap").rmdir()

@@ -1,4 +1,4 @@
-"""Which files a program may open."""
+"""The rules for the files of a program: executed files, writable paths and limits."""
 
 from __future__ import annotations
 

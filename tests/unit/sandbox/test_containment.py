@@ -1,4 +1,4 @@
-"""How a tier and what is missing in it are described."""
+"""The description of a tier: its detail, and a remedy if something is missing."""
 
 from __future__ import annotations
 

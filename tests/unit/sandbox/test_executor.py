@@ -1,4 +1,4 @@
-"""Executors."""
+"""Executors: the start and the end of a runner, and errors if it cannot be used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scratch folders."""
+"""Scratch folders are private, and are removed with their content."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What several scope tests share: a policy, a DNS server on loopback, and a resolver that asks it."""
+"""Fixtures of the scope tests: a policy, a DNS server on loopback, and a resolver that asks it."""
 
 from __future__ import annotations
 

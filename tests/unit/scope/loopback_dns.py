@@ -22,7 +22,7 @@ class Zone(asyncio.DatagramProtocol):
     """The records of the server.
 
     ``records`` maps a name to lines such as ``"A 10.0.0.5"`` or ``"CNAME other.lab.internal."``. ``changing`` maps
-    ``(name, type)`` to what successive questions get. A ``(name, type)`` in ``silent`` gets no answer, one in
+    ``(name, type)`` to the answers for successive questions. A ``(name, type)`` in ``silent`` gets no answer, one in
     ``broken`` gets SERVFAIL. ``questions`` is every question seen, in order.
     """
 

@@ -29,7 +29,7 @@ GOOD = st.one_of(ADDRESSES, st.builds("{}/{}".format, ADDRESSES, st.integers(0, 
 
 
 def agree(text: str) -> bool:
-    """Whether the fast path reads ``text``; the strict reader must then read the same."""
+    """Return whether the fast path reads ``text``. If it does, the strict reader must give the same result."""
     plain = canonical_network(text)
     if plain is None:
         return False

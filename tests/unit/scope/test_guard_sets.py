@@ -58,7 +58,7 @@ BLOCKS = st.lists(st.tuples(st.integers(0, 255), st.integers(0, 8)), max_size=6)
 
 @given(BLOCKS)
 @settings(max_examples=150, deadline=None)
-def test_the_sets_allow_what_the_policy_allows(blocks: list[tuple[int, int]]) -> None:
+def test_the_sets_allow_exactly_the_addresses_that_the_policy_allows(blocks: list[tuple[int, int]]) -> None:
     networks = [IPv4Network((f"192.0.2.{last >> bits << bits}", 32 - bits)) for last, bits in blocks]
     policy = ScopePolicy.from_entries(map(str, networks))
     sets = policy.guard_sets()

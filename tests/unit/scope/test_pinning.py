@@ -158,7 +158,9 @@ async def test_dns_rebinding_does_not_change_pinned_targets(
 # evidence
 
 
-async def test_the_evidence_says_who_answered_what(zone: Zone, resolver: SystemResolver, policy: ScopePolicy) -> None:
+async def test_the_evidence_has_the_addresses_the_aliases_and_the_server(
+    zone: Zone, resolver: SystemResolver, policy: ScopePolicy
+) -> None:
     zone.records |= {
         HOST: ["CNAME A.lab.internal."],
         "A.lab.internal": ["CNAME b.lab.internal."],
@@ -208,7 +210,7 @@ async def test_an_alias_that_is_excluded_refuses_the_name(zone: Zone, resolver: 
     assert (await refusal(strict, resolver, "db.hr.lab.internal")).code == "target_out_of_scope"
 
 
-async def test_resolvers_of_the_policy_are_asked_and_nothing_else(zone: Zone, tmp_path: Path) -> None:
+async def test_only_the_resolvers_of_the_policy_are_asked(zone: Zone, tmp_path: Path) -> None:
     """If the policy names resolvers, neither resolv.conf nor the hosts file is used."""
     file = tmp_path / "policy.yaml"
     file.write_text("version: 1\nallow: [RFC1918, .lab.internal]\nresolvers: [127.0.0.1, 10.0.0.53]\n")
@@ -270,7 +272,7 @@ async def test_many_names_are_resolved_and_the_first_failure_is_the_one_reported
     assert {name for name, _ in zone.questions} == {f"{name}." for name in names[:LOOKUPS_AT_ONCE]}
 
 
-# where names are looked up
+# the sources of names: resolv.conf and the hosts file
 
 
 async def test_resolv_conf_is_used_without_its_search_domains(zone: Zone, policy: ScopePolicy, tmp_path: Path) -> None:
@@ -284,7 +286,9 @@ async def test_resolv_conf_is_used_without_its_search_domains(zone: Zone, policy
 
 
 @pytest.mark.parametrize("content", [None, "# nothing here\n", "nameserver 10.0.0\n"])
-async def test_a_host_without_name_servers_says_so(content: str | None, policy: ScopePolicy, tmp_path: Path) -> None:
+async def test_the_error_says_that_the_host_has_no_name_servers(
+    content: str | None, policy: ScopePolicy, tmp_path: Path
+) -> None:
     conf = tmp_path / "resolv.conf"
     if content is not None:
         conf.write_text(content)

@@ -191,7 +191,7 @@ def test_entries_without_effect_are_listed() -> None:
     assert policy.without_effect == ("169.254.169.254", "fe80::/10")
 
 
-def test_the_hash_depends_on_what_the_policy_decides() -> None:
+def test_the_hash_depends_on_the_decisions_and_not_on_the_spelling() -> None:
     def digest(*entries: str) -> str:
         return ScopePolicy.from_entries(entries).hash
 
@@ -226,7 +226,7 @@ def test_the_hash_covers_the_refused_ranges(monkeypatch: pytest.MonkeyPatch) -> 
 def test_the_verdict_on_a_network_agrees_with_its_addresses(
     entries: list[tuple[int, int]], asked: tuple[int, int]
 ) -> None:
-    """Networks inside 192.0.2.0/24, against the verdict on each of their addresses."""
+    """Compare networks inside 192.0.2.0/24 with the verdicts on each of their addresses."""
 
     def network(last: int, bits: int) -> IPv4Network:
         return IPv4Network((f"192.0.2.{last >> bits << bits}", 32 - bits))

@@ -1,4 +1,4 @@
-"""The grammar of targets: what is read, what is refused, and that no other parser reads a target differently."""
+"""The grammar of targets: accepted and refused texts. No other parser reads an accepted target differently."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ POLICY = ScopePolicy.from_entries(["RFC1918", ".lab.internal", "loopback"])
 
 
 def judge(text: str) -> None:
-    """What pinning does with a text before the first look-up."""
+    """Read a text and check it against the policy, as pinning does before the first look-up."""
     target = read_target(text)
     if target.network is not None:
         POLICY.check_network(target.network).require()
@@ -164,7 +164,7 @@ def _read(text: str) -> object:
 @pytest.mark.no_cover
 @given(_texts)
 @settings(max_examples=1000, deadline=None)
-def test_every_parser_agrees_on_what_is_accepted(text: str) -> None:
+def test_every_parser_reads_an_accepted_target_as_the_same_addresses(text: str) -> None:
     try:
         target = read_target(text)
     except RefusedError:

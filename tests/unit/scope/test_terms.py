@@ -222,7 +222,7 @@ def test_a_list_of_entries_has_no_terms() -> None:
     assert code(policy, "127.0.0.1") == "target_out_of_scope"
 
 
-# what no policy can do
+# ranges that no policy can allow
 
 
 @pytest.mark.parametrize(("network", "words"), ALWAYS_REFUSED, ids=[str(network) for network, _ in ALWAYS_REFUSED])

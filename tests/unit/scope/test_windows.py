@@ -49,7 +49,7 @@ def test_a_window_past_midnight_belongs_to_the_day_it_starts_on() -> None:
     assert nights.next_opening(at("2026-11-21T06:00+01:00")) == at("2026-11-27T22:00+01:00")
 
 
-def test_the_whole_day() -> None:
+def test_a_window_may_last_the_whole_day() -> None:
     sundays = window("00:00", "24:00", frozenset({6}))
     assert sundays.is_open(at("2026-11-22T00:00+01:00"))
     assert sundays.is_open(at("2026-11-22T23:59:59+01:00"))

@@ -2,8 +2,8 @@
 
 A mutant is a copy of the package ``mcp_server.tools.flags`` with one change in one syntax node: a condition negated, a
 ``raise`` dropped, a comparison or an operator exchanged, a number moved by one, an operand removed. The copies are
-compiled from the syntax tree and run in this process; nothing is written to disk. A mutant that no row notices
-stands in `EQUIVALENT` with the reason why it cannot matter.
+compiled from the syntax tree and run in this process; nothing is written to disk. `EQUIVALENT` lists the mutants for
+which no row can fail, each with the reason.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Mutant:
 
 
 def _changes(node: ast.AST) -> Iterator[tuple[str, Change]]:
-    """Yield every small fault of one node: its name, and what returns the faulty node for a copy of the node."""
+    """Yield every small fault of one node: its name, and a function that changes a copy of the node."""
     if isinstance(node, ast.If | ast.While | ast.IfExp):
         yield "condition negated", _negate
     if isinstance(node, ast.Raise):

@@ -1,4 +1,4 @@
-"""The reader of ``extra_args``: tables of what it accepts and refuses, and properties over arbitrary text.
+"""The reader of ``extra_args``: tables of accepted and refused text, and properties over arbitrary text.
 
 `check_all` runs the whole table in-process on any copy of the package; test_flags_mutation.py gives it broken ones.
 """
@@ -231,7 +231,7 @@ def check_bad(pkg: Any, case: Bad) -> None:
 
 
 def check_details(pkg: Any) -> None:
-    """Assert what the rows cannot express: typed values, details of errors, and locked flags under both policies."""
+    """Check typed values, details of errors, and locked flags under both policies, which no row can express."""
     table = build_table(pkg)
     read = pkg.read("-c 7 -W 2s -i 0.5 -F -T3 -n", table, max_length=MAX_LENGTH)
     assert [(each.flag.name, each.given) for each in read] == [
@@ -285,7 +285,7 @@ def test_bad_text_is_refused_with_its_reason(case: Bad) -> None:
     check_bad(flags, case)
 
 
-def test_typed_values_error_details_and_locked_flags() -> None:
+def test_typed_values_error_details_and_locked_flags_are_as_declared() -> None:
     check_details(flags)
 
 
@@ -319,7 +319,7 @@ _texts = st.one_of(
 
 
 @given(_texts)
-def test_accepted_text_is_a_fixpoint_and_holds_only_what_the_table_lists(text: str) -> None:
+def test_accepted_text_has_only_flags_of_the_table_and_is_the_same_after_writing_and_reading(text: str) -> None:
     try:
         settings = flags.read(text, TABLE, max_length=MAX_LENGTH)
     except RefusedError:

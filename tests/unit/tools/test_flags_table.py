@@ -1,4 +1,4 @@
-"""Flag tables: the notation of plain strings, what is refused when a class is built, and intrusive flags."""
+"""Flag tables: the notation of plain strings, refused declarations, and intrusive flags."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def check_table(pkg: Any) -> None:
     assert intrusive == pkg.Flag("-A", intrusive=True)
 
 
-def test_declarations_and_intrusive_flags() -> None:
+def test_good_declarations_give_flags_and_bad_ones_are_refused() -> None:
     check_table(flags)
 
 
@@ -103,7 +103,7 @@ def test_declarations_and_intrusive_flags() -> None:
         (ChoiceValue(("a", "b")), "CHOICE a|b", "-x CHOICE a|b"),
     ],
 )
-def test_usage_shows_the_notation_that_declares_it(value: flags.Value | None, label: str, usage: str) -> None:
+def test_usage_is_the_notation_that_declares_the_flag(value: flags.Value | None, label: str, usage: str) -> None:
     flag = Flag("-x", value=value)
     assert flag.usage == usage
     if value is not None:

@@ -49,7 +49,7 @@ ALWAYS = ["-n", "-oX", "-", "--noninteractive", "--no-stylesheet", "--stats-ever
 
 
 def check_argv(args: tuple[str, ...], networks: tuple[str, ...]) -> None:
-    """Assert the rules of an nmap argv: known flags once each, typed values, numeric targets last, nothing else."""
+    """Check the rules of an nmap argv: known flags once each, typed values, numeric targets last, no other words."""
     assert list(args[: len(ALWAYS)]) == ALWAYS
     words = list(args[: -len(networks)])
     targets = args[-len(networks) :]
@@ -196,7 +196,7 @@ def test_arbitrary_extra_args_are_refused_or_safe(text: str) -> None:
         check_argv(command.args, ("127.0.0.1",))
 
 
-def test_the_checker_itself_refuses_what_it_should() -> None:
+def test_the_checker_refuses_an_argv_with_an_added_word() -> None:
     good = build_command_of(ToolPolicy(), ("127.0.0.1",), {}).args
     check_argv(good, ("127.0.0.1",))
     for position, word in [(7, "-oN"), (7, "/tmp/x"), (7, "-iL"), (7, "10.0.0.1"), (7, "-n"), (0, "-v")]:
@@ -205,7 +205,7 @@ def test_the_checker_itself_refuses_what_it_should() -> None:
             check_argv(broken, ("127.0.0.1",))
 
 
-def test_reading_and_writing_is_a_fixpoint_for_every_flag_of_nmap() -> None:
+def test_every_flag_of_nmap_is_the_same_after_reading_and_writing() -> None:
     table = {flag.name: flag for flag in FLAGS}
     samples = {
         IntValue: "1",

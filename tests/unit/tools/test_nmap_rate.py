@@ -68,7 +68,7 @@ def test_the_estimate_follows_the_limit() -> None:
     assert seconds(None) < seconds(100.0) < seconds(1.0)
 
 
-def test_the_tool_declares_that_it_obeys_the_limit_and_what_it_reads() -> None:
+def test_the_tool_declares_that_it_obeys_the_limit_and_which_files_it_reads() -> None:
     assert NmapTool.limits_rate
     assert all(path.startswith("/") for path in NmapTool.reads)
     assert "/usr/share/nmap" in NmapTool.reads

@@ -1,4 +1,4 @@
-"""What NmapTool refuses: each row gives one typed error that names the value, before anything is started."""
+"""NmapTool refuses bad parameters before it starts a process: each row gives a typed error that names the value."""
 
 from __future__ import annotations
 
@@ -239,7 +239,9 @@ INVALID_SHAPES: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("parameters", INVALID_SHAPES, ids=[f"{index}" for index, _ in enumerate(INVALID_SHAPES)])
+@pytest.mark.parametrize(
+    "parameters", INVALID_SHAPES, ids=[f"{index}-{'-'.join(shape)}" for index, shape in enumerate(INVALID_SHAPES)]
+)
 def test_the_parameter_model_is_strict(parameters: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         NmapInput.model_validate(parameters)

@@ -1,4 +1,4 @@
-"""Script arguments: nmap reads exactly the values that were meant, whatever a caller writes."""
+"""Script arguments: nmap reads exactly the values of the caller, and no value can add an argument."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ RIGHT = {
 
 
 def values_of(argument: ScriptArg) -> st.SearchStrategy[Any]:
-    """Values of the type that the argument takes, four times out of five, and else of any other type."""
+    """Return a strategy: four of five values have the type of the argument, the others have any type."""
     label = argument.value.label
     if label.startswith("INT"):
         right: st.SearchStrategy[Any] = st.integers(*map(int, label.removeprefix("INT ").split("-")))
@@ -106,7 +106,7 @@ def test_no_value_of_a_caller_ends_its_quoted_text() -> None:
 
 
 def test_the_grammar_of_this_test_is_that_of_nmap() -> None:
-    """Compare with what nmap -d2 reports, for what we write and for what would end the quoted text."""
+    """Compare with the output of nmap -d2, for the text of the tool and for text that ends the quotes."""
     every = {
         "banner.timeout": 10, "ftp-anon.maxlist": 0, "http-title.url": "/a,b=c?d=e:f", "http-git.root": "/",
         "http-headers.useget": True, "http.useragent": "A b/1.0 (c=d, e: f)", "ssh_hostkey": "sha256",

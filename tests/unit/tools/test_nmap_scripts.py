@@ -60,7 +60,7 @@ def test_a_safe_script_is_only_in_safe_categories(script: NseScript) -> None:
     assert not categories & {"intrusive", "vuln"}
 
 
-def test_category_words_stand_for_listed_scripts_only() -> None:
+def test_a_category_selects_only_listed_scripts() -> None:
     assert set(CATEGORIES["safe"]) == SAFE_NAMES
     assert set(CATEGORIES["default"]) < SAFE_NAMES
     assert set(CATEGORIES["discovery"]) < SAFE_NAMES
@@ -108,7 +108,7 @@ def test_similar_names_are_shown_and_an_empty_list_is_refused() -> None:
         parse_scripts([])
 
 
-def test_the_flag_value_is_a_fixpoint() -> None:
+def test_the_written_flag_value_is_not_changed_by_reading_it() -> None:
     value = ScriptsValue()
     assert value.label == "NAME,NAME"
     names = value.parse("vuln,default")

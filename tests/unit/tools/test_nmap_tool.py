@@ -88,7 +88,7 @@ GOOD = [
     Good("-T4 -sn", {"template": "discovery"}, risk=Risk.PROBE),
     Good("-T4 -sT --top-ports 100 -sV --version-intensity 9 --max-hostgroup 16", {"template": "version"}),
     Good(f"-T4 -sT --top-ports 1000 -sV --script {DEFAULT_SCRIPTS} --max-hostgroup 16", {"template": "script"}),
-    # what the caller wrote overrides the template, and a value of the template that does not apply is ignored
+    # a parameter overrides the template, and a value of the template that does not apply is ignored
     Good(
         "-T2 -sT -p 22 -sV --max-hostgroup 16",
         {"template": "quick", "mode": "services", "ports": "22", "timing": 2},
@@ -156,7 +156,7 @@ GOOD = [
         "-T4 -sT --top-ports 1000 -sV --max-hostgroup 16 --host-timeout 30s",
         {"timing": 4, "host_timeout_sec": 30, **flags("-T4 --host-timeout 30s")},
     ),
-    # what the operator allows
+    # parameters that the operator must allow
     Good(
         f"-T3 -sS --top-ports 1000 -sV -O --script {DEFAULT_SCRIPTS} --max-hostgroup 16",
         flags("-A"),
@@ -199,7 +199,7 @@ GOOD = [
 ]
 
 
-@pytest.mark.parametrize("case", GOOD, ids=[f"{index}" for index, _ in enumerate(GOOD)])
+@pytest.mark.parametrize("case", GOOD, ids=[f"{index}-{'-'.join(case.parameters)}" for index, case in enumerate(GOOD)])
 def test_good_parameters_give_exactly_this_argv(case: Good) -> None:
     command = build_command_of(case.policy, case.targets, case.parameters)
     assert list(command.args) == case.argv
@@ -295,7 +295,7 @@ def test_the_description_for_an_agent_is_short_and_complete() -> None:
     assert schema["additionalProperties"] is False
     assert schema["required"] == ["target"]
     assert set(schema["properties"]) == set(NmapInput.model_fields)
-    assert all(part["description"] for part in schema["properties"].values())
+    assert [name for name, part in schema["properties"].items() if not part["description"]] == []
     assert schema["properties"]["timing"]["maximum"] == 5
     assert schema["properties"]["mode"]["default"] == "services"
     assert "hosts" in entry["outputSchema"]["properties"]

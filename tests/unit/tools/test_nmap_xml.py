@@ -1,4 +1,4 @@
-"""The parser on documents in nmap's format: what it reads and counts, and how it handles damaged documents."""
+"""The parser on documents in nmap's format: its results and counts, also for damaged documents."""
 
 from __future__ import annotations
 

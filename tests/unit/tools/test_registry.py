@@ -57,7 +57,7 @@ def test_a_class_without_a_command_is_left_out() -> None:
     [(["*"], [], True), (["n*"], [], True), (["NmapTool"], [], True), (["p*"], [], False), (["*"], ["nm*"], False),
      ([], [], False)],
 )  # fmt: skip
-def test_the_patterns_of_the_operator_decide(include: list[str], exclude: list[str], kept: bool) -> None:
+def test_the_patterns_of_the_operator_select_tools(include: list[str], exclude: list[str], kept: bool) -> None:
     assert (why_left_out(named("NmapTool"), include, exclude) is None) is kept
 
 
@@ -167,7 +167,7 @@ def test_a_class_that_cannot_be_built_is_the_only_one_left_out(
     assert reason in item.reason
 
 
-def test_a_class_called_tool_has_no_name() -> None:
+def test_a_class_called_tool_is_left_out() -> None:
     assert "only 'Tool'" in (why_left_out(named("Tool"), ["*"], []) or "")
 
 
@@ -179,7 +179,7 @@ def test_a_module_that_exits_does_not_end_the_server(tmp_path: Path, monkeypatch
     assert "nmap" in registry.tools
 
 
-def test_a_tool_that_runs_no_program_is_an_entry_that_patterns_do_not_remove() -> None:
+def test_patterns_do_not_remove_a_tool_that_runs_no_program() -> None:
     registry = discover(ToolPolicy(), include=["n*"], exclude=["*"])
     assert (list(registry.tools), registry.programs) == (["scope"], {})
     assert list(discover(ToolPolicy()).seen_by(("no*",)).tools) == ["scope"]

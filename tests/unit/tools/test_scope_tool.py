@@ -1,4 +1,4 @@
-"""ScopeTool: what it makes of a query and of the context that it is given."""
+"""ScopeTool: its answer to a query, and its use of the context."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ GRANTED = Assessment(Risk.SCAN, 1, 100, 104, 3.14, 50.0, None)
 
 
 class Context:
-    """Makes a context, and counts what the tool uses of it."""
+    """Makes a context, and records each call of its functions."""
 
     def __init__(self, assessed: Assessment | Exception = GRANTED, access: Access = FULL_ACCESS) -> None:
         self.counted = 0
@@ -105,17 +105,17 @@ async def test_a_target_that_cannot_be_planned_is_shown_and_a_wrong_argument_is_
     for error in (ArgumentError("wrong", parameter="ports"), NotFoundError("no tool", code="unknown_tool")):
         with pytest.raises(type(error)) as caught:
             await ask(Context(error), target="10.0.0.1", tool="nmap")
-        assert "parameter" in caught.value.details, "an error of the query, and not an unknown tool of the request"
+        assert "parameter" in caught.value.details, "expected an error about a parameter of the query"
 
 
 @pytest.mark.parametrize("query", [{"parameters": {}}, {"tool": "nmap"}, {"target": "10.0.0.1", "parameters": {}}])
-async def test_a_query_that_makes_no_sense_is_refused(query: dict[str, Any]) -> None:
+async def test_a_query_without_the_parameters_that_it_needs_is_refused(query: dict[str, Any]) -> None:
     with pytest.raises(ArgumentError) as caught:
         await ask(Context(), **query)
     assert caught.value.hint.endswith(".")
 
 
-async def test_an_actor_with_limits_sees_them_beside_the_policy_and_full_access_has_none() -> None:
+async def test_only_an_actor_with_limits_sees_limits_beside_the_policy() -> None:
     limited = Access(frozenset({Permission.TOOLS_READ}), networks=("10.1.0.0/16",), tools=("nmap",))
     body = await ask(Context(access=limited))
     assert body["caller"]["networks"] == ["10.1.0.0/16"]

@@ -64,13 +64,13 @@ class Peer(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Store the connection and its port."""
         if not isinstance(transport, asyncio.Transport):
-            raise TypeError("these listeners speak TCP only")
+            raise TypeError("these listeners use TCP only")
         self.transport = transport
         self.port: int = transport.get_extra_info("sockname")[1]
         self.greet()
 
     def greet(self) -> None:
-        """Send what this port sends first: nothing."""
+        """Called when a client has connected. Sends nothing; subclasses send a banner."""
 
 
 class Fleet(Peer):

@@ -21,7 +21,7 @@ import time
 _CLONE_NEWNET = 0x40000000
 _TUNSETIFF, _IFF_TAP, _IFF_NO_PI = 0x400454CA, 0x0002, 0x1000
 _ARP, _IPV6, _ICMPV6 = b"\x08\x06", b"\x86\xdd", 58
-_NEIGHBOUR_DISCOVERY = range(133, 138)  # RFC 4861, section 4
+_NEIGHBOR_DISCOVERY = range(133, 138)  # RFC 4861, section 4
 _FRAME = 2048
 
 
@@ -48,7 +48,7 @@ def relay(one: int, other: int, delay: float, loss: float) -> None:
         now = time.monotonic()
         for tap in readable:
             for frame in _read_all(tap):
-                if _finds_neighbours(frame) or rnd.random() >= loss:
+                if _finds_neighbors(frame) or rnd.random() >= loss:
                     count += 1  # keeps the order of frames that are due at the same time
                     heapq.heappush(waiting, (now + delay, count, other if tap == one else one, frame))
         while waiting and waiting[0][0] <= now:
@@ -59,9 +59,9 @@ def relay(one: int, other: int, delay: float, loss: float) -> None:
                 continue
 
 
-def _finds_neighbours(frame: bytes) -> bool:
+def _finds_neighbors(frame: bytes) -> bool:
     kind = frame[12:14]
-    return kind == _ARP or (kind == _IPV6 and frame[20] == _ICMPV6 and frame[54] in _NEIGHBOUR_DISCOVERY)
+    return kind == _ARP or (kind == _IPV6 and frame[20] == _ICMPV6 and frame[54] in _NEIGHBOR_DISCOVERY)
 
 
 def _read_all(tap: int) -> list[bytes]:
