@@ -141,7 +141,7 @@ async def _unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -
     try:
         await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        # A server that stops cancels this request. The run must have ended before the request does.
+        # A server that stops cancels this request. The run must end before the request ends.
         watching.cancel()
         if not working.done():
             working.cancel()
