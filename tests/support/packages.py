@@ -45,8 +45,8 @@ def offline_pip(folder: Path | str) -> dict[str, str]:
 
 
 def _fetch(locks: list[str], folder: Path) -> None:
-    pins = {pin for text in locks for pin in re.findall(r"^[a-z0-9].*(?:\n    --hash.*)+", text, re.MULTILINE)}
-    needed = sorted(pin for pin in pins if _fits(pin))
+    locked = {pin for text in locks for pin in re.findall(r"^[a-z0-9].*(?:\n    --hash.*)+", text, re.MULTILINE)}
+    needed = sorted(pin for pin in locked if _fits(pin))
     pip = [
         sys.executable,
         "-m",

@@ -20,7 +20,7 @@ def reader(actor: Actor) -> str | None:
     This is the name of an actor that may read only its own runs, and None for an actor that may read all runs. Raises
     AccessError ``insufficient_scope`` for an actor that may read no runs.
     """
-    require_permission(actor.access, Permission.RUNS_READ, "runs are shown to callers that may read them")
+    require_permission(actor.access, Permission.RUNS_READ, "A request for stored runs")
     return actor.own_runs
 
 

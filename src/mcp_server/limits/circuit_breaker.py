@@ -82,7 +82,7 @@ class Observer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class BreakerView:
-    """The present state of a breaker. ``forced`` says that an operator has set the state.
+    """The present state of a breaker. ``forced`` is true if an operator has set the state.
 
     ``failures`` counts failures in a row, ``relapses`` the trials that failed since it was last closed. ``retry_after``
     is in seconds, and 0 unless it is open.

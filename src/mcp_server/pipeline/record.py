@@ -116,7 +116,7 @@ class Recorder:
             failure.details.setdefault("run_id", run.id)
             raise
         finally:
-            # Every decision that accepted a call needs its end on the log, even if the store failed.
+            # Every decision that accepted a call needs an end on the audit log, even if the store failed.
             await self._audit.append(
                 "end",
                 **run_facts(run),

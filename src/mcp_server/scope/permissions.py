@@ -24,17 +24,17 @@ ALL: Final = frozenset(NEEDED.values())
 def require_risk(access: Access, risk: Risk, what: str) -> None:
     """Raise AccessError ``insufficient_scope`` unless ``access`` allows this risk; ``what`` names the call."""
     if NEEDED[risk] not in access.permissions:
-        raise insufficient([NEEDED[risk]], f"{what}: the risk of this call is {risk}")
+        raise insufficient([NEEDED[risk]], f"{what}: a call of risk {risk}")
 
 
 def require_any_call(access: Access) -> None:
     """Raise AccessError for a caller who may make no call at all, and so must not learn which tools exist."""
     if not access.permissions & ALL:
-        raise insufficient([Permission.TOOLS_READ], "A tool was called")
+        raise insufficient([Permission.TOOLS_READ], "A tool call")
 
 
 def require_permission(access: Access, permission: Permission, what: str) -> None:
-    """Raise AccessError ``insufficient_scope`` unless ``access`` has ``permission``; ``what`` begins the sentence."""
+    """Raise AccessError ``insufficient_scope`` unless ``access`` has ``permission``; ``what`` names the request."""
     if permission not in access.permissions:
         raise insufficient([permission], what)
 
@@ -42,4 +42,4 @@ def require_permission(access: Access, permission: Permission, what: str) -> Non
 def insufficient(needed: Iterable[Permission], what: str) -> AccessError:
     """The error for a caller without the permissions ``needed``; its details hold them as one OAuth ``scope``."""
     scope = " ".join(sorted(permission.value for permission in needed))
-    return AccessError(f"{what}, and needs the scope {scope}.", code="insufficient_scope", scope=scope)
+    return AccessError(f"{what} needs the scope {scope}.", code="insufficient_scope", scope=scope)

@@ -99,7 +99,7 @@ class Reloader:
         try:
             new, pending = await asyncio.to_thread(self._read_all, old, by)
             keys = changed_keys(old, new)
-            # Log before anything changes, because without an audit log the configuration must not change.
+            # Write the record before the change, because without an audit log the configuration must not change.
             facts = {"changed": list(keys), "restart_needed": [item.key for item in pending]}
             await self._log_decision(actor, "accepted", arguments=facts)
             await self._use(old, new, accept_programs=by is not Trigger.FILE)

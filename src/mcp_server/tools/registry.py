@@ -200,7 +200,7 @@ def _modules(package_name: str) -> Iterator[ModuleType | LeftOut]:
 def _import(name: str) -> ModuleType | LeftOut:
     try:
         return importlib.import_module(name)
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - a foreign module may raise anything, and loses only its own tools
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - a module may raise any exception
         logger.warning("tool.import_failed", module=name, error=error)
         return LeftOut(name, f"it cannot be imported: {error}", broken=True)
 

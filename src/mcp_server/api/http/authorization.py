@@ -137,7 +137,7 @@ class PermissionMiddleware:
         if needed is None:
             return None
         try:
-            require_permission(actor.access, needed, f"{what} was asked for")
+            require_permission(actor.access, needed, what)
         except NetworkToolsError as refusal:
             metrics.count("mcp_refusals_total", code=refusal.code)
             await self._pipeline.denials.log(actor, what, what, {}, refusal)

@@ -122,7 +122,7 @@ class MetricsPage:
                 raise NotFoundError(f"This server has only {PATH}.")
             if scope["method"] not in {"GET", "HEAD"}:
                 raise NotFoundError(f"{PATH} accepts only GET and HEAD.", code="method_not_allowed")
-            require_permission(identity_of(scope).access, Permission.TOOLS_READ, f"GET {PATH} was asked for")
+            require_permission(identity_of(scope).access, Permission.TOOLS_READ, f"GET {PATH}")
             body = await page(self._config())
         except NetworkToolsError as error:
             headers = [step_up(scope, error)] if error.code == "insufficient_scope" else []

@@ -60,7 +60,7 @@ class HealthReport(BaseModel):
     uptime_sec: float
     message: str = Field("", description="Why this may be outdated or incomplete. Left out if it is neither.")
     checks: list[CheckReport]
-    history: list[RoundReport] = Field([], description="The last rounds, newest first, if they were asked for.")
+    history: list[RoundReport] = Field([], description="The last rounds, newest first, if they were requested.")
 
 
 def add_health_routes(app: FastAPI, health: Callable[[], HealthCheckManager], ready: Callable[[], bool]) -> None:

@@ -131,7 +131,7 @@ async def _tool_output(pipeline: Pipeline, result: CallResult) -> ToolOutput:
 
 
 async def _unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Await ``work``, and cancel it if the client disconnects, because nobody would read its result."""
+    """Await ``work``, and cancel it if the client disconnects, because its result would not be read."""
 
     async def disconnected() -> None:
         while (await request.receive())["type"] != "http.disconnect":

@@ -18,7 +18,7 @@ from mcp_server.tools.flags.values import Value
 SHOWN_CHARS = 40
 """The maximum number of characters of a caller's word that a message repeats."""
 
-# Everything that a shell, a terminal or a C string treats specially, and everything that is not ASCII text.
+# All characters that a shell, a terminal or a C string treats specially, and all characters that are not ASCII text.
 _FORBIDDEN = re.compile(r"""[^ -~]|[;&|`$><\\"']""")
 
 
@@ -73,7 +73,7 @@ def read(text: str, table: Mapping[str, Flag], *, max_length: int) -> tuple[Sett
 def check_characters(text: str, parameter: str) -> None:
     """Raise ArgumentError ``forbidden_characters`` unless ``text`` is plain ASCII without shell metacharacters.
 
-    Forbidden are ``; & | ` $ > <``, the backslash, both quotes, control characters and everything outside of ASCII.
+    Forbidden are ``; & | ` $ > <``, the backslash, both quotes, control characters and all characters outside of ASCII.
     """
     found = _FORBIDDEN.search(text)
     if found:
