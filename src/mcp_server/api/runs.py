@@ -15,11 +15,12 @@ if TYPE_CHECKING:
 
 
 def reader(actor: Actor) -> str | None:
-    """The store's ``caller`` for an actor: its name if it may read only its own runs, None if it may read all.
+    """Return the ``caller`` argument of the store for an actor.
 
-    Raises AccessError ``insufficient_scope`` if it may read none.
+    This is the name of an actor that may read only its own runs, and None for an actor that may read all runs. Raises
+    AccessError ``insufficient_scope`` for an actor that may read no runs.
     """
-    require_permission(actor.access, Permission.RUNS_READ, "Reading runs")
+    require_permission(actor.access, Permission.RUNS_READ, "A request for stored runs")
     return actor.own_runs
 
 
@@ -35,7 +36,7 @@ def run_record(run: Run) -> dict[str, Any]:
 async def run_page(
     store: Store, run_id: str, *, limit: int, cursor: str | None, caller: str | None = None
 ) -> dict[str, Any]:
-    """A run with a page of the hosts that it saw: ``run``, ``hosts``, ``hosts_total`` and ``next_cursor`` (or None).
+    """Return a run with a page of its hosts: ``run``, ``hosts``, ``hosts_total`` and ``next_cursor`` (or None).
 
     ``caller`` is the result of `reader`.
     """
@@ -52,7 +53,7 @@ async def run_page(
 
 
 def raw_of(run: Run) -> Raw:
-    """The raw output of a run. Raises ConflictError while the run goes on, NotFoundError if it has none."""
+    """Return the raw output of a run. Raises ConflictError while it is running, NotFoundError if there is no output."""
     if run.raw is not None:
         return run.raw
     if run.outcome is Outcome.RUNNING:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mcp_server.tools.results import DigestView
 
 STRUCTURE_BUDGET = 11_000
-"""Characters of hosts or groups in one result. With everything around them it stays under 3,000 tokens."""
+"""Maximum characters of hosts or groups in one result. The whole result then stays under 3,000 tokens."""
 INLINE_TEXT = 400
 """A result of at most this length is in the text too. A longer one is only in the structure."""
 STDOUT_BUDGET = 8_000
@@ -58,13 +58,13 @@ _FRAME: dict[str, Any] = {
 
 
 def output_schema(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The JSON Schema of `structured`. ``fields`` are those of the tool's digest, empty for a tool without one."""
+    """Return the JSON Schema of `structured`. ``fields`` are the fields of the tool's digest, or empty without one."""
     own = fields or {"returncode": {"type": "integer"}, "truncated": {"type": "boolean"}}
     return {"type": "object", "properties": {**_FRAME, **own}, "required": ["outcome"]}
 
 
 def structured(result: CallResult) -> tuple[dict[str, Any], DigestView | None]:
-    """The structured content of a result, and the digest view that it holds, if the tool has typed results."""
+    """Return the structured content of a result, and its digest view if the tool has typed results."""
     run = result.run
     body: dict[str, Any] = {"run_id": run.id, "outcome": run.outcome.value, "enforcement": run.enforcement}
     facts = {
@@ -88,7 +88,7 @@ def structured(result: CallResult) -> tuple[dict[str, Any], DigestView | None]:
 
 
 def refusal(error: NetworkToolsError) -> dict[str, Any]:
-    """The structured content of a call without a result: it was refused, or it was allowed and could not run."""
+    """Return the structured content of a call without a result, because it was refused or could not run."""
     outcome = Outcome.REFUSED if isinstance(error, RefusedError) else Outcome.FAILED
     body: dict[str, Any] = {"outcome": outcome.value, "error": error.as_dict()}
     if "run_id" in error.details:
@@ -97,7 +97,7 @@ def refusal(error: NetworkToolsError) -> dict[str, Any]:
 
 
 def guard_alarm(run: Run) -> str | None:
-    """A warning if the guard dropped packets during a run or was lost, else None."""
+    """Return a warning if the guard dropped packets during a run or was lost, else None."""
     guard = run.metadata.get("guard", {})
     if "lost" in guard:
         return f"The guard was lost during this run: {guard['lost']}"
@@ -106,12 +106,15 @@ def guard_alarm(run: Run) -> str | None:
         return None
     return (
         f"The guard dropped {dropped} packets during this run ({', '.join(guard['dropped'])}): a host or port that "
-        "seems down or filtered may be the guard's doing. The operator was notified."
+        "seems down or filtered may only be blocked by the guard. The operator was notified."
     )
 
 
 def short_coverage(coverage: Coverage) -> dict[str, Any]:
-    """Coverage in short: counts, and the ports with their method. What was not looked at is never left out."""
+    """Return a short form of coverage: counts, and the ports with their method.
+
+    Addresses that were not looked at are never left out.
+    """
     body: dict[str, Any] = {"planned": coverage.planned, "looked_at": coverage.looked_at}
     if coverage.not_looked_at_count:
         body["not_looked_at"] = coverage.not_looked_at_count
@@ -121,7 +124,7 @@ def short_coverage(coverage: Coverage) -> dict[str, Any]:
 
 
 def text(result: CallResult, view: DigestView | None, *, full: bool) -> str:
-    """The text of a result: a summary, and its lines if they are few, if there is an error, or with ``full``."""
+    """Return the text of a result: a summary, and its lines if they are few, if there is an error, or with ``full``."""
     run, coverage = result.run, result.run.coverage
     head = f"{run.tool} {run.outcome.value}"
     if view is not None:
@@ -168,12 +171,12 @@ def compact(value: Any) -> Any:
 
 
 def answer_output(answer: ToolAnswer) -> ToolOutput:
-    """The `ToolOutput` of a tool that runs no program."""
+    """Return the `ToolOutput` of a tool that runs no program."""
     return ToolOutput(stdout=answer.text, answer=answer.body)
 
 
 def tool_output(result: CallResult, hosts: list[Host] | None = None, hosts_total: int | None = None) -> ToolOutput:
-    """The `ToolOutput` of a result, with a page of hosts if the tool has typed results."""
+    """Return the `ToolOutput` of a result, with a page of hosts if the tool has typed results."""
     from mcp_server.model.encoding import encode
 
     run = result.run

@@ -277,7 +277,7 @@ def checkpoint(as_json: Json = False) -> None:
     from mcp_server.server.startup import prepare_state_dir
 
     with reporting(as_json=as_json), _reading() as folder:
-        prepare_state_dir(get_config())  # files that belong to another user would prevent that the server seals the log
+        prepare_state_dir(get_config())  # a file that belongs to another user would prevent the server from sealing
         Sealer(folder).seal(get_config().audit.ship_to)
         notes = _notes(folder)
         if not notes:

@@ -21,9 +21,9 @@ app = typer.Typer(help="The configuration: show, check a file.", no_args_is_help
 def show(as_json: Json = False) -> None:
     """Show every key with its value, its source, and when a change takes effect, as a server would read it now.
 
-    An asterisk marks a value that is not the default. Status live: a change takes effect at a reload. restart: at the
-    next start. No running server is asked: GET /config shows what a server uses, and
-    which keys wait for its restart.
+    An asterisk marks a value that is not the default. Status live: a change takes effect at a reload. Status restart: a
+    change takes effect at the next start. This command asks no running server. GET /config shows the values that a
+    server uses, and the keys that wait for its restart.
     """
     from mcp_server.config import get_config
     from mcp_server.config.show import describe

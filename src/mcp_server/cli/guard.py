@@ -53,7 +53,7 @@ def status(as_json: Json = False) -> None:
 
 @app.command("down")
 def down(dead: Dead = False, as_json: Json = False) -> None:
-    """End every guard and its server, and remove what dead guards have left. Exit 0 also if there is none."""
+    """End every guard and its server, and remove the network setup of dead guards. Exit 0 even if there is no guard."""
     from mcp_server.netguard.cleanup import undo
     from mcp_server.netguard.state import all_guards
 
@@ -63,7 +63,7 @@ def down(dead: Dead = False, as_json: Json = False) -> None:
         for state in all_guards():
             if dead and (state.alive or not state.here):
                 continue
-            if state.here:  # in another network namespace nothing can be undone, and `undo` says so
+            if state.here:  # a different network namespace cannot be changed, and `undo` reports that
                 _end(state)
             left = undo(state)
             problems += left
@@ -92,7 +92,7 @@ def _describe(state: GuardState) -> dict[str, Any]:
 
     known = {key: value for key, value in asdict(state).items() if key not in {"born", "host", "sysctls", "tables"}}
     if not state.alive:
-        return {**known, "state": "dead", "reason": "its guard helper has ended; 'guard down' removes what is left"}
+        return {**known, "state": "dead", "reason": "its guard helper has ended; 'guard down' cleans up"}
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as asking:
             asking.settimeout(_ANSWER_SEC)
@@ -116,7 +116,7 @@ def _describe(state: GuardState) -> dict[str, Any]:
 
 
 def _end(state: GuardState) -> None:
-    """End a guard helper: with SIGTERM, after which running calls may end, then with SIGKILL."""
+    """End a guard helper with SIGTERM, wait for its running calls to end, then use SIGKILL."""
     if not state.alive:
         return
     for number, seconds in ((signal.SIGTERM, _GRACE_SEC), (signal.SIGKILL, _KILLED_SEC)):

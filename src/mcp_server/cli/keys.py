@@ -97,14 +97,14 @@ def _config() -> Config:
 
 
 def _guarded_folder() -> Path | None:
-    """The state folder of servers that root starts in the kernel tier, if it belongs to another user."""
+    """Return the state folder of servers that root starts in the kernel tier, if it belongs to a different user."""
     from mcp_server.netguard.kernel import DEFAULT_STATE_DIR
 
     return DEFAULT_STATE_DIR if DEFAULT_STATE_DIR.is_dir() and DEFAULT_STATE_DIR.stat().st_uid else None
 
 
 def _logged(config: Config, action: str, key: ApiKey, change: Callable[[], Any]) -> None:
-    """Write the change on the audit log, then make it. If it fails, write that too."""
+    """Write the change to the audit log, then make the change. If it fails, write the failure too."""
     from mcp_server.audit import AuditLog
     from mcp_server.pipeline.validate import user_name
 
@@ -128,7 +128,7 @@ def _logged(config: Config, action: str, key: ApiKey, change: Callable[[], Any])
 
 
 def _terms(config: Config) -> dict[str, str]:
-    """The hash of the policy. A policy that cannot be read must not prevent that a key is revoked."""
+    """Return the hash of the policy. A policy that cannot be read must not prevent the revocation of a key."""
     try:
         scope_hash = config.scope_policy().hash
     except ConfigError:

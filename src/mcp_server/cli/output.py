@@ -28,7 +28,7 @@ SIGTERM_EXIT: Final = 143
 
 
 def fill_standard_streams() -> None:
-    """Open /dev/null for each closed standard stream, before another file gets its number (POSIX ``exec``)."""
+    """Open /dev/null for each closed standard stream, before a different file gets its number (POSIX ``exec``)."""
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         if getattr(sys, name) is None:
             opened = os.open(os.devnull, os.O_RDWR)
@@ -116,7 +116,7 @@ def reporting(*, as_json: bool, stream: TextIO | None = None) -> Iterator[None]:
         except Exception as error:  # noqa: BLE001 - a person gets an error, not a traceback
             fail(_defect(error), as_json=as_json, stream=stream)
     except BrokenPipeError:
-        # The interpreter flushes again when it ends, and would print an error.
+        # The interpreter flushes again when it ends. Without this, it would print an error.
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
         os.close(nowhere)

@@ -30,7 +30,7 @@ _CHANGE_SHARE: Final = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """How many calls of one tool run and wait."""
+    """The numbers of running and waiting calls of one tool."""
 
     running: int
     waiting: int
@@ -46,8 +46,8 @@ class Admitted:
 class Admission:
     """Grants slots to a bounded number of runs. Other calls wait in a queue, and are refused if the queue is full.
 
-    A call that cannot start yet does not delay calls that can, until it was overtaken too often (`PATIENCE`). Limits
-    apply to each event loop separately. ``clock`` returns seconds and never goes back.
+    A call that cannot start yet does not delay later calls that can start, until `PATIENCE` calls have overtaken it.
+    Limits apply to each event loop separately. ``clock`` returns seconds and never goes back.
     """
 
     def __init__(self, caps: Caps, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -96,7 +96,7 @@ class Admission:
         }
 
     def refresh(self) -> None:
-        """Decide again on the running event loop, so that limits that a reload raised apply at once."""
+        """Decide again for the running event loop, so that limits raised by a reload apply at once."""
         self._decide(self._queue())
 
     def close(self) -> None:

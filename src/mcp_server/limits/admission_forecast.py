@@ -58,14 +58,14 @@ class History:
 
 
 def expected_waits(queue: WaitQueue, history: History, now: float) -> dict[QueueEntry, float]:
-    """Return the expected seconds until each waiting call starts, by letting them start in order as slots are freed."""
+    """Return the expected seconds until each waiting call starts. Calls are assumed to start in order of the queue."""
     ends = {entry: history.remaining(entry, now) for entry in queue.running}
     slots = _FreeSlots(queue.caps, ends)
     waits: dict[QueueEntry, float] = {}
     for entry in queue.order():
         try:
             free = slots.of(entry)
-        except NetworkToolsError:  # the tool is gone, and the next decision fails this call
+        except NetworkToolsError:  # the tool was removed, and the next decision refuses this call
             continue
         wait = max(heap[0] for heap in free)
         on_hosts = sorted(ends[each] for each in entry.neighbors if each in ends)

@@ -13,7 +13,7 @@ from mcp_server.model.target import Network
 from mcp_server.scope.address_ranges import AddressRanges
 
 PATIENCE: Final = 16
-"""How many later calls may take what a call waits for. After that it is reserved for that call."""
+"""How many later calls may overtake a waiting call. After that, the slots that it waits for are reserved for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class Caps:
 
 @dataclass(slots=True, eq=False)
 class QueueEntry:
-    """One call from its arrival to its end. ``started`` is None while it waits. All times are of one clock.
+    """One call from its arrival to its end. ``started`` is None while it waits. All times are from the same clock.
 
     ``number`` counts calls in the order of arrival. ``turn`` is its round among the callers (see `WaitQueue.order`).
     ``neighbors`` are the other running and waiting calls that touch an address of this one. ``notified`` holds the
@@ -80,7 +80,7 @@ class QueueEntry:
         return self.turn, self.number
 
     def competes_with(self, other: QueueEntry) -> bool:
-        """Whether this call may wait for something that the other call takes."""
+        """Whether this call may wait for a slot that the other call takes."""
         mine, its = self.ticket, other.ticket
         return (
             mine.tool == its.tool
@@ -150,7 +150,7 @@ class WaitQueue:
             try:
                 able = self._can_start(entry, first)
             except NetworkToolsError as error:
-                # A reload removed the tool. This call fails, and not the call that releases a slot.
+                # A reload removed the tool. This call must fail, not the call that releases a slot.
                 entry.granted.set_exception(error)
                 continue
             if able:
@@ -161,8 +161,8 @@ class WaitQueue:
     def order(self) -> list[QueueEntry]:
         """Return the waiting calls in their order: the first call of each caller, then the second of each, and so on.
 
-        The turn of a call is the one after the last waiting call of its caller, and never one that has passed. A
-        caller that fills the queue is overtaken by others, and a caller that comes rarely gains no advantage.
+        The turn of a call is one more than the turn of its caller's last waiting call, and is never a past turn. A
+        caller that fills the queue is overtaken by others, and a caller that calls rarely gains no advantage.
         (Start-time fair queueing, Goyal, Vin and Cheng 1996, with equal weight for every call.)
         """
         return sorted(self.waiting.values(), key=lambda entry: entry.position)
@@ -187,7 +187,7 @@ class WaitQueue:
         entry.granted.set_result(None)
 
     def _reserved_for(self) -> QueueEntry | None:
-        """Return the first call that was overtaken too often. What it waits for is reserved for it."""
+        """Return the first call that was overtaken too often. The slots that it waits for are reserved for it."""
         # Nothing is reserved for a call that waits for runs of its own caller, because others would wait without need.
         overtaken = (e for e in self.waiting.values() if e.overtaken >= PATIENCE and self._actor_below_cap(e))
         return min(overtaken, key=lambda entry: entry.position, default=None)

@@ -44,7 +44,7 @@ class Calls:
             self._until = time.monotonic() + grace_sec
 
     def check(self) -> None:
-        """Raise BusyError ``shutting_down`` after `close`. ``retry_after`` is when a new server may be ready."""
+        """Raise BusyError ``shutting_down`` after `close`. A new server may be ready after its ``retry_after``."""
         if self._until is not None:
             remaining = max(0, math.ceil(self._until - time.monotonic()))
             raise BusyError(
@@ -68,7 +68,7 @@ class Calls:
         try:
             yield
         except asyncio.CancelledError as error:
-            # As asyncio.timeout() does: a cancellation by somebody else at the same moment is not lost.
+            # As in asyncio.timeout(): a cancellation by other code at the same moment is not lost.
             if task in self._cut and task.uncancel() <= before:
                 raise self._cut_short(task) from error
             raise
@@ -103,7 +103,7 @@ class Calls:
     def _cut_short(self, task: asyncio.Task[Any]) -> NetworkToolsError:
         run_id = self._under_way[task]
         return NetworkToolsError(
-            "The server stopped before the call was complete. The run keeps what was found until then.",
+            "The server stopped before the call was complete. The run keeps the results found until then.",
             code="shutting_down",
             retry_after=_RESTART_SEC,
             **({} if run_id is None else {"run_id": run_id}),

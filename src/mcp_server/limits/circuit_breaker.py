@@ -82,7 +82,7 @@ class Observer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class BreakerView:
-    """The present state of a breaker. ``forced`` says that an operator has set the state.
+    """The present state of a breaker. ``forced`` is true if an operator has set the state.
 
     ``failures`` counts failures in a row, ``relapses`` the trials that failed since it was last closed. ``retry_after``
     is in seconds, and 0 unless it is open.
@@ -97,7 +97,7 @@ class BreakerView:
 
 
 class Permit:
-    """One call that was let through. Report once how it ended, or nothing if that says nothing about the tool."""
+    """One call that was let through. Report its result once, or not at all if it shows nothing about the tool."""
 
     def __init__(self, breaker: Breaker) -> None:
         self._breaker = breaker
@@ -114,11 +114,11 @@ class Permit:
         self._breaker._confirm(self)  # noqa: SLF001 - the two classes belong together
 
     def success(self) -> None:
-        """The tool did its work."""
+        """Report that the tool did its work."""
         self._report(Result.SUCCESS)
 
     def failure(self) -> None:
-        """The tool failed by its own fault."""
+        """Report that the tool itself failed."""
         self._report(Result.FAILURE)
 
     def _report(self, result: Result) -> None:
@@ -203,7 +203,7 @@ class Breaker:
         self._move(State.CLOSED)
 
     def reset(self) -> None:
-        """Remove what was forced, and close the breaker as after a restart."""
+        """Remove a forced state, and close the breaker as after a restart."""
         self._forced = False
         self._move(State.CLOSED)
 
@@ -237,7 +237,7 @@ class Breaker:
 
     def _due(self) -> float:
         base = float(self._settings().recovery_timeout)
-        # The exponent is bounded so that the float does not overflow. The time is bounded long before.
+        # The exponent is bounded so that the float does not overflow. The time reaches its own limit much earlier.
         grown = base * BACKOFF ** min(self._relapses, 64)
         return self._opened + min(grown, max(base, LONGEST_SEC)) * self._jitter
 
@@ -259,7 +259,7 @@ class Breaker:
             self._observer.breaker_called(self.name, result)
 
     def _retry_after(self) -> int:
-        # Nobody knows when an operator closes a forced breaker, so recovery_timeout stands in for that time.
+        # The time when an operator closes a forced breaker is unknown, so recovery_timeout is reported instead.
         wait = self._settings().recovery_timeout if self._forced else self._due() - self._clock()
         return max(math.ceil(wait), 1)
 

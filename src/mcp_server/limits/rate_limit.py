@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 logger = get_logger(__name__)
 
 ANSWER_SEC: Final = 1.0
-"""How long a call waits for Redis. After that it is counted in memory."""
+"""Seconds that a call waits for Redis. After that it is counted in memory."""
 RETRY_SEC: Final = 5.0
-"""How long Redis is not asked after it failed. Then one call tries it again."""
+"""Seconds without a request to Redis after it failed. Then one call tries it again."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Limit:
-    """At most ``calls`` calls within a minute under a key. 0 means no limit. ``problem`` is its refusal."""
+    """At most ``calls`` calls within a minute under a key. 0 means no limit. ``problem`` is the refusal message."""
 
     calls: int
     key: tuple[str, ...]
@@ -57,9 +57,9 @@ class _Reply:
 class RateLimiter:
     """Refuses a call that exceeds a limit within any minute. Refused calls are not counted.
 
-    ``settings`` is called for every call, so a reload applies to the next one, and the counts stay. While Redis fails,
-    calls are counted in this process only, starting with the calls that it let through itself, and `problem` says so.
-    ``clock`` returns seconds and never goes back.
+    ``settings`` is called for every call, so a reload applies to the next call, and the counts stay. While Redis fails,
+    calls are counted in this process only, including calls that this process let through before, and `problem` says
+    so. ``clock`` returns seconds and never goes back.
     """
 
     def __init__(self, settings: Callable[[], RateLimitConfig], *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -195,7 +195,7 @@ async def _count(
 
 
 async def _look(windows: MovingWindowRateLimiter) -> None:
-    """Read a key as a call does."""
+    """Read one key, as every call does."""
     from mcp_server.limits.rate_limit_windows import CallsPerMinute
 
     await windows.test(CallsPerMinute(1), "all")

@@ -1,8 +1,8 @@
 """Counts calls in the memory of this process or in Redis, with the moving window of the library `limits`.
 
 Importing `limits` takes about 50 ms, so import this module inside functions. The library's own memory storage is not
-used. It reads the wall clock, so it would refuse callers after the clock is set back. Each call of it visits every key
-(docs/decisions/0012-admission.md has the measurements).
+used. It reads the wall clock, so it would refuse callers after the clock is set back. It also visits every key at each
+call (docs/decisions/0012-admission.md has the measurements).
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""The steps that every request takes, one module each. A step takes a typed value and returns a typed value."""
+"""The pipeline of every request, with one module for each step. A step takes and returns a typed value."""

@@ -1,4 +1,4 @@
-"""Step 4, admit: rate limits, circuit breakers, and a slot among the runs.
+"""Step 4, admit: rate limits, circuit breakers, and a slot for the run.
 
 Rate limits and breakers are checked during validation, before any name is looked up. The slot is taken after the call
 was authorized.
@@ -22,7 +22,7 @@ from mcp_server.pipeline.plan import Plan
 from mcp_server.pipeline.signals import Signals
 
 REFUSAL_PAUSE_SEC: Final = 0.1
-"""How long the refusal of a call over its rate limit is delayed."""
+"""Seconds by which the refusal of a call over its rate limit is delayed."""
 FAULTS: Final = frozenset({"binary_not_found", "binary_changed", "tool_failed", "timeout"})
 """Codes of errors that count as failures of the tool. `judge` leaves out timeouts that the caller caused."""
 
@@ -102,9 +102,9 @@ def judge(permit: Permit, plan: Plan, error: NetworkToolsError | None) -> None:
 
 
 def _timeout_was_expected(plan: Plan) -> bool:
-    """Whether the caller caused a timeout: it asked for less time than usual, or for more work than fits into it.
+    """Return whether the caller caused a timeout, by a short time limit or by more work than fits into the limit.
 
-    Without this rule one caller could make the breaker take a tool away from all others.
+    Without this rule, one caller could open the breaker of a tool for all other callers.
     """
     limit = plan.limits.timeout_sec
     shortened = limit < plan.usual_timeout_sec

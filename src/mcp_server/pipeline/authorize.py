@@ -1,4 +1,4 @@
-"""Step 3, authorize: decide whether a plan may run, and put the decision on the log before anything starts."""
+"""Step 3, authorize: decide whether a plan may run, and write the decision to the audit log before anything starts."""
 
 from __future__ import annotations
 
@@ -29,9 +29,10 @@ def decide(
 ) -> Grant | RefusedError:
     """Decide whether a plan may run. Pure: the same arguments give the same decision, and nothing is recorded.
 
-    ``policy`` is the scope policy within the actor's networks, ``access`` what the actor may do. Returns the grant of
-    the policy, or the error that refuses the call: AccessError ``insufficient_scope``, ``intrusive_not_allowed``,
-    ``risk_not_allowed`` or ``outside_time_window``, TargetError ``target_out_of_scope``, BusyError ``budget_exceeded``.
+    ``policy`` is the scope policy within the actor's networks. ``access`` holds the actor's permissions. Returns the
+    grant of the policy, or the error that refuses the call: AccessError ``insufficient_scope``,
+    ``intrusive_not_allowed``, ``risk_not_allowed`` or ``outside_time_window``, TargetError ``target_out_of_scope``,
+    BusyError ``budget_exceeded``.
     """
     tool = plan.call.tool
     try:
@@ -52,7 +53,7 @@ def decide(
     if grant.packets_per_second is not None and not tool.limits_rate:
         return AccessError(
             f"The policy allows {grant.packets_per_second:g} packets a second for these targets, "
-            f"and {tool.tool_name()} cannot limit its rate.",
+            f"but {tool.tool_name()} cannot limit its rate.",
             code="risk_not_allowed",
             hint="Use a tool that can limit its rate, or targets without a rate. 'scope check' shows the rates.",
         )
@@ -67,7 +68,7 @@ class PlannedCall:
     decision: Grant | RefusedError
 
     def assessment(self) -> Assessment:
-        """Return the cost and the decision as a tool sees them."""
+        """Return the cost and the decision in the form that tools use."""
         plan, decision = self.plan, self.decision
         return Assessment(
             risk=plan.risk,
@@ -111,7 +112,7 @@ class Authorizer:
         return decide(plan, self.policy, access, allow_intrusive=allow_intrusive, now=datetime.now(UTC))
 
     async def authorize(self, plan: Plan) -> AuthorizedPlan:
-        """Decide on a plan, reserve its packets, and log the acceptance.
+        """Decide on a plan, reserve its packets, and log that it was accepted.
 
         Raises the refusal of `decide`, BusyError ``budget_exceeded`` if the budget of the hour is used up, and
         PlatformError if the guard is gone or the log cannot be written.
@@ -135,7 +136,7 @@ class Authorizer:
         return AuthorizedPlan(plan, self.policy.hash, self.guard.enforcement, reservation, exclusive)
 
     def confirm(self, authorized: AuthorizedPlan, access: Access) -> AuthorizedPlan:
-        """Decide again on a call that has waited, by what its actor may do now. Raises the refusal of `decide`."""
+        """Decide again on a call that has waited, with the present ``access``. Raises the refusal of `decide`."""
         _require(self.decide(authorized.plan, access))
         return replace(authorized, scope_hash=self.policy.hash)
 
@@ -145,7 +146,7 @@ class Authorizer:
         call, estimate = plan.call, plan.command.estimate
         # A runner for loopback targets runs outside of the namespace that the ruleset filters.
         filtered = plan.executor.allow_raw or not self.guard.raw_sockets
-        # Such a runner has as few privileges as a server without raw sockets.
+        # The runner for loopback targets has no more privileges than a server without raw sockets.
         confined = await asyncio.to_thread(containment, allow_raw=plan.executor.allow_raw)
         await self.audit.append(
             "decision",

@@ -1,4 +1,4 @@
-"""What a reload replaces: one frozen snapshot, behind one reference."""
+"""The snapshot of the configuration in force, which a reload replaces."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The configuration, and everything that is made from the operator's files.
+    """The configuration, and all values that are built from the operator's files.
 
     A call reads one snapshot and uses it for all of its steps, so that a reload cannot mix old and new settings.
     """
@@ -26,7 +26,7 @@ class Snapshot:
     registry: ToolRegistry
     resolver: Resolver
     allowed_checksums: Mapping[str, frozenset[str]]
-    """Hashes of scripts that the operator accepts besides the reviewed ones, by path in a tool's data folder."""
+    """Hashes of scripts that the operator accepts in addition to the reviewed ones, by path in a tool's data folder."""
     actors: Actors | None = None
     """The limits of single actors. None if the configuration names no actors file."""
 

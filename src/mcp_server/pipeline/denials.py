@@ -16,7 +16,7 @@ from mcp_server.pipeline.log_fields import given_id, who
 logger = get_logger(__name__)
 
 COLLAPSED: Final = frozenset({"rate_limited", "circuit_open", "shutting_down", "insufficient_scope"})
-"""Codes of refusals that cost the caller nothing. One synced record for each would fill the disk."""
+"""Codes of refusals that a caller can cause without effort. A record for each of them would fill the disk."""
 _UNLOGGED: Final = frozenset({"audit_unavailable", "audit_broken"})
 
 

@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 Progress = Callable[[float, str], Awaitable[None]]
-"""Takes the share that is done (0.0 to 1.0, never falling) and a sentence without any text from a target."""
+"""Gets the share of the run that is done (0.0 to 1.0, never falling) and a sentence without text from a target."""
 
 TICK_SEC = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class ProgressUpdate:
-    """How far a run is: the share done (0.0 to 1.0, never falling), seconds since its start, and its counts so far.
+    """The progress of a run: the share done (0.0 to 1.0, never falling), seconds since its start, and its counts.
 
-    ``summary`` is the counts in words. Both are empty for a tool without a digest.
+    ``summary`` describes the counts in words. Counts and summary are empty for a tool without a digest.
     """
 
     share: float
@@ -56,7 +56,7 @@ class Execution:
 
 
 class _OutputCollector:
-    """Takes standard output: all of it goes to the spool and to the parser, its first bytes go into the answer."""
+    """Passes standard output to the spool and to the parser, and keeps its first bytes for the answer."""
 
     def __init__(
         self,
@@ -99,8 +99,8 @@ async def run(
 ) -> Execution:
     """Run an authorized plan to its end. Raises PlatformError if the process cannot be started.
 
-    ``on_update`` is awaited once a second. If it raises, the run ends and the error is raised here. When this function
-    raises, or is cancelled, every process of the run has ended and the recorder has what was collected.
+    ``on_update`` is awaited once a second. If it raises, the run ends and the error is raised here. If this function
+    raises or is cancelled, every process of the run has ended, and the recorder has the data collected until then.
     """
     plan = authorized.plan
     tool = plan.call.tool

@@ -1,4 +1,4 @@
-"""Reads the packet guard before and after a run. Packets dropped meanwhile raise an alarm and are noted on the run."""
+"""Reads the packet guard before and after a run. Packets dropped in between cause an alarm and are noted on the run."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ async def read_guard(guard: Guard) -> GuardReading | None:
 
 
 def _count(guard: Guard, drops: dict[str, int]) -> None:
-    """Count the packets dropped since the last reading, once, however many runs are active."""
+    """Count the packets dropped since the last reading. They are counted once, even if several runs are active."""
     before = _counted.get(guard, {})
     for rule, packets in drops.items():
         # Zero is counted too: Prometheus shows no increase for a series that appears with its first drop.
@@ -50,7 +50,7 @@ async def difference(
     run: Run,
     on_alarm: Callable[[str, Run, str, int | None], None],
 ) -> dict[str, Any]:
-    """Return what the guard did since ``before``, ready for records. Empty in the argument tier.
+    """Return what the guard passed and dropped since ``before``, as fields of a record. Empty in the argument tier.
 
     Keys: ``ruleset`` (SHA-256), ``passed`` and ``dropped`` (packets; drops by rule). If they apply also
     ``ruleset_after`` (the policy was reloaded during the run) and ``lost`` (why the guard could not be read). The guard

@@ -1,4 +1,4 @@
-"""Fields that records of calls and runs have in common on the audit log."""
+"""Fields that the audit records of calls and runs have in common."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from mcp_server.tools.base import CORRELATION_ID_MAX_CHARS
 
 
 def who(actor: Actor) -> dict[str, str]:
-    """Return the fields that say who called, with the hash of the actors file if it limits this actor."""
+    """Return the fields that identify the actor, with the hash of the actors file if it limits this actor."""
     limited_by = {"actors_hash": actor.access.origin} if actor.access.origin else {}
     client = str(escape_values(actor.client, 128))
     return {"actor": actor.name, "interface": actor.interface, "client": client, **limited_by}
 
 
 def run_facts(run: Run) -> dict[str, str]:
-    """Return the fields that every record of a run has besides its event."""
+    """Return the fields that every record of a run has in addition to its event."""
     return {
         "run_id": run.id,
         "correlation_id": run.correlation_id,
@@ -35,5 +35,5 @@ def given_id(arguments: Mapping[str, Any]) -> str | None:
     given = arguments.get("correlation_id")
     if not isinstance(given, str):
         return None
-    # Secrets are removed here because the id also goes into events, which other callers read.
+    # Secrets are removed here because the id is also published in events, which other callers read.
     return str(escape_values(without_secrets(given[: 4 * CORRELATION_ID_MAX_CHARS]), CORRELATION_ID_MAX_CHARS))

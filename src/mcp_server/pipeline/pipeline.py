@@ -48,8 +48,8 @@ logger = get_logger(__name__)
 class Pipeline:
     """Takes calls through the steps. Every interface of a server uses the same pipeline.
 
-    ``current`` holds what a reload replaces. ``invalidate`` is called if something of this host failed a call: health
-    results are out of date then.
+    ``current`` holds the snapshot that a reload replaces. ``invalidate`` is called if a call failed because of this
+    host, because the health results are then out of date.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Pipeline:
         self._runs = RunServices(guard, audit, calls, self.signals, self.unstored)
 
     def terms(self) -> dict[str, str]:
-        """The hash of the policy in force and how it is enforced, for records of the audit log."""
+        """Return the hash of the policy in force and its enforcement, for records of the audit log."""
         return {"scope_hash": self.current.value.policy.hash, "enforcement": self.guard.enforcement.value}
 
     async def handle(
@@ -208,12 +208,12 @@ class Pipeline:
         return self.actor_policies.of(self.current.value.policy, access.networks)
 
     def access_now(self, actor: Actor) -> Access:
-        """Return what an actor may do now: a reload may have changed its limits since the call came in."""
+        """Return the present access of an actor. A reload may have changed its limits since the call arrived."""
         actors = self.current.value.actors
         return actors.update(actor.name, actor.access) if actor.access.origin and actors else actor.access
 
     async def close(self) -> None:
-        """Write what the log still lacks. Call this at the end, when no call is active."""
+        """Write the records that the log still lacks. Call this at the end, when no call is active."""
         await self.denials.close()
         await self.unstored.close()
 
@@ -236,7 +236,7 @@ class Pipeline:
 
     @contextmanager
     def _invalidating(self) -> Iterator[None]:
-        """Invalidate the health results if something of this host failed a call."""
+        """Invalidate the health results if a call failed because of this host."""
         try:
             yield
         except PlatformError:
@@ -247,7 +247,7 @@ class Pipeline:
     async def _logging_refusal(
         self, name: str, tool: str, arguments: Mapping[str, Any], actor: Actor
     ) -> AsyncIterator[None]:
-        """Log what is refused inside. ``name`` is what the caller called the tool, ``tool`` its known name."""
+        """Log refusals in the block. ``name`` is the tool name that the caller used, ``tool`` the known name."""
 
         async def log(error: NetworkToolsError) -> None:
             self.signals.refused(tool, actor, error, given_id(arguments))
@@ -261,8 +261,8 @@ class Pipeline:
             await log(error)
             raise
         except asyncio.CancelledError:
-            # A name may have been looked up for the call. The log must say that it was requested.
-            cancelled = NetworkToolsError("The call was cancelled before it was decided on.", code="cancelled")
+            # A name may have been looked up for the call, so the log must have a record of the call.
+            cancelled = NetworkToolsError("The call was cancelled before the decision.", code="cancelled")
             await asyncio.shield(log(cancelled))
             raise
         except Exception:

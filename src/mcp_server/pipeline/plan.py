@@ -1,4 +1,4 @@
-"""Step 2, plan: targets resolved once and pinned, the command, its limits, its risk and its cost."""
+"""Step 2, plan: resolve and pin the targets once, then find the command, its limits, its risk and its cost."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from mcp_server.sandbox.executor import Executor
 
 PREFIXES = (Path("/usr"), Path("/usr/local"))
-"""Where a program's data folder is looked for if it is not beside the program, which may be a wrapper elsewhere."""
+"""Prefixes to search for a program's data folder if it is not beside the program, which may be a wrapper."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +65,9 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class LoggedResolver:
-    """A resolver that logs every name before it looks it up, because a lookup can carry data out.
+    """A resolver that logs every name before the lookup, because a DNS query can carry data out of the network.
 
-    ``fields`` are added to each record. Calls that become runs have their lookups on the record of the decision.
+    ``fields`` are added to each record. For calls that become runs, the record of the decision holds the lookups too.
     """
 
     resolver: Resolver
@@ -84,8 +84,8 @@ class LoggedResolver:
 class Planner:
     """Makes plans from the configuration, the policy within the actor's networks, and the programs of this host.
 
-    ``allowed_checksums`` are hashes that the operator accepts besides the reviewed ones, by path in a program's data
-    folder.
+    ``allowed_checksums`` are hashes that the operator accepts in addition to the reviewed ones, by path in a program's
+    data folder.
     """
 
     config: Config
@@ -112,7 +112,7 @@ class Planner:
         command = tool.build_command(prepared, targets, conditions)
         if command.needs_raw_sockets and not conditions.raw_sockets:
             raise PlatformError(
-                f"{tool.tool_name()}: this call needs raw sockets, and no guard can control them here.",
+                f"{tool.tool_name()}: this call needs raw sockets, but no guard controls them here.",
                 code="permission_denied",
                 hint="Start the server with 'mcp-network-tools serve --guard kernel'. Loopback never has raw sockets.",
             )

@@ -98,13 +98,13 @@ class Recorder:
                 del self._pending[: len(batch)]
 
     def cut_short(self, coverage: Coverage, counts: Mapping[str, int]) -> None:
-        """Note what a run that ends early has covered."""
+        """Note the coverage and the counts of a run that ends early."""
         self.run = replace(self.run, coverage=coverage, counts=counts)
 
     async def finish(self, run: Run, process: Mapping[str, Any] | None = None) -> Run:
-        """Write the last observations, the end of the run, and its record on the audit log.
+        """Write the last observations and the end of the run, and append its record to the audit log.
 
-        ``process`` holds what only the log keeps: the process id, and the number of bytes that the program wrote. If
+        ``process`` holds fields for the log only: the process id, and the number of bytes that the program wrote. If
         the store fails, the log says that the run failed, and the error is raised. `store_end` may be called again.
         """
         self.run = run = replace(run, ended=run.ended or datetime.now(UTC))
@@ -116,7 +116,7 @@ class Recorder:
             failure.details.setdefault("run_id", run.id)
             raise
         finally:
-            # Every decision that accepted a call has its end on the log, also if the store failed.
+            # Every decision that accepted a call needs an end on the audit log, even if the store failed.
             await self._audit.append(
                 "end",
                 **run_facts(run),
@@ -136,13 +136,13 @@ class Recorder:
 
 
 class Unstored:
-    """Ends of runs that the store did not take. They are written again until the store takes them."""
+    """Ends of runs that the store could not write. Writing is repeated until it succeeds."""
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def keep(self, recorder: Recorder) -> None:
-        """Try to write the end of a run, with longer and longer pauses, for about an hour."""
+        """Try to write the end of a run for about an hour, with increasing pauses."""
         task = asyncio.create_task(_store_later(recorder))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

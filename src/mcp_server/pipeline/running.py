@@ -1,4 +1,4 @@
-"""Steps 5 to 7 of a run that has its slot: execute, record and respond, whatever ends the run."""
+"""Steps 5 to 7 of a run that has its slot: execute, record and respond, for every way in which a run can end."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class RunServices:
-    """What every run uses."""
+    """The services that every run uses."""
 
     guard: Guard
     audit: AuditLog
@@ -69,7 +69,7 @@ class AdmittedRun:
     async def execute(self, permit: Permit, progress: Progress | None) -> CallResult:
         """Run the program to its end, and record and return the result.
 
-        Raises NetworkToolsError if the run ended early. Its row then says so, and keeps what was found.
+        Raises NetworkToolsError if the run ended early. The row of the run then has the outcome and the results so far.
         """
         recorder, services = self._recorder, self._services
         services.calls.note_run(recorder.run.id)
@@ -93,7 +93,7 @@ class AdmittedRun:
             if isinstance(error, NetworkToolsError):
                 error.details.setdefault("run_id", recorder.run.id)
             raise
-        # A caller that disconnects now does not undo a finished run.
+        # The run has finished, so a caller that disconnects now must not cancel the recording.
         return await _completed(self._end(permit, execution))
 
     async def _end(self, permit: Permit, execution: Execution) -> CallResult:
@@ -132,7 +132,7 @@ class AdmittedRun:
             raw = self._spool.finish()
             run_, size = await recorder.finish(replace(recorder.run, raw=raw, **why)), raw.size
         except NetworkToolsError as failure:
-            # The caller gets the error that ended the run. The row says `running` until the store takes the end.
+            # The caller gets the error that ended the run. The row says `running` until the store can write the end.
             logger.error("run.end_not_recorded", message=failure.message)  # noqa: TRY400 - no traceback: the failure is a disk or a database
             if recorder.begun:
                 services.unstored.keep(recorder)

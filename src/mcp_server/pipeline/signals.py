@@ -1,4 +1,4 @@
-"""Reports what happens to calls and runs, to the metrics, the events and the traces. No other module reports it."""
+"""Reports calls and runs to the metrics, the events and the traces. No other module reports them."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 logger = get_logger(__name__)
 
 UNKNOWN: Final = "unknown"
-"""Stands for every tool that does not exist, because text of a caller must not become a label."""
+"""The label for every tool that does not exist, because text of a caller must not become a label."""
 
 
 @contextmanager
 def step(name: str, **attributes: Any) -> Iterator[tracing.Span]:
-    """Do one step of the pipeline in a span, and record its duration and the code of its error."""
+    """Run one step of the pipeline in a span, and record its duration and the code of its error."""
     started = time.perf_counter()
     with tracing.span(name, **attributes) as span:
         try:
@@ -45,14 +45,14 @@ def step(name: str, **attributes: Any) -> Iterator[tracing.Span]:
 
 
 class Signals:
-    """Reports calls and runs. The reports hold counts, ids and our own words, and no text that a target wrote."""
+    """Reports calls and runs. The reports hold counts, ids and text of this server, and no text that a target wrote."""
 
     def __init__(self, events: EventBus, admission: Admission) -> None:
         self._events = events
         self._admission = admission
 
     def refused(self, tool: str, actor: Actor, error: NetworkToolsError, correlation_id: str | None = None) -> None:
-        """A call was refused, or was cancelled before it was decided on."""
+        """Report that a call was refused, or was cancelled before the decision."""
         outcome = Outcome.CANCELLED if error.code == "cancelled" else Outcome.REFUSED
         self._count_refusal(tool, outcome, error.code)
         fields = {"tool": tool, "actor": actor.name, "interface": actor.interface, "code": error.code}
@@ -61,13 +61,13 @@ class Signals:
         self._events.publish("call.refused", fields, about=actor.over_http)
 
     def not_started(self, authorized: AuthorizedPlan, outcome: Outcome, code: str) -> None:
-        """An accepted call did not become a run."""
+        """Report that an accepted call did not become a run."""
         call = authorized.plan.call
         self._count_refusal(call.tool.tool_name(), outcome, code)
         self._publish("run.ended", call, outcome=outcome.value, code=code)
 
     def accepted(self, authorized: AuthorizedPlan) -> None:
-        """A call was accepted, and waits for a slot."""
+        """Report that a call was accepted and waits for a slot."""
         plan, call = authorized.plan, authorized.plan.call
         self._publish(
             "run.accepted",
@@ -81,23 +81,23 @@ class Signals:
         )
 
     def queued(self, call: Call, at: QueuePosition) -> None:
-        """A call waits in the queue."""
+        """Report that a call waits in the queue."""
         self._load(call.tool.tool_name())
         self._publish("run.queued", call, position=at.position, wait_sec=at.expected_sec)
 
     def admitted(self, call: Call, waited_sec: float) -> None:
-        """A call got its slot."""
+        """Report that a call got its slot."""
         tool = call.tool.tool_name()
         self._load(tool)
         metrics.observe("mcp_queue_wait_seconds", waited_sec, tool=tool)
 
     def started(self, run: Run, waited_sec: float) -> None:
-        """A run has its row in the store. Its program starts next."""
+        """Report that a run has its row in the store. Its program starts next."""
         fields = {"run_id": run.id, "tool": run.tool, "waited_sec": round(waited_sec, 3)}
         self._events.publish("run.started", fields, about=run.actor.over_http)
 
     def progress(self, run: Run, update: ProgressUpdate) -> None:
-        """A run has made progress."""
+        """Report the progress of a run."""
         fields = {
             "run_id": run.id,
             "tool": run.tool,
@@ -109,7 +109,7 @@ class Signals:
         self._events.publish("run.progress", fields, about=run.actor.over_http)
 
     def ended(self, run: Run, seconds: float, bytes_out: int, error: NetworkToolsError | None) -> None:
-        """A run has ended, with any outcome."""
+        """Report that a run has ended, with any outcome."""
         kind = error.spec.type.value if error else "none"
         metrics.count("mcp_tool_execution_total", tool=run.tool, status=run.outcome.value, error_type=kind)
         if error is not None:
@@ -143,11 +143,11 @@ class Signals:
         )
 
     def slot_released(self, tool: str) -> None:
-        """A slot became free."""
+        """Report that a slot became free."""
         self._load(tool)
 
     def alarm(self, alarm: str, run: Run, message: str, count: int | None = None) -> None:
-        """The guard dropped packets during a run, or is gone."""
+        """Report that the guard dropped packets during a run, or is gone."""
         logger.critical("guard.alarm", alarm=alarm, message=message)
         metrics.count("mcp_alarms_total", alarm=alarm)
         fields: dict[str, Any] = {"alarm": alarm, "run_id": run.id, "message": message}
@@ -173,14 +173,14 @@ class Signals:
 
 
 class BreakerSignals:
-    """Reports what circuit breakers do. Implements `mcp_server.limits.circuit_breaker.Observer`."""
+    """Reports the calls and states of circuit breakers. Implements `mcp_server.limits.circuit_breaker.Observer`."""
 
     def breaker_called(self, name: str, result: Result) -> None:
-        """A call was refused, or ended as a success or a failure."""
+        """Report that a call was refused, or ended as a success or a failure."""
         metrics.count("circuit_breaker_calls_total", name=name, result=result.value)
 
     def breaker_changed(self, name: str, before: State, after: State) -> None:
-        """The state changed."""
+        """Report that the state changed."""
         changes = "circuit_breaker_transitions_total"
         metrics.count(changes, name=name, from_state=before.value, to_state=after.value)
         logger.warning("breaker.changed", tool=name, before=before.value, after=after.value)
@@ -204,7 +204,7 @@ def plan_facts(plan: Plan) -> dict[str, Any]:
 
 
 def known_name(registry: ToolRegistry, name: str) -> str:
-    """Return the name of the tool that a caller means, or `UNKNOWN`."""
+    """Return the name of the tool for a name that a caller used, or `UNKNOWN`."""
     try:
         return registry.find(name).tool_name()
     except NotFoundError:

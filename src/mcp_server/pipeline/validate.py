@@ -58,7 +58,7 @@ R = TypeVar("R", Call, Query)
 
 @dataclass(frozen=True, slots=True)
 class ValidatedRequest:
-    """A request as it came, and what validation made of it: a call, a query, or the error that refuses it."""
+    """A request as it arrived, and the result of its validation: a call, a query, or the error that refuses it."""
 
     name: str
     arguments: Mapping[str, Any]
@@ -78,7 +78,7 @@ class ValidatedRequest:
             raise self.result
         raise ArgumentError(
             f"{self.name} runs no program, so it has no plan.",
-            hint="Name a tool that runs a program.",
+            hint="Use a tool that runs a program.",
             parameter="tool",
         )
 
@@ -105,7 +105,7 @@ def _read_call(tool: MCPBaseTool, arguments: Mapping[str, Any], actor: Actor, ma
     """Read a call, and require the permission for its risk.
 
     If the actor lacks even the permission for the tool's least risk, the refusal names the permission that this call
-    needs, so that one step up is enough. It does not say what is wrong with the arguments.
+    needs, so that the client has to ask for more permissions only once. The refusal does not describe the arguments.
     """
     run_id = new_run_id()
     try:
@@ -133,7 +133,7 @@ def _read_parameters(tool: Tool, model: type[M], arguments: Mapping[str, Any]) -
     Raises ArgumentError that names the first wrong parameter, with up to eight problems in ``details``.
     """
     if len(arguments) > MAX_PARAMETERS:
-        # Judging each of many unknown parameters would delay every other caller.
+        # Checking very many unknown parameters would delay every other caller.
         raise ArgumentError(
             f"{tool.tool_name()}: {len(arguments)} parameters are too many. At most {MAX_PARAMETERS} are allowed."
         )
@@ -148,18 +148,18 @@ def _read_parameters(tool: Tool, model: type[M], arguments: Mapping[str, Any]) -
 
 
 def _relevant(errors: list[Any]) -> list[Any]:
-    """Leave out complaints about the type of a parameter if another of its allowed types nearly fits."""
+    """Leave out errors about one type of a parameter if the value nearly fits a different allowed type."""
     fitting = {_location(item)[0] for item in errors if not item["type"].endswith("_type")}
     return [item for item in errors if not item["type"].endswith("_type") or _location(item)[0] not in fitting]
 
 
 def _location(item: Any) -> tuple[Any, ...]:
-    # A parameter name that is not Unicode text has no location. The name itself is the input then.
+    # A parameter name that is not Unicode text has no location. In that case, the input is the name itself.
     return item["loc"] or (str(item["input"]),)
 
 
 def _problem(item: Any) -> str:
-    # Only the parameter and positions in a list mean something to a caller. The rest of a location names our types.
+    # A caller needs only the parameter and positions in a list. The rest of a location names types of this server.
     first, *rest = _location(item)
     name = sanitize(str(first), 64) + "".join(f".{part}" for part in rest if isinstance(part, int))
     if item["type"] == "extra_forbidden" or not item["loc"]:

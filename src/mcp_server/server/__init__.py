@@ -11,7 +11,7 @@ __all__ = ["EnhancedMCPServer"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import the server class when it is first used: the command line needs single modules of this package only."""
+    """Import the server class at its first use, because the command line needs only single modules of this package."""
     if name == "EnhancedMCPServer":
         from mcp_server.server.enhanced import EnhancedMCPServer
 

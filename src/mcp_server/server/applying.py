@@ -1,4 +1,4 @@
-"""Puts a new configuration in force, whole or not at all."""
+"""Puts a new configuration in force, completely or not at all."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 async def apply(pipeline: Pipeline, config: Config, *, accept_programs: bool = True) -> None:
     """Use ``config`` for all later calls. Running calls keep the settings that they started with.
 
-    With ``accept_programs``, programs are looked for and pinned again. Tools that an operator disabled stay disabled.
+    With ``accept_programs``, programs are searched and pinned again. Tools that an operator disabled stay disabled.
     Raises NetworkToolsError, and keeps the old configuration, if a file cannot be used, enforcement would be too weak,
-    or the guard does not take the policy over.
+    or the guard does not accept the policy.
     """
     require(config, GuardChoice(pipeline.guard.enforcement))
     snapshot = await asyncio.to_thread(make_snapshot, config, pipeline.guard)
@@ -36,13 +36,13 @@ async def apply(pipeline: Pipeline, config: Config, *, accept_programs: bool = T
 
 
 async def log_policy(pipeline: Pipeline, snapshot: Snapshot) -> None:
-    """Write on the audit log which policy and actors are in force from now on, and how the policy is enforced."""
+    """Write to the audit log which policy and actors are in force from now on, and how the policy is enforced."""
     actors = {} if snapshot.actors is None else {"actors_hash": snapshot.actors.hash}
     await pipeline.audit.append("policy", **pipeline.terms() | {"scope_hash": snapshot.policy.hash}, **actors)
 
 
 async def _take_over(pipeline: Pipeline, snapshot: Snapshot) -> None:
-    """Write the policy on the audit log, then have the guard enforce it. If that fails, the log says that too."""
+    """Write the policy to the audit log, then pass it to the guard. A failure of the guard is logged too."""
     before = pipeline.current.value
     is_new = _hashes(snapshot) != _hashes(before)
     if is_new:

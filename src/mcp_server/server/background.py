@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from mcp_server.server.reloading import Reloader
 
 STDIO_DELAY_SEC: Final = 2.0
-"""Over stdio the tasks start so much later, because the client waits for its first answers."""
+"""Seconds until the tasks start over stdio, because the client waits for its first answers."""
 FLUSH_SEC: Final = 0.5
-"""Time for the last spans to reach their collector when the server stops."""
+"""Seconds for the last spans to reach their collector when the server stops."""
 
 
 class BackgroundTasks:
@@ -54,7 +54,7 @@ class BackgroundTasks:
     async def prepare(self) -> None:
         """Set up metrics and tracing before the first request.
 
-        Raises ConfigError if tracing is configured and not installed.
+        Raises ConfigError if tracing is configured but not installed.
         """
         self._configure_metrics()
         current = self._current.value
@@ -70,7 +70,7 @@ class BackgroundTasks:
             self._delayed = asyncio.get_running_loop().call_later(STDIO_DELAY_SEC, self._start)
 
     def parts(self) -> dict[str, Callable[[], Awaitable[None]]]:
-        """How to stop each task, by name. Each can be stopped twice, or without a start."""
+        """Return a function that stops each task, by name. It can be called twice, or without a start."""
         self._started = False
         if self._delayed is not None:
             self._delayed.cancel()
@@ -106,12 +106,12 @@ class BackgroundTasks:
         metrics.gauge("mcp_server_ready", float(self._lifecycle.ready))
 
     def _start_configured(self) -> None:
-        """Start what only some configurations ask for."""
+        """Start the tasks that only some configurations need."""
         config = self._current.value.config
         has_page = config.metrics.is_set("prometheus_port")
         if has_page or self._page.made is not None:
             self._page().follow()
-        # Over stdio, health shows only on the metrics page. The checks open the store.
+        # Over stdio, health is visible only on the metrics page. The checks open the store.
         if config.server.transport == "http" or has_page:
             self._health().start()
 
@@ -122,7 +122,7 @@ class BackgroundTasks:
 
 
 def _serves_metrics(config: Config) -> bool:
-    """Return whether a client can read the metrics of this server. If not, none are counted."""
+    """Return whether a client can read the metrics of this server. If not, no metrics are counted."""
     settings = config.metrics
     has_page = config.server.transport == "http" or settings.is_set("prometheus_port")
     return settings.enabled and settings.prometheus_enabled and has_page

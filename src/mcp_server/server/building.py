@@ -1,4 +1,4 @@
-"""Makes the values that a server takes from its configuration: at the start, and again at each reload."""
+"""Builds the values that a server derives from its configuration, at the start and at each reload."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 logger = get_logger(__name__)
 
 WARNINGS: Final = 20
-"""The most networks outside the policy that are named in warnings. The rest is only counted."""
+"""Maximum number of networks outside the policy that warnings name. Further networks are only counted."""
 
 
 def make_snapshot(config: Config, guard: Guard) -> Snapshot:
@@ -59,7 +59,7 @@ def build_registry(config: Config, guard: Guard | None = None) -> ToolRegistry:
 
 
 def caps(current: Current) -> Caps:
-    """How many calls may run at once, by the configuration and the tools in force."""
+    """Return how many calls may run at once, from the configuration and the tools in force."""
 
     def per_tool(name: str) -> int:
         # A reload may have removed the tool of a call that still waits.
@@ -79,7 +79,7 @@ def caps(current: Current) -> Caps:
 
 @contextmanager
 def without_garbage_collection() -> Iterator[None]:
-    """Turn garbage collection off for the imports inside, and keep later collections away from what they made.
+    """Turn garbage collection off for the imports in the block, and exclude their objects from later collections.
 
     Modules and models live as long as the process. Collecting while they are made takes an eighth of a cold start
     (docs/performance.md), and a full collection of them would add 40 ms to some later call.
@@ -93,14 +93,14 @@ def without_garbage_collection() -> Iterator[None]:
 
 
 def _make_resolver(policy: ScopePolicy, guard: Guard) -> SystemResolver:
-    """The resolver that the policy names, else this host's own, which cannot be reached from inside a guard."""
+    """Return the resolver that the policy names, else the resolver of this host (unreachable from inside a guard)."""
     if guard.enforcement is not Enforcement.ARGUMENT and not policy.resolvers:
         return SystemResolver([])
     return SystemResolver.of(policy)
 
 
 def _read_allowed_checksums(config: Config) -> Mapping[str, frozenset[str]]:
-    """The hashes of scripts that the operator accepts besides the reviewed ones."""
+    """Return the hashes of scripts that the operator accepts in addition to the reviewed scripts."""
     path = config.security.allowed_checksums
     if path is None:
         return {}
@@ -110,7 +110,7 @@ def _read_allowed_checksums(config: Config) -> Mapping[str, frozenset[str]]:
 
 
 def _read_actors(config: Config, policy: ScopePolicy) -> Actors | None:
-    """The limits of single actors, if the configuration names an actors file.
+    """Return the limits of single actors, or None if the configuration names no actors file.
 
     Logs a warning for each network of an actor that is not inside ``policy``.
     """
@@ -122,7 +122,7 @@ def _read_actors(config: Config, policy: ScopePolicy) -> Actors | None:
     actors = read_actors_file(path)
     outside = list(actors.outside(policy))
     for name, entry in outside[:WARNINGS]:
-        logger.warning("actors.outside_policy", actor=name, entry=entry, message="It allows no more than the policy.")
+        logger.warning("actors.outside_policy", actor=name, entry=entry, message="It does not widen the policy.")
     if len(outside) > WARNINGS:
         logger.warning("actors.outside_policy", more=len(outside) - WARNINGS)
     return actors

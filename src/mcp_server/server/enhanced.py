@@ -33,11 +33,11 @@ if TYPE_CHECKING:
 logger = get_logger(__name__)
 
 OPEN_SEC: Final = 5.0
-"""How long a start waits for a database. A database that answers later is used from then on."""
+"""Seconds that a start waits for a database. A database that answers later is used from then on."""
 SWITCH_SEC: Final = 0.001
-"""How long a thread of an HTTP server holds the interpreter while another waits for it (Python's default: 5 ms)."""
+"""Seconds that one thread of an HTTP server keeps the interpreter while a second waits for it (Python: 5 ms)."""
 RELEASE_SEC: Final = 1.0
-"""How long each part may take to close when the server stops."""
+"""Seconds that each part may take to close when the server stops."""
 
 
 class EnhancedMCPServer:
@@ -49,7 +49,7 @@ class EnhancedMCPServer:
     def __init__(
         self, config: Config | None = None, *, guard: Guard | None = None, listener: socket.socket | None = None
     ) -> None:
-        """Build a server that runs inside ``guard`` and takes HTTP requests from ``listener``, if they are given.
+        """Build a server that runs inside ``guard`` (if set) and takes HTTP requests from ``listener`` (if set).
 
         Raises ConfigError for a file that cannot be used, PlatformError ``enforcement_too_weak``.
         """
@@ -98,10 +98,10 @@ class EnhancedMCPServer:
             await self.cleanup()
 
     async def cleanup(self) -> None:
-        """End the calls and release everything. Calls get no grace period, unless one has begun already.
+        """End the calls and release everything. Calls get no grace period, unless it has begun already.
 
-        Can be called twice, after a failed start, and while the server starts or serves, which ends then. A part that
-        fails or hangs is logged and skipped.
+        Can be called twice, after a failed start, and while the server starts or serves. A running `serve` then ends. A
+        part that fails or hangs is logged and skipped.
         """
         services, pipeline = self.services, self.pipeline
         if services.lifecycle.phase in {Phase.STARTING, Phase.READY}:
@@ -135,7 +135,7 @@ class EnhancedMCPServer:
             check_schema(config)
         else:
             await self._open_store_early()
-        # Nothing runs without an audit log, so a server that cannot write its start on the log does not start.
+        # No tool runs without an audit log, so a server that cannot write its start to the log does not start.
         await log_policy(self.pipeline, self.pipeline.current.value)
         await self.pipeline.audit.start()
         await self.services.background.prepare()
@@ -177,7 +177,7 @@ class EnhancedMCPServer:
 
         tls = tls_context(settings)
         inherited, self._listener = self._listener, None
-        # The store is read in threads. Each of their many steps waits so long for a busy event loop.
+        # The store is read in threads. Each of their many steps waits this long for a busy event loop.
         sys.setswitchinterval(SWITCH_SEC)
         # Bind before anything else: a port in use is the most common reason not to start, and leaves nothing behind.
         listener = adopt(inherited, settings.host) if inherited else listen(settings.host, settings.port)
@@ -210,7 +210,7 @@ class EnhancedMCPServer:
 
 def main() -> int:
     """Run the server as the environment configures it. Returns an exit code of `errors.ExitCode`."""
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # there is no configuration yet that could be read again
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until a server is built, there is nothing to reload
     os.umask(0o077)  # every file that is created from here on is for this user only
     try:
         config = get_config(notify=False)

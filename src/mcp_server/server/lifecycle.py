@@ -33,11 +33,11 @@ if TYPE_CHECKING:
 logger = get_logger(__name__)
 
 CANCEL_SEC: Final = 1.2
-"""Seconds for cancelled calls to write their results. Half a second of it is for programs, before they are killed."""
+"""Seconds for cancelled calls to write their results. Their programs have half a second of this before SIGKILL."""
 OVERDUE_SEC: Final = 1.9
 """Seconds after the grace period at which the process ends, whatever is still running."""
 _SAME_SEC: Final = 0.5
-"""Two signals within this time are one request, because process groups and guard helpers deliver a signal twice."""
+"""Two signals within this time count as one, because process groups and guard helpers deliver a signal twice."""
 _MIN_LEFT_SEC: Final = 0.3
 
 
@@ -69,12 +69,12 @@ class Lifecycle:
 
     @property
     def ready(self) -> bool:
-        """Whether calls are taken: the server has started, and is not stopping."""
+        """Whether the server accepts calls: it has started and is not stopping."""
         return self.phase is Phase.READY
 
     @property
     def left(self) -> float:
-        """Seconds for which other requests than calls may run: the rest of the grace period, or `_MIN_LEFT_SEC`."""
+        """Seconds that requests other than calls may still run: the rest of the grace period, or `_MIN_LEFT_SEC`."""
         return _MIN_LEFT_SEC if self.hurried.is_set() else max(self._until - time.monotonic(), _MIN_LEFT_SEC)
 
     def began(self) -> None:
@@ -96,7 +96,7 @@ class Lifecycle:
             logger.warning("server.hurried", calls=self._calls.running)
 
     def stop_by_signal(self, grace_sec: float) -> None:
-        """As `stop`. Also ends this process `OVERDUE_SEC` after the grace period at the latest."""
+        """Stop as `stop` does, and end this process `OVERDUE_SEC` after the grace period at the latest."""
         self.stop(grace_sec)
         if self._overdue is not None:
             self._overdue.cancel()
@@ -106,7 +106,7 @@ class Lifecycle:
         self._overdue.start()
 
     async def unless_ended(self, work: Coroutine[Any, Any, None]) -> None:
-        """Do ``work``, and cancel it if the server ends meanwhile."""
+        """Await ``work``, and cancel it if the server ends meanwhile."""
         working, ended = asyncio.create_task(work), asyncio.create_task(self.ended.wait())
         try:
             await asyncio.wait({working, ended}, return_when=asyncio.FIRST_COMPLETED)
@@ -140,7 +140,7 @@ class Lifecycle:
 
 
 def _give_up() -> None:
-    """End the process at once. The next start repairs what was not written, as after a kill."""
+    """End the process at once. The next start repairs unwritten records, as after SIGKILL."""
     # Written directly, because the process may be waiting for the lock of the log.
     os.write(2, b"server.stop_overdue: the process ends now; the next start repairs what was not written\n")
     os._exit(ExitCode.INCOMPLETE)

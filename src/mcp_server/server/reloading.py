@@ -1,8 +1,8 @@
 """Reloading: the operator's files are read again and checked, and used completely or not at all.
 
 A changed file, SIGHUP to the server, or ``POST /admin/reload`` asks for a reload. One reload runs at a time. Each one
-is written on the audit log and in the server's log, and is counted and published, whether its configuration was used
-or not.
+is written to the audit log and to the server's log, and is counted and published, even if its configuration was not
+used.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ if TYPE_CHECKING:
 logger = get_logger(__name__)
 
 WATCH_AFTER_SEC: Final = 1.0
-"""Files are watched so long after the start, because the import of the watcher would delay the first answers."""
+"""Seconds after the start until files are watched, because importing the watcher would delay the first answers."""
 
 
 class Reloader:
     """Reloads the configuration of one pipeline, from its event loop.
 
-    ``read`` returns what the operator's files and the environment say now. It is called in a thread.
+    ``read`` returns the present configuration from the operator's files and the environment. It runs in a thread.
     """
 
     def __init__(self, pipeline: Pipeline, *, read: Callable[[], Config] = read_again) -> None:
@@ -65,11 +65,11 @@ class Reloader:
         return done
 
     async def reload_for(self, actor: Actor) -> ReloadResult:
-        """As `reload`, on request of ``actor``."""
+        """Reload as `reload` does, at the request of ``actor``."""
         return await self.reload(Trigger.REQUEST, actor)
 
     async def reload_quietly(self, by: Trigger) -> None:
-        """As `reload`, on behalf of the user of this process. What is wrong is logged, not raised."""
+        """Reload as `reload` does, as the user of this process. A failure is logged, not raised."""
         async with self._lock:
             await self._attempt(by, Actor(user_name(), by.value, access=FULL_ACCESS))
 
@@ -99,13 +99,13 @@ class Reloader:
         try:
             new, pending = await asyncio.to_thread(self._read_all, old, by)
             keys = changed_keys(old, new)
-            # Before anything changes: without an audit log, nothing is done.
+            # Write the record before the change, because without an audit log the configuration must not change.
             facts = {"changed": list(keys), "restart_needed": [item.key for item in pending]}
             await self._log_decision(actor, "accepted", arguments=facts)
             await self._use(old, new, accept_programs=by is not Trigger.FILE)
         except Exception as problem:  # noqa: BLE001 - any failure keeps the old configuration, and is reported
             error, keys = _known(problem), ()
-            with suppress(NetworkToolsError):  # the server's own log has it too
+            with suppress(NetworkToolsError):  # the server's own log has the failure too
                 await self._log_decision(actor, "kept", code=error.code, reason=error.message)
         self._again.set()
         scope_hash = self._pipeline.current.value.policy.hash
@@ -114,12 +114,12 @@ class Reloader:
         return self.last
 
     def _read_all(self, running: Config, by: Trigger) -> tuple[Config, tuple[Pending, ...]]:
-        # The identity of each file is taken before the file is read, so that a change in between is noticed.
+        # Note the identity of each file before the file is read, so that a change in between is noticed.
         self._missed, self._seen = False, file_states(self._files)
         if by is Trigger.FILE and running.file is not None:
             _refuse_empty(running.file)
         read = self._read()
-        # Files of the new configuration count as well, also if it cannot be used yet.
+        # Watch the files of the new configuration too, even if it cannot be used yet.
         self._files = files_of(running) | files_of(read)
         self._seen = {path: self._seen.get(path, now) for path, now in file_states(self._files).items()}
         return apply_live_keys(running, read)
@@ -205,7 +205,7 @@ def files_of(config: Config) -> frozenset[Path]:
 
 
 def _refuse_empty(path: Path) -> None:
-    # An editor that writes in place empties the file first. An empty file is a valid configuration: all defaults.
+    # An editor that writes in place empties the file first. An empty file would be valid and mean all defaults.
     if path.exists() and not path.stat().st_size:
         raise ConfigError(
             f"{path} is empty. An editor may still be writing it.",

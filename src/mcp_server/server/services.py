@@ -1,4 +1,4 @@
-"""What a server is made of, and how its parts are put together."""
+"""The parts of a server, and the function that builds them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """The parts of one server. Interfaces and background tasks are given the parts that they use, never all of them."""
+    """The parts of one server. Interfaces and background tasks get only the parts that they use."""
 
     pipeline: Pipeline
     lifecycle: Lifecycle
@@ -108,7 +108,7 @@ def build_services(snapshot: Snapshot, guard: Guard, on_phase: Callable[[Phase],
 
 
 def rest_services(services: Services) -> RestServices:
-    """The parts that the REST interface uses."""
+    """Return the parts that the REST interface uses."""
     return RestServices(
         pipeline=services.pipeline,
         health=services.health,

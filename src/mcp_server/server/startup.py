@@ -39,7 +39,7 @@ def prepare_state_dir(config: Config) -> None:
 def _owner_hint(folder: Path, uid: int) -> str:
     if uid == os.geteuid():
         return f"Run chmod 700 {folder}."
-    # The hint is not to change the owner: a server that runs as that user, as behind a guard, would lose access.
+    # The hint does not suggest to change the owner: a server that runs as that user inside a guard would lose access.
     return f"Run it as the folder's owner (sudo -u '#{uid}' env MCP_STATE_DIR={folder} ...), or set MCP_STATE_DIR."
 
 
@@ -56,9 +56,9 @@ def check_free_space(state_dir: Path) -> None:
 
 
 def opens_store_later(config: Config) -> bool:
-    """Whether the first call opens the store: over stdio, because the client waits for the start.
+    """Return whether the first call opens the store. This is so over stdio, because the client waits for the start.
 
-    A Postgres database is always opened at the start, because only then a schema of a later version is noticed.
+    A Postgres database is always opened at the start, because a schema of a later version is only noticed then.
     """
     from mcp_server.store.revision import sqlite_file
 

@@ -19,7 +19,7 @@ logger = get_logger(__name__)
 
 
 class StoreHolder:
-    """Opens the store of ``config`` once, and closes it for good.
+    """Opens the store of ``config`` once. After it is closed, it cannot be opened again.
 
     The store is opened at its first use, so that a client is answered before a database library is imported.
     """
@@ -53,7 +53,7 @@ class StoreHolder:
                 await store.close()
 
     def _make(self) -> Store:
-        """Make the store. The first call blocks for a quarter of a second, because it imports the database library."""
+        """Build the store. Blocks at the first call, because importing the database library takes 250 ms."""
         from mcp_server.store import open_store
 
         database = self._config.database
@@ -67,10 +67,10 @@ class StoreHolder:
         )
 
     async def _log_interrupted(self, run: Run) -> None:
-        """Write the end of a run on the audit log. The process that started the run ended before it could do so."""
+        """Write the end of a run to the audit log. The process that started the run ended without writing it."""
         logger.warning("store.interrupted_run", run_id=run.id)
         try:
             await self._audit.append("end", **run_facts(run), outcome=run.outcome.value)
         except NetworkToolsError as error:
-            # Stored runs stay readable without an audit log. A new run needs one, and is refused with the reason.
+            # Stored runs stay readable without an audit log. A new run needs the log, and is refused with the reason.
             logger.error("audit.end_not_logged", run_id=run.id, message=error.message)  # noqa: TRY400 - a traceback says no more

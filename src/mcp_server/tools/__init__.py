@@ -1,1 +1,1 @@
-"""The built-in tools, one file each; the file is the registration."""
+"""The built-in tools, one file each. A tool is registered by its file: ``NAME_tool.py``."""

@@ -38,7 +38,7 @@ TargetText = Annotated[str, Field(min_length=1, max_length=MAX_CHARS)]
 
 
 class ToolParameters(BaseModel):
-    """The parameters that every tool has besides its targets.
+    """The parameters that every tool has in addition to its targets.
 
     The model is strict: no value is converted, and an unknown parameter is an error.
     """
@@ -107,7 +107,7 @@ class ToolPolicy:
 
 @dataclass(frozen=True, slots=True)
 class RunConditions:
-    """What holds for one run, and is known only after its targets were resolved.
+    """The conditions of one run that are known only after its targets were resolved.
 
     ``timeout_sec`` is the time limit of the run. ``raw_sockets`` says whether raw packets may be sent to these targets.
     ``max_rate`` is the highest number of packets a second that the scope policy allows for them; None means no bound.
@@ -161,9 +161,9 @@ _WORD_END = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 
 
 class Tool:
-    """What every tool has: a title, a description, a strict parameter model and a risk.
+    """The base class of all tools, with a title, a description, a strict parameter model and a risk.
 
-    ``risk`` is the usual risk of a call, ``least_risk`` that of the mildest call if it is lower.
+    ``risk`` is the usual risk of a call. ``least_risk`` is the lowest risk that a call can have, if that is lower.
     """
 
     title: ClassVar[str] = ""
@@ -183,7 +183,7 @@ class Tool:
 
 
 class ServerTool(Tool):
-    """A tool that runs no program: the server answers it from what it knows. ``output_schema`` describes the answer."""
+    """A tool that runs no program: the server itself answers the call. ``output_schema`` describes the answer."""
 
     risk = Risk.PASSIVE
     output_schema: ClassVar[dict[str, Any]] = {"type": "object"}
@@ -194,7 +194,7 @@ class ServerTool(Tool):
 
 
 class MCPBaseTool(Tool):
-    """A tool that runs a program: its command, the flags it may be given, and how its output is read.
+    """A tool that runs a program: its command, the flags that it may get, and the parser of its output.
 
     - ``command_name``: the program.
     - ``allowed_flags``: `Flag` objects or strings. ``"-n"`` is a switch, ``"-c INT"`` takes a number.
@@ -203,12 +203,12 @@ class MCPBaseTool(Tool):
     - ``result_fields``: the JSON Schema of the fields that the digest adds to a structured answer. Empty for a tool
       without a parser.
     - ``data_dir_flag``: the flag that names the program's data folder, so that the program uses no other folder.
-    - ``ok_returncodes``: the return codes of a run that did its work.
-    - ``reads``: absolute paths that the program needs besides itself and the system libraries. The sandbox allows the
-      program to read nothing else.
+    - ``ok_returncodes``: the return codes of a successful run.
+    - ``reads``: absolute paths that the program needs in addition to itself and the system libraries. The sandbox does
+      not allow the program to read any other path.
     - ``limits_rate``: `build_command` obeys `RunConditions.max_rate`. Calls of other tools are refused if the scope
       policy limits the rate.
-    - ``version_args``: make the program print its version. Without them no version is shown.
+    - ``version_args``: the arguments that make the program print its version. Without them no version is shown.
     """
 
     command_name: ClassVar[str] = ""
@@ -246,7 +246,7 @@ class MCPBaseTool(Tool):
         return targets
 
     def build_command(self, prepared: Any, targets: Targets, conditions: RunConditions) -> Command:
-        """Build the command of a call. Raises ArgumentError, TargetError or PlatformError if there can be none."""
+        """Build the command of a call. Raises ArgumentError, TargetError or PlatformError if that is not possible."""
         return Command(
             args=(*emit(prepared.settings), *targets.canonical()),
             estimate=Estimate(addresses=targets.count),

@@ -1,4 +1,4 @@
-"""What a tool that runs no program is given, and what it returns."""
+"""The context that a tool without a program gets, and the answer that it returns."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Assessment:
-    """What a call would cost, and whether it may run. ``refusal`` is None if it may.
+    """The expected cost of a call, and whether it may run. ``refusal`` is None if it may run.
 
-    ``packets_per_second`` is the highest rate that the policy allows for it; None means no bound.
+    ``packets_per_second`` is the highest rate that the policy allows for the call; None means no limit.
     """
 
     risk: Risk
@@ -32,11 +32,12 @@ class Assessment:
 
 @dataclass(frozen=True, slots=True)
 class ToolContext:
-    """What a tool that runs no program may use. It is made for one call, and for the actor of that call.
+    """The services that a tool without a program may use. One context is made for one call and its actor.
 
-    ``policy`` is the scope policy within the actor's networks. ``resolver`` looks each name up once, and records every
-    lookup on the audit log. ``count_call`` counts the call against the rate limits and raises BusyError if it exceeds
-    one. ``assess`` plans a call of a tool with arguments, and decides whether it may run, without running it.
+    ``policy`` is the scope policy within the actor's networks. ``resolver`` looks up each name once, and writes every
+    lookup to the audit log. ``count_call`` counts the call against the rate limits, and raises BusyError if the call
+    exceeds a limit. ``assess`` plans a call of a tool with arguments, and decides whether it may run, without running
+    it.
     """
 
     actor: Actor

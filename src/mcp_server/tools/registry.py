@@ -1,8 +1,8 @@
 """Finds the tools: the built-in modules, the packages that the operator names, and entry points of distributions.
 
 The tools of a module are the subclasses of `MCPBaseTool` and `ServerTool` that it defines. A class is left out, with a
-logged reason, if its name marks it as scaffolding, if it names no command, or if the operator's patterns exclude it. A
-module that cannot be imported loses only its own tools.
+logged reason, if its name marks it as scaffolding, if it names no command, or if the operator's patterns exclude it. If
+a module cannot be imported, only its own tools are missing.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ ENTRY_POINT_GROUP = "mcp_server.tools"
 RegisteredTool = MCPBaseTool | ServerTool
 
 _SCAFFOLD_PREFIX = re.compile(r"^(_|(Test|Mock|Abstract|Example)(?=[A-Z0-9]|$)(?!Free))")
-"""Whole words only: ``Testament`` is a name, and ``ExampleFree`` says that a tool is not an example."""
+"""Matches whole words only. ``TestamentTool`` and ``ExampleFreeTool`` are ordinary names."""
 _SCAFFOLD_SUFFIX = re.compile(r"(?:^|(?<=[a-z0-9]))(Base|Mixin|Interface)$")
-"""Whole words only: ``Database`` does not end in ``Base``."""
+"""Matches whole words only. ``Database`` does not end in the word ``Base``."""
 
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """A class or module that gave no tool, and the reason. ``broken`` says that its author did not intend this."""
+    """A class or module that is not offered as a tool, and the reason. ``broken`` is true if the reason is a defect."""
 
     name: str
     reason: str
@@ -45,7 +45,7 @@ class LeftOut:
 
 @dataclass(frozen=True, slots=True)
 class ToolRegistry:
-    """The tools of one configuration by name, in alphabetical order, and what was left out.
+    """The tools of one configuration by name, in alphabetical order, and the classes that were left out.
 
     ``offered`` are the tools that the operator's patterns select. ``disabled`` are the names of tools that an operator
     disabled while the server runs.
@@ -107,14 +107,14 @@ class ToolRegistry:
         return replace(self, offered=seen, left_out=())
 
     def with_disabled(self, names: Iterable[str]) -> ToolRegistry:
-        """Return these tools with exactly ``names`` disabled. A name may be of a tool that a later reload offers."""
+        """Return these tools with exactly ``names`` disabled. A later reload may offer a tool of ``names``."""
         return replace(self, disabled=frozenset(names))
 
 
 def discover(
     policy: ToolPolicy, *, packages: Iterable[str] = (), include: Iterable[str] = ("*",), exclude: Iterable[str] = ()
 ) -> ToolRegistry:
-    """Find every tool and build it for ``policy``. Of two tools with the same name the first wins, built-in ones first.
+    """Find every tool and build it for ``policy``. If two tools have the same name, the first (or built-in) is used.
 
     ``include`` and ``exclude`` are shell patterns of names. They select among the tools that run a program.
     """
@@ -142,7 +142,7 @@ def discover(
 
 
 def _build(candidate: type[RegisteredTool], policy: ToolPolicy) -> RegisteredTool | str:
-    """Build a tool, or return why that is not possible. A foreign class may raise anything."""
+    """Build a tool, or return the reason if it cannot be built. A class of an operator may raise any exception."""
     try:
         tool = candidate(policy)
         if isinstance(tool, MCPBaseTool):
@@ -156,7 +156,7 @@ def _build(candidate: type[RegisteredTool], policy: ToolPolicy) -> RegisteredToo
 
 
 def why_left_out(candidate: type[RegisteredTool], include: Iterable[str], exclude: Iterable[str]) -> str | None:
-    """Return the reason why a class is no tool, or None if it is one."""
+    """Return the reason why a class is not a tool, or None if it is a tool."""
     name, own = candidate.__name__, candidate.tool_name()
     is_program = issubclass(candidate, MCPBaseTool)
 
@@ -192,7 +192,7 @@ def _modules(package_name: str) -> Iterator[ModuleType | LeftOut]:
     if isinstance(package, LeftOut) or not hasattr(package, "__path__"):
         return
     for info in pkgutil.iter_modules(package.__path__):
-        # The built-in package has other modules too. Only the files that are named for a tool are imported.
+        # The built-in package has other modules too. Only its modules with the suffix ``_tool`` are imported.
         if package_name != BUILT_IN or info.name.endswith("_tool"):
             yield _import(f"{package_name}.{info.name}")
 
@@ -200,7 +200,7 @@ def _modules(package_name: str) -> Iterator[ModuleType | LeftOut]:
 def _import(name: str) -> ModuleType | LeftOut:
     try:
         return importlib.import_module(name)
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - a foreign module may raise anything, and loses only its own tools
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - a module may raise any exception
         logger.warning("tool.import_failed", module=name, error=error)
         return LeftOut(name, f"it cannot be imported: {error}", broken=True)
 

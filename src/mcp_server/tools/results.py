@@ -1,4 +1,4 @@
-"""What a tool makes of the output of its program: observations, what was covered, and a digest for a short answer."""
+"""The types that a tool derives from the output of its program: observations, coverage, and a digest for answers."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ Observation = Host
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
-    """What a parser knows at the end of the output.
+    """The result of a parser at the end of the output.
 
-    ``complete`` says whether the output was complete; if not, ``error`` says why. ``version`` is that of the program.
+    ``complete`` is true if the output was complete, else ``error`` has the reason. ``version`` is of the program.
     """
 
     coverage: Coverage
@@ -32,7 +32,7 @@ class OutputParser(Protocol):
 
     @property
     def progress(self) -> float | None:
-        """The share of the work that is done, from 0.0 to 1.0, or None if the program does not say."""
+        """The share of the work that is done, from 0.0 to 1.0, or None if the program does not report it."""
         ...
 
     def feed(self, data: bytes) -> Iterable[Observation]:
@@ -40,12 +40,12 @@ class OutputParser(Protocol):
         ...
 
     def close(self) -> Parsed:
-        """Return what was covered. Observations that `feed` returned stay valid if the output was cut short."""
+        """Return the coverage. Observations that `feed` returned stay valid if the output was cut short."""
         ...
 
 
 class DigestView(Protocol):
-    """The part of a digest that fits into one answer. Text of targets is in `from_target` and nowhere else."""
+    """The part of a digest that fits into one answer. Text of targets is only in `from_target`."""
 
     @property
     def summary(self) -> str:

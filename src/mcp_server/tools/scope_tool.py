@@ -1,4 +1,4 @@
-"""scope: may targets be touched, by which policy entry, and what would a call cost. Runs no program."""
+"""scope: shows whether targets may be touched, by which policy entry, and the cost of a call. Runs no program."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mcp_server.tools.context import ToolAnswer, ToolContext
 from mcp_server.tools.scope.text import describe_answer
 
 NETWORKS_SHOWN: Final = 100
-"""How many networks are shown of an actor that is limited to networks."""
+"""The maximum number of networks that are shown of an actor that is limited to networks."""
 MAX_TARGETS: Final = 64
 MAX_CHARS: Final = 1024
 
@@ -75,14 +75,14 @@ class ScopeTool(ServerTool):
         access. ``plan`` if a tool is named: ``tool``, ``allowed``, ``code``, ``hint``, ``reason``, ``risk``,
         ``addresses``, ``ports``, ``probes``, ``seconds``, ``packets_per_second``.
 
-        Raises ArgumentError if the query makes no sense, NotFoundError if it names an unknown tool.
+        Raises ArgumentError if the query is incomplete, NotFoundError if it names an unknown tool.
         """
         from mcp_server.scope.explain import describe, explain
 
         if parameters.parameters is not None and parameters.tool is None:
-            raise ArgumentError("scope: parameters are given, and no tool is named.", hint="Name the tool in tool.")
+            raise ArgumentError("scope: parameters were sent without a tool.", hint="Set 'tool' to the name of a tool.")
         if parameters.tool is not None and not parameters.targets:
-            raise ArgumentError("scope: a plan needs a target.", hint="Give it in target.")
+            raise ArgumentError("scope: a plan needs a target.", hint="Set 'target' to an address, CIDR or name.")
         if any(_is_name(target) for target in parameters.targets):
             # A lookup leaves this host and is logged, so it counts against the rate limits as a call does.
             await context.count_call()
@@ -119,7 +119,7 @@ def _is_name(target: str) -> bool:
 
 
 def _caller(actor: Actor) -> dict[str, Any]:
-    """Return the limits of an actor. None means that only the policy or the server limits it."""
+    """Return the limits of an actor. A value of None means that only the policy or the server limits it."""
     access = actor.access
     return {
         "name": actor.name,

@@ -154,11 +154,11 @@ BAD = [
     Bad(
         ArgumentError,
         "invalid_arguments",
-        "--version-light does nothing here",
+        "--version-light has no effect in this call",
         {"mode": "ports", **flags("--version-light")},
     ),
-    Bad(ArgumentError, "invalid_arguments", "--osscan-guess does nothing here", flags("--osscan-guess")),
-    Bad(ArgumentError, "invalid_arguments", "--osscan-limit does nothing here", flags("--osscan-limit")),
+    Bad(ArgumentError, "invalid_arguments", "--osscan-guess has no effect in this call", flags("--osscan-guess")),
+    Bad(ArgumentError, "invalid_arguments", "--osscan-limit has no effect in this call", flags("--osscan-limit")),
     gated("-A is intrusive", flags("-A")),
     gated("intrusive (timing 5)", {"timing": 5}),
     gated("intrusive (timing 5)", flags("-T5")),
@@ -178,7 +178,7 @@ BAD = [
     Bad(TargetError, "too_many_targets", "18446744073709551616 addresses are too many", targets=("fd00::/64",)),
     Bad(TargetError, "invalid_target", "There is no address to scan", {"target": "x"}, targets=()),
     Bad(ArgumentError, "invalid_arguments", "'127.0.0.1' is IPv4 and '::1' is IPv6", targets=("::1", "127.0.0.1")),
-    Bad(ArgumentError, "invalid_arguments", "-6 is given, and the targets are IPv4", flags("-6")),
+    Bad(ArgumentError, "invalid_arguments", "-6 is set, but the targets are IPv4", flags("-6")),
 ]
 
 

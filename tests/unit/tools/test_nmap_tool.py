@@ -270,7 +270,7 @@ def test_the_table_is_built_for_each_policy_from_the_same_flags() -> None:
 
 def test_a_flag_without_a_field_is_refused() -> None:
     stray = (Setting(Flag("-x")),)
-    with pytest.raises(ArgumentError, match="-x sets nothing"):
+    with pytest.raises(ArgumentError, match="-x sets no field of a scan"):
         NmapTool().prepare(NmapInput(target=LOCAL), stray)
 
 

@@ -8,8 +8,8 @@ Each request passes through the middleware in this order:
 4. `PermissionMiddleware`: may the caller ask for this?
 5. `RequestLimitMiddleware`: are too many requests in progress?
 
-The body of an unknown caller is never kept, and its connection is closed with the answer. The probes of an orchestrator
-pass no middleware, because they answer only yes or no.
+The body of an unauthenticated request is never kept, and its connection is closed after the answer. Requests for the
+probes `/livez` and `/readyz` pass no middleware, because the answer is only yes or no.
 """
 
 from __future__ import annotations
@@ -45,9 +45,12 @@ if TYPE_CHECKING:
 logger = get_logger(__name__)
 
 PROBES: Final = frozenset({"/livez", "/readyz"})
-"""Paths that anybody may GET, whatever the Host header: an orchestrator knows neither a token nor a name."""
+"""Paths that anybody may GET with any Host header, because an orchestrator has no token and knows no host name."""
 MAX_SESSIONS: Final = 512
-"""The most sessions of protocol revision 2025. To open more, an idle one is closed. Later revisions have none."""
+"""Maximum number of sessions of protocol revision 2025. Above it, an idle session is closed for each new session.
+
+Later revisions have no sessions.
+"""
 SESSION_IDLE_SEC: Final = 15 * 60.0
 """Seconds after which an idle session is closed, because clients rarely close theirs."""
 
@@ -59,8 +62,8 @@ def build_application(
 ) -> ASGIApp:
     """Build the application of all HTTP interfaces.
 
-    ``authenticator`` and ``failed_authentications`` are called only if ``server.auth`` is token. If a token had to be
-    made, it is printed once.
+    ``authenticator`` and ``failed_authentications`` are called only if ``server.auth`` is token. A newly created token
+    is printed once.
     """
     from mcp_server.api.mcp.handlers import build_mcp_server
     from mcp_server.api.rest.app import build_rest
@@ -112,10 +115,11 @@ def mcp_app(
     session_idle_sec: float = SESSION_IDLE_SEC,
     max_body: int = MAX_BODY,
 ) -> Starlette:
-    """``server`` at /mcp on the SDK's streamable HTTP transport, which detects the protocol revision of each request.
+    """Return an application that serves ``server`` at /mcp on the SDK's streamable HTTP transport.
 
-    An answer is a stream if the call reports progress or asks the client something, else JSON. The SDK checks ``hosts``
-    and ``origins`` as well. The application's lifespan includes that of the server.
+    The transport detects the protocol revision of each request. An answer is a stream if the call reports progress or
+    asks the client something, and JSON otherwise. The SDK checks ``hosts`` and ``origins`` as well. The lifespan of the
+    application includes the lifespan of the server.
     """
     from mcp.server.transport_security import TransportSecuritySettings
 
@@ -143,11 +147,11 @@ def compose(
     max_body: int = MAX_BODY,
     max_requests: int = 100,
 ) -> ASGIApp:
-    """One application: /mcp goes to ``mcp`` and every other path to ``rest``, behind the middleware.
+    """Combine two applications behind the middleware: ``mcp`` serves /mcp, and ``rest`` serves every other path.
 
-    ``authenticate`` and ``authorize`` add the middleware of their name. More than ``max_requests`` requests at the same
-    time are answered with 429. The lifespans of both applications run, that of ``mcp`` outermost. Without ``rest``,
-    ``mcp`` answers every other path with 404.
+    ``authenticate`` and ``authorize`` add the middleware for authentication and authorization. While ``max_requests``
+    requests are in progress, further ones are answered with 429. The lifespans of both applications run: ``mcp`` starts
+    first and ends last. Without ``rest``, ``mcp`` answers every other path with 404.
     """
     router = _Router(mcp, rest)
     limited = RequestLimitMiddleware(router, max_requests, streams=(MCP_PATH, "/events"), reserved=RESERVED_REQUESTS)

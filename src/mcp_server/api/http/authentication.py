@@ -1,6 +1,6 @@
-"""Authentication of HTTP requests: the credential is checked before anything of the body is read (RFC 6750).
+"""Authentication of HTTP requests: the credential is checked before any part of the body is read (RFC 6750).
 
-Also serves the protected-resource metadata (RFC 9728), which tell a client without a token where to ask for one.
+Also serves the protected-resource metadata (RFC 9728), which name the issuer of tokens to a client without a token.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 WELL_KNOWN: Final = "/.well-known/oauth-protected-resource"
 METADATA_PATHS: Final = frozenset({WELL_KNOWN, f"{WELL_KNOWN}{MCP_PATH}"})
-"""Clients ask for the one of the MCP endpoint first (MCP 2025-11-25, authorization)."""
+"""Clients ask for the path of the MCP endpoint first (MCP 2025-11-25, authorization)."""
 _OPERATOR: Final = Identity(TOKEN_NAME, FULL_ACCESS)
 
 
@@ -34,7 +34,7 @@ class Admits(Protocol):
     """Checks credentials: `identity.authenticator.Authenticator`."""
 
     async def admit(self, credential: str, peer: str) -> Identity:
-        """The caller that ``credential`` identifies. ``peer`` is the address that it came from.
+        """Return the caller that ``credential`` identifies. ``peer`` is the address that sent it.
 
         Raises Rejected for a wrong credential, NetworkToolsError if it cannot be checked now.
         """
@@ -42,11 +42,11 @@ class Admits(Protocol):
 
 
 class BearerMiddleware:
-    """Answers 401 to a request without a valid credential, and names the caller of any other request in its scope.
+    """Answers 401 to a request without a valid credential. Adds the caller to the ASGI scope of any other request.
 
     A credential is only read from ``Authorization: Bearer``. RFC 6750 section 2.3 warns of query strings, because they
-    are logged. Other answers are 429 ``locked_out`` and 503 ``identity_unavailable``. The metadata are served to
-    everybody if ``settings`` name an issuer.
+    are logged. Other answers are 429 ``locked_out`` and 503 ``identity_unavailable``. If ``settings`` have an issuer,
+    the metadata are served to every client.
     """
 
     def __init__(
@@ -151,10 +151,10 @@ async def _send_metadata(scope: Scope, send: Send, settings: AuthConfig) -> None
 
 
 def _authenticated(scope: Scope, identity: Identity) -> dict[str, Any]:
-    """A copy of ``scope`` that names the caller to this project's interfaces and to the SDK.
+    """Return a copy of ``scope`` that holds the caller, for this project's interfaces and for the SDK.
 
-    The SDK treats a session id as unknown if another user opened that session (CVE-2026-52869). It gets the name of the
-    caller, and no token.
+    The SDK treats a session id as unknown if a different user opened that session (CVE-2026-52869). The SDK gets the
+    name of the caller, and no token.
     """
     from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
     from mcp.server.auth.provider import AccessToken
@@ -164,7 +164,7 @@ def _authenticated(scope: Scope, identity: Identity) -> dict[str, Any]:
 
 
 def _least_permission(scope: Scope) -> Permission:
-    """The permission that a request to this path needs at least, whatever its body holds."""
+    """Return the lowest permission that a request to this path may need."""
     route = route_of(scope)
     return (route and ROUTES[route]) or Permission.TOOLS_READ
 

@@ -1,9 +1,9 @@
-"""The permission that each route and each MCP method needs, and the middleware that asks for it.
+"""The permission that each route and each MCP method needs, and the middleware that requires it.
 
-What a tool call needs depends on its risk (`scope.permissions`). The pipeline judges that for every interface. Over MCP
-its refusal is a tool result, and no client asks its user for more rights because of one. So if the parameters already
-show that a permission is missing, the middleware answers with 403 and a challenge (MCP authorization, insufficient
-scope; RFC 6750 section 3.1).
+The permission for a tool call depends on its risk (`scope.permissions`). The pipeline checks it for every interface.
+Over MCP, a refusal by the pipeline is a tool result, and clients do not ask their users for more rights after a tool
+result. So if the parameters already show that a permission is missing, the middleware answers with 403 and a challenge
+(MCP authorization, insufficient scope; RFC 6750 section 3.1).
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ _READ, _RUNS, _ADMIN = Permission.TOOLS_READ, Permission.RUNS_READ, Permission.A
 
 ROUTES: Final[Mapping[tuple[str, str], Permission | None]] = {
     ("GET", "/"): _READ,
-    ("GET", "/livez"): None,  # for an orchestrator, which no middleware stops
+    ("GET", "/livez"): None,  # for an orchestrator; no middleware checks this path
     ("GET", "/readyz"): None,
     ("GET", "/health"): _READ,
-    ("GET", "/metrics"): _READ,  # of tools and codes; no metric names an actor
+    ("GET", "/metrics"): _READ,  # metrics have labels for tools and error codes, not for actors
     ("GET", "/docs"): _READ,
     ("GET", "/docs/oauth2-redirect"): _READ,
     ("GET", "/openapi.json"): _READ,
     ("GET", "/scope"): _READ,
     ("GET", "/tools"): _READ,
-    ("POST", "/tools/{tool_name}/execute"): None,  # by the risk of the call, which the pipeline judges
+    ("POST", "/tools/{tool_name}/execute"): None,  # depends on the risk of the call; the pipeline checks it
     ("GET", "/runs"): _RUNS,
     ("GET", "/runs/{run_id}"): _RUNS,
     ("GET", "/runs/{run_id}/raw"): _RUNS,
@@ -55,19 +55,19 @@ ROUTES: Final[Mapping[tuple[str, str], Permission | None]] = {
     ("POST", "/admin/tools/{tool_name}/{action}"): _ADMIN,
     ("GET", "/admin/breakers"): _ADMIN,
     ("POST", "/admin/breakers/{tool_name}/{action}"): _ADMIN,
-    ("GET", MCP_PATH): None,  # a stream that only says that the tools have changed
-    ("POST", MCP_PATH): None,  # by the method of the message
+    ("GET", MCP_PATH): None,  # a stream with notifications of changed tools only
+    ("POST", MCP_PATH): None,  # depends on the method of the message
     ("DELETE", MCP_PATH): None,
 }
-"""The permission that a route needs. None: any known caller may use it."""
+"""The permission that a route needs. None means that any authenticated caller may use it."""
 
 METHODS: Final[Mapping[str, Permission | None]] = {
     "initialize": None,
     "server/discover": None,
     "ping": None,
     "tools/list": _READ,
-    "tools/call": None,  # by the risk of the call
-    "subscriptions/listen": _READ,  # to changes of the list of tools
+    "tools/call": None,  # depends on the risk of the call
+    "subscriptions/listen": _READ,  # only to changes of the tool list
     "resources/list": _RUNS,
     "resources/templates/list": _RUNS,
     "resources/read": _RUNS,
@@ -87,7 +87,7 @@ class PermissionMiddleware:
 
     def __init__(self, app: ASGIApp, pipeline: Pipeline, routes: Iterable[Any] = ()) -> None:
         if missing := sorted(set(served(routes)) - set(ROUTES)):
-            raise LookupError(f"no permission is named for {missing}")
+            raise LookupError(f"ROUTES has no row for {missing}")
         self._app = app
         self._pipeline = pipeline
 
@@ -98,7 +98,7 @@ class PermissionMiddleware:
             return
         refusal: NetworkToolsError | None = None
         route = route_of(scope)
-        if scope["path"].endswith("\n"):  # the router would ignore it, and the middleware behind would not
+        if scope["path"].endswith("\n"):  # the router ignores it, other middleware does not
             refusal = NotFoundError("No path of this server ends with a line break.", code="not_found")
         elif route is not None:
             refusal = await self._missing(ROUTES[route], " ".join(route), actor_of(scope, "rest"))
@@ -133,7 +133,7 @@ class PermissionMiddleware:
         return request, await self._pipeline.refuse(request) if request.lacks_permission else None
 
     async def _missing(self, needed: Permission | None, what: str, actor: Actor) -> NetworkToolsError | None:
-        """The refusal of an actor without ``needed``, after it was logged. ``what`` is a row of the tables."""
+        """Return and log the refusal if the actor lacks ``needed``, else return None. ``what`` names the request."""
         if needed is None:
             return None
         try:
@@ -150,10 +150,10 @@ def _has_all(identity: Identity) -> bool:
 
 
 def _read(body: bytes) -> Any:
-    """The message as the SDK reads it, or None if it cannot be read.
+    """Return the message as the SDK reads it, or None if it cannot be read.
 
-    The SDK has one reader per protocol revision. That of 2026-07-28 is the standard library's, which accepts lone
-    surrogates, deeper nesting, and UTF-16.
+    The SDK has one reader per protocol revision. For 2026-07-28 it uses the reader of the standard library, which
+    accepts lone surrogates, deeper nesting, and UTF-16.
     """
     for reader in (from_json, json.loads):
         try:
@@ -164,7 +164,7 @@ def _read(body: bytes) -> Any:
 
 
 def _again(message: Message, receive: Receive) -> Receive:
-    """A ``receive`` that returns ``message`` first, which was taken from ``receive``."""
+    """Return a callable that returns ``message`` first, and then the further messages of ``receive``."""
     held = [message]
 
     async def receive_again() -> Message:
@@ -174,16 +174,16 @@ def _again(message: Message, receive: Receive) -> Receive:
 
 
 def with_metadata_url(scope: Scope, url: str | None) -> dict[str, Any]:
-    """A copy of ``scope`` that holds the URL of the protected-resource metadata for challenges, or None without one."""
+    """Return a copy of ``scope`` with the URL of the protected-resource metadata (or None), for challenges."""
     return {**scope, _METADATA_URL: url}
 
 
 def challenge(scope: Scope, error: str | None, needed: Iterable[Permission]) -> tuple[bytes, bytes]:
-    """The ``WWW-Authenticate`` header of a refusal (RFC 6750 section 3, RFC 9728 section 5.1).
+    """Return the ``WWW-Authenticate`` header of a refusal (RFC 6750 section 3, RFC 9728 section 5.1).
 
     ``error`` is ``invalid_token``, ``insufficient_scope``, or None if no credential was sent. ``needed`` are the
-    permissions that the request needs. Every value is a word of this project or of the operator, never of the caller,
-    so none needs escaping.
+    permissions that the request needs. Every value comes from this project or from the operator, never from the caller,
+    so no value needs escaping.
     """
     scopes = " ".join(sorted(permission.value for permission in needed))
     parts = {"error": error, "scope": scopes, "resource_metadata": scope.get(_METADATA_URL)}
@@ -192,10 +192,10 @@ def challenge(scope: Scope, error: str | None, needed: Iterable[Permission]) -> 
 
 
 def step_up(scope: Scope, error: NetworkToolsError) -> tuple[bytes, bytes]:
-    """The ``WWW-Authenticate`` header of an ``insufficient_scope``.
+    """Return the ``WWW-Authenticate`` header of an ``insufficient_scope`` error.
 
-    It names the permissions that the caller holds and those that it lacks, because clients ask their issuer for exactly
-    the scopes in the header, and would lose the others.
+    The header lists the permissions that the caller holds and the permissions that it lacks. Clients ask their issuer
+    for exactly the scopes in the header, so they would lose any scope that is not listed.
     """
     lacking = {Permission(word) for word in error.details["scope"].split()}
     return challenge(scope, "insufficient_scope", identity_of(scope).access.permissions | lacking)
@@ -218,7 +218,7 @@ def served(routes: Iterable[Any]) -> list[tuple[str, str]]:
 
 
 def scopes_of(method: str, path: str) -> tuple[str, ...] | None:
-    """The scopes of which a request needs one, for the OpenAPI page. None for a route that needs no credential."""
+    """Return the scopes of a route for the OpenAPI page. A request needs one of them. None: it needs no credential."""
     if path in {"/livez", "/readyz"}:
         return None
     needed = ROUTES[method, path]

@@ -1,4 +1,4 @@
-"""Who sent an HTTP request, and the tool call that was validated. The ASGI scope carries both to every interface."""
+"""The caller and the validated tool call of an HTTP request. The ASGI scope holds both for every interface."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def rest_actor(request: Request) -> Actor:
 
 
 def client_name(given: str) -> str:
-    """The name that a client gives itself, as it is kept with a run: bounded, and without credentials in it."""
+    """Return the client's own name in the form that is stored with a run: bounded, and without credentials."""
     return sanitize(without_secrets(given[:1024]), 128)
 
 

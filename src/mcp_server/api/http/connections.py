@@ -21,29 +21,29 @@ HEAD_SEC: Final = 10.0
 KEEP_ALIVE_SEC: Final = 100
 """Seconds for which a connection may be idle between requests.
 
-Longer than common clients keep one (httpx 5 s, nginx 60 s, Go's net/http 90 s), so that the client closes it first. A
-request that is sent while the server closes the connection is lost.
+Common clients keep an idle connection for less (httpx 5 s, nginx 60 s, Go's net/http 90 s), so the client closes it
+first. A request that is sent while the server closes the connection would be lost.
 """
 UNREAD_SEC: Final = 30.0
 """Seconds within which a client must read some of the data that waits for it. Otherwise its connection is closed, and
 everything that its answer holds is freed.
 """
 UNREAD_AT_STOP_SEC: Final = 1.0
-"""The same while the server stops."""
+"""The same limit while the server stops, in seconds."""
 SPARE_DESCRIPTORS: Final = 256
-"""File descriptors that connections leave for programs, store, logs and checks. Half of all if there are under 512."""
+"""File descriptors reserved for programs, store, logs and checks, but at most half of all descriptors."""
 WARNING_SEC: Final = 60.0
 """Seconds between two warnings of the same kind about connections."""
 
 _NO_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _ACCEPT_PAUSE_SEC: Final = 0.5
-"""Less than asyncio's own pause (1 s) after it got no descriptor."""
+"""Seconds without accepting after the system had no free descriptor. Shorter than asyncio's own pause of 1 s."""
 _CLOSED_AT_ONCE: Final = 64
-"""Connections that are closed in one turn of the event loop."""
+"""Maximum number of connections that are closed in one iteration of the event loop."""
 
 
 def most_connections() -> int:
-    """The most connections that a listener may hold open, by the process's limit on descriptors (RLIMIT_NOFILE)."""
+    """Return how many connections a listener may hold open under the process's limit on descriptors (RLIMIT_NOFILE)."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return 1 << 20
@@ -52,7 +52,7 @@ def most_connections() -> int:
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """A bound and listening socket. ``port`` is the real port, also if port 0 was asked for."""
+    """A bound and listening socket. ``port`` is the port in use, even if port 0 was requested."""
 
     sock: socket.socket
     host: str
@@ -109,13 +109,13 @@ def _bind_error(host: str, port: int, exc: OSError) -> NetworkToolsError:
 class BoundedSocket(socket.socket):
     """A listening socket that closes a new connection at once while ``limit`` accepted connections are open.
 
-    No weaker measure keeps descriptors free. asyncio accepts every waiting connection before it reports the first one.
-    If the system has no descriptor left, it tries again as often as its backlog is long, and logs a traceback
+    The limit must be in the socket, because asyncio accepts every waiting connection before it reports the first one.
+    If the system has no descriptor left, asyncio tries again as often as its backlog is long, and logs a traceback
     each time.
     """
 
     def __init__(self, sock: socket.socket, limit: int) -> None:
-        """Take ``sock`` over. It cannot be used afterwards."""
+        """Take over the descriptor of ``sock``, which cannot be used afterwards."""
         super().__init__(sock.family, sock.type, sock.proto, fileno=sock.detach())
         self._limit = limit
         self._open: weakref.WeakSet[socket.socket] = weakref.WeakSet()
@@ -188,8 +188,8 @@ def deadline_protocol(head_sec: float = HEAD_SEC, unread_sec: float = UNREAD_SEC
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
             super().connection_made(transport)
-            # The kernel ends a connection whose peer reads nothing for so long (tcp(7), RFC 5482). That also covers the
-            # rest of a complete answer, for which uvicorn waits without a limit.
+            # The kernel ends a connection whose peer reads nothing for this time (tcp(7), RFC 5482). This also applies
+            # to the rest of a complete answer, for which uvicorn waits without a limit.
             sock = transport.get_extra_info("socket")
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(unread_sec * 1000))
             self._expect_head()

@@ -16,7 +16,10 @@ from mcp_server.logger import get_logger
 logger = get_logger(__name__)
 
 MOST_KINDS: Final = 64
-"""Records per minute, at most, because each is a synced write. The rest is counted under the address ``others``."""
+"""Maximum number of records per minute, because each record is a synced write.
+
+Further failures are counted under the address ``others``.
+"""
 OTHERS: Final = "others"
 
 

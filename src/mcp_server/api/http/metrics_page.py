@@ -33,16 +33,16 @@ logger = get_logger(__name__)
 
 PATH: Final = "/metrics"
 HOST: Final = "127.0.0.1"
-"""The address of the page on its own port: for a Prometheus on this machine."""
+"""The address of the page on its own port. Only a Prometheus on this machine can reach it."""
 MAX_REQUESTS: Final = 8
 MAX_CONNECTIONS: Final = 32
 STOP_SEC: Final = 1
 
 
 async def page(config: Config) -> bytes:
-    """The page, in the media type `metrics.CONTENT_TYPE`. Raises NotFoundError if the operator disabled it.
+    """Return the page in the media type `metrics.CONTENT_TYPE`. Raises NotFoundError if the operator disabled it.
 
-    An empty page would look like a server on which nothing happens.
+    An empty page instead of the error would look like an idle server.
     """
     for key in ("enabled", "prometheus_enabled"):
         if not getattr(config.metrics, key):
@@ -57,7 +57,7 @@ class MetricsPage:
     """The page on its own port of 127.0.0.1, with the same checks of Host and credential as the HTTP interfaces.
 
     It is served if ``metrics.prometheus_port`` is set and is not the port of the HTTP interfaces. It is not served in
-    the kernel and rootless tiers (``guarded``), because the server's 127.0.0.1 is not that of the host there.
+    the kernel and rootless tiers (``guarded``), because there 127.0.0.1 of the server is not 127.0.0.1 of the host.
 
     ``config`` and ``authenticator`` are called each time they are needed, so that a reload takes effect.
     """
@@ -75,7 +75,7 @@ class MetricsPage:
         """Open, move or close the page, as the configuration says. Returns at once. A failure is logged."""
         port = _wanted_port(self._config())
         if port is not None and self._guarded:
-            message = "Inside a guard, 127.0.0.1 is not that of the host."
+            message = "Inside a guard, 127.0.0.1 is not 127.0.0.1 of the host."
             logger.warning("metrics.page_unreachable", port=port, message=message)
             port = None
         if port == self._port and (port is None or (self._task is not None and not self._task.done())):

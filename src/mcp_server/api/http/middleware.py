@@ -17,24 +17,27 @@ from mcp_server.api.http.problems import send_problem
 from mcp_server.errors import AccessError, ArgumentError, BusyError, NetworkToolsError
 
 MAX_BODY: Final = 4 * 1024 * 1024
-"""Bytes of the longest request body that is read. The stdio interface has the same limit for a line."""
+"""Maximum length of a request body in bytes. The stdio interface has the same limit for a line."""
 BODY_SEC: Final = 10.0
 """Seconds within which the next part of a body must arrive."""
 MIN_BYTES_PER_SEC: Final = 16 * 1024
 """The slowest rate at which a body may arrive, after the first `BODY_SEC`."""
 MAX_BODIES: Final = 64 * 1024 * 1024
-"""Bytes of all bodies that are being read. The first `SMALL_BODY` of each body do not count, so that large and slow
-bodies delay no ordinary call. The number of connections is limited, so this memory is limited too.
+"""Maximum bytes of all bodies that are being read. The first `SMALL_BODY` bytes of each body do not count, so that
+large and slow bodies delay no ordinary call. The number of connections is limited, so this memory is limited too.
 """
 SMALL_BODY: Final = 64 * 1024
 RESERVED_REQUESTS: Final = 4
-"""Requests above ``server.max_connections`` for health, metrics and ``/admin/``: operators can reach a full server."""
+"""Requests for health, metrics and ``/admin/`` that are allowed above ``server.max_connections``.
+
+They let operators reach a server that is at its limit.
+"""
 CLOSE: Final = (b"connection", b"close")
-"""Header of every answer to an unknown caller: only known callers may keep a connection open (RFC 9112 section 9.6)."""
+"""Header of every answer to an unauthenticated caller, whose connection is closed (RFC 9112 section 9.6)."""
 
 
 class HostMiddleware:
-    """Answers 403 unless Host, and Origin if it is sent, are on the lists.
+    """Answers 403 unless Host, and Origin if it is sent, are on the lists of allowed values.
 
     The whole value is compared, without regard to case (RFC 9110 section 4.2.3). The applications behind see it in
     lower case. A request without Host, or with two, is refused, because it is unclear which server it is meant for.
@@ -86,7 +89,7 @@ class BodyLimitMiddleware:
     for ``body_sec`` seconds, or if the whole body arrives slower than ``min_bytes_per_sec``. Answers 429 if all bodies
     that are being read would exceed ``max_bodies`` bytes.
 
-    The body is read here because a framework that reaches a limit while it reads answers with an error of its own.
+    The body is read here because a framework that reaches a limit while it reads answers with its own error.
     """
 
     def __init__(
@@ -167,8 +170,8 @@ class RequestLimitMiddleware:
 
     Place it behind authentication and behind `BodyLimitMiddleware`, so that neither unknown callers nor slow bodies
     count. Endless streams (GET of a path in ``streams``, and MCP subscriptions) have their own limit, half as high.
-    Health, metrics and ``/admin/`` may exceed the limit by ``reserved``. One caller that is not an admin gets three
-    quarters of each limit at most.
+    Requests for health, metrics and ``/admin/`` may exceed the limit by ``reserved``. One caller that is not an admin
+    gets at most three quarters of each limit.
     """
 
     def __init__(self, app: ASGIApp, limit: int, *, streams: Collection[str] = (), reserved: int = 0) -> None:
@@ -220,7 +223,7 @@ class RequestLimitMiddleware:
 
 
 def _limited_caller(scope: Scope) -> str | None:
-    """The caller whose share of the limit counts. None for an admin."""
+    """Return the caller whose share of the limit is checked, or None for an admin."""
     identity = find_identity(scope)
     return None if identity is None or identity.access.sees_all_runs else identity.name
 

@@ -109,7 +109,7 @@ async def send_problem(
     """Answer the request in ``scope`` with the HTTP status of ``error`` and its `problem_body`. Closes a websocket.
 
     The answer is sent at once and is never cached. The rest of the request is then read and discarded for a moment,
-    because to close a connection with unread data resets it, and the client may lose the answer (RFC 9112 section 9.6).
+    because closing a connection with unread data resets it, and the client may lose the answer (RFC 9112 section 9.6).
     """
     if scope["type"] == "websocket":
         await send({"type": "websocket.close", "code": _CLOSE_POLICY_VIOLATION, "reason": error.code})

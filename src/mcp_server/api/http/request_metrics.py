@@ -1,6 +1,7 @@
-"""Metrics of HTTP requests: how many, by route and status, and how long until the answer began.
+"""Metrics of HTTP requests: their number by route and status, and the seconds until the answer begins.
 
-A route is a template that the applications declare, never the path of a caller. A path that matches none is ``other``.
+A route is a template that the applications declare, never the path that a caller sent. A path that matches no template
+is counted as ``other``.
 """
 
 from __future__ import annotations
@@ -14,9 +15,12 @@ from mcp_server.api.http.asgi import ASGIApp, Message, Receive, Scope, Send
 from mcp_server.api.http.authorization import MCP_PATH
 
 METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-"""Methods that are a label. A caller may send any other word, which is counted as ``other``."""
+"""Methods that are used as a label. A caller may send any other word, which is counted as ``other``."""
 GONE: Final = "499"
-"""Status of a request whose client disconnected before an answer began, as in nginx and of the error ``cancelled``."""
+"""The status that is counted if the client disconnects before the answer begins.
+
+nginx and the error ``cancelled`` use the same status.
+"""
 
 
 class RequestMetricsMiddleware:

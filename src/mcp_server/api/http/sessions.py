@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 class SessionLimitMiddleware:
     """Keeps the number of sessions of ``manager`` at or below ``limit``.
 
-    The SDK alone would refuse every new client until some session has been idle for its whole time. A client whose
-    session was evicted gets 404, and opens another (MCP 2025-11-25, transports, session management). The session is one
-    of the caller that has the most, so that a caller which opens sessions without end evicts its own. If every session
-    has an open request or stream, the answer is 429.
+    The SDK alone would refuse every new client until a session reaches the idle timeout. A client whose session was
+    evicted gets 404, and opens a new session (MCP 2025-11-25, transports, session management). The evicted session
+    belongs to the caller with the most sessions, so a caller that keeps opening sessions evicts its own. If every
+    session has an open request or stream, the answer is 429.
     """
 
     def __init__(self, app: ASGIApp, manager: StreamableHTTPSessionManager, limit: int) -> None:
@@ -71,5 +71,8 @@ def _may_open(scope: Scope) -> bool:
 
 
 def _idle_until(session: StreamableHTTPServerTransport) -> float:
-    """When the SDK would close the session, infinite while it is in use. The lowest value has been idle the longest."""
+    """Return when the SDK would close the session, or infinity while it is in use.
+
+    The session with the lowest value has been idle the longest.
+    """
     return math.inf if session.idle_scope is None else session.idle_scope.deadline

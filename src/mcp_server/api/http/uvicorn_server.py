@@ -1,4 +1,4 @@
-"""Serves an ASGI application with uvicorn: reports when it is ready, stops when it is told to, waits for no stream."""
+"""Serves an ASGI application with uvicorn: reports when it is ready, stops on request, does not wait for streams."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ _TLS_CLOSE_SEC: Final = 2.0
 
 
 class Stop(Protocol):
-    """Tells a server when to stop: `server.lifecycle.Lifecycle`."""
+    """The signals by which a server learns that it must stop. `server.lifecycle.Lifecycle` implements it."""
 
     ended: asyncio.Event
-    """Set when the server is to close."""
+    """Set when the server must close."""
     hurried: asyncio.Event
-    """Set when the server is not to wait for requests any longer."""
+    """Set when the server must not wait for requests any longer."""
 
     @property
     def left(self) -> float:
@@ -60,12 +60,13 @@ async def serve_http(
     stop: Stop | None = None,
     tls: ssl.SSLContext | None = None,
 ) -> None:
-    """Serve ``app`` on ``listener`` until ``stop`` says so, without ``stop`` until SIGTERM or SIGINT.
+    """Serve ``app`` on ``listener`` until ``stop`` asks to stop or, without ``stop``, until SIGTERM or SIGINT.
 
-    ``ready`` is called with the base address once requests are answered. To stop means to stop listening, to end event
-    streams, and to give requests in progress ``shutdown_grace`` seconds, with ``stop`` its ``left``. Then they are
-    cancelled. A second SIGINT cancels them at once. A connection that sends no complete head within ``head_sec``
-    seconds is closed, and so is each connection above `most_connections`. With ``tls`` only TLS is accepted.
+    ``ready`` is called with the base address once requests are answered. At a stop, the server stops listening and ends
+    event streams. Requests in progress have ``stop.left`` seconds, or ``shutdown_grace`` seconds without ``stop``. Then
+    they are cancelled. A second SIGINT cancels them at once. A connection that sends no complete head within
+    ``head_sec`` seconds is closed, and so is each connection above `most_connections`. With ``tls`` only TLS is
+    accepted.
 
     Raises NetworkToolsError if the application does not start. The log has the reason.
     """
@@ -74,9 +75,9 @@ async def serve_http(
         if ready is not None:
             ready(replace(listener, scheme="http" if tls is None else "https").url)
 
-    # Accepted connections inherit this option. asyncio sets it only on sockets that say that they are TCP, and a socket
-    # created without a protocol does not. Without it, the body of an answer waits 40 ms for the client to acknowledge
-    # its head.
+    # Accepted connections inherit this option. asyncio sets it only on sockets that report TCP as their protocol, and a
+    # socket created without a protocol does not. Without the option, the body of an answer is sent up to 40 ms late,
+    # after the client has acknowledged the head.
     listener.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock = BoundedSocket(listener.sock, most_connections())
     try:

@@ -42,7 +42,7 @@ def describe(tool: RegisteredTool) -> types.Tool:
 
 
 def compact_schema(schema: dict[str, Any]) -> dict[str, Any]:
-    """Remove what costs a model tokens and tells it nothing: generated titles, null branches and null defaults."""
+    """Return the schema without parts that only cost tokens: generated titles, null branches and null defaults."""
     return {key: value for key, value in _compact(schema).items() if key != "description"}
 
 

@@ -75,13 +75,13 @@ def build_mcp_server(pipeline: Pipeline, interface: str) -> Server[Any]:
         on_list_resource_templates=resources.list_templates,
         on_read_resource=resources.read,
     )
-    # The SDK's own middleware is between them. It makes a span of each message, with the trace in its `_meta`.
+    # The SDK's own middleware runs between these two. It makes a span of each message, with the trace in its `_meta`.
     server.middleware = [_use_trace_of_request, *server.middleware, handlers.describe_span]
     return server
 
 
 class _Server(Server[Any]):
-    """The SDK's server, which also says in the handshake of older revisions that it sends notices of changed tools."""
+    """The SDK's server. In the handshake of older revisions it also announces notifications of changed tools."""
 
     def create_initialization_options(
         self, notification_options: NotificationOptions | None = None, *args: Any, **named: Any
@@ -98,7 +98,7 @@ class _Handlers:
         self._user = user_name() if interface == "stdio" else ""
 
     def caller(self, ctx: ServerRequestContext[Any]) -> Actor:
-        """Who sent a message: over stdio the user who started this process, over HTTP the caller of its request."""
+        """Return the sender of a message: over stdio the user that started this process, over HTTP the caller."""
         return caller_of(ctx, self._interface, self._user)
 
     async def list_tools(
@@ -119,7 +119,7 @@ class _Handlers:
             )
         except NetworkToolsError as error:
             _describe_outcome(error)
-            # The specification wants a protocol error for an unknown tool, and only for that.
+            # The specification requires a protocol error for an unknown tool, and for no other refusal.
             if isinstance(error, NotFoundError) and "parameter" not in error.details:
                 raise MCPError(code=types.INVALID_PARAMS, message=error.message, data=error.as_dict()) from None
             return _tool_result(views.error_text(error), views.refusal(error), is_error=True)
@@ -135,7 +135,7 @@ class _Handlers:
         return _tool_result(views.text(result, view, full=full), body, is_error=result.error is not None)
 
     async def describe_span(self, ctx: ServerRequestContext[Any], call_next: CallNext) -> HandlerResult:
-        """Complete the SDK's span by the semantic conventions, and replace names that the caller made up."""
+        """Add attributes of the semantic conventions to the SDK's span, and replace unknown names of the caller."""
         if tracing.enabled():
             span = tracing.current()
             method = ctx.method
@@ -194,7 +194,8 @@ def _crashed() -> types.CallToolResult:
 async def _until_cleaned_up(work: Coroutine[Any, Any, T]) -> T:
     """Await ``work``. If the request is cancelled, cancel ``work`` and wait until it has cleaned up.
 
-    The SDK cancels a request by its anyio scope, which also cancels every later await in it. So the work is a task.
+    The SDK cancels a request by its anyio scope, which also cancels every later await in it. So ``work`` runs in its
+    own task.
     """
     task = asyncio.create_task(work)
     try:
@@ -213,7 +214,7 @@ def _tool_result(text: str, body: dict[str, Any], *, is_error: bool) -> types.Ca
 
 
 def caller_of(ctx: ServerRequestContext[Any], interface: str, user: str) -> Actor:
-    """The actor behind a message of ``interface``. Over stdio that is ``user``, with the operator's full access."""
+    """Return the actor behind a message of ``interface``. Over stdio this is ``user`` with full access."""
     if interface == "stdio":
         return Actor(user, interface, _client_name(ctx), FULL_ACCESS)
     if ctx.request is None:
@@ -222,7 +223,7 @@ def caller_of(ctx: ServerRequestContext[Any], interface: str, user: str) -> Acto
 
 
 def _validated(ctx: ServerRequestContext[Any], name: str, arguments: dict[str, Any]) -> ValidatedRequest | None:
-    """This call as the HTTP authorization validated it. None if it did not, or if the SDK read another call."""
+    """Return the call that the HTTP authorization validated. None without one, or if the SDK read a different call."""
     found = None if ctx.request is None else validated_of(ctx.request.scope)
     return found if found and (found.name, found.arguments) == (name, arguments) else None
 

@@ -1,6 +1,6 @@
 """Stored runs as MCP resources: ``run://{id}`` is a run with its hosts, ``run://{id}/raw`` its raw output.
 
-Both are read in pages of limited size. A page names the next one, in its field ``next`` and in ``_meta``.
+Both are read in pages of limited size. A page names the next page, in its field ``next`` and in ``_meta``.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ class RunResources:
 
 
 def parse_run_uri(uri: str) -> tuple[str, bool, dict[str, str]]:
-    """Split ``run://{id}[/raw][?query]`` into id, whether it is raw, and the query.
+    """Split ``run://{id}[/raw][?query]`` into the id, whether ``/raw`` is present, and the query.
 
     Raises NotFoundError for any other URI, ArgumentError for an unknown query parameter.
     """

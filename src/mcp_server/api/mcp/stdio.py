@@ -62,9 +62,9 @@ async def serve_stdio(
 ) -> None:
     """Serve ``server`` on a pair of descriptors until the client closes one of them, or ``ended`` is set.
 
-    Then requests that were already read have ``drain`` seconds to be answered, because a client that is a shell
-    one-liner closes its end right after the request. After that they are cancelled. A line of more than ``max_line``
-    bytes, or one that is not a JSON-RPC message, is answered with an error, and serving goes on.
+    Then requests that were already read have ``drain`` seconds to be answered, because a simple client such as a shell
+    pipe closes its end right after the request. After that they are cancelled. A line of more than ``max_line`` bytes,
+    or a line that is not a JSON-RPC message, is answered with an error, and serving goes on.
 
     Raises PlatformError if a descriptor is not open.
     """

@@ -22,7 +22,7 @@ from mcp_server.errors import PlatformError
 
 _READ_SIZE: Final = 64 * 1024
 _SAFE_WRITE: Final = select.PIPE_BUF
-"""A pipe that polls writable accepts so many bytes without blocking (pipe(7)). Sockets accept more."""
+"""Bytes that a pipe accepts without blocking if poll reports it as writable (pipe(7)). Sockets accept more."""
 
 
 @contextmanager

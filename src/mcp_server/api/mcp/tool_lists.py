@@ -1,4 +1,4 @@
-"""Tells MCP clients that the list of tools has changed, in all protocol revisions.
+"""Notifies MCP clients that the list of tools has changed, in all protocol revisions.
 
 Since 2026-07-28 a client subscribes with ``subscriptions/listen``, which the SDK serves. In earlier revisions the
 server sends a notification: over stdio on the connection, over HTTP on the stream that the client may have opened with
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from mcp.server.context import ServerRequestContext
 
 MAX_STREAMS: Final = 32
-"""Clients of one interface that may listen at the same time. Each one is a request in progress."""
+"""Maximum number of clients of one interface that listen at the same time. Each one is a request in progress."""
 MOST_OF_ONE: Final = MAX_STREAMS * 3 // 4
-"""The most streams of one caller over HTTP that is not an admin."""
+"""Maximum number of streams over HTTP for one caller that is not an admin."""
 NOTIFY_SEC: Final = 5.0
-"""Seconds for which a notification may take. A client that does not read learns of the change when it calls."""
+"""Seconds that a notification may take. A client that does not read learns of the change at its next call."""
 
 
 class ToolLists:
@@ -62,7 +62,7 @@ class ToolLists:
                 del self._listening[caller.name]
 
     def note_client(self, ctx: ServerRequestContext[Any]) -> None:
-        """Remember the client of this request, which gets a list now."""
+        """Remember the client of this request, because it receives the tool list now."""
         if ctx.protocol_version in HANDSHAKE_PROTOCOL_VERSIONS:
             self._connections.add(ctx.session._connection)  # noqa: SLF001 - the SDK has no public name for what outlives the request
 

@@ -1,7 +1,7 @@
 """REST routes for operators: reload the configuration, enable and disable tools, open and close circuit breakers.
 
-None of them allows more than the operator's files do: only a tool that they offer can be enabled. Every action is
-written on the audit log before it is carried out.
+No route allows more than the operator's files: only a tool that the configuration offers can be enabled. Every action
+is written to the audit log before it is carried out.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def _add_reload(app: FastAPI, reload: Callable[[Actor], Awaitable[ReloadResult]]
         try:
             return (await reload(rest_actor(request))).as_dict()
         except ConfigError as error:
-            # At a start this is a failure of the server. Here, a file of the operator cannot be used.
+            # At a start this error is a failure of the server. Here it means that a file of the operator is invalid.
             status = HTTPStatus.UNPROCESSABLE_ENTITY
             body = problem_body(error) | {"status": int(status), "title": status.phrase}
             return JSONResponse(body, status_code=status, media_type=PROBLEM_JSON)
@@ -120,7 +120,7 @@ def _add_breakers(app: FastAPI, pipeline: Pipeline) -> None:
         responses=problem_responses(*COMMON_STATUSES, 404) | {200: {"model": BreakerView}},
     )
     async def force(request: Request, tool_name: ToolName, action: Literal["open", "close", "reset"]) -> dict[str, Any]:
-        # Looked up first: a name that no tool has would create a breaker, and a label of its metric.
+        # Find the tool first, because an unknown name would create a breaker and a label of its metric.
         name = pipeline.current.value.registry.find(tool_name).tool_name()
         await _log(pipeline, rest_actor(request), f"breaker.{action}", name)
         breaker = pipeline.breakers.of(name)

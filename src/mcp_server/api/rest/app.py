@@ -63,7 +63,7 @@ def build_rest(services: RestServices) -> FastAPI:
 
 
 async def _refuse_unknown_query(request: Request) -> None:
-    """Refuse a query parameter that the route does not have, so that a misspelled filter is not taken for no filter.
+    """Refuse a query parameter that the route does not have, so that a misspelled filter is not ignored.
 
     This is a coroutine because FastAPI runs a plain function in a thread, at each request.
     """
@@ -80,7 +80,7 @@ def _add_problem_handlers(app: FastAPI, invalidate_health: Callable[[], None]) -
     @app.exception_handler(NetworkToolsError)
     async def known(request: Request, error: NetworkToolsError) -> JSONResponse:
         if isinstance(error, PlatformError):
-            invalidate_health()  # the pipeline does so for calls, but not for reading the store
+            invalidate_health()  # the pipeline does this only for calls, not for reading the store
         if error.code != "insufficient_scope":
             return problem_response(error)
         name, value = step_up(request.scope, error)

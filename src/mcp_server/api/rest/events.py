@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 HEARTBEAT_SEC: Final = 15.0
 """Seconds without an event after which a comment is sent. Proxies close a connection that is idle for a minute."""
 LONGEST_SEC: Final = 3600.0
-"""Seconds after which a stream is ended, so that a reader that has vanished does not count as one for ever.
+"""Seconds after which a stream is ended, so that a reader that has disappeared does not occupy a stream for ever.
 
 A browser reconnects by itself with the id of the last event, and misses none.
 """
@@ -117,12 +117,12 @@ class _Stream(StreamingResponse):
         try:
             await super().__call__(scope, receive, send)
         finally:
-            # Also if the reader disconnects in the middle of a send.
+            # This also runs if the reader disconnects in the middle of a send.
             self._subscription.close()
 
 
 async def _pieces(subscription: Subscription, heartbeat_sec: float, longest_sec: float) -> AsyncIterator[bytes]:
-    # An id without data is no event. A reader that loses the connection now reconnects with this id.
+    # A block with an id and no data is not an event. A reader that loses the connection now reconnects with this id.
     yield format_sse_event(id=subscription.position, retry=RETRY_MS)
     loop = asyncio.get_running_loop()
     end = loop.time() + longest_sec
@@ -131,7 +131,7 @@ async def _pieces(subscription: Subscription, heartbeat_sec: float, longest_sec:
             async with asyncio.timeout(min(heartbeat_sec, left)):
                 events = await subscription.take()
         except TimeoutError:
-            # With an id, because a reader of few kinds would reconnect with one that is no longer kept.
+            # The comment has an id. Otherwise a reader of few kinds could reconnect with an id that is no longer kept.
             yield format_sse_event(comment="", id=subscription.position)
             continue
         if not events:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mcp_server.health import HealthCheckManager, SystemHealth
 
 _NOT_KEPT: Final = {"Cache-Control": "no-store"}
-"""The answer to a probe is valid only for this moment."""
+"""Headers of answers that must not be cached."""
 _OPEN: Final[dict[str, Any]] = {"security": []}
 """On the OpenAPI page: no token is needed."""
 
@@ -60,7 +60,7 @@ class HealthReport(BaseModel):
     uptime_sec: float
     message: str = Field("", description="Why this may be outdated or incomplete. Left out if it is neither.")
     checks: list[CheckReport]
-    history: list[RoundReport] = Field([], description="The last rounds, newest first, if they were asked for.")
+    history: list[RoundReport] = Field([], description="The last rounds, newest first, if they were requested.")
 
 
 def add_health_routes(app: FastAPI, health: Callable[[], HealthCheckManager], ready: Callable[[], bool]) -> None:
@@ -117,7 +117,7 @@ async def is_ready(health: Callable[[], HealthCheckManager], ready: Callable[[],
     if not ready():
         return False
     found = await health().current()
-    # Without a single result, nothing is known yet.
+    # Before the first result, nothing is known about the host.
     return ready() and bool(found.results) and found.status is not HealthStatus.UNHEALTHY
 
 

@@ -85,7 +85,7 @@ def add_run_routes(app: FastAPI, open_store: Callable[[], Awaitable[Store]]) -> 
         store = await open_store()
         record = await store.get_run(run_id, caller=caller)
         kept = raw_of(record)
-        # The first piece is read before the status is sent, so that missing or damaged content is not a 200.
+        # Read the first piece before the status is sent, so that missing or damaged content is not answered with 200.
         pieces = store.iter_raw(kept)
         first = await anext(pieces, b"")
 
@@ -95,7 +95,7 @@ def add_run_routes(app: FastAPI, open_store: Callable[[], Awaitable[Store]]) -> 
                 yield piece
 
         headers = {
-            # A browser must never display text of a scanned host as a page of this server.
+            # A browser must never display the text of a scanned host as a page of this server.
             "Content-Disposition": f'attachment; filename="{record.id}.raw"',
             "X-Content-Type-Options": "nosniff",
             "X-Content-SHA256": kept.sha256,

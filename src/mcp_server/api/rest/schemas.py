@@ -255,7 +255,7 @@ class CallerReport(BaseModel):
 class ScopeReport(BaseModel):
     """The explanation of targets, and of the plan of a call if a tool was named.
 
-    Without a target: the policy, and what the caller may do if it has limits of its own.
+    Without a target: the policy, and the limits of the caller if it has any.
     """
 
     scope_hash: str

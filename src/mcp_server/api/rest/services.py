@@ -1,4 +1,4 @@
-"""What the REST interface uses of a server."""
+"""The parts of a server that the REST interface uses."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class RestServices:
-    """The pipeline, and functions that return or do what a route needs besides."""
+    """The pipeline, and the functions that the routes call."""
 
     pipeline: Pipeline
     health: Callable[[], HealthCheckManager]
     ready: Callable[[], bool]
-    """Whether calls are taken."""
+    """Whether the server accepts calls."""
     reload: Callable[[Actor], Awaitable[ReloadResult]]
     """Reads the configuration again, on request of the actor."""
     last_reload: Callable[[], ReloadResult | None]

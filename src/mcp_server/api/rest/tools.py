@@ -131,7 +131,7 @@ async def _tool_output(pipeline: Pipeline, result: CallResult) -> ToolOutput:
 
 
 async def _unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Await ``work``, and cancel it if the client disconnects, because nobody would read its result."""
+    """Await ``work``, and cancel it if the client disconnects, because its result would not be read."""
 
     async def disconnected() -> None:
         while (await request.receive())["type"] != "http.disconnect":
@@ -141,7 +141,7 @@ async def _unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -
     try:
         await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        # A server that stops cancels this request. The run must have ended before the request does.
+        # A server that stops cancels this request. The run must end before the request ends.
         watching.cancel()
         if not working.done():
             working.cancel()

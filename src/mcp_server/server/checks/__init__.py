@@ -35,7 +35,8 @@ def health_of_server(
 ) -> HealthCheckManager:
     """Return the checks of a running server. Every round uses the configuration in force.
 
-    ``authenticator`` is that of its HTTP interfaces, None if it has none. Each round is logged, counted and published.
+    ``authenticator`` belongs to the HTTP interfaces, and is None without them. Each round is logged, counted and
+    published.
     """
     current = pipeline.current
     manager = HealthCheckManager(lambda: current.value.config.health)

@@ -73,7 +73,7 @@ class ActorsCheck:
         try:
             actors = read_actors_file(path)
         except NetworkToolsError as error:
-            # A running server keeps the actors that it has read before, as with the policy.
+            # A running server keeps the last valid actors, as it keeps the last valid policy.
             state, works = HealthStatus.UNHEALTHY, "nothing starts"
             if self._serving:
                 state, works = HealthStatus.DEGRADED, "calls, within the limits that were read before"

@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from mcp_server.health import LoopLag
 
 SMOOTHING_SEC: Final = 60.0
-"""Seconds over which processor use is measured; half of that at the start. One busy second must not count."""
+"""Seconds over which processor use is averaged, half of it at the start. One busy second must not cause a warning."""
 DESCRIPTORS_SHARE: Final = 0.8
-"""Share of the descriptors of this process from which on it is degraded."""
+"""The check is degraded if this process uses more than this share of its descriptors."""
 LAG_SEC: Final = 0.25
-"""Mean lag of the event loop over a minute from which on this process is degraded."""
+"""The check is degraded if the mean lag of the event loop over a minute, in seconds, exceeds this."""
 MIB: Final = 1024 * 1024
 
 
@@ -89,7 +89,7 @@ class MemoryUse:
 
 
 def read_memory() -> MemoryUse:
-    """Return the memory of the host, or that of the control group if a larger share of it is in use."""
+    """Return the memory of the host, or of the control group if the group uses a larger share of its limit."""
     import psutil
 
     found = psutil.virtual_memory()
@@ -101,7 +101,7 @@ def read_memory() -> MemoryUse:
 def read_cgroup(membership: Path, root: Path) -> MemoryUse | None:
     """Return the fullest control group of this process that has a limit (cgroup v2). None if there is no limit.
 
-    Page cache that the kernel can drop (``inactive_file``) is not counted, as in container platforms.
+    Page cache that the kernel can drop (``inactive_file``) is not counted. Container platforms do the same.
     """
     try:
         lines = membership.read_text().splitlines()
@@ -160,7 +160,7 @@ def read_process() -> ProcessUse:
 
 
 class ProcessCheck:
-    """Checks this process and its event loop. It is a coroutine function, because tasks are counted on the loop."""
+    """Checks this process and its event loop. The check is a coroutine, because tasks are counted on the loop."""
 
     def __init__(self, lag: LoopLag, read: Callable[[], ProcessUse] = read_process) -> None:
         self._lag = lag

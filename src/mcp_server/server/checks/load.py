@@ -48,7 +48,7 @@ def check_queue(loads: Mapping[str, Load], most: int) -> CheckOutcome:
 
 
 def check_rate_limit(problem: str | None) -> CheckOutcome:
-    """Check that calls are counted in the configured storage. ``problem`` is what the rate limiter reports."""
+    """Check that calls are counted in the configured storage. ``problem`` is the report of the rate limiter."""
     if problem is None:
         return CheckOutcome(_OK, "calls are counted")
     return CheckOutcome(

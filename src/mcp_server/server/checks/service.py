@@ -1,4 +1,4 @@
-"""Checks of what the service needs: programs, guard, sandbox, state folder, disk, store, audit log, scope."""
+"""Checks of the parts that calls need: programs, guard, sandbox, state folder, disk, store, audit log, scope."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def _left_out(registry: ToolRegistry) -> list[CheckOutcome]:
 
 
 async def check_guard(config: Config, guard: Guard) -> CheckOutcome:
-    """Check that the guard is still as it was set up. Also counts packets that it dropped while no tool ran."""
+    """Check that the guard has not changed since it was set up. Also counts packets dropped while no tool ran."""
     try:
         await read_guard(guard)
     except NetworkToolsError as error:
@@ -110,7 +110,7 @@ def _no_guard(error: NetworkToolsError) -> CheckOutcome:
 
 
 def describe_guard(config: Config, tier: Enforcement, reason: str = "") -> CheckOutcome:
-    """Return what a tier enforces. Degraded if it is the weakest tier and the operator did not choose it."""
+    """Return the outcome for a tier. Degraded if it is the weakest tier and the operator did not choose it."""
     detail = f"enforcement: {tier.value}" + (f" ({reason.removesuffix('.')})" if reason else "")
     if tier is not Enforcement.ARGUMENT:
         return CheckOutcome(_OK, f"{detail}; every frame passes the ruleset; raw sockets are available")
@@ -185,12 +185,12 @@ def _repair_folder(folder: Path) -> str:
 
 
 def check_disk(folder: Path, threshold: float) -> CheckOutcome:
-    """Check the file system of the state folder. Degraded above ``threshold`` per cent of what this user can use."""
+    """Check the file system of the state folder. Degraded above ``threshold`` per cent of the space for this user."""
     try:
         usage = shutil.disk_usage(folder)
     except OSError as error:
         return CheckOutcome(_FAILED, f"{folder}: {error.strerror}", _WITHOUT_STATE, _repair_folder(folder))
-    # Counted as df does: space that is reserved for root is neither used nor free.
+    # As in df, space that is reserved for root counts neither as used nor as free.
     percent = 100 * usage.used / max(1, usage.used + usage.free)
     detail = f"{usage.free // (1024 * 1024)} MiB free, {percent:.0f} % in use"
     remedy = f"free space on the disk of {folder}"
@@ -217,7 +217,7 @@ class StoreCheck:
         if self._opening is None or self._opening.done():
             self._opening = asyncio.ensure_future(self._open_store())
         try:
-            # The time limit of the check must not cancel a migration that it has started.
+            # The time limit of the check must not cancel a migration that the check has started.
             store = await asyncio.shield(self._opening)
             page = await store.list_runs(limit=1)
         except NetworkToolsError as error:
@@ -226,7 +226,7 @@ class StoreCheck:
 
 
 def check_audit(audit: AuditLog) -> CheckOutcome:
-    """Check that the audit log can be written and that the last record was. The check itself writes nothing."""
+    """Check that the audit log can be written, and that the last record was written. The check writes nothing."""
     remedy = f"{_program()} audit verify"
     problem = audit.unwritable
     if problem is not None and problem.code == "audit_broken":

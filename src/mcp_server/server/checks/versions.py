@@ -15,7 +15,7 @@ _VERSIONS: dict[tuple[str, tuple[str, ...]], tuple[tuple[int, ...], str]] = {}
 
 
 def version_of(path: str, arguments: tuple[str, ...]) -> str:
-    """Return the first line that a program writes when it is run with ``arguments``, or "" if there are none.
+    """Return the first line that a program writes when it runs with ``arguments``, or "" if there are no arguments.
 
     The program is run again only if its file has changed. Raises PlatformError if it cannot be run or fails, for
     example because a library is missing.

@@ -2,9 +2,9 @@
 
 A table maps each exact flag to the type and bounds of its value. `read` accepts only what the table lists: no
 abbreviation, no ``--x=y``, no positional words, and no flag twice. `emit` writes the argv from the typed values, so no
-character of a caller reaches an argv unless a value type has parsed it. A table must not hold a flag whose value is a
-path, a host, a URL, an interface or an expression, because no list of forbidden values is complete for a program's own
-parser.
+text of a caller reaches an argv unless a value type has parsed it. A table must not hold a flag whose value is a path,
+a host, a URL, an interface or an expression, because for a program's own parser no list of forbidden values is
+complete.
 """
 
 from mcp_server.tools.flags.reader import check_characters, read

@@ -1,4 +1,4 @@
-"""Reads ``extra_args`` into typed settings by one table. Everything else is a typed error.
+"""Reads ``extra_args`` into typed settings of one table of flags. Any other text is a typed error.
 
 Nothing is guessed. A word is a flag of the table in its exact spelling, or the value of the flag before it. No shell
 reads the text, and quoting does not exist.
@@ -16,14 +16,14 @@ from mcp_server.tools.flags.table import Flag, Setting
 from mcp_server.tools.flags.values import Value
 
 SHOWN_CHARS = 40
-"""How many characters of a word of the caller a message repeats."""
+"""The maximum number of characters of a caller's word that a message repeats."""
 
-# Everything that a shell, a terminal or a C string treats specially, and everything that is not ASCII text.
+# All characters that a shell, a terminal or a C string treats specially, and all characters that are not ASCII text.
 _FORBIDDEN = re.compile(r"""[^ -~]|[;&|`$><\\"']""")
 
 
 def read(text: str, table: Mapping[str, Flag], *, max_length: int) -> tuple[Setting, ...]:
-    """Return the settings in ``text``, in their order. ``max_length`` is its greatest length in characters.
+    """Return the settings in ``text``, in their order. ``max_length`` is the maximum length of ``text`` in characters.
 
     Raises AccessError ``intrusive_not_allowed`` for a locked flag, and ArgumentError with one of these codes:
 
@@ -73,7 +73,7 @@ def read(text: str, table: Mapping[str, Flag], *, max_length: int) -> tuple[Sett
 def check_characters(text: str, parameter: str) -> None:
     """Raise ArgumentError ``forbidden_characters`` unless ``text`` is plain ASCII without shell metacharacters.
 
-    Forbidden are ``; & | ` $ > <``, the backslash, both quotes, control characters and everything outside of ASCII.
+    Forbidden are ``; & | ` $ > <``, the backslash, both quotes, control characters and all characters outside of ASCII.
     """
     found = _FORBIDDEN.search(text)
     if found:
@@ -114,7 +114,7 @@ def _refuse_word(word: str, table: Mapping[str, Flag]) -> NoReturn:
     shown = sanitize(word, SHOWN_CHARS)
     if not word.startswith("-"):
         message = f"extra_args holds '{shown}', which is neither a flag nor the value of one."
-        hint = "Remove it. extra_args takes flags only, and targets have their own parameter."
+        hint = "Remove it. extra_args takes flags only. Use the separate parameter for targets."
     else:
         message = f"extra_args holds '{shown}', which is not a flag of this tool."
         hint = _suggestion(word, table)

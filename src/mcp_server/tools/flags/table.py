@@ -64,7 +64,7 @@ class Setting:
 
     @property
     def given(self) -> Any:
-        """The value for the field of the flag."""
+        """The value that this setting gives to the field of its flag."""
         return self.flag.const if self.flag.value is None else self.value
 
     def words(self) -> list[str]:

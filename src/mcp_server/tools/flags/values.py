@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 INT_MAX = 2**31 - 1
-"""The highest INT: the highest C ``int``, because programs read their numbers into one."""
+"""The highest value of INT. It is the highest C ``int``, because programs read numbers into that type."""
 
 _INT = re.compile(r"(?:0|[1-9][0-9]{0,9})\Z")
 _FLOAT = re.compile(r"(?:0|[1-9][0-9]{0,8})(?:\.[0-9]{1,3})?\Z")

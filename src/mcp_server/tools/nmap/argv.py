@@ -11,7 +11,7 @@ from mcp_server.tools.nmap.scan import Scan
 from mcp_server.tools.nmap.script_args import emit_script_args
 
 BASE: Final = ("-n", "-oX", "-", "--noninteractive", "--no-stylesheet", "--stats-every", "2s")
-"""Part of every argv: no DNS, XML on standard output, no keyboard, no local path in the XML, progress reports."""
+"""Words in every argv: no DNS, XML on standard output, no keyboard, no local path in the XML, progress reports."""
 
 _GROUP_WITH_DETAIL: Final = 16
 _GROUP_OF_PORTS: Final = 64
@@ -62,7 +62,7 @@ def _port_scan(scan: Scan, name: str | None) -> list[str]:
         words += ["--script", ",".join(scan.scripts)]
     arguments = scan.script_args
     if name is not None and (scan.services or scan.scripts):
-        # nmap connects to the address. A server with several sites also needs the name, in HTTP and in TLS.
+        # nmap connects to the address. A server with several sites also needs the name in HTTP and in TLS.
         arguments = (*arguments, ("http.host", name), ("tls.servername", name))
     if arguments:
         words += ["--script-args", emit_script_args(arguments)]

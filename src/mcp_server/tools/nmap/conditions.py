@@ -1,4 +1,4 @@
-"""Applies to a scan what is known only after its targets were resolved: raw sockets, and the policy's packet rate.
+"""Applies the conditions of a run to a scan: whether raw sockets are available, and the policy's packet rate.
 
 nmap obeys ``--max-rate`` in host discovery and port scans. Version detection, scripts and OS detection have their own
 rate. For these the number of simultaneous connections is limited instead, to one for every ten packets a second. This
@@ -51,7 +51,7 @@ def _rate_limited(scan: Scan, limit: float) -> Scan:
             parameter="extra_args",
             limit=limit,
         )
-    # Rounded down to the three decimals of nmap's argument.
+    # Round down to the three decimals of nmap's argument.
     rate = floor(min(asked.get("max_rate", limit), limit) * 1000) / 1000
     return replace(
         scan,

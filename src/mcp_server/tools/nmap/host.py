@@ -17,13 +17,13 @@ from mcp_server.model.untrusted import FIELD_LIMIT, TextBudget, sanitize
 Attributes = dict[str, str]
 
 SCRIPT_LIMIT: Final = 4096
-"""How many characters are kept of the output of one script."""
+"""The maximum number of characters that are kept of the output of one script."""
 
 _SHORT: Final = 64
 _MAC: Final = re.compile(r"[0-9A-Fa-f]{2}(?::[0-9A-Fa-f]{2}){5}")
 _SERVICE_TEXTS: Final = ("name", "product", "version", "extrainfo", "tunnel", "hostname", "ostype", "method")
 
-# nmap's own words are few and occur often. Text of a target is neither, so it is not cached.
+# nmap's own words are few and occur often, so they are cached. Text of a target is not cached.
 _vocabulary = lru_cache(maxsize=1024)(sanitize)
 
 
@@ -67,7 +67,7 @@ def _service(take: Callable[[str], str], texts: tuple[str, ...], conf: int, cpe:
 def _shared_service(texts: tuple[str, ...], conf: int, cpe: tuple[str, ...]) -> tuple[Service, int]:
     """Return a service, and how many characters of the target's text it holds.
 
-    A network runs few different services on many ports, so equal services share one object.
+    A network has few different services on many ports, so equal services share one object.
     """
     service = _service(sanitize, texts, conf, cpe)
     probe = service.from_target.version_probe
@@ -193,7 +193,7 @@ class HostReader:
         return _service(self._budget.take, texts, conf, cpe)
 
     def _begin_cpe(self, _: Attributes) -> None:
-        # Only a CPE is text. A handler that stays set would be called for every line break.
+        # Only CPEs are in text nodes. A permanent handler would be called for every line break.
         self._cpe_text = []
         self._xml.CharacterDataHandler = self._cpe_text.append
 

@@ -108,7 +108,7 @@ SERVICE_PORTS: Final[dict[str, int]] = {
     "xmpp": 5222,
     "xmpp-client": 5222,
 }
-"""Service name to its usual port, from nmap-services, or from IANA's registry if people usually mean that port."""
+"""Service name to its usual port, from nmap-services, or from IANA's registry if that port is more common."""
 
 _NUMBER = re.compile(r"[0-9]{1,9}\Z")
 _RANGE = re.compile(r"([0-9]{1,9})-([0-9]{1,9})\Z")
@@ -124,7 +124,7 @@ class PortSet:
 
     @property
     def count(self) -> int:
-        """How many ports these are for one transport."""
+        """The number of ports for one transport."""
         return self.top or sum(high - low + 1 for low, high in self.ranges)
 
     @property
@@ -214,7 +214,7 @@ def _merge(ranges: list[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
 
 @dataclass(frozen=True, slots=True)
 class PortsValue:
-    """The value of ``-p``: what `parse_ports` reads, written in canonical ranges."""
+    """The value of ``-p``: a port specification that `parse_ports` reads, written in canonical ranges."""
 
     @property
     def label(self) -> str:

@@ -29,7 +29,7 @@ class NmapProgress:
         return self._best if self._started else None
 
     def arguments(self, text: str) -> None:
-        """Take nmap's own record of its command line. It shows the stages of each group."""
+        """Take the command line as nmap reports it. It shows the stages of each group."""
         try:
             words = set(shlex.split(text))
         except ValueError:
@@ -66,12 +66,12 @@ class NmapProgress:
 
     def _raise(self, share: float) -> None:
         self._started = True
-        # Scripts and statistics follow after the last address, so this never reaches 1.0.
+        # Scripts and statistics follow after the last address, so the share never reaches 1.0.
         self._best = max(self._best, min(share, 0.99))
 
 
 def _stage(task: str) -> str:
-    """Return the stage of a task. The names are those of nmap's timing.cc and scan_engine.cc: ``SYN Stealth Scan``."""
+    """Return the stage of a task, whose name is from nmap's timing.cc or scan_engine.cc, as ``SYN Stealth Scan``."""
     if "Ping" in task or "DNS" in task or "ND" in task.split():
         return "discovery"
     if task == "Service scan":

@@ -1,8 +1,7 @@
 """One nmap scan as a typed value, resolved from the parameters, flags and template of a call, and the defaults.
 
-What the caller wrote overrides the template, and the template overrides the defaults. If two values that the caller
-wrote contradict each other, the call is refused and the message names both. A value of a template that does not apply
-is ignored.
+Values that the caller wrote override the template, and the template overrides the defaults. If two values of the caller
+contradict each other, the call is refused and the message names both. A template value that does not apply is ignored.
 """
 
 from __future__ import annotations
@@ -76,10 +75,10 @@ class ScanParameter:
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """One nmap scan. Times are in milliseconds. ``ports`` is None if only hosts are searched.
+    """One nmap scan. Times are in milliseconds. ``ports`` is None if the scan only searches hosts.
 
     ``tcp`` is ``syn``, ``connect``, ``default`` (syn if raw sockets are available, else connect), or None for UDP only.
-    ``raw_source`` is what the caller wrote that needs raw sockets, or empty. ``host_timeout`` and ``max_hostgroup`` are
+    ``raw_source`` is the caller's text that needs raw sockets, or empty. ``host_timeout`` and ``max_hostgroup`` are
     None if the tool chooses them. ``max_rate`` (packets a second) and ``max_parallelism`` are limits of the operator.
     """
 
@@ -112,7 +111,7 @@ class Scan:
 
     @property
     def needs_raw_sockets(self) -> bool:
-        """Whether nmap can do this only with raw sockets."""
+        """Whether nmap can run this scan only with raw sockets."""
         return self.tcp == "syn" or self.udp or self.os
 
     @property
@@ -148,8 +147,8 @@ def resolve(
     script_args: ScriptArgs = _value(given, "script_args", default=())
     if unread_arg := unread(script_args, scripts):
         raise ArgumentError(
-            f"No script of this call reads script_args {unread_arg}.",
-            hint="Name the script that reads it in scripts, or remove it.",
+            f"No script of this call reads the argument {unread_arg} in script_args.",
+            hint="Add a script that reads the argument to scripts, or remove the argument.",
             parameter="script_args",
         )
     scan = Scan(
@@ -189,19 +188,19 @@ def _collect(parameters: Mapping[str, Any], settings: tuple[Setting, ...]) -> di
     for setting in settings:
         field = setting.flag.field
         if field is None:
-            raise ArgumentError(f"{setting.flag.name} sets nothing.", code="argument_not_allowed")
+            raise ArgumentError(f"{setting.flag.name} sets no field of a scan.", code="argument_not_allowed")
         new = ScanParameter(setting.given, " ".join(setting.words()))
         if field in given and given[field].value != new.value:
             _clash(given[field], new)
         given.setdefault(field, new)
     for low, high in PAIRS:
         if low in given and high in given and given[low].value > given[high].value:
-            _clash(given[low], given[high], hint="The first must not be more than the second.")
+            _clash(given[low], given[high], hint="The first value must not be more than the second.")
     return given
 
 
 def _parameter_source(field: str, value: Any) -> str:
-    """Return a typed parameter as a message shows it."""
+    """Return a typed parameter in the form that messages use."""
     if field == "host_timeout":
         return f"host_timeout_sec={value // 1000}"
     if isinstance(value, PortSet):
@@ -213,7 +212,7 @@ def _parameter_source(field: str, value: Any) -> str:
     return f"{field}={value!r}"
 
 
-def _clash(first: ScanParameter, second: ScanParameter, hint: str = "Keep one of the two.") -> NoReturn:
+def _clash(first: ScanParameter, second: ScanParameter, hint: str = "Remove one of the two.") -> NoReturn:
     raise ArgumentError(
         f"{first.source} and {second.source} contradict each other.",
         hint=hint,
@@ -227,9 +226,17 @@ def _check_mode(mode: ScanParameter, given: Mapping[str, ScanParameter]) -> None
         return
     for field in _PORT_SCAN_FIELDS:
         if field in given:
-            _clash(mode, given[field], hint="Mode discover tests no ports. Choose another mode, or remove this.")
+            _clash(
+                mode,
+                given[field],
+                hint=f"Mode discover tests no ports. Choose a different mode, or remove {given[field].source}.",
+            )
     if not _value(given, "ping", default=True):
-        _clash(mode, given["ping"], hint="Mode discover needs discovery probes. Choose another mode, or remove this.")
+        _clash(
+            mode,
+            given["ping"],
+            hint=f"Mode discover needs discovery probes. Choose a different mode, or remove {given['ping'].source}.",
+        )
 
 
 def _check_needs(given: Mapping[str, ScanParameter], *, services: bool, os: bool) -> None:
@@ -240,7 +247,8 @@ def _check_needs(given: Mapping[str, ScanParameter], *, services: bool, os: bool
         ("osscan_guess", os, "mode os or -O"),
     ):
         if field in given and not present:
-            raise ArgumentError(f"{given[field].source} does nothing here.", hint=f"Add {need}, or remove it.")
+            source = given[field].source
+            raise ArgumentError(f"{source} has no effect in this call.", hint=f"Add {need}, or remove {source}.")
 
 
 def _methods(given: Mapping[str, ScanParameter]) -> tuple[str | None, bool]:
@@ -282,6 +290,6 @@ def _with_intrusiveness(scan: Scan, *, allow_intrusive: bool) -> Scan:
 
 
 def _raw_source(scan: Scan, given: Mapping[str, ScanParameter]) -> str:
-    """Return what the caller wrote that needs raw sockets. No default needs them."""
+    """Return the text of the caller that needs raw sockets, or "". No default needs them."""
     fields = ("tcp",) if scan.tcp == "syn" else ("udp", "transport") if scan.udp else ("os", "aggressive", "mode")
     return next(given[field].source for field in fields if field in given)

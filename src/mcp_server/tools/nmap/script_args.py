@@ -1,12 +1,12 @@
 """Arguments for scripts: a closed table of names, each with its type and bounds, written in nmap's notation.
 
-nmap reads ``--script-args`` as a table: ``name="value",name="value"``. An unquoted word ends at ``, { } =``, a quoted
-one at its quote (nse_main.lua and lpeg-utility.lua of 7.93). Every value here is written in double quotes, and its type
-allows neither a quote nor a backslash, so a value cannot end early.
+nmap reads ``--script-args`` as a table: ``name="value",name="value"``. An unquoted word ends at ``, { } =``, and a
+quoted word ends at its quote (nse_main.lua and lpeg-utility.lua of 7.93). Every value here is written in double quotes,
+and its type allows neither a quote nor a backslash, so a value cannot end early.
 
-Never add an argument whose value is a file, a host, a credential or a list of targets, or one that makes a script
-change something (``http-methods.test-all`` sends DELETE). ``http.host`` and ``tls.servername`` are set by
-`mcp_server.tools.nmap.argv` only, to the name of the target. That name is an A-label inside the scope.
+Never add an argument whose value is a file, a host, a credential or a list of targets, or an argument that makes a
+script change something on the target (``http-methods.test-all`` sends DELETE). ``http.host`` and ``tls.servername`` are
+set by `mcp_server.tools.nmap.argv` only, to the name of the target. That name is an A-label inside the scope.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Number:
 
 @dataclass(frozen=True, slots=True)
 class Switch:
-    """A switch: true, or false, which is the same as leaving it out."""
+    """A switch: true or false. False has the same effect as leaving it out."""
 
     label: str = "BOOL"
 
@@ -139,7 +139,7 @@ ARGS: Final = (
         "How host keys are shown.",
     ),
     ScriptArg("vulns.short", _VULNS, Switch(), "One line for each vulnerability."),
-    ScriptArg("vulns.showall", _VULNS, Switch(), "Also report what is not vulnerable."),
+    ScriptArg("vulns.showall", _VULNS, Switch(), "Also report checks that found no vulnerability."),
 )
 """Every argument that a caller can give. nmap's http library reads ``http.*``, its vulns library ``vulns.*``."""
 

@@ -24,9 +24,9 @@ from mcp_server.tools.nmap.progress import NmapProgress
 from mcp_server.tools.results import Parsed
 
 TOKEN_LIMIT = 4 * 1024 * 1024
-"""The largest tag with its attributes, in bytes. nmap's longest, a list of every second port, has about 200 kB."""
+"""The largest tag with its attributes, in bytes. The longest tag of nmap, a list of every second port, has 200 kB."""
 HOST_LIMIT = 512 * 1024 * 1024
-"""The largest host, in bytes. All ports of TCP, UDP and SCTP with one service and script each have about 200 MB."""
+"""The largest host, in bytes. A host with a service and a script on every TCP, UDP and SCTP port has about 200 MB."""
 _SLICE = 64 * 1024
 _WARNINGS_KEPT = 20
 _VERSION = re.compile(r"[0-9A-Za-z.+-]{1,32}")
@@ -34,7 +34,7 @@ _CUT_SHORT = "the closing statistics are missing"
 
 
 class _DocumentError(Exception):
-    """The document is not one that nmap writes. The message has no text of a target."""
+    """The document cannot be from nmap. The message has no text of a target."""
 
 
 class NmapXmlParser:
@@ -91,7 +91,7 @@ class NmapXmlParser:
         return ready
 
     def close(self) -> Parsed:
-        """Return what was covered, and why the document was incomplete if it was. May be called again."""
+        """Return the coverage, and the reason if the document was incomplete. May be called again."""
         if self._xml is not None:
             self._parse(b"", final=True)
             self._release()
@@ -216,7 +216,7 @@ class NmapXmlParser:
             self._success = True
             self._progress.ended()
         else:
-            # The attribute repeats the error, which may hold text of a target. Our message leaves it out.
+            # The attribute repeats the error, which may hold text of a target. So the message does not contain it.
             self._failure = "nmap reported an error, which is in stderr"
 
     def _on_hosts(self, attributes: Attributes) -> None:
@@ -226,7 +226,7 @@ class NmapXmlParser:
                 self._reported[key] = value
 
     def _ports_tested(self) -> tuple[PortsTested, ...]:
-        """Return the planned ports, or the ports that nmap reports if they differ."""
+        """Return the planned ports, or the ports that nmap reports if those differ."""
         if not self._scanned:
             return self._ports
         reported = sorted((tested.transport, tested.count) for tested in self._scanned)

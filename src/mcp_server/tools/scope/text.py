@@ -1,4 +1,4 @@
-"""The answer of the tool `scope` as lines of text, for people and for clients that read no structure."""
+"""The answer of the tool `scope` as lines of text, for people and for clients without structured content."""
 
 from __future__ import annotations
 
