@@ -1,4 +1,4 @@
-"""Set up every test run: the program is started by fork."""
+"""Hooks for every test run."""
 
 from __future__ import annotations
 
