@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mcp_server.tools.base import ToolOutput
 
 MAX_HOSTS: Final = 1000
-"""The most hosts that are printed."""
+"""Maximum number of hosts that are printed."""
 
 
 def _tool_names(incomplete: str) -> list[str]:

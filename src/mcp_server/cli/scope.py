@@ -22,7 +22,7 @@ app = typer.Typer(help="The scope: show the policy, check targets.", no_args_is_
 def check(
     targets: Annotated[list[str], typer.Argument(help="Addresses, CIDRs or names.")],
     risk: Annotated[
-        str | None, typer.Option("--risk", help="Ask for this risk: passive, probe, scan or intrusive.")
+        str | None, typer.Option("--risk", help="Check the targets for this risk: passive, probe, scan or intrusive.")
     ] = None,
     tool: Annotated[
         str | None, typer.Option("--tool", help="Also plan a call of this tool: what would it cost?")

@@ -35,9 +35,9 @@ class ScopeParameters(BaseModel):
         QueryText | Annotated[list[QueryText], Field(min_length=1, max_length=MAX_TARGETS)] | None,
         Field(description="Addresses, CIDRs or names."),
     ] = None
-    risk: Annotated[RiskName | None, Field(description="Ask for this risk.")] = None
+    risk: Annotated[RiskName | None, Field(description="Check the targets for this risk.")] = None
     tool: Annotated[QueryText | None, Field(description="Plan a call of this tool.")] = None
-    parameters: Annotated[dict[str, Any] | None, Field(description="Its arguments besides target.")] = None
+    parameters: Annotated[dict[str, Any] | None, Field(description="Its arguments, without target.")] = None
 
     @property
     def targets(self) -> list[str]:

@@ -165,7 +165,7 @@ class LimitedWarning:
 
 
 class AcceptErrorHandler:
-    """Exception handler of an event loop. Limits what asyncio logs about missing descriptors to one line a minute."""
+    """Exception handler of an event loop. Logs at most one line a minute about missing descriptors."""
 
     def __init__(self) -> None:
         self._warning = LimitedWarning("connections.no_descriptor")

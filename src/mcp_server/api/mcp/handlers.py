@@ -239,7 +239,7 @@ def _progress(ctx: ServerRequestContext[Any]) -> Progress:
 
     async def send(share: float, message: str) -> None:
         nonlocal sent
-        # The specification requires that each report exceeds the one before. Clients use reports as a sign of life.
+        # Each report must exceed the report before it (MCP specification). Clients extend their timeout at each report.
         sent = max(share, sent + _MIN_PROGRESS)
         try:
             await report(sent, 1.0, message)

@@ -39,7 +39,7 @@ def add_admin_routes(app: FastAPI, pipeline: Pipeline, reload: Callable[[Actor],
 def _add_reload(app: FastAPI, reload: Callable[[Actor], Awaitable[ReloadResult]]) -> None:
     @app.post(
         "/admin/reload",
-        summary="Read the configuration and the policy again. Use all of it, or keep the old one",
+        summary="Reload the configuration and the policy, completely or not at all",
         response_model=None,
         responses=problem_responses(*COMMON_STATUSES) | {200: {"model": ReloadReport}},
     )

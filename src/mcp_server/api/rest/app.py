@@ -110,7 +110,7 @@ def _add_problem_handlers(app: FastAPI, invalidate_health: Callable[[], None]) -
 def _add_server_routes(app: FastAPI, current: Current, last_reload: Callable[[], ReloadResult | None]) -> None:
     @app.get(
         "/",
-        summary="What this server is, and its paths",
+        summary="The name, version and paths of this server",
         responses=problem_responses(*COMMON_STATUSES) | {200: {"model": Index}},
     )
     async def root() -> dict[str, Any]:

@@ -89,8 +89,8 @@ def add_event_routes(
         kind: Annotated[
             list[_Kinds] | None,
             Query(
-                description="Only these: run, call, health, alarm, config, tool, server, or one kind. Separate several "
-                "by commas"
+                description="Only these: run, call, health, alarm, config, tool, server, or a single kind. Separate "
+                "several by commas"
             ),
         ] = None,
         last_event_id: Annotated[

@@ -22,7 +22,7 @@ from mcp_server.model.run import RiskName, Run
 
 
 class Index(BaseModel):
-    """What this server is, and its paths."""
+    """The name, version and paths of this server."""
 
     name: str
     version: str

@@ -170,12 +170,12 @@ def add_scope_route(app: FastAPI, pipeline: Pipeline) -> None:
                 examples=[["192.168.1.10"]],
             ),
         ] = None,
-        risk: Annotated[RiskName | None, Query(description="Ask for this risk")] = None,
+        risk: Annotated[RiskName | None, Query(description="Check the targets for this risk")] = None,
         tool: Annotated[QueryText | None, Query(description="Plan a call of this tool, on target")] = None,
         parameters: Annotated[
             str | None,
             Query(
-                description="The arguments of that call besides target",
+                description="The arguments of that call, without target",
                 json_schema_extra={"contentMediaType": "application/json", "contentSchema": {"type": "object"}},
             ),
         ] = None,
