@@ -94,7 +94,7 @@ class Lockout:
 
 
 def source_of(peer: str) -> str:
-    """The source of a peer: its IPv4 address, the /64 of its IPv6 address, or the text if it is not an address."""
+    """Return the source of a peer: its IPv4 address, the /64 of its IPv6 address, or the text of another peer."""
     try:
         address = ip_address(peer.partition("%")[0])
     except ValueError:

@@ -58,7 +58,7 @@ def decide(
 
 
 def strictest_rate(entries: Iterable[PolicyEntry], limits: PolicyLimits) -> float | None:
-    """The lowest rate that the entries or the limits allow, in packets per second; None means no limit."""
+    """Return the lowest rate that the entries or the limits allow, in packets per second; None means no limit."""
     rates = [entry.terms.packets_per_second for entry in entries]
     return min((rate for rate in (*rates, limits.packets_per_second) if rate is not None), default=None)
 

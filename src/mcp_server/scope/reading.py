@@ -159,7 +159,7 @@ def _read_name(text: str) -> str:
 
 
 def _is_a_label(label: str) -> bool:
-    """Whether a label with hyphens in positions three and four is the one encoding of a Unicode label."""
+    """Return whether a label with hyphens in positions three and four is the one encoding of a Unicode label."""
     if not label.startswith("xn--"):
         return False
     try:

@@ -30,7 +30,7 @@ class Window:
     zone_name: str = "UTC"
 
     def is_open(self, now: datetime) -> bool:
-        """Whether the window is open at ``now``, which must have an offset from UTC."""
+        """Return whether the window is open at ``now``, which must have an offset from UTC."""
         local = now.astimezone(self.zone)
         minute, day = local.hour * 60 + local.minute, local.weekday()
         if self.start < self.end:
