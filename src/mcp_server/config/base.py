@@ -67,7 +67,7 @@ class Section(BaseModel):
     _sources: dict[str, Source] = PrivateAttr(default_factory=dict)
 
     def source_of(self, key: str) -> Source:
-        """Where the value of ``key`` came from; ``code`` is an assignment."""
+        """Return the source of the value of ``key``; ``code`` is an assignment."""
         return self._sources.get(key, "default")
 
     def is_set(self, key: str) -> bool:
@@ -81,7 +81,7 @@ class Section(BaseModel):
         self._sources[key] = other.source_of(key)
 
     def set_source(self, key: str, source: Source) -> None:
-        """Record where the value of ``key`` came from; called by the loader."""
+        """Record the source of the value of ``key``. The loader calls this."""
         self._sources[key] = source
 
     if not TYPE_CHECKING:  # a type checker that sees __setattr__ would not report misspelled keys

@@ -37,7 +37,7 @@ class Key:
 
     @property
     def status(self) -> Status:
-        """When a new value takes effect."""
+        """Whether a new value takes effect at a reload or at a restart."""
         found: Status = extra(self.field).get("status", "live")
         return found
 

@@ -1,4 +1,4 @@
-"""What a reload applies: all live keys. Keys that need a restart and keys that code has set keep their values."""
+"""A reload applies all live keys. Keys that need a restart and keys that code has set keep their values."""
 
 from __future__ import annotations
 

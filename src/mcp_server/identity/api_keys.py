@@ -16,7 +16,7 @@ from mcp_server.operator_files.file_state import FileState, file_state
 logger = get_logger(__name__)
 
 _NO_HASH: Final = "0" * 64
-"""What an unknown key is compared with, so that the comparison takes as long as for a known one."""
+"""An unknown key is compared with this, so that the comparison takes as long as for a known one."""
 
 
 class ApiKeys:

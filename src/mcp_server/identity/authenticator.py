@@ -1,4 +1,4 @@
-"""The authenticator: says who a bearer credential belongs to. Every interface asks it."""
+"""The authenticator: finds the actor of a bearer credential. Every interface uses it."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ class Credentials(Protocol):
 
 
 class Directory(Protocol):
-    """What an actor may do at most. It is asked after every authentication, on the event loop, so it must not block.
+    """Returns the access of an actor. It is called after every authentication, on the event loop, so it must not block.
 
     The permissions that a token does not have are removed afterwards.
     """

@@ -45,7 +45,7 @@ class IssuerKeys(Protocol):
     """The keys of one issuer."""
 
     problem: str | None
-    """Why the keys could not be read the last time, as a sentence; None if they could."""
+    """The reason why the last attempt to read the keys failed, as a sentence, or None if it succeeded."""
 
     @property
     def known(self) -> int:

@@ -64,7 +64,7 @@ def strictest_rate(entries: Iterable[PolicyEntry], limits: PolicyLimits) -> floa
 
 
 def _next_opening(entry: PolicyEntry, windows: Mapping[str, Window], now: datetime) -> datetime | None:
-    """When the first window of an entry opens next; None if one is open or the entry has none."""
+    """Return the next opening of the windows of an entry, or None if one is open or the entry has none."""
     moments = [windows[name].next_opening(now) for name in entry.terms.windows]
     return None if None in moments else min((moment for moment in moments if moment is not None), default=None)
 

@@ -1,4 +1,4 @@
-"""Which permission a call needs for its risk, and the error for a caller who does not have it."""
+"""The permission that a call needs for its risk, and the error for a caller who does not have it."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ _LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 
 @dataclass(frozen=True, slots=True)
 class ParsedTarget:
-    """What a target text means: either ``network`` (an address is a /32 or /128) or ``name`` is set.
+    """The meaning of a target text: either ``network`` (an address is a /32 or /128) or ``name`` is set.
 
     ``given`` is the caller's text, for messages only. It is ASCII without control characters.
     """
