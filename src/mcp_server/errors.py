@@ -269,7 +269,7 @@ class NetworkToolsError(Exception):
         return self.spec.retryable
 
     def as_dict(self) -> dict[str, Any]:
-        """The error as every interface shows it: code, message, hint, retryable, and details if there are any."""
+        """Return the error as every interface shows it: code, message, hint, retryable, and details if any."""
         body: dict[str, Any] = {
             "code": self.code,
             "message": self.message,

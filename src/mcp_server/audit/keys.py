@@ -30,7 +30,7 @@ def load_key(folder: Path) -> Ed25519PrivateKey | None:
         return None
     with os.fdopen(descriptor, "rb") as file:
         if stat.S_IMODE(os.fstat(descriptor).st_mode) & 0o077:
-            raise PlatformError(f"Other users can read the audit key {path}.", hint=f"Run: chmod 600 {path}")
+            raise PlatformError(f"Other users can read the audit key {path}.", hint=f"Run 'chmod 600 {path}'.")
         pem = file.read(4096)
     try:
         key = load_pem_private_key(pem, password=None)

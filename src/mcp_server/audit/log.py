@@ -39,9 +39,9 @@ class AuditLog:
 
     def __init__(self, state_dir: Path, settings: Callable[[], AuditConfig] = AuditConfig) -> None:
         self.problem: str | None = None
-        """Why no checkpoint can be signed, for the health check. None if there is no problem."""
+        """The reason why no checkpoint can be signed, for the health check. None if there is no problem."""
         self.unwritable: NetworkToolsError | None = None
-        """Why the last record could not be written, for the health check. None if it was written."""
+        """The reason why the last record could not be written, for the health check. None if it was written."""
         self._folder = state_dir
         self._settings = settings
         self._writer = AuditWriter(state_dir)

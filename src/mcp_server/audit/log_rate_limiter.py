@@ -16,7 +16,7 @@ K = TypeVar("K")
 
 @dataclass(slots=True)
 class _Repeats:
-    """When the first record of a kind was written (seconds of the clock), its fields, and the repeats since then."""
+    """The time of the first record of a kind (seconds of the clock), its fields, and the repeats since then."""
 
     logged: float
     fields: dict[str, Any]

@@ -29,7 +29,7 @@ from mcp_server.audit.tree import Frontier
 
 
 class BreakKind(StrEnum):
-    """What is wrong with a log."""
+    """The kinds of error in a log."""
 
     EDITED = "edited"
     DELETED = "deleted"
@@ -53,7 +53,7 @@ class Break:
 
 @dataclass(slots=True)
 class Verification:
-    """What `verify` found: ``size`` valid records, the root of their tree, and the first error, if any.
+    """The result of `verify`: ``size`` valid records, the root of their tree, and the first error, if any.
 
     ``checked`` is the number of checkpoints that agree with the log, ``sealed`` the number of records that they cover,
     and ``backwards`` the number of records whose time is before that of the previous record.

@@ -48,7 +48,7 @@ class _Position(NamedTuple):
 
 
 class _LogEnd(NamedTuple):
-    """Where an append starts: the offset, the end of the chain, and the incomplete line that a crash left, if any.
+    """The start of an append: the offset, the end of the chain, and the incomplete line that a crash left, if any.
 
     ``first`` is set if the log has no record yet.
     """

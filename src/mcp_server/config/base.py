@@ -67,11 +67,11 @@ class Section(BaseModel):
     _sources: dict[str, Source] = PrivateAttr(default_factory=dict)
 
     def source_of(self, key: str) -> Source:
-        """Where the value of ``key`` came from; ``code`` is an assignment."""
+        """Return the source of the value of ``key``; ``code`` is an assignment."""
         return self._sources.get(key, "default")
 
     def is_set(self, key: str) -> bool:
-        """Whether ``key`` has a value that is not its default."""
+        """Return whether ``key`` has a value that is not its default."""
         return key in self.model_fields_set
 
     def adopt(self, key: str, other: Section) -> None:
@@ -81,7 +81,7 @@ class Section(BaseModel):
         self._sources[key] = other.source_of(key)
 
     def set_source(self, key: str, source: Source) -> None:
-        """Record where the value of ``key`` came from; called by the loader."""
+        """Record the source of the value of ``key``. The loader calls this."""
         self._sources[key] = source
 
     if not TYPE_CHECKING:  # a type checker that sees __setattr__ would not report misspelled keys
@@ -114,30 +114,30 @@ class Section(BaseModel):
 
 
 def dotted(section: str, key: str) -> str:
-    """The full name of a key, e.g. ``server.port``."""
+    """Return the full name of a key, e.g. ``server.port``."""
     return f"{section}.{key}" if section else key
 
 
 def bounds(field: FieldInfo) -> tuple[float, float] | None:
-    """The closed range of a numeric field, or None if it has none."""
+    """Return the closed range of a numeric field, or None if it has none."""
     low = next((m.ge for m in field.metadata if getattr(m, "ge", None) is not None), None)
     high = next((m.le for m in field.metadata if getattr(m, "le", None) is not None), None)
     return None if low is None or high is None else (low, high)
 
 
 def extra(field: FieldInfo) -> dict[str, Any]:
-    """What a section says about a key besides its type: ``status``, ``env`` (short names), ``default_text``."""
+    """Return the extra facts about a key: ``status``, ``env`` (short names), ``default_text``."""
     found = field.json_schema_extra
     return found if isinstance(found, dict) else {}
 
 
 def choices(field: FieldInfo) -> tuple[str, ...]:
-    """The words that a key may have, or () if it may have any value of its type."""
+    """Return the words that a key may have, or () if it may have any value of its type."""
     return get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The name in ``known`` (not empty) that is most similar to ``name``."""
+    """Return the name in ``known`` (not empty) that is most similar to ``name``."""
     from difflib import get_close_matches  # only needed for an error
 
     return get_close_matches(name[:80], list(known), n=1, cutoff=0.0)[0]
@@ -149,7 +149,7 @@ def shown(name: str, value: Any) -> str:
 
 
 def shortened(text: str, limit: int = _MAX_CHARS) -> str:
-    """The first ``limit`` characters of a text."""
+    """Return the first ``limit`` characters of a text."""
     return text if len(text) <= limit else f"{text[:limit]}…"
 
 

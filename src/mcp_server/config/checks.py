@@ -43,7 +43,7 @@ def check_bind_host(host: str) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a server on ``host`` can be reached from this machine only: 127.0.0.0/8, ::1 or localhost."""
+    """Return whether a server on ``host`` can be reached from this machine only: 127.0.0.0/8, ::1 or localhost."""
     if host.lower() == "localhost":
         return True
     try:

@@ -34,7 +34,7 @@ class EffectiveLimits:
     file_descriptors: int
 
     def timeout_for(self, own: float | None = None, asked: float | None = None) -> float:
-        """The seconds for a run, at most ``timeout_ceiling``.
+        """Return the seconds for a run, at most ``timeout_ceiling``.
 
         ``asked`` is what the caller asked for, and ``own`` the tool's own number. Without both, it is the default.
         """
@@ -42,12 +42,12 @@ class EffectiveLimits:
         return min(wanted, self.timeout_ceiling)
 
     def concurrency_for(self, own: int | None = None) -> int:
-        """How many runs of a tool may be active at once: its ``own`` number or the default, up to the ceiling."""
+        """Return the limit of active runs of a tool: its ``own`` number or the default, up to the ceiling."""
         return min(self.default_concurrency if own is None else own, self.concurrency_ceiling)
 
 
 def effective_limits(security: SecurityConfig, limits: LimitsConfig, tool: ToolConfig) -> EffectiveLimits:
-    """The limits that the three sections set together."""
+    """Return the limits that the three sections set together."""
     return EffectiveLimits(
         max_args_length=_first_set((security, "max_args_length"), (limits, "max_args_len")),
         stdout_bytes=_first_set((security, "max_output_size"), (limits, "max_stdout_bytes")),

@@ -37,28 +37,28 @@ class Key:
 
     @property
     def status(self) -> Status:
-        """When a new value takes effect."""
+        """Whether a new value takes effect at a reload or at a restart."""
         found: Status = extra(self.field).get("status", "live")
         return found
 
     def holder(self, config: Config) -> Section:
-        """The section of ``config`` that has the key."""
+        """Return the section of ``config`` that has the key."""
         found: Section = getattr(config, self.section) if self.section else config
         return found
 
     def of(self, config: Config) -> Any:
-        """The value of the key in ``config``."""
+        """Return the value of the key in ``config``."""
         return getattr(self.holder(config), self.name)
 
 
 @cache
 def keys() -> dict[tuple[str, str], Key]:
-    """Every key, by section and name, in the order of the documentation."""
+    """Return every key, by section and name, in the order of the documentation."""
     return {(key.section, key.name): key for key in _walk()}
 
 
 def sections() -> tuple[str, ...]:
-    """The names of the sections."""
+    """Return the names of the sections."""
     return tuple(dict.fromkeys(section for section, _ in keys() if section))
 
 

@@ -20,7 +20,7 @@ from mcp_server.config.sources import FILE_VARIABLE, GivenValue, from_env, from_
 _logger = logging.getLogger("mcp_server.config")
 
 READ_SINCE: Final = time.time()
-"""When this module was loaded, in seconds since 1970. The configuration was first read later than that."""
+"""The time when this module was loaded, in seconds since 1970. The configuration is read later."""
 
 
 def load_config(

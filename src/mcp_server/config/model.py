@@ -36,7 +36,7 @@ class ClampedValue:
 
 
 def default_state_dir() -> Path:
-    """The platform's folder for state of this user (XDG_STATE_HOME on Linux)."""
+    """Return the platform's folder for state of this user (XDG_STATE_HOME on Linux)."""
     from platformdirs import user_state_path
 
     return user_state_path("mcp-network-tools")
@@ -98,7 +98,7 @@ class Config(Section):
         )
 
     def redacted(self) -> dict[str, Any]:
-        """All values, ready for JSON, without secrets: ``{section: {key: value}}`` and the top-level keys."""
+        """Return all values, ready for JSON, without secrets: ``{section: {key: value}}`` and the top-level keys."""
         return redact_tree(self.model_dump(mode="json"))
 
     def mark_loaded(

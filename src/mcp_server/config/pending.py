@@ -1,4 +1,4 @@
-"""What a reload applies: all live keys. Keys that need a restart and keys that code has set keep their values."""
+"""A reload applies all live keys. Keys that need a restart and keys that code has set keep their values."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Pending:
 
 
 def apply_live_keys(running: Config, read: Config) -> tuple[Config, tuple[Pending, ...]]:
-    """The configuration ``running`` with the live keys of ``read``, and the keys that need a restart.
+    """Return the configuration ``running`` with the live keys of ``read``, and the keys that need a restart.
 
     A value that code has set, such as an option of the command line, stays, because it takes precedence over file and
     environment. Raises ConfigError if the live keys of ``read`` conflict with the other keys of ``running``.
@@ -44,7 +44,7 @@ def apply_live_keys(running: Config, read: Config) -> tuple[Config, tuple[Pendin
 
 
 def changed_keys(before: Config, after: Config) -> tuple[str, ...]:
-    """The full names of the keys whose values differ."""
+    """Return the full names of the keys whose values differ."""
     return tuple(key.dotted for key in keys().values() if key.of(before) != key.of(after))
 
 

@@ -61,7 +61,7 @@ def hide(secret: str) -> None:
 
 
 def is_secret_name(name: str) -> bool:
-    """Whether a field of this name is a secret, as ``api_key``, ``apiKey``, ``smbpass`` and ``Authorization`` are."""
+    """Return whether a field of this name is a secret, such as ``api_key``, ``apiKey`` or ``Authorization``."""
     return bool(re.search(_IN_NAMES, name)) or not _WORDS.isdisjoint(_words(re.sub(_WORD_BOUNDARY, "_", name)))
 
 
@@ -76,7 +76,7 @@ def without_secrets(text: str) -> str:
 
 
 def follows_secret_flag(words: Sequence[Any], index: int) -> bool:
-    """Whether the word at ``index`` is the value of a flag such as ``--password``."""
+    """Return whether the word at ``index`` is the value of a flag such as ``--password``."""
     flag = words[index - 1] if index else None
     word = words[index]
     if not isinstance(flag, str) or not isinstance(word, str) or word.startswith("-"):

@@ -1,4 +1,4 @@
-"""How a reload of the configuration ended."""
+"""The result of a reload of the configuration."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mcp_server.errors import NetworkToolsError
 
 
 class Trigger(StrEnum):
-    """What started a reload."""
+    """The event that started a reload."""
 
     FILE = "file"
     SIGNAL = "signal"

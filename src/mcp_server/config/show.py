@@ -78,7 +78,7 @@ class KeyInfo:
 
 
 def describe(config: Config) -> list[KeyInfo]:
-    """One `KeyInfo` for every key, in the order of the documentation."""
+    """Return one `KeyInfo` for every key, in the order of the documentation."""
     dumped = config.model_dump(mode="json")
     found = []
     for key in keys().values():
@@ -103,7 +103,7 @@ def describe(config: Config) -> list[KeyInfo]:
 
 
 def configuration_table() -> str:
-    """The text of ``docs/configuration.md``, generated from the sections."""
+    """Return the text of ``docs/configuration.md``, generated from the sections."""
     return "\n".join(_page())
 
 

@@ -97,7 +97,7 @@ def from_env(env: Mapping[str, str]) -> list[GivenValue]:
 
 
 def _from_text(key: Key, text: str) -> Any:
-    """The text of a variable as the type of the key. If it does not fit, it stays text, and the validation reports it.
+    """Return the text of a variable as the type of the key. If it does not fit, it stays text, and validation fails.
 
     Lists are comma-separated. An empty text is an empty list, or "not set" for a key that may be empty.
     """
@@ -149,7 +149,7 @@ def _section_values(section: str, node: Node, path: Path) -> list[GivenValue]:
 
 
 def _plain(node: Node) -> Any:
-    """The Python value of a node. A text in quotes stays text."""
+    """Return the Python value of a node. A text in quotes stays text."""
     if isinstance(node, Listing):
         return [_plain(item) for item in node.nodes]
     if isinstance(node, strict_yaml.Mapping):
@@ -163,7 +163,7 @@ def _plain(node: Node) -> Any:
 
 
 def _parse_json(text: str) -> Node:
-    """The nodes of a JSON document, with line 0, because the lines are unknown."""
+    """Return the nodes of a JSON document, with line 0, because the lines are unknown."""
     import json
 
     def mapping(pairs: list[tuple[str, Any]]) -> strict_yaml.Mapping:

@@ -37,19 +37,19 @@ FileStates: TypeAlias = dict[Path, FileState | None]
 
 
 def file_states(paths: Iterable[Path]) -> FileStates:
-    """The present state of each file; None if there is no file."""
+    """Return the present state of each file; None if there is no file."""
     return {path: file_state(path) for path in paths}
 
 
 def changed_since(paths: Iterable[Path], moment: float) -> bool:
-    """Whether any of the files was changed at or after ``moment``, in seconds since 1970."""
+    """Return whether any of the files was changed at or after ``moment``, in seconds since 1970."""
     # File times come from a clock that advances only every few milliseconds.
     latest = moment - 0.02
     return any(state is not None and state.changed_ns >= latest * 1e9 for state in file_states(paths).values())
 
 
 def watched_paths(path: Path) -> frozenset[Path]:
-    """The file that ``path`` leads to, and every symbolic link that leads to it, each in a folder without links."""
+    """Return the file that ``path`` leads to and every link on the way, each in a folder without links."""
     paths: set[Path] = set()
     left, here, links = list(path.absolute().parts[1:]), Path("/"), 0
     while left:
@@ -112,7 +112,7 @@ async def watch(paths: Callable[[], Collection[Path]], restart: asyncio.Event) -
 
 
 async def _settled(before: FileStates, paths: Collection[Path]) -> FileStates:
-    """The states of the files, after a wait if one of them is being rewritten."""
+    """Return the states of the files, after a wait if one of them is being rewritten."""
     now = await asyncio.to_thread(file_states, paths)
     for _ in range(_MAX_WAITS):
         if not any(_is_rewritten(before.get(path), state) for path, state in now.items()):

@@ -30,7 +30,7 @@ from mcp_server.logger import get_logger
 logger = get_logger(__name__)
 
 WAIT_SEC: Final = 3.0
-"""How long a caller waits for running checks if there is no fresh result."""
+"""Seconds that a caller waits for running checks if there is no fresh result."""
 MIN_PAUSE_SEC: Final = 1.0
 """Shortest time between two rounds that no caller waits for, however often something fails."""
 HISTORY: Final = 120

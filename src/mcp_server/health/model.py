@@ -123,7 +123,7 @@ class SystemHealth:
 
 @dataclass(frozen=True, slots=True)
 class StatusChange:
-    """A result whose status changed. A result that appeared or disappeared was or is healthy."""
+    """A result whose status changed. A result that is missing in one of the rounds counts as healthy there."""
 
     name: str
     before: HealthStatus

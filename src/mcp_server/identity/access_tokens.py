@@ -31,7 +31,7 @@ class AccessTokens:
         self._keys_of: tuple[object, ...] = ()
 
     def claims(self, credential: str) -> bool:
-        """Whether ``credential`` has the form of a signed JWT."""
+        """Return whether ``credential`` has the form of a signed JWT."""
         return credential.count(".") == 2 and len(credential) <= MAX_CHARS and _JWT.fullmatch(credential) is not None
 
     @property
@@ -45,7 +45,7 @@ class AccessTokens:
         return self._keys
 
     async def check(self, credential: str) -> Identity:
-        """The actor ``sub:SUBJECT``.
+        """Return the actor ``sub:SUBJECT``.
 
         Raises Rejected, or PlatformError ``identity_unavailable`` while the keys of the issuer are not available.
         """
@@ -73,7 +73,7 @@ class AccessTokens:
 
 
 def granted(claims: Mapping[str, Any]) -> frozenset[Permission]:
-    """The permissions in the claim ``scope`` (RFC 8693 section 4.2), or ``scp`` as some issuers call it."""
+    """Return the permissions in the claim ``scope`` (RFC 8693 section 4.2), or ``scp`` as some issuers call it."""
     words: set[str] = set()
     for name in ("scope", "scp"):
         value = claims.get(name)
@@ -83,7 +83,7 @@ def granted(claims: Mapping[str, Any]) -> frozenset[Permission]:
 
 
 def _decode(credential: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The header and the claims, without verification."""
+    """Return the header and the claims, without verification."""
     from jwt.utils import base64url_decode
 
     try:

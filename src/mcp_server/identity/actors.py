@@ -26,7 +26,7 @@ class Bounds:
     packets_per_hour: int | None = None
 
     def access(self, role: Role, origin: str) -> Access:
-        """What the actor may do if its credential has ``role``."""
+        """Return the access of the actor if its credential has ``role``."""
         return Access(
             (self.role or role).permissions,
             self.networks,
@@ -56,7 +56,7 @@ class Actors:
         return hashlib.sha256(text.encode()).hexdigest()
 
     def find(self, name: str, role: Role) -> Access:
-        """What the actor ``name`` may do at most if its credential has ``role``."""
+        """Return the access of the actor ``name`` if its credential has ``role``."""
         if name == TOKEN_NAME:
             return Access(role.permissions)
         bounds = self.known.get(name, self.others)
@@ -73,7 +73,7 @@ class Actors:
         return replace(bounds.access(Role.VIEWER, self.hash), permissions=held)
 
     def outside(self, policy: ScopePolicy) -> Iterator[tuple[str, str]]:
-        """Each actor and each entry of its networks that is not completely in scope. The rest of it allows nothing."""
+        """Yield each actor with each entry of its networks that is not completely in scope."""
         bounds = {id(each): each for each in (*self.known.values(), *([self.others] if self.others else []))}
         for each in bounds.values():
             for entry in each.networks or ():
@@ -89,7 +89,7 @@ class CurrentDirectory:
         self._roles = RoleDirectory()
 
     def find(self, name: str, role: Role) -> Access:
-        """What the actor ``name`` may do at most if its credential has ``role``."""
+        """Return the access of the actor ``name`` if its credential has ``role``."""
         return (self._actors() or self._roles).find(name, role)
 
 

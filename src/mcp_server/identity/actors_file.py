@@ -92,7 +92,7 @@ def _name(node: Node, keys: dict[str, Node], names: dict[str, int]) -> str:
 
 
 def _credentials(node: Node, keys: dict[str, Node]) -> list[tuple[str, Node]]:
-    """The names that its credentials give an actor, each with its node."""
+    """Return the names that its credentials give an actor, each with its node."""
     found = [(f"key:{read_text(each, 'the name of a key', NAME_CHARS)}", each) for each in _one_or_more(keys, "key")]
     found += [
         (subject_name(read_text(each, "a subject", SUBJECT_CHARS)), each) for each in _one_or_more(keys, "subject")

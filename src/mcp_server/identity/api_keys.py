@@ -16,7 +16,7 @@ from mcp_server.operator_files.file_state import FileState, file_state
 logger = get_logger(__name__)
 
 _NO_HASH: Final = "0" * 64
-"""What an unknown key is compared with, so that the comparison takes as long as for a known one."""
+"""An unknown key is compared with this, so that the comparison takes as long as for a known one."""
 
 
 class ApiKeys:
@@ -24,7 +24,7 @@ class ApiKeys:
 
     def __init__(self, state_dir: Path, directory: Directory) -> None:
         self.problem: str | None = None
-        """Why the file cannot be read, or None if it can be read or does not exist."""
+        """The reason why the file cannot be read, or None if it can be read or does not exist."""
         self._path = state_dir / KEY_FILE
         self._directory = directory
         self._read_state: FileState | None = None
@@ -39,11 +39,11 @@ class ApiKeys:
         return sum(key.state(now) == "valid" for key in self._keys.values())
 
     def claims(self, credential: str) -> bool:
-        """Whether ``credential`` has the form of a key."""
+        """Return whether ``credential`` has the form of a key."""
         return KEY.fullmatch(credential) is not None
 
     async def check(self, credential: str) -> Identity:
-        """The actor ``key:NAME``; raises PlatformError ``identity_unavailable`` while the file cannot be read."""
+        """Return the actor ``key:NAME``. Raises Rejected, or PlatformError if the file cannot be read."""
         self._read_if_changed()
         if self.problem is not None:
             raise PlatformError(

@@ -1,4 +1,4 @@
-"""The authenticator: says who a bearer credential belongs to. Every interface asks it."""
+"""The authenticator: finds the actor of a bearer credential. Every interface uses it."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Authenticator:
         return not (settings.local_token or settings.issuer or self.keys.count)
 
     async def admit(self, credential: str, peer: str) -> Identity:
-        """The identity that a credential from the address ``peer`` belongs to.
+        """Return the identity that a credential from the address ``peer`` belongs to.
 
         Raises Rejected for a wrong credential, BusyError ``locked_out`` for a new credential after too many wrong ones,
         and PlatformError ``identity_unavailable``.

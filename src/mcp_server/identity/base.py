@@ -47,11 +47,11 @@ class Credentials(Protocol):
     """One kind of credential."""
 
     def claims(self, credential: str) -> bool:
-        """Whether ``credential`` has the form of this kind."""
+        """Return whether ``credential`` has the form of this kind."""
         ...
 
     async def check(self, credential: str) -> Identity:
-        """The identity that ``credential`` belongs to.
+        """Return the identity that ``credential`` belongs to.
 
         Raises Rejected, or PlatformError ``identity_unavailable`` if that cannot be found out now.
         """
@@ -59,13 +59,13 @@ class Credentials(Protocol):
 
 
 class Directory(Protocol):
-    """What an actor may do at most. It is asked after every authentication, on the event loop, so it must not block.
+    """Returns the access of an actor. It is called after every authentication, on the event loop, so it must not block.
 
     The permissions that a token does not have are removed afterwards.
     """
 
     def find(self, name: str, role: Role) -> Access:
-        """What the actor ``name`` may do if its credential has ``role``; `NOBODY` if it may do nothing."""
+        """Return the access of the actor ``name`` if its credential has ``role``. `NOBODY` allows nothing."""
         ...
 
 
@@ -73,7 +73,7 @@ class RoleDirectory:
     """A directory without limits for single actors: the role alone decides."""
 
     def find(self, name: str, role: Role) -> Access:  # noqa: ARG002 - part of the contract
-        """The permissions of ``role``."""
+        """Return the permissions of ``role``."""
         return Access(role.permissions)
 
 
@@ -84,7 +84,7 @@ def bounded(access: Access, granted: frozenset[Permission]) -> Access:
 
 
 def subject_name(subject: str) -> str:
-    """The actor name for the subject of a token: unique, and printable ASCII only.
+    """Return the actor name for the subject of a token: unique, and printable ASCII only.
 
     A subject with other characters, or of more than 96, becomes its plain characters and a hash of the whole subject.
     """

@@ -13,7 +13,7 @@ FETCH_SEC: Final = 5.0
 
 
 async def fetch(url: str, limit: int) -> bytes:
-    """The body of ``url``, at most ``limit`` bytes.
+    """Return the body of ``url``, at most ``limit`` bytes.
 
     Proxies and netrc of the environment are not used, redirects are not followed, and compressed responses are refused,
     because they could be larger than they look. Raises PlatformError ``identity_unavailable`` with the reason.

@@ -45,7 +45,7 @@ class IssuerKeys(Protocol):
     """The keys of one issuer."""
 
     problem: str | None
-    """Why the keys could not be read the last time, as a sentence; None if they could."""
+    """The reason why the last attempt to read the keys failed, as a sentence, or None if it succeeded."""
 
     @property
     def known(self) -> int:
@@ -57,7 +57,7 @@ class IssuerKeys(Protocol):
         ...
 
     async def find(self, key_id: str | None, algorithm: str, issued: float) -> Any:
-        """The public key for a token that claims to be made at ``issued`` (seconds since 1970).
+        """Return the public key for a token that claims to be made at ``issued`` (seconds since 1970).
 
         Raises Rejected if there is no such key, and PlatformError ``identity_unavailable`` if that is not known.
         """
@@ -65,7 +65,7 @@ class IssuerKeys(Protocol):
 
 
 def issuer_keys(settings: AuthConfig) -> IssuerKeys:
-    """The keys of the issuer in the configuration."""
+    """Return the keys of the issuer in the configuration."""
     return FileKeys(settings.jwks_file) if settings.jwks_file is not None else UrlKeys(settings.jwks_url)
 
 
@@ -114,7 +114,7 @@ class FileKeys:
 
 
 def read_jwks_file(path: Path) -> JwkSet:
-    """The keys in a file; raises ConfigError that names the file."""
+    """Return the keys in a file; raises ConfigError that names the file."""
     content = read_file(path, _RULES)
     try:
         return JwkSet(content)
@@ -211,7 +211,7 @@ class UrlKeys:
 
 
 def unavailable(after: float) -> PlatformError:
-    """The error for a token that cannot be checked now; ``after`` is in seconds."""
+    """Return the error for a token that cannot be checked now; ``after`` is in seconds."""
     return PlatformError(
         "The keys of the issuer are not available, so access tokens cannot be checked.",
         code="identity_unavailable",

@@ -56,7 +56,7 @@ class JwkSet:
         return len(self._keys)
 
     def find(self, key_id: str | None, algorithm: str) -> Any | None:
-        """The public key for a signature, or None. Without an id, a key is found only if exactly one fits."""
+        """Return the public key for a signature, or None. Without an id, a key is found only if exactly one fits."""
         fitting = [key for key in self._keys if key.fits(algorithm)]
         if key_id is not None:
             fitting = [key for key in fitting if key.id == key_id][:1]
@@ -69,7 +69,7 @@ class JwkSet:
 
 
 def _read(entry: Any) -> _JsonWebKey | None:
-    """The public half of one entry, or None if the entry is not a key for signatures."""
+    """Return the public half of one entry, or None if the entry is not a key for signatures."""
     if not isinstance(entry, dict) or entry.get("kty") not in _PUBLIC:
         return None
     kind, operations = entry["kty"], entry.get("key_ops")

@@ -97,12 +97,12 @@ def new_key(name: str, role: Role, expires: datetime | None) -> NewKey:
 
 
 def hash_of(key: str) -> str:
-    """The SHA-256 of a key, as the file keeps it."""
+    """Return the SHA-256 of a key, as the file keeps it."""
     return hashlib.sha256(key.encode("ascii")).hexdigest()
 
 
 def read_keys(state_dir: Path) -> tuple[ApiKey, ...]:
-    """Every key, the oldest first; () if there is no file.
+    """Return every key, the oldest first; () if there is no file.
 
     Raises ConfigError if others can read or write the file or if its content is wrong, and PlatformError if it cannot
     be read.
@@ -123,7 +123,7 @@ def read_keys(state_dir: Path) -> tuple[ApiKey, ...]:
 
 
 def find_key(state_dir: Path, key_id: str) -> ApiKey:
-    """The key with this id; raises NotFoundError."""
+    """Return the key with this id; raises NotFoundError."""
     return _find(read_keys(state_dir), key_id)
 
 

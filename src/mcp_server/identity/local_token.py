@@ -36,19 +36,19 @@ class LocalToken:
         self._token = token.encode("ascii")
 
     def claims(self, credential: str) -> bool:
-        """Whether ``credential`` is the token. The text of a token has no recognizable form."""
+        """Return whether ``credential`` is the token. The text of a token has no recognizable form."""
         # Compare bytes, because text that is not ASCII cannot be compared in constant time.
         return hmac.compare_digest(credential.encode("latin-1", "replace"), self._token)
 
     async def check(self, credential: str) -> Identity:
-        """The actor ``token``, with full access."""
+        """Return the actor ``token``, with full access."""
         if not self.claims(credential):
             raise Rejected("token", "wrong")
         return Identity(TOKEN_NAME, FULL_ACCESS)
 
 
 def load_or_create_token(state_dir: Path) -> tuple[str, bool]:
-    """The token in ``state_dir``, and whether it is new (then the caller shows it to the operator, once).
+    """Return the token in ``state_dir``, and whether it is new (then the caller shows it to the operator, once).
 
     A new token is 32 random bytes in a file of mode 0600 that appears whole or not at all, so servers that start
     together use the same token. Raises ConfigError for a file that is a link, that others can read or write, or that

@@ -25,7 +25,7 @@ MOST_SOURCES: Final = 4096
 """Sources that are counted. When the limit is reached, the one with the oldest failure is dropped."""
 MOST_KNOWN: Final = 1024
 KNOWN_SEC: Final = 3600.0
-"""How many credentials count as valid recently, and for how many seconds after their last use."""
+"""The number of credentials that count as valid recently, and the seconds after their last use."""
 
 _K = TypeVar("_K")
 _V = TypeVar("_V")
@@ -94,7 +94,7 @@ class Lockout:
 
 
 def source_of(peer: str) -> str:
-    """The source of a peer: its IPv4 address, the /64 of its IPv6 address, or the text if it is not an address."""
+    """Return the source of a peer: its IPv4 address, the /64 of its IPv6 address, or the text of another peer."""
     try:
         address = ip_address(peer.partition("%")[0])
     except ValueError:

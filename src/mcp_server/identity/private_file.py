@@ -36,7 +36,7 @@ def write_private_file(path: Path, content: bytes, *, replace: bool) -> bool:
 
 
 def storage_error(path: Path, error: OSError, name: str) -> PlatformError:
-    """The error for a file of the state folder that could not be read or written; ``name`` describes the file."""
+    """Return the error for a file of the state folder that cannot be read or written. ``name`` describes the file."""
     full = error.errno in {errno.ENOSPC, errno.EDQUOT}
     hint = "Make the state folder writable for the user of the server, or set MCP_STATE_DIR to another folder."
     return PlatformError(

@@ -1,4 +1,4 @@
-"""What an actor may do: its permissions, and the limits that the operator set for it alone."""
+"""The access of an actor: its permissions, and the limits that the operator set for this actor only."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Final
 
 
 class Permission(StrEnum):
-    """One thing that an actor may do. Over HTTP each permission is the OAuth scope of the same spelling.
+    """One kind of action that an actor may do. Over HTTP, each permission is the OAuth scope of the same spelling.
 
     The tool permissions follow the risk of a call: ``tools:read`` allows passive calls, ``tools:probe``, ``tools:scan``
     and ``tools:intrusive`` the risks of the same names.

@@ -1,4 +1,4 @@
-"""A run: who called which tool, what the tool looked at, and how the call ended."""
+"""A run: the caller, the tool, the addresses and ports that the tool looked at, and the outcome."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RiskName = Literal["passive", "probe", "scan", "intrusive"]
 
 
 class Risk(IntEnum):
-    """How much a call may disturb its target, in rising order. JSON holds the name."""
+    """The degree to which a call may disturb its target, in rising order. JSON holds the name."""
 
     PASSIVE = 0
     PROBE = 1
@@ -33,7 +33,7 @@ class Risk(IntEnum):
 
 
 class Outcome(StrEnum):
-    """How a call ended. A run is ``running`` until it has one of the other outcomes."""
+    """The result of a call. A run is ``running`` until it has one of the other outcomes."""
 
     RUNNING = "running"
     COMPLETED = "completed"
@@ -58,7 +58,7 @@ class Actor:
     interface: str
     client: str = ""
     access: Annotated[Access, Field(exclude=True)] = field(default=NOBODY, compare=False, repr=False)
-    """What the actor may do. It is neither stored nor shown."""
+    """The permissions and limits of the actor. They are neither stored nor shown."""
 
     @property
     def over_http(self) -> str:
@@ -83,7 +83,7 @@ class PortsTested:
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """Which addresses and ports a run looked at.
+    """The addresses and ports that a run looked at.
 
     ``addresses`` are the canonical targets, and ``planned`` is the number of addresses in them. ``looked_at`` counts
     the addresses that the tool finished with, up or down. ``not_looked_at`` lists at most 256 of the addresses that

@@ -11,7 +11,7 @@ Network = IPv4Network | IPv6Network
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """How a name was resolved: the question, the answer, and who answered.
+    """The record of a look-up: the question, the answer, and the server or file that gave it.
 
     ``aliases`` are the names that the answer led to (CNAME), in order and as the server spelled them; do not show
     them without sanitizing. ``ttl`` is the shortest lifetime in the answer in seconds, or None for the hosts file.
@@ -52,7 +52,7 @@ class Target:
 
     @property
     def count(self) -> int:
-        """How many addresses the target covers."""
+        """The number of addresses that the target covers."""
         return sum(network.num_addresses for network in self.networks)
 
     @property
@@ -75,7 +75,7 @@ class Targets:
 
     @property
     def count(self) -> int:
-        """How many addresses the targets cover together. They do not overlap."""
+        """The number of addresses that the targets cover together. They do not overlap."""
         return sum(item.count for item in self.items)
 
     @property

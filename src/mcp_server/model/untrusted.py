@@ -120,7 +120,7 @@ class TextBudget:
 
     @property
     def remaining(self) -> int:
-        """How many characters may be kept now."""
+        """The number of characters that may be kept now."""
         return min(self._host, self._call)
 
     def spend(self, characters: int) -> None:

@@ -30,7 +30,7 @@ LOOPBACK: Final = "loopback"
 
 
 class RequestKind(StrEnum):
-    """What a server can request."""
+    """The kinds of request."""
 
     HELLO = "hello"
     READ = "read"

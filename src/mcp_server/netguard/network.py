@@ -126,7 +126,7 @@ def ip_json(*words: str) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True, slots=True)
 class NetworkPlan:
-    """How the namespace will be connected to the network.
+    """The connection of the namespace to the network, before it is made.
 
     ``own`` are the guard's addresses with prefix length. In nat mode, ``device`` is the host's end of the link,
     ``host_address`` is its address, ``sysctls`` are files on the host that will be set to 1 (with their present

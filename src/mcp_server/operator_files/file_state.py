@@ -19,7 +19,7 @@ class FileState(NamedTuple):
 
 
 def file_state(path: Path) -> FileState | None:
-    """The state of the file that ``path`` leads to, or None if stat(2) fails."""
+    """Return the state of the file that ``path`` leads to, or None if stat(2) fails."""
     try:
         found = path.stat()
     except OSError:

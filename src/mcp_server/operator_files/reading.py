@@ -37,7 +37,7 @@ class FileRules:
     too_large_hint: str | None = None
 
     def error(self, path: Path, problem: str, hint: str | None = None) -> ConfigError:
-        """The error for ``path``; ``problem`` is the predicate of a sentence, without its full stop."""
+        """Return the error for ``path``; ``problem`` is the predicate of a sentence, without its full stop."""
         return ConfigError(f"The {self.name} {path} {problem}.", hint=hint or self.hint)
 
 

@@ -21,7 +21,7 @@ def refuse(node: Node, message: str, hint: str | None = None) -> NoReturn:
 
 
 def did_you_mean(word: str, known: Sequence[str]) -> str:
-    """A question that names the known word nearest to ``word``."""
+    """Return a question that names the known word nearest to ``word``."""
     from difflib import get_close_matches  # only needed for an error
 
     return f"Did you mean {get_close_matches(word[:80], known, n=1, cutoff=0.0)[0]!r}?"
@@ -35,7 +35,7 @@ def describe(node: Node) -> str:
 
 
 def read_mapping(node: Node | None, what: str, known: tuple[str, ...], *, hint: str | None = None) -> dict[str, Node]:
-    """The nodes of a mapping by key, or {} if there is no node. Refuses unknown keys with ``hint`` added."""
+    """Return the nodes of a mapping by key, or {} if there is no node. Refuses unknown keys with ``hint`` added."""
     if node is None:
         return {}
     if not isinstance(node, Mapping):
@@ -52,7 +52,7 @@ def read_mapping(node: Node | None, what: str, known: tuple[str, ...], *, hint: 
 
 
 def read_named(node: Node | None, what: str) -> list[tuple[str, Node]]:
-    """The names and nodes of a mapping whose keys are names that the operator chose; [] if there is no node."""
+    """Return the names and nodes of a mapping whose keys are names that the operator chose; [] if there is no node."""
     if node is None:
         return []
     if not isinstance(node, Mapping):
@@ -61,7 +61,7 @@ def read_named(node: Node | None, what: str) -> list[tuple[str, Node]]:
 
 
 def read_list(node: Node | None, what: str) -> list[Node]:
-    """The nodes of a list; [] if there is no node or no value."""
+    """Return the nodes of a list; [] if there is no node or no value."""
     if node is None or (isinstance(node, Text) and node.is_null):
         return []
     if not isinstance(node, Listing):
@@ -74,7 +74,7 @@ def read_list(node: Node | None, what: str) -> list[Node]:
 
 
 def read_top(root: Node | None, what: str, known: tuple[str, ...], required: str) -> dict[str, Node]:
-    """The keys of a whole file, which must have ``version: 1`` and the list ``required``."""
+    """Return the keys of a whole file, which must have ``version: 1`` and the list ``required``."""
     if root is None or (isinstance(root, Text) and root.is_null):
         raise LineError(1, "the file is empty.")
     top = read_mapping(root, what, known)
@@ -87,7 +87,7 @@ def read_top(root: Node | None, what: str, known: tuple[str, ...], required: str
 
 
 def read_choice(node: Node, key: str, known: Sequence[str]) -> str:
-    """One of the words ``known``."""
+    """Return one of the words ``known``."""
     word = read_text(node, key, 64)
     if word not in known:
         refuse(node, f"{key} must be one of {', '.join(known)}, not {quoted(word)}.", did_you_mean(word, known))
@@ -95,7 +95,7 @@ def read_choice(node: Node, key: str, known: Sequence[str]) -> str:
 
 
 def read_text(node: Node, what: str, limit: int) -> str:
-    """A text of at most ``limit`` printable characters."""
+    """Return a text of at most ``limit`` printable characters."""
     if not isinstance(node, Text) or node.is_null:
         refuse(node, f"{what} must be a text, not {describe(node)}.")
     if len(node.text) > limit or not node.text.isprintable():
@@ -104,14 +104,14 @@ def read_text(node: Node, what: str, limit: int) -> str:
 
 
 def read_whole_number(node: Node, key: str, most: int = MAX_NUMBER) -> int:
-    """A whole number from 1 to ``most``."""
+    """Return a whole number from 1 to ``most``."""
     if not isinstance(node, Text) or not _WHOLE.fullmatch(node.text) or not 1 <= int(node.text) <= most:
         refuse(node, f"{key} must be a whole number from 1 to {most}, not {describe(node)}.")
     return int(node.text)
 
 
 def read_rate(node: Node) -> float:
-    """A rate in packets per second, at least 0.1."""
+    """Return a rate in packets per second, at least 0.1."""
     if not isinstance(node, Text) or not _DECIMAL.fullmatch(node.text) or not 0.1 <= float(node.text) <= MAX_NUMBER:
         refuse(node, f"packets_per_second must be a number from 0.1 to {MAX_NUMBER}, not {describe(node)}.")
     return float(node.text)

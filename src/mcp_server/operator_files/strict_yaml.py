@@ -83,7 +83,7 @@ def read_yaml_file(path: Path, rules: FileRules, read: Callable[[Node | None], T
 
 
 def parse(text: str) -> Node | None:
-    """The document in ``text``, or None if there is none; raises LineError."""
+    """Return the document in ``text``, or None if there is none; raises LineError."""
     import yaml  # takes long to import, and most servers read no YAML file
 
     loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

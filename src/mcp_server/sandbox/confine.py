@@ -44,13 +44,13 @@ RLIMITS = {
     "fsize": resource.RLIMIT_FSIZE,
 }
 MORE_TASKS = 512
-"""How many more processes and threads a user may have than the whole host had when the program started."""
+"""Processes and threads that a user may have in addition to all that the host had when the program started."""
 NICENESS = 10
 """Added to the niceness of programs (nice(2)), so that many concurrent scans do not slow the server down."""
 _INTERPRETERS = 4
-"""How many nested interpreters the kernel follows (fs/exec.c)."""
+"""The number of nested interpreters that the kernel follows (fs/exec.c)."""
 _LINE_BYTES = 256
-"""How many bytes of a file the kernel reads to find its interpreter (BINPRM_BUF_SIZE)."""
+"""Bytes of a file that the kernel reads to find its interpreter (BINPRM_BUF_SIZE)."""
 
 IGNORED_SIGNALS = (
     *(signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGPIPE, signal.SIGXFSZ),

@@ -1,4 +1,4 @@
-"""How runs are contained on this host: which mechanism ends their processes, and whether their files are confined.
+"""The containment of runs on this host: the mechanism that ends their processes, and the confinement of their files.
 
 `docs/decisions/0007-runner.md` has the measurements behind these tiers.
 """
@@ -28,7 +28,7 @@ class Tier(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Containment:
-    """What the active tier guarantees.
+    """The guarantees of the active tier.
 
     ``files_confined`` says whether a program can open only the files in its `Sandbox`. ``detail`` describes the
     guarantees in full sentences. ``remedy`` says how to contain runs better, and is empty if nothing is missing.

@@ -64,11 +64,11 @@ class ProcessLimits:
 
 @dataclass(frozen=True, slots=True)
 class Exit:
-    """How a run ended. ``returncode`` is 124 after a timeout, and 128 + N if signal N ended the program.
+    """The result of a run. ``returncode`` is 124 after a timeout, and 128 + N if signal N ended the program.
 
     ``stderr`` is the beginning of standard error. ``seconds`` includes the start of the process. ``pid`` is the
-    program's PID in the namespace of /proc, or -1 if it is not known. ``bytes_out`` is how much standard output was
-    passed on.
+    program's PID in the namespace of /proc, or -1 if it is not known. ``bytes_out`` is the number of bytes of standard
+    output that were passed on.
     """
 
     returncode: int

@@ -44,7 +44,7 @@ SESSION = "session"
 
 _LINUX = sys.platform == "linux"
 _LAST_SEC = 5.0
-"""How long supervisors may take to end their runs after the server has closed the control socket."""
+"""Seconds that supervisors have to end their runs after the server has closed the control socket."""
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""What a sandboxed process may access, and whether this host lets it open raw sockets."""
+"""The files that a sandboxed process may access, and a check whether it can open raw sockets on this host."""
 
 from __future__ import annotations
 

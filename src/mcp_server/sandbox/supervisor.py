@@ -31,9 +31,9 @@ else:
 MAX_REQUEST_BYTES = 4 << 20
 """More than the kernel accepts as arguments of a program."""
 _REAP_SEC = 1.0
-"""How often orphans are reaped while a program runs."""
+"""Seconds between two reapings of orphans while a program runs."""
 _POLL_SEC = 0.02
-"""How often the end of the program is checked if there is no pidfd."""
+"""Seconds between two checks for the end of the program if there is no pidfd."""
 
 
 class RunRequest:

@@ -1,1 +1,1 @@
-"""What may be scanned: parsing and resolving targets, and the scope policy."""
+"""The scope: parsing and resolving targets, and the policy that allows them."""

@@ -52,7 +52,7 @@ class ActorPolicy(ScopePolicy):
         return len(self._overlapping)
 
     def policy_entries(self, at_most: int) -> tuple[PolicyEntry, ...]:
-        """The first ``at_most`` of the overlapping entries with their terms."""
+        """Return the first ``at_most`` of the overlapping entries with their terms."""
         return tuple(map(self._allow.at, self._overlapping[:at_most]))
 
     @cached_property
@@ -63,7 +63,7 @@ class ActorPolicy(ScopePolicy):
         return tuple(self._exclude.spellings[position] for position in found)
 
     def summary(self) -> str:
-        """The actor's networks in the form for the message of a refusal."""
+        """Return the actor's networks for the message of a refusal."""
         return f"{self._own.summary()}, if the policy allows it too"
 
     def check_network(self, network: Network) -> Verdict:
@@ -77,7 +77,7 @@ class ActorPolicy(ScopePolicy):
         return super().check_name(name) if own.allowed else own
 
     def rest_of(self, network: Network, at_most: int | None = None) -> tuple[Network, ...]:
-        """The networks that cover the part of ``network`` this actor may scan, in order; the first ``at_most``."""
+        """Return the networks that cover the part of ``network`` this actor may scan, in order, at most ``at_most``."""
         parts = (self._policy.rest_of(part, at_most) for part in self._own.rest_of(network))
         return tuple(islice(chain.from_iterable(parts), at_most))
 
@@ -93,7 +93,7 @@ class ActorPolicy(ScopePolicy):
     def _positions(
         self, trees: dict[int, RadixTree], loopback: dict[int, RadixTree], names: dict[str, int]
     ) -> list[int]:
-        """The positions of the entries that overlap the actor's networks and names.
+        """Return the positions of the entries that overlap the actor's networks and names.
 
         ``trees`` holds networks outside loopback, ``loopback`` those inside it.
         """

@@ -21,23 +21,23 @@ WIDTHS: Final = {4: 32, 6: 128}
 
 
 def span(network: Network) -> Span:
-    """The first and the last address of a network, as integers."""
+    """Return the first and the last address of a network, as integers."""
     first = int(network.network_address)
     return first, first | ((1 << (WIDTHS[network.version] - network.prefixlen)) - 1)
 
 
 def network_of(version: int, first: int, length: int) -> Network:
-    """The network of a prefix."""
+    """Return the network of a prefix."""
     return IPv4Network((first, length)) if version == 4 else IPv6Network((first, length))
 
 
 def network_text(network: Network) -> str:
-    """The canonical spelling of a network; a network of one address is written as an address."""
+    """Return the canonical spelling of a network; a network of one address is written as an address."""
     return str(network.network_address) if network.num_addresses == 1 else str(network)
 
 
 def merged(spans: Iterable[Span]) -> list[Span]:
-    """Spans in any order, as a merged list."""
+    """Return spans, which may be in any order, as a merged list."""
     found: list[Span] = []
     for first, last in sorted(spans):
         if found and first <= found[-1][1] + 1:
@@ -49,7 +49,7 @@ def merged(spans: Iterable[Span]) -> list[Span]:
 
 
 def without(spans: Iterable[Span], holes: Iterable[Span]) -> list[Span]:
-    """Merged spans minus merged ``holes``."""
+    """Return merged spans minus merged ``holes``."""
     left: list[Span] = []
     rest = iter(holes)
     hole = next(rest, None)
@@ -68,7 +68,7 @@ def without(spans: Iterable[Span], holes: Iterable[Span]) -> list[Span]:
 
 
 def prefixes(spans: Iterable[Span], version: int) -> Iterator[tuple[int, int]]:
-    """The fewest prefixes that cover exactly these merged spans, each as first address and prefix length."""
+    """Yield the fewest prefixes that cover exactly these merged spans, each as first address and prefix length."""
     width = WIDTHS[version]
     for first, last in spans:
         at = first
@@ -82,12 +82,12 @@ def prefixes(spans: Iterable[Span], version: int) -> Iterator[tuple[int, int]]:
 
 
 def ipv4_networks(spans: Iterable[Span]) -> tuple[IPv4Network, ...]:
-    """The fewest IPv4 networks that cover exactly these merged spans."""
+    """Return the fewest IPv4 networks that cover exactly these merged spans."""
     return tuple(IPv4Network(prefix) for prefix in prefixes(spans, 4))
 
 
 def ipv6_networks(spans: Iterable[Span]) -> tuple[IPv6Network, ...]:
-    """The fewest IPv6 networks that cover exactly these merged spans."""
+    """Return the fewest IPv6 networks that cover exactly these merged spans."""
     return tuple(IPv6Network(prefix) for prefix in prefixes(spans, 6))
 
 
@@ -107,11 +107,11 @@ class AddressRanges:
         return cls(tuple(merged(spans[4])), tuple(merged(spans[6])))
 
     def overlaps(self, other: AddressRanges) -> bool:
-        """Whether any address is in both."""
+        """Return whether any address is in both."""
         return _overlap(self.v4, other.v4) or _overlap(self.v6, other.v6)
 
     def crowded(self, others: Sequence[AddressRanges], limit: int) -> bool:
-        """Whether any address of these ranges is in at least ``limit`` of the others."""
+        """Return whether any address of these ranges is in at least ``limit`` of the others."""
         return _reaches(self.v4, [other.v4 for other in others], limit) or _reaches(
             self.v6, [other.v6 for other in others], limit
         )
@@ -140,7 +140,7 @@ def _first(each: Span) -> int:
 
 
 def _reaches(mine: Sequence[Span], others: Sequence[Sequence[Span]], limit: int) -> bool:
-    """Whether any address of ``mine`` is in at least ``limit`` of the others."""
+    """Return whether any address of ``mine`` is in at least ``limit`` of the others."""
     # The end of a span counts at the address after it, and sorts before a start there: touching spans do not add up.
     steps = sorted(
         step for other in others for first, last in _common(mine, other) for step in ((first, 1), (last + 1, -1))

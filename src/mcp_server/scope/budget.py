@@ -63,7 +63,7 @@ class PacketBudget:
         self.adjust(reservation, 0)
 
     def used(self, now: float) -> int:
-        """The packets that all actors reserved in the hour before ``now``."""
+        """Return the packets that all actors reserved in the hour before ``now``."""
         return self._all.used(now)
 
     def _hour_of(self, actor: str, now: float) -> _Hour:
@@ -105,7 +105,7 @@ class _Hour:
         return slot
 
     def used(self, now: float) -> int:
-        """The packets reserved in the hour before ``now``."""
+        """Return the packets reserved in the hour before ``now``."""
         while self._slots and now - self._slots[0].last >= HOUR:
             self._slots.popleft()
         return sum(slot.packets for slot in self._slots)

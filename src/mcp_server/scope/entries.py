@@ -126,11 +126,11 @@ class Entries:
         self.terms.append(terms)
 
     def at(self, position: int) -> PolicyEntry:
-        """The entry at a position."""
+        """Return the entry at a position."""
         return PolicyEntry(self.spellings[position], self.terms[position], self.lines[position])
 
     def spans(self, version: int) -> Iterator[Span]:
-        """The address ranges of all networks of one IP version, in their order."""
+        """Return the address ranges of all networks of one IP version, in their order."""
         width = WIDTHS[version]
         return ((first, first | ((1 << (width - length)) - 1)) for first, length, _ in self.networks[version])
 

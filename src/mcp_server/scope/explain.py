@@ -38,7 +38,7 @@ async def explain(
     allow_intrusive: bool,
     access: Access = FULL_ACCESS,
 ) -> dict[str, Any]:
-    """Say whether an actor with ``access`` may call a tool of this risk on the target ``text`` at ``now``.
+    """Return whether an actor with ``access`` may call a tool of this risk on the target ``text`` at ``now``.
 
     A refusal is part of the answer and never raised. A name is looked up once, but only for an actor who may ask for
     this risk. ``allow_intrusive`` is ``security.allow_intrusive``.
@@ -99,7 +99,7 @@ async def explain(
 
 
 def describe(policy: ScopePolicy, now: datetime) -> dict[str, Any]:
-    """The policy itself: its source, its entries and exclusions (the first 100 of each), limits and windows."""
+    """Return the policy itself: its source, its entries and exclusions (the first 100 of each), limits and windows."""
     return {
         "source": policy.source,
         "name": policy.name,
@@ -114,12 +114,12 @@ def describe(policy: ScopePolicy, now: datetime) -> dict[str, Any]:
 
 
 def refused(error: NetworkToolsError) -> dict[str, Any]:
-    """The keys of an explanation that a refusal sets."""
+    """Return the keys of an explanation that a refusal sets."""
     return {"code": error.code, "hint": error.hint, "reason": error.message}
 
 
 def windows(policy: ScopePolicy, now: datetime, names: Iterable[str]) -> list[dict[str, Any]]:
-    """Windows by name: their times, whether they are open at ``now``, and if not, when they open (ISO 8601, local)."""
+    """Return windows: name, times, whether they are open at ``now``, and if not, when they open (ISO 8601, local)."""
     found = []
     for name in dict.fromkeys(names):
         window = policy.windows[name]

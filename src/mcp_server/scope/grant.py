@@ -58,13 +58,13 @@ def decide(
 
 
 def strictest_rate(entries: Iterable[PolicyEntry], limits: PolicyLimits) -> float | None:
-    """The lowest rate that the entries or the limits allow, in packets per second; None means no limit."""
+    """Return the lowest rate that the entries or the limits allow, in packets per second; None means no limit."""
     rates = [entry.terms.packets_per_second for entry in entries]
     return min((rate for rate in (*rates, limits.packets_per_second) if rate is not None), default=None)
 
 
 def _next_opening(entry: PolicyEntry, windows: Mapping[str, Window], now: datetime) -> datetime | None:
-    """When the first window of an entry opens next; None if one is open or the entry has none."""
+    """Return the next opening of the windows of an entry, or None if one is open or the entry has none."""
     moments = [windows[name].next_opening(now) for name in entry.terms.windows]
     return None if None in moments else min((moment for moment in moments if moment is not None), default=None)
 

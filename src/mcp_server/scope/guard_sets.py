@@ -35,7 +35,7 @@ def make_guard_sets(
     resolvers: tuple[IPv4Address | IPv6Address, ...],
     refused: Mapping[int, list[Span]],
 ) -> GuardSets:
-    """The sets of a policy; ``refused`` are the ranges that are always refused, by IP version."""
+    """Return the sets of a policy; ``refused`` are the ranges that are always refused, by IP version."""
     allowed = {v: merged(allow.spans(v)) for v in WIDTHS}
     denied = {v: merged([*exclude.spans(v), *refused[v]]) for v in WIDTHS}
     own_host = {v: merged(each for each in allow.spans(v) if _in_loopback(v, each)) for v in WIDTHS}

@@ -1,4 +1,4 @@
-"""Which permission a call needs for its risk, and the error for a caller who does not have it."""
+"""The permission that a call needs for its risk, and the error for a caller who does not have it."""
 
 from __future__ import annotations
 
@@ -40,6 +40,6 @@ def require_permission(access: Access, permission: Permission, what: str) -> Non
 
 
 def insufficient(needed: Iterable[Permission], what: str) -> AccessError:
-    """The error for a caller without the permissions ``needed``; its details hold them as one OAuth ``scope``."""
+    """Return the error for a caller without the permissions ``needed``. Its details have them as an OAuth scope."""
     scope = " ".join(sorted(permission.value for permission in needed))
     return AccessError(f"{what} needs the scope {scope}.", code="insufficient_scope", scope=scope)

@@ -64,7 +64,7 @@ class ScopePolicy:
         self._trees: Final = {version: self._three_trees(version) for version in WIDTHS}
 
     def _three_trees(self, version: int) -> tuple[RadixTree, RadixTree, RadixTree]:
-        """The trees of networks: allowed outside loopback, allowed inside loopback, and excluded or always refused."""
+        """Return three trees: allowed outside loopback, allowed inside loopback, and excluded or always refused."""
         width, networks = WIDTHS[version], self._allow.networks[version]
         low, high = LOOPBACK[version]
         shortest = width - (high - low).bit_length()
@@ -84,7 +84,7 @@ class ScopePolicy:
 
     @classmethod
     def load(cls, policy_file: Path | None, entries: Iterable[str], *, entries_are_set: bool) -> ScopePolicy:
-        """The policy of a configuration: its policy file, or its list of entries if there is no file.
+        """Return the policy of a configuration: its policy file, or its list of entries if there is no file.
 
         Raises ConfigError if the file or the list is wrong, or if both are set.
         """
@@ -140,11 +140,11 @@ class ScopePolicy:
         return len(self._allow.spellings)
 
     def policy_entries(self, at_most: int) -> tuple[PolicyEntry, ...]:
-        """The first ``at_most`` allowed entries with their terms, in their order."""
+        """Return the first ``at_most`` allowed entries with their terms, in their order."""
         return tuple(map(self._allow.at, range(min(at_most, self.size))))
 
     def allowed_networks(self) -> tuple[Network, ...]:
-        """The networks of the allowed entries, in their order. Names have no networks."""
+        """Return the networks of the allowed entries, in their order. Names have no networks."""
         found = self._allow.networks
         return tuple(network_of(version, first, length) for version in found for first, length, _ in found[version])
 
@@ -172,7 +172,7 @@ class ScopePolicy:
         )
 
     def guard_sets(self) -> GuardSets:
-        """The policy as sets of networks for the packet guard."""
+        """Return the policy as sets of networks for the packet guard."""
         return make_guard_sets(self._allow, self._exclude, self.resolvers, self._refused_spans())
 
     @property
@@ -187,7 +187,7 @@ class ScopePolicy:
         return tuple(text for position, text in enumerate(self._allow.spellings) if position not in alive)
 
     def summary(self) -> str:
-        """The allowed entries in the form for the message of a refusal. A long list is cut, and the rest is counted."""
+        """Return the allowed entries for the message of a refusal. A long list is cut, and the rest is counted."""
         return _listed(self._allow.spellings) or "nothing"
 
     def check_network(self, network: Network) -> Verdict:
@@ -248,7 +248,7 @@ class ScopePolicy:
         return _refusal(lambda: f"{quoted(name)[1:-1]} is excluded by {excluded}.", entries=(excluded,))
 
     def rest_of(self, network: Network, at_most: int | None = None) -> tuple[Network, ...]:
-        """The fewest networks that cover the part of ``network`` in scope, in order; the first ``at_most`` of them."""
+        """Return the fewest networks that cover the part of ``network`` in scope, in order, at most ``at_most``."""
         version = network.version
         first, last = span(network)
         allowed, loopback, denied = self._trees[version]
@@ -290,7 +290,7 @@ class ScopePolicy:
         )
 
     def rate_for(self, networks: Iterable[Network], names: Iterable[str] = ()) -> float | None:
-        """The most packets per second that the policy allows towards all of ``networks``; None means no limit.
+        """Return the most packets per second that the policy allows towards all of ``networks``; None means no limit.
 
         ``names`` are the names that were looked up for the networks.
         """
@@ -298,7 +298,7 @@ class ScopePolicy:
         return strictest_rate((entry for verdict in verdicts for entry in verdict.entries), self.limits)
 
     def rated_entries(self, networks: Iterable[Network], names: Iterable[str] = ()) -> tuple[str, ...]:
-        """Every entry with its own rate that decides over an address of ``networks``, or over one of ``names``."""
+        """Return the entries with their own rate that decide about an address of ``networks`` or one of ``names``."""
         found: dict[int | None, None] = {}
         for network in networks:
             first, last = span(network)
@@ -316,7 +316,7 @@ class ScopePolicy:
         return {v: merged(span(network) for network, _ in self._refused if network.version == v) for v in WIDTHS}
 
     def _touching(self, version: int, first: int, last: int) -> tuple[int | None, list[Prefix]]:
-        """The allowed entry that contains a whole span, and the allowed entries inside it."""
+        """Return the allowed entry that contains a whole span, and the allowed entries inside it."""
         allowed, loopback, _ = self._trees[version]
         low, high = LOOPBACK[version]
         return (loopback if low <= last and first <= high else allowed).touching(first, last)
@@ -371,7 +371,7 @@ def _refusal(
 
 
 def _forms(name: str) -> list[str]:
-    """A name and the suffixes that it is under, the longest first."""
+    """Return a name and the suffixes that it is under, the longest first."""
     labels = name.split(".")
     return [name, *("." + ".".join(labels[index:]) for index in range(1, len(labels)))]
 

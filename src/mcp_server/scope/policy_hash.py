@@ -51,7 +51,7 @@ def _written(spans: Iterable[Span]) -> list[str]:
 
 
 def _outside_loopback(allow: Entries, tree: RadixTree, version: int) -> Iterable[tuple[int, int, int | None]]:
-    """The allowed ranges outside loopback, each with the position of an entry that has the terms of that range."""
+    """Return the allowed ranges outside loopback, each with the position of an entry that has its terms."""
     if len({id(allow.terms[position]) for _, _, position in allow.networks[version]}) != 1:
         return tree.all_pieces()
     # Most policies have the same terms everywhere. Then it does not matter which of two nested networks decides.

@@ -56,7 +56,7 @@ class RadixTree:
                 path.append(node)
 
     def holding(self, first: int, last: int) -> int | None:
-        """The number of the narrowest network that contains the whole range, or None."""
+        """Return the number of the narrowest network that contains the whole range, or None."""
         found: int | None = None
         node: list[Any] | None = self._root
         while node is not None:
@@ -69,7 +69,7 @@ class RadixTree:
         return found
 
     def touching(self, first: int, last: int) -> tuple[int | None, list[Prefix]]:
-        """The networks that decide about a range, which must be a network itself.
+        """Return the networks that decide about a range, which must be a network itself.
 
         Returns the number of the narrowest network that contains the range (or None), and the networks inside the range
         as ``(first, last, number)``, in order of address, wider before narrower.
@@ -109,12 +109,12 @@ class RadixTree:
         return cut(first, last, *self.touching(first, last))
 
     def all_pieces(self) -> list[tuple[int, int, int | None]]:
-        """The whole address space, cut as in `pieces`."""
+        """Return the whole address space, cut as in `pieces`."""
         return self.pieces(0, self._last)
 
 
 def cut(first: int, last: int, holder: int | None, inside: list[Prefix]) -> list[tuple[int, int, int | None]]:
-    """The pieces of a range, from the result of `RadixTree.touching` for it."""
+    """Return the pieces of a range, from the result of `RadixTree.touching` for it."""
     if not inside:
         return [(first, last, holder)]
     found: list[tuple[int, int, int | None]] = []

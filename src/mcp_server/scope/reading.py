@@ -39,7 +39,7 @@ _LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 
 @dataclass(frozen=True, slots=True)
 class ParsedTarget:
-    """What a target text means: either ``network`` (an address is a /32 or /128) or ``name`` is set.
+    """The meaning of a target text: either ``network`` (an address is a /32 or /128) or ``name`` is set.
 
     ``given`` is the caller's text, for messages only. It is ASCII without control characters.
     """
@@ -159,7 +159,7 @@ def _read_name(text: str) -> str:
 
 
 def _is_a_label(label: str) -> bool:
-    """Whether a label with hyphens in positions three and four is the one encoding of a Unicode label."""
+    """Return whether a label with hyphens in positions three and four is the one encoding of a Unicode label."""
     if not label.startswith("xn--"):
         return False
     try:

@@ -75,7 +75,7 @@ class SystemResolver:
 
     @classmethod
     def of(cls, policy: ScopePolicy) -> SystemResolver:
-        """The resolver of a policy: only the servers that the policy names, or this host's own if it names none."""
+        """Return the resolver of a policy. It asks the policy's servers only, or this host's if the policy has none."""
         if not policy.resolvers:
             return cls()
         return cls([str(address) for address in policy.resolvers], hosts_file=None)
@@ -151,7 +151,7 @@ class SystemResolver:
 
 
 def _hosts_addresses(name: str, path: Path) -> tuple[Address, ...]:
-    """Every address that a hosts(5) file has for a canonical name, in file order.
+    """Return every address that a hosts(5) file has for a canonical name, in file order.
 
     A file that does not exist or cannot be read counts as empty. Raises TargetError ``target_unresolvable`` if a line
     for this name does not begin with a canonical address: to skip the line would scan less than the operator wrote.
@@ -175,7 +175,7 @@ def _hosts_addresses(name: str, path: Path) -> tuple[Address, ...]:
 
 
 def _canonical_address(word: str) -> Address | None:
-    """The address in ``word`` if a target may have this form: without zone id, and not mapped or shortened."""
+    """Return the address in ``word``, or None if it has a zone id or a form that a target may not have."""
     try:
         network = read_target(word).network
     except RefusedError:
@@ -184,7 +184,7 @@ def _canonical_address(word: str) -> Address | None:
 
 
 def _why(error: Exception) -> str:
-    """The reason, without the library's list of servers and ports."""
+    """Return the reason, without the library's list of servers and ports."""
     import dns.resolver
 
     if isinstance(error, dns.resolver.LifetimeTimeout):

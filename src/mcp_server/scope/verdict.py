@@ -44,7 +44,7 @@ class Verdict:
 
     @property
     def hint(self) -> str | None:
-        """What to ask for instead, or None if the policy allows nothing similar."""
+        """The target to use instead, as a sentence, or None if the policy allows nothing similar."""
         return None if self._hint is None else self._hint()
 
     @property

@@ -30,7 +30,7 @@ class Window:
     zone_name: str = "UTC"
 
     def is_open(self, now: datetime) -> bool:
-        """Whether the window is open at ``now``, which must have an offset from UTC."""
+        """Return whether the window is open at ``now``, which must have an offset from UTC."""
         local = now.astimezone(self.zone)
         minute, day = local.hour * 60 + local.minute, local.weekday()
         if self.start < self.end:
@@ -38,7 +38,7 @@ class Window:
         return (day in self.days and minute >= self.start) or ((day - 1) % 7 in self.days and minute < self.end)
 
     def next_opening(self, now: datetime) -> datetime | None:
-        """When the window opens next, with the offset of local time at that moment; None if it is open at ``now``."""
+        """Return the next opening, with the offset of local time at that moment, or None if it is open at ``now``."""
         if self.is_open(now):
             return None
         today = now.astimezone(self.zone).date()
@@ -53,7 +53,7 @@ class Window:
         return None if found is None else found.replace(tzinfo=timezone(found.utcoffset() or timedelta(0)), fold=0)
 
     def _possible_openings(self, day: date) -> Iterator[datetime]:
-        """When the window can open on a day: at its start, which may occur twice, and when the clocks are changed."""
+        """Yield the times of a day at which the window can open: its start, which may occur twice, or clock changes."""
         hour, minute = divmod(self.start % MINUTES_A_DAY, 60)
         for fold in (0, 1):
             yield datetime.combine(day, time(hour, minute, fold=fold), self.zone).astimezone(UTC)

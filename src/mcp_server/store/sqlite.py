@@ -29,7 +29,7 @@ from mcp_server.store.files import (
 )
 
 BUSY_SECONDS = 10
-"""How long a write waits for a write of another process."""
+"""The time that a write waits for a write of another process."""
 
 
 class SqliteDatabase(Database):

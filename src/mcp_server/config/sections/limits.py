@@ -77,7 +77,7 @@ class LimitsConfig(Section):
 
 
 class ToolConfig(Section):
-    """Which tools are offered, and the defaults of tools without their own numbers."""
+    """The tools that are offered, and the defaults of tools without their own numbers."""
 
     section: ClassVar[str] = "tool"
 
@@ -114,7 +114,7 @@ class ToolConfig(Section):
 
 
 class AdmissionConfig(Section):
-    """How many runs are active at once, and how many calls wait. Each tool has its own limit as well."""
+    """The numbers of active runs and of waiting calls. Each tool has its own limit as well."""
 
     section: ClassVar[str] = "admission"
 
@@ -127,7 +127,7 @@ class AdmissionConfig(Section):
 
 
 class RateLimitConfig(Section):
-    """How often tools may be called. Limits on packets are in the policy file."""
+    """Limits on the calls of tools per minute. Limits on packets are in the policy file."""
 
     section: ClassVar[str] = "rate_limit"
 
@@ -145,7 +145,7 @@ class RateLimitConfig(Section):
 
 
 class CircuitBreakerConfig(Section):
-    """When a tool that fails is not called for a while."""
+    """The circuit breaker of each tool: after repeated failures, the tool is not called for some time."""
 
     section: ClassVar[str] = "circuit_breaker"
 

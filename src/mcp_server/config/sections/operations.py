@@ -28,7 +28,7 @@ class HealthConfig(Section):
 
 
 class MetricsConfig(Section):
-    """Which metrics are collected, and where they can be read."""
+    """The collection of metrics, and the page on which they can be read."""
 
     section: ClassVar[str] = "metrics"
 
@@ -93,7 +93,7 @@ class LoggingConfig(Section):
 
 
 class DatabaseConfig(Section):
-    """Where runs and observations are stored."""
+    """The database of runs and observations."""
 
     section: ClassVar[str] = "database"
 

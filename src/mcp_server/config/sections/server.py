@@ -19,7 +19,7 @@ def _check_algorithm(name: str) -> str:
 
 
 class ServerConfig(Section):
-    """Where the server listens, and who may connect."""
+    """The address of the server, and the clients that may connect."""
 
     section: ClassVar[str] = "server"
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 logger = get_logger(__name__)
 
 FLUSH_SEC: Final = 1.0
-"""How long a stopping server waits until its last spans are sent."""
+"""Seconds that a stopping server waits until its last spans are sent."""
 OTHER: Final = "_OTHER"
 """The value for a method that MCP does not have, as in the semantic conventions of OpenTelemetry."""
 
