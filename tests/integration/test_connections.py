@@ -336,7 +336,10 @@ async def test_at_the_limit_the_session_that_is_idle_the_longest_is_removed() ->
         return compose(app, None, authenticate=token_only(TOKEN), hosts=hosts, origins=())
 
     async def opened(port: int) -> str:
-        response = await exchange(port, post(port, initialize(1, version), headers=known))
+        async with asyncio.timeout(SOON):
+            # The server may still be busy with the end of a request or stream whose response was read.
+            while (response := await exchange(port, post(port, initialize(1, version), headers=known))).status == 429:
+                await asyncio.sleep(0.05)
         assert response.status == 200, response.body
         return response.headers["mcp-session-id"]
 
@@ -361,7 +364,6 @@ async def test_at_the_limit_the_session_that_is_idle_the_longest_is_removed() ->
                 assert await begun(stack, port, stream(port, each)) == b"HTTP/1.1 200 OK"
             full = await exchange(port, post(port, initialize(1, version), headers=known))
             assert (full.status, full.headers["retry-after"]) == (429, "1"), "a session with an open stream was removed"
-        await asyncio.sleep(0.3)
         for _ in range(20):
             await opened(port)
         assert await pinged(port, streaming) == 404

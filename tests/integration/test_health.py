@@ -229,12 +229,12 @@ async def test_a_database_that_never_answers_delays_no_other_check(tmp_path: Pat
 
 
 async def test_not_ready_while_stopping(tmp_path: Path) -> None:
-    env = environment(tmp_path / "state", **NO_THRESHOLDS, MCP_SERVER_SHUTDOWN_GRACE_PERIOD="20")
+    site = make_site_tools(tmp_path / "site")
+    env = environment(tmp_path / "state", **site.env, **NO_THRESHOLDS, MCP_SERVER_SHUTDOWN_GRACE_PERIOD="60")
     with http_server(env) as (base, token, process):
         async with rest_client(base, token) as client, mcp_client(base, token) as mcp:
             assert (await client.get("/readyz")).status_code == 200
-            arguments = {"target": "127.0.0.1", "ports": "1-8", "extra_args": "--scan-delay 500ms"}
-            call = asyncio.create_task(mcp.call_tool("nmap", arguments))
+            call = asyncio.create_task(mcp.call_tool("probe", {"target": "127.0.0.1", "extra_args": "--do wait"}))
             async with asyncio.timeout(2 * SOON):
                 while not by_name((await client.get("/health")).json())["store"]["detail"].endswith("1 runs"):
                     os.kill(process.pid, signal.SIGHUP)  # a reload invalidates the results
@@ -245,5 +245,6 @@ async def test_not_ready_while_stopping(tmp_path: Path) -> None:
                     await asyncio.sleep(0.05)
             assert (ready.status_code, ready.json()) == (503, {"status": "not ready"})
             assert (await client.get("/livez")).status_code == 200
+            site.end_waiting()
             assert not (await call).is_error
         assert process.wait(15) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from mcp_server.model.access import FULL_ACCESS
 from mcp_server.model.run import Actor, Outcome
 from mcp_server.server import EnhancedMCPServer
 from mcp_server.server.applying import apply
+from tests.support.clock import SOON
 from tests.support.interfaces import environment, log_records
 from tests.support.metrics import counting, series
 from tests.support.scans import own_network, slow_scan, started
@@ -39,19 +41,23 @@ def ended(status: str) -> float:
 
 async def test_the_end_of_a_call_that_is_cancelled_in_the_queue_is_reported(server: EnhancedMCPServer) -> None:
     events, before = server.pipeline.events.subscribe(), ended("cancelled")
+    reported: dict[str, list[str]] = {}
+
+    async def until_reported(kind: str) -> None:
+        async with asyncio.timeout(2 * SOON):
+            while kind not in itertools.chain(*reported.values()):
+                for event in await events.take():
+                    reported.setdefault(event.data["run_id"], []).append(event.kind)
+
     target = own_network()
     running = asyncio.create_task(server.pipeline.call("nmap", slow_scan(target), ACTOR))
     await started(target)
     queued = asyncio.create_task(server.pipeline.call("nmap", QUICK, ACTOR))
-    async with asyncio.timeout(10):
-        while server.pipeline.admission.load("nmap").waiting != 1:
-            await asyncio.sleep(0.02)
+    await until_reported("run.queued")
     for task in (queued, running):
         task.cancel()
     await asyncio.gather(queued, running, return_exceptions=True)
-    reported: dict[str, list[str]] = {}
-    for event in await events.take():
-        reported.setdefault(event.data["run_id"], []).append(event.kind)
+    await until_reported("run.ended")
     first, second = (list(dict.fromkeys(kinds)) for kinds in reported.values())
     assert [kind for kind in first if kind != "run.progress"] == ["run.accepted", "run.started", "run.ended"]
     assert second == ["run.accepted", "run.queued", "run.ended"]

@@ -10,6 +10,7 @@ SCRIPT = """#!/bin/sh
 case "$2" in
   limits) echo "as=$(ulimit -v) nofile=$(ulimit -n) core=$(ulimit -c)";;
   sleep) exec sleep 60;;
+  wait) until [ -e "${0%/*}/go" ]; do sleep 0.1; done;;
   out) head -c 300000 /dev/zero | tr '\\0' x;;
   huge) head -c 3000000 /dev/zero | tr '\\0' x;;
   err) head -c 300000 /dev/zero | tr '\\0' e >&2;;
@@ -44,6 +45,10 @@ class SiteTools:
         python_path = os.pathsep.join(filter(None, [str(self.folder), os.environ.get("PYTHONPATH", "")]))
         path = f"{self.folder / 'bin'}:{os.environ['PATH']}"
         return {"TOOLS_PACKAGE": self.package, "PYTHONPATH": python_path, "PATH": path}
+
+    def end_waiting(self) -> None:
+        """End the programs that were called with the word ``wait``."""
+        (self.folder / "bin" / "go").touch()
 
 
 def make_site_tools(folder: Path) -> SiteTools:
