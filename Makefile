@@ -1,4 +1,4 @@
-.PHONY: help run test check docs docs-serve setup setup-test serve conformance bench soak matrix release audit lock
+.PHONY: help run test quick check docs docs-serve setup setup-test serve conformance bench soak matrix release audit lock
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -12,6 +12,9 @@ run: setup ## Set up, then scan two services on loopback with an MCP client thro
 
 test: setup-test ## Set up, then run all tests
 	@scripts/test.sh
+
+quick: setup-test ## Check lint, types and the fast unit tests, in less than 90 seconds
+	@scripts/quick.sh
 
 check: setup-test ## Check lint, format, types, import layers and documentation
 	@scripts/check.sh

@@ -313,7 +313,7 @@ def test_a_file_that_others_could_write_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "keys.json"
     path.write_text(json.dumps(jwks(EC)))
     path.chmod(0o664)
-    with pytest.raises(ConfigError, match="can be written by others"):
+    with pytest.raises(ConfigError, match="can be written by users other than its owner"):
         read_jwks_file(path)
     with pytest.raises(ConfigError, match="cannot be read"):
         read_jwks_file(tmp_path / "none")

@@ -239,7 +239,7 @@ async def test_the_search_for_the_last_line_is_bounded(tmp_path: Path) -> None:
     write_log(tmp_path, 3)
     with (tmp_path / "audit.jsonl").open("ab") as file:
         file.write(b"x" * 5_000_000)
-    assert "no line" in await refused(AuditLog(tmp_path))
+    assert "does not end with a line" in await refused(AuditLog(tmp_path))
 
 
 async def test_the_lock_is_released_after_any_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
