@@ -38,7 +38,7 @@ from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
-MODULES: Final = ("mcp_server", "mcp_server.server")
+MODULES: Final = ("mcp_server", "mcp_server.server", "tests.support.audit", "tests.support.store_child")
 """The modules that ``python -m`` may run."""
 _LAZY: Final = ("anyio._backends._asyncio", "pydantic.v1", "uvicorn.lifespan.on", "uvicorn.protocols.http.h11_impl")
 """Modules of other packages that the program imports only when it first uses them."""
@@ -118,7 +118,7 @@ class _Starter:
             streams = [fd if fd >= 0 else number for number, fd in enumerate((in_child, out_child, err_child))]
             with self._lock:
                 if self._start() and (*_surroundings(), _fixed(given)) == self._like:
-                    return self._ask(order, streams)
+                    return self._ask(order, [*streams, error_pipe])
         return _real(argv, executables, close_fds, keep, cwd, env, *rest)
 
     def close(self) -> None:
@@ -141,14 +141,15 @@ class _Starter:
                 )  # fmt: skip
         return self._server.poll() is None
 
-    def _ask(self, order: dict[str, Any], streams: list[int]) -> int:
+    def _ask(self, order: dict[str, Any], descriptors: list[int]) -> int:
+        """Ask for a fork. The last descriptor is the pipe whose end tells `subprocess` that the program runs."""
         assert self._socket is not None
         order["cwd"] = str(Path(order["cwd"]).absolute())
         # The order is sent as a file, because an environment can be larger than a message.
         with os.fdopen(os.memfd_create("order"), "w+") as file:
             json.dump(order, file)
             file.flush()
-            socket.send_fds(self._socket, [b"fork"], [file.fileno(), *streams])
+            socket.send_fds(self._socket, [b"fork"], [file.fileno(), *descriptors])
         return int(self._socket.recv(100))
 
 
@@ -164,10 +165,13 @@ def _fork() -> int:
     return pid
 
 
-def _wait_for_order(connection: socket.socket) -> dict[str, Any]:
-    """Fork once for each message, and return the order in the child. The parent ends with the test process."""
+def _wait_for_order(connection: socket.socket) -> tuple[dict[str, Any], int]:
+    """Fork once for each message. Return the order and the last descriptor of the message in the child.
+
+    The parent ends with the test process.
+    """
     while True:
-        message, fds, _, _ = socket.recv_fds(connection, 100, 4)
+        message, fds, _, _ = socket.recv_fds(connection, 100, 5)
         if not message:
             os._exit(0)
         pid = _fork()
@@ -177,9 +181,9 @@ def _wait_for_order(connection: socket.socket) -> dict[str, Any]:
                 file.seek(0)
                 order: dict[str, Any] = json.load(file)
             for number, fd in enumerate(fds[1:]):
-                os.dup2(fd, number)
-            os.closerange(3, 1024)
-            return order
+                os.dup2(fd, number)  # the last one becomes 3
+            os.closerange(4, 1024)
+            return order, 3
         for fd in fds:
             os.close(fd)
         connection.send(str(pid).encode())
@@ -250,7 +254,9 @@ def _main() -> NoReturn:
         _run_here(sys.argv[2:])
     gc.collect()
     gc.freeze()
-    module = _become(_wait_for_order(connection))
+    order, pipe = _wait_for_order(connection)
+    module = _become(order)
+    os.close(pipe)
     try:
         runpy._run_module_as_main(module)  # type: ignore[attr-defined]
     except SystemExit as leaving:
